@@ -1,0 +1,545 @@
+"""The command line: stage -> function; the order of the rows is the data flow. Only this file prints."""
+
+import contextlib
+import json as json_module
+import logging
+import math
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from isoflop.errors import DataError, IsoflopError, RecipeError
+from isoflop.recipe import load_recipe, write_json, write_recipe
+
+Recipe = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE", help="TOML file")]
+Overrides = Annotated[
+    tuple[str, ...],
+    tyro.conf.Positional,
+    tyro.conf.arg(metavar="SECTION.KEY=VALUE", help="values that go before those of the recipe"),
+]
+Json = Annotated[Path | None, tyro.conf.arg(metavar="FILE", help="also write what was found as JSON")]
+Out = Annotated[Path, tyro.conf.arg(metavar="DIR", help="output folder")]
+Laws = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="LAWS", help="laws.json, or a published law")]
+
+
+def corpus(recipe: Recipe, overrides: Overrides = (), /, *, out: Out = Path("runs/corpus"), json: Json = None) -> None:
+    """Raw text -> clean corpus: read, filter, deduplicate, hold out validation."""
+    from isoflop.corpus.build import CorpusRecipe, build_corpus
+
+    with _Bar("B") as bar:
+        found = build_corpus(load_recipe(recipe, CorpusRecipe, overrides), out, on_progress=bar.stage)
+    _report(found, json, f"corpus in {out}" + (" (was up to date)" if found.get("reused") else ""), _corpus_rows(found))
+
+
+def tokens(
+    recipe: Recipe,
+    overrides: Overrides = (),
+    /,
+    *,
+    corpus: Annotated[Path, tyro.conf.arg(metavar="DIR", help="corpus folder")] = Path("runs/corpus"),
+    out: Out = Path("runs/tokens"),
+    json: Json = None,
+) -> None:
+    """Clean corpus -> tokenizer and token shards."""
+    from isoflop.tokens.shards import TokensRecipe, build_tokens
+
+    with _Bar("B") as bar:
+        found = build_tokens(corpus, out, load_recipe(recipe, TokensRecipe, overrides), on_progress=bar.stage)
+    rows = [
+        (f"{s['split']} {s['domain']}", f"{s['n_tokens']:,} tokens, {s['n_bytes']:,} bytes") for s in found["shards"]
+    ]
+    rows.append(("vocabulary", f"{found['vocab_size']:,} rows, {found['bytes_per_token']:.3f} bytes per token"))
+    _report(found, json, f"tokens in {out}" + (" (was up to date)" if found.get("reused") else ""), rows)
+
+
+def inspect(
+    recipe: Recipe,
+    overrides: Overrides = (),
+    /,
+    *,
+    micro_batch: Annotated[int, tyro.conf.arg(help="sequences of a forward pass, for the memory estimate")] = 1,
+    world_size: Annotated[int, tyro.conf.arg(help="devices that share the optimizer state")] = 1,
+    json: Json = None,
+) -> None:
+    """Count a model: parameters, FLOPs per token by convention, memory, KV bytes per token."""
+    from isoflop.model.accounting import inspect as count
+    from isoflop.training.pretrain import PretrainRecipe
+
+    found = count(load_recipe(recipe, PretrainRecipe, overrides).model, micro_batch=micro_batch, world_size=world_size)
+    _report(found, json, f"{recipe}", list(_flat(found)))
+
+
+def ladder(
+    recipe: Recipe,
+    overrides: Overrides = (),
+    /,
+    *,
+    dry_run: Annotated[bool, tyro.conf.arg(help="write nothing, print the plan of the sweep")] = False,
+    calibrate: Annotated[bool, tyro.conf.arg(help="measure this device to state hours")] = True,
+    out: Out = Path("runs/sweep"),
+    json: Json = None,
+) -> None:
+    """Budgets x sizes -> cells of a sweep, with runs, FLOPs and hours, before anything runs."""
+    planned = _ladder(recipe, overrides, calibrate=calibrate)
+    if not dry_run:
+        for cell in planned.cells:
+            write_recipe(
+                out / "recipes" / f"{cell.cell_id}.toml", _Tree(cell.recipe), header=f"cell of {planned.recipe.study}"
+            )
+    where = "nothing written" if dry_run else f"{len(planned.cells)} recipes in {out / 'recipes'}"
+    _report({"summary": planned.summary(), "cells": planned.table()}, json, where, [])
+    _print_table(planned.table())
+    _print_rows(_flat(planned.summary()))
+    _print_warnings(planned.warnings)
+
+
+def sweep(
+    recipe: Recipe,
+    overrides: Overrides = (),
+    /,
+    *,
+    out: Out = Path("runs/sweep"),
+    keep_weights: Annotated[bool, tyro.conf.arg(help="keep the weights of every cell")] = False,
+    calibrate: Annotated[bool, tyro.conf.arg(help="measure this device first, to state hours")] = True,
+    json: Json = None,
+) -> None:
+    """Run the missing cells of a ladder, sharing trunks, one record per cell."""
+    from isoflop.scaling.sweep import run_sweep
+
+    planned = _ladder(recipe, overrides, calibrate=calibrate)
+    _print_rows(_flat(planned.summary()))
+    _print_warnings(planned.warnings)
+    section = planned.recipe
+    with _Bar("FLOP") as bar, _stop_on_signal() as stop:
+        records = run_sweep(
+            list(planned.cells),
+            out,
+            study=section.study,
+            workers=section.ladder.workers,
+            threads=section.train.threads or 1,
+            keep_weights=keep_weights,
+            on_progress=bar.sweep,
+            should_stop=stop,
+        )
+    diverged = [record.run_id for record in records if record.status == "diverged"]
+    found = {
+        "records": str(out / "records.jsonl"),
+        "cells": len(planned.cells),
+        "recorded": len(records),
+        "diverged": diverged,
+        **json_module.loads((out / "sweep.json").read_text(encoding="utf-8")),
+    }
+    _report(found, json, f"{len(records)} of {len(planned.cells)} cells in {out / 'records.jsonl'}", [])
+    if len(records) < len(planned.cells):
+        raise KeyboardInterrupt
+
+
+def fit(
+    tables: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="TABLE")],
+    /,
+    *,
+    law: Annotated[
+        Literal["all", "parabola", "surface", "lstar", "hyper", "power"],
+        tyro.conf.arg(help="one law; all fits every law to the records of a sweep and writes laws.json"),
+    ] = "all",
+    map: Annotated[str, tyro.conf.arg(metavar="OURS=THEIRS,...", help="column names; products: a=b*c")] = "",
+    where: Annotated[
+        tyro.conf.UseAppendAction[tuple[str, ...]],
+        tyro.conf.arg(metavar="COLUMN(=|<|>)VALUE", help="keep these rows; repeat to narrow"),
+    ] = (),
+    drop_highest_loss: int = 0,
+    weights: Annotated[str, tyro.conf.arg(metavar="COLUMN", help="weights; a column *_std weights by 1/std^2")] = "",
+    bootstrap: Annotated[int, tyro.conf.arg(help="resamples")] = 1000,
+    interpolation: Annotated[str, tyro.conf.arg(help="auto, parabola or akima")] = "auto",
+    group: Annotated[str, tyro.conf.arg(help="what a resample draws: setting, row or budget")] = "setting",
+    at_flops: Annotated[float | None, tyro.conf.arg(help="state the optimum at this compute")] = None,
+    seed: int = 0,
+    out: Annotated[Path, tyro.conf.arg(metavar="FILE", help="laws file of --law all")] = Path("runs/laws.json"),
+    json: Json = None,
+) -> None:
+    """Records or any table of runs -> fitted laws with intervals."""
+    from isoflop.scaling.fit import run_fit
+
+    if not tables:
+        raise DataError("fit needs at least one TABLE, a CSV or JSONL file; for example runs/sweep/records.jsonl")
+    if law == "all":
+        from isoflop.scaling.law_set import fit_law_set
+        from isoflop.scaling.records import read_records
+
+        records = [record for table in tables for record in read_records(table)]
+        found = fit_law_set(records, bootstrap=bootstrap, seed=seed)
+        write_json(out, found)
+        shown = {key: value for key, value in found.items() if key != "resamples"}
+        _report(found, json, f"laws in {out}", list(_flat(shown, depth=2)))
+    else:
+        found = run_fit(
+            list(tables),
+            law,
+            mapping=map,
+            where=where,
+            drop_highest_loss=drop_highest_loss,
+            weights=weights,
+            bootstrap=bootstrap,
+            seed=seed,
+            interpolation=interpolation,
+            group=group,
+            at_flops=at_flops,
+        )
+        _report(found, json, f"{law} law of {', '.join(map_names(tables))}", list(_flat(found, depth=3)))
+    _print_warnings(found.get("warnings", ()))
+
+
+def plan(
+    laws: Laws = "runs/laws.json",
+    /,
+    *,
+    budget_flops: Annotated[float | None, tyro.conf.arg(help="training FLOPs as the laws count them")] = None,
+    gpu_hours: Annotated[float | None, tyro.conf.arg(help="instead of FLOPs; needs --hardware")] = None,
+    hardware: Annotated[str, tyro.conf.arg(help="for example h100")] = "",
+    n_gpus: int = 1,
+    utilisation: Annotated[float, tyro.conf.arg(help="achieved share of the peak; measure it")] = 0.4,
+    memory_gib: Annotated[float, tyro.conf.arg(help="of one device; 0: from --hardware")] = 0.0,
+    zero_stage: Annotated[int, tyro.conf.arg(help="what is sharded: 0, 1, 2, 3")] = 0,
+    price: Annotated[float, tyro.conf.arg(help="per GPU-hour")] = 0.0,
+    like: Annotated[
+        Path | None, tyro.conf.arg(metavar="RECIPE", help="recipe of a cell: data, schedule, sizes")
+    ] = None,
+    vocab_size: int = 102_400,
+    seq_len: int = 4096,
+    unique_tokens: Annotated[float | None, tyro.conf.arg(help="tokens of the corpus: repeats count less")] = None,
+    max_epochs: float | None = None,
+    serve_tokens: Annotated[float, tyro.conf.arg(help="tokens to be served: smaller, longer-trained models")] = 0.0,
+    hyper: Annotated[str, tyro.conf.arg(help="law of batch and rate by name; default: that of LAWS")] = "",
+    level: Annotated[float, tyro.conf.arg(help="of the interval")] = 0.9,
+    out: Annotated[Path, tyro.conf.arg(metavar="FILE", help="recipe that isoflop train runs")] = Path("runs/plan.toml"),
+    json: Json = None,
+) -> None:
+    """Laws and a budget -> shape, tokens, batch, rate, memory, hours, and the predicted loss."""
+    from isoflop.scaling.plan import Machine, make_plan
+
+    template = _template(like)
+    if template:
+        vocab_size, seq_len = template["model"]["vocab_size"], template["model"]["seq_len"]
+    made = make_plan(
+        laws,
+        budget_flops=budget_flops,
+        gpu_hours=gpu_hours,
+        machine=Machine(
+            n_gpus=n_gpus,
+            hardware=hardware,
+            utilisation=utilisation,
+            memory_gib=memory_gib,
+            zero_stage=zero_stage,
+            price_per_gpu_hour=price,
+        ),
+        vocab_size=vocab_size,
+        seq_len=seq_len,
+        hyper=hyper or None,
+        template=template,
+        level=level,
+        unique_tokens=unique_tokens,
+        max_epochs=max_epochs,
+        serve_tokens=serve_tokens,
+    )
+    made.write(out)
+    found = made.tree()
+    _report(found, json, f"recipe in {out}; run it: isoflop train {out}", made.rows())
+    _print_warnings(made.warnings)
+
+
+def train(
+    recipe: Recipe,
+    overrides: Overrides = (),
+    /,
+    *,
+    dry_run: Annotated[bool, tyro.conf.arg(help="print the derived plan, touch no device")] = False,
+    out: Out = Path("runs/train"),
+    json: Json = None,
+) -> None:
+    """Run a pretrain recipe; resumes by itself; Ctrl-C saves and leaves."""
+    from isoflop.model.accounting import inspect as count
+    from isoflop.run import only_one
+    from isoflop.training.pretrain import PretrainRecipe, check, run_pretrain
+
+    loaded = load_recipe(recipe, PretrainRecipe, overrides)
+    check(loaded)
+    if dry_run:
+        t = loaded.train
+        counted = count(loaded.model, micro_batch=t.micro_batch or t.batch_tokens // loaded.model.seq_len)
+        total = counted["flops_per_token"]["exact"] * t.n_tokens
+        found = {"steps": loaded.n_steps(), "total_flops_exact": total, **counted}
+        _report(found, json, "nothing was run", list(_flat(found)))
+        return
+    with _Bar("token") as bar, _stop_on_signal() as stop, only_one(out):
+        found = run_pretrain(loaded, out, on_progress=bar.training, should_stop=stop)
+    rows = [(key, _shown(found[key])) for key in ("status", "step", "n_tokens", "train_loss_nats", "tokens_per_s")]
+    rows += [(key, _shown(found[key])) for key in ("loss_nats", "bits_per_byte") if key in found]
+    _report(found, json, f"run in {out}", rows)
+    if found["status"] == "interrupted":
+        raise KeyboardInterrupt
+    if found["status"] == "diverged":
+        raise IsoflopError(
+            f"{out} diverged at step {found['step']} (loss is not finite): lower train.learning_rate or raise "
+            f"train.warmup_steps; the last checkpoint before it is kept"
+        )
+
+
+def score(
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN", help="folder of a finished train")],
+    /,
+    *,
+    records: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help="append the scored target here")] = None,
+    json: Json = None,
+) -> None:
+    """A finished run -> predicted against measured."""
+    from isoflop.scaling.target import score_run
+
+    found = score_run(run, records=records)
+    _report(found, json, f"score in {run / 'score.json'}", list(_flat(found)))
+
+
+def compare(
+    a: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="LAWS_A")],
+    b: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="LAWS_B")],
+    /,
+    *,
+    budget_flops: Annotated[float | None, tyro.conf.arg(help="where to compare; default: largest of both")] = None,
+    json: Json = None,
+) -> None:
+    """Two fits -> compute multiplier with interval, test of the exponents, a plain verdict."""
+    from isoflop.scaling.compare import compare_files
+
+    found = compare_files(a, b, budget_flops=budget_flops)
+    _report(found, json, found["verdict"], list(_flat({k: v for k, v in found.items() if k != "verdict"}, depth=2)))
+
+
+def report(
+    study: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="STUDY", help="folder with records.jsonl")],
+    /,
+    *,
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help="default: STUDY/report.html")] = None,
+    figures: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help="also write every figure as SVG and PNG")] = None,
+    json: Json = None,
+) -> None:
+    """Records, laws, plan and score of a study -> one HTML page, and its figures."""
+    from isoflop.scaling.folder import report_study
+
+    found = report_study(study, out or study / "report.html", figures=figures)
+    _report(found, json, f"report in {found['report']}", [])
+
+
+def demo(
+    *,
+    out: Out = Path("demo"),
+    minutes: Annotated[float, tyro.conf.arg(help="for the whole demo after set-up")] = 15.0,
+    seed: int = 0,
+    workers: Annotated[int, tyro.conf.arg(help="processes of the sweep; 0: one per core, at most 4")] = 0,
+    json: Json = None,
+) -> None:
+    """Everything on this machine: text, sweep, laws, a prediction, the run that tests it, a report."""
+    from isoflop.demo import run_demo
+
+    with _stop_on_signal() as stop:
+        found = run_demo(out, minutes=minutes, seed=seed, workers=workers, say=_say, bar=_Bar, should_stop=stop)
+    _report(found, json, f"report in {out / 'report.html'}", list(_flat(found)))
+
+
+STAGES = {
+    "corpus": corpus,
+    "tokens": tokens,
+    "inspect": inspect,
+    "ladder": ladder,
+    "sweep": sweep,
+    "fit": fit,
+    "plan": plan,
+    "train": train,
+    "score": score,
+    "compare": compare,
+    "report": report,
+    "demo": demo,
+}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point. Exit codes: 0 done, 2 bad input (one message), 130 stopped by the user after saving."""
+    logging.basicConfig(level=logging.WARNING, format="isoflop: %(message)s", stream=sys.stderr)
+    logging.getLogger("isoflop").setLevel(logging.INFO)
+    try:
+        tyro.extras.subcommand_cli_from_dict(
+            STAGES,
+            args=arguments,
+            prog="isoflop",
+            description="Know the result before you pay for the run. The commands are in the order of the data flow.",
+            sort_subcommands=False,
+        )
+    except IsoflopError as error:
+        print(f"isoflop: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("isoflop: stopped; what was done is saved, the same command goes on from there", file=sys.stderr)
+        sys.exit(130)
+
+
+class _Tree(dict):
+    """Marks a recipe tree that is plain data already."""
+
+
+class _Bar:
+    """One progress bar; shows nothing where standard error is not a terminal, but a line every 30 s."""
+
+    def __init__(self, unit: str, label: str = ""):
+        from tqdm import tqdm
+
+        quiet = not sys.stderr.isatty()
+        self._bar = tqdm(
+            unit=unit, unit_scale=True, desc=label, dynamic_ncols=True, mininterval=30.0 if quiet else 0.3, leave=False
+        )
+
+    def __enter__(self) -> "_Bar":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def stage(self, stage: str, done: float, total: float) -> None:
+        """Corpus and tokens."""
+        self._bar.set_description(stage, refresh=False)
+        self._move(done, total)
+
+    def sweep(self, progress: Any) -> None:
+        """Cells of a sweep."""
+        self._bar.set_description(f"sweep {progress.cells_done}/{progress.cells_total} cells", refresh=False)
+        self._move(progress.flops_done, progress.flops_total)
+
+    def training(self, progress: Any) -> None:
+        """A run."""
+        share = "" if progress.share_of_peak is None else f", {progress.share_of_peak:.0%} of peak"
+        bits = "" if progress.bits_per_byte is None else f", {progress.bits_per_byte:.3f} bits/byte"
+        self._bar.set_description(
+            f"step {progress.step}/{progress.n_steps}, loss {progress.loss_nats:.3f}{bits}{share}", refresh=False
+        )
+        self._move(progress.n_tokens, progress.n_tokens / max(progress.step, 1) * progress.n_steps)
+
+    def _move(self, done: float, total: float) -> None:
+        if total != self._bar.total:
+            self._bar.total = total
+            self._bar.reset(total) if done < self._bar.n else None
+        self._bar.update(done - self._bar.n)
+
+
+@contextlib.contextmanager
+def _stop_on_signal() -> Iterator[Any]:
+    """Ctrl-C or SIGTERM asks the work to save and stop; a second one is obeyed at once."""
+    asked = False
+
+    def handle(number: int, _frame: object) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+        print("isoflop: saving and stopping; once more to stop at once", file=sys.stderr)
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _ladder(recipe: Path, overrides: tuple[str, ...], *, calibrate: bool) -> Any:
+    from isoflop.scaling.ladder import LadderRecipe, plan_ladder
+    from isoflop.scaling.target import ladder_on_tokens
+
+    loaded, data_sha256 = ladder_on_tokens(load_recipe(recipe, LadderRecipe, overrides))
+    timed = bool(loaded.ladder.minutes or loaded.ladder.gpu_hours)
+    if not calibrate:
+        if timed:
+            raise RecipeError(
+                "ladder.minutes and ladder.gpu_hours need a measurement of this device: leave --calibrate on"
+            )
+        return plan_ladder(loaded, data_sha256=data_sha256)
+    from isoflop.scaling.calibrate import measure_ladder
+
+    return plan_ladder(loaded, measure_ladder(loaded), data_sha256=data_sha256)
+
+
+def _template(like: Path | None) -> dict[str, Any] | None:
+    if like is None:
+        return None
+    from isoflop.recipe import to_tree
+    from isoflop.training.pretrain import PretrainRecipe
+
+    return to_tree(load_recipe(like, PretrainRecipe))
+
+
+def map_names(paths: tuple[Path, ...]) -> list[str]:
+    """File names for a headline."""
+    return [path.name for path in paths]
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def _report(found: dict[str, Any], json: Path | None, headline: str, rows: list[tuple[str, str]]) -> None:
+    _print_rows(rows)
+    print(headline)
+    if json is not None:
+        write_json(json, found)
+
+
+def _print_rows(rows) -> None:
+    rows = list(rows)
+    width = max((len(name) for name, _ in rows), default=0)
+    for name, value in rows:
+        print(f"  {name:<{width}}  {value}")
+
+
+def _print_table(rows: list[dict[str, Any]]) -> None:
+    if not rows:
+        return
+    cells = [list(rows[0]), *([_shown(value) for value in row.values()] for row in rows)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
+    for row in cells:
+        print("  " + "  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True)))
+
+
+def _print_warnings(warnings) -> None:
+    for warning in warnings:
+        print(f"  warning: {warning}")
+
+
+def _flat(tree: dict[str, Any], prefix: str = "", depth: int = 3) -> Iterator[tuple[str, str]]:
+    for key, value in tree.items():
+        if isinstance(value, dict) and depth > 1:
+            yield from _flat(value, f"{prefix}{key}.", depth - 1)
+        elif not isinstance(value, (dict, list)) or (isinstance(value, list) and len(value) <= 4):
+            yield f"{prefix}{key}", _shown(value)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool) or value is None:
+        return str(value).lower()
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:.6g}" if math.isfinite(value) else "-"
+    if isinstance(value, (list, tuple)):
+        return " .. ".join(_shown(item) for item in value)
+    return str(value)
+
+
+def _corpus_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
+    return [
+        (f"{item['split']} {item['domain']}", f"{item['n_documents']:,} documents, {item['n_bytes']:,} bytes")
+        for item in found["files"]
+    ]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Text in: readers, cleaning, deduplication, mixture, and sources of known entropy."""

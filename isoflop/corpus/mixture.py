@@ -1,0 +1,73 @@
+"""Weighted mix of sources as a pure function: which source the i-th draw comes from, and its how-manieth draw it is.
+
+Draws come in blocks of `BLOCK`; each block holds the same number of draws of each source (weights rounded to
+1/BLOCK, at least one each) in an order that depends on the seed and the block's number alone. So any position is found
+without replaying those before it, and shares are exact in every block.
+"""
+
+from collections.abc import Mapping
+from functools import lru_cache
+
+import numpy as np
+
+from isoflop.errors import RecipeError
+
+BLOCK = 4096  # assumption: shares are right to 0.02 %, and a block's order is made in 0.1 ms
+
+
+def shares_per_block(weights: Mapping[str, float]) -> dict[str, int]:
+    """Draws of each source in one block, by largest remainder; a source with positive weight has at least one.
+
+    Raises:
+        RecipeError: no weight, a negative one, or all of them zero.
+    """
+    total = sum(weights.values())
+    negative = [name for name, weight in weights.items() if not weight >= 0]
+    if negative or not 0 < total < float("inf"):
+        raise RecipeError(
+            f"weights = {dict(weights)} must be numbers >= 0 with a positive sum; "
+            f"change {', '.join(negative) or 'them'} or leave weights out for natural proportions"
+        )
+    exact = {name: BLOCK * weight / total for name, weight in weights.items() if weight > 0}
+    counts = {name: max(1, int(share)) for name, share in exact.items()}
+    by_remainder = sorted(exact, key=lambda name: (counts[name] - exact[name], name))
+    for index in range(BLOCK - sum(counts.values())):
+        counts[by_remainder[index % len(by_remainder)]] += 1
+    while sum(counts.values()) > BLOCK:  # many tiny weights were lifted to one draw each
+        counts[max(counts, key=lambda name: counts[name])] -= 1
+    return counts
+
+
+class Mixture:
+    """Random access to an endless weighted sequence of draws."""
+
+    def __init__(self, weights: Mapping[str, float], *, seed: int):
+        counts = shares_per_block(weights)
+        self.names = list(counts)
+        self.seed = seed
+        self._counts = np.array([counts[name] for name in self.names], dtype=np.int64)
+        self._block = lru_cache(maxsize=8)(self._make_block)
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Share of all draws that each source has."""
+        return {name: int(count) / BLOCK for name, count in zip(self.names, self._counts)}
+
+    def draws(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(source number, how-manieth draw of that source) for each index, both int64 like `indices`."""
+        sources, ranks = np.empty_like(indices), np.empty_like(indices)
+        blocks, places = np.divmod(indices, BLOCK)
+        for block in np.unique(blocks):
+            here = blocks == block
+            source_of_place, rank_of_place = self._block(int(block))
+            sources[here] = source_of_place[places[here]]
+            ranks[here] = rank_of_place[places[here]] + block * self._counts[sources[here]]
+        return sources, ranks
+
+    def _make_block(self, block: int) -> tuple[np.ndarray, np.ndarray]:
+        generator = np.random.Generator(np.random.Philox(np.random.SeedSequence([self.seed, 0x6D6978, block])))
+        sources = generator.permutation(np.repeat(np.arange(len(self._counts)), self._counts))
+        ranks = np.empty(BLOCK, dtype=np.int64)
+        for number, count in enumerate(self._counts):
+            ranks[sources == number] = np.arange(count)
+        return sources, ranks

@@ -1,0 +1,172 @@
+"""The whole system on this machine, in minutes: text, tokens, sweep, laws, a prediction, the run that tests it, a page.
+
+Every step is the function behind the command of the same name, and every step that is finished is skipped when the
+demo is started again. Budgets follow from a measurement of this machine: a slow one trains less, but the target is
+always the same multiple of the largest sweep budget.
+"""
+
+import dataclasses
+import os
+import time
+from collections.abc import Callable
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from isoflop.errors import IsoflopError
+from isoflop.recipe import from_tree, load_recipe, to_tree, write_json, write_recipe
+from isoflop.scaling.calibrate import measure_ladder, measure_speed
+from isoflop.scaling.ladder import Ladder, LadderRecipe, plan_ladder
+from isoflop.scaling.shapes import shape_near
+from isoflop.scaling.transfer import hyper_law
+
+TARGET_RATIO = 5.8
+"""Target compute over the largest sweep budget, M D; above 5 also when the output head is counted."""
+SWEEP_SHARE, TARGET_SHARE = 0.53, 0.33
+"""Of the minutes given: 8 and 5 of 15; corpus and tokens take the rest."""
+
+
+def run_demo(
+    out: Path,
+    *,
+    minutes: float,
+    seed: int,
+    workers: int,
+    say: Callable[[str], None],
+    bar: Callable[[str], Any],
+    should_stop: Callable[[], bool],
+) -> dict[str, Any]:
+    """Run or resume the demo in `out` and return its score.
+
+    Leaves report.html, records.jsonl, score.json, laws.json, plan.toml, plan.json and the folders of all stages.
+
+    Raises:
+        IsoflopError: a step failed; KeyboardInterrupt after Ctrl-C, with everything finished so far kept.
+    """
+    from isoflop.corpus.build import CorpusRecipe, build_corpus
+    from isoflop.scaling.folder import report_study
+    from isoflop.scaling.law_set import fit_law_set
+    from isoflop.scaling.plan import make_plan
+    from isoflop.scaling.sweep import run_sweep
+    from isoflop.scaling.target import ladder_on_tokens, score_run
+    from isoflop.tokens.shards import TokensRecipe, build_tokens
+    from isoflop.training.pretrain import PretrainRecipe, run_pretrain, with_train
+
+    began = time.monotonic()
+
+    def step(number: int, text: str) -> None:
+        if should_stop():
+            raise KeyboardInterrupt
+        say(f"[{number}/7 {time.monotonic() - began:5.0f} s] {text}")
+
+    cores = _cores()
+    workers = workers or min(cores, 4)
+    with resources.as_file(resources.files("isoflop") / "presets") as presets:
+        corpus_recipe = load_recipe(presets / "demo_corpus.toml", CorpusRecipe)
+        tokens_recipe = load_recipe(presets / "demo_tokens.toml", TokensRecipe)
+        sweep_recipe = load_recipe(presets / "demo_sweep.toml", LadderRecipe)
+
+    step(1, "corpus: sources and documentation of this Python environment")
+    with bar("B") as shown:
+        corpus = build_corpus(corpus_recipe, out / "corpus", on_progress=shown.stage)
+    step(2, f"tokens: {sum(item['n_bytes'] for item in corpus['files']) / 1e6:.0f} MB of text")
+    with bar("B") as shown:
+        build_tokens(out / "corpus", out / "tokens", tokens_recipe, on_progress=shown.stage)
+
+    step(3, f"ladder: measuring this machine ({workers} workers)")
+    planned = _planned_ladder(out, sweep_recipe, ladder_on_tokens, minutes=minutes, seed=seed, workers=workers)
+    summary = planned.summary()
+    write_json(out / "ladder.json", summary)
+    budgets = ", ".join(f"{budget:.2g}" for budget in planned.budgets)
+    step(4, f"sweep: {len(planned.cells)} cells at {budgets} FLOPs; shared trunks save {planned.saving:.2f}x")
+    with bar("FLOP") as shown:
+        records = run_sweep(
+            list(planned.cells),
+            out / "sweep",
+            study="demo",
+            workers=workers,
+            threads=1,
+            on_progress=shown.sweep,
+            should_stop=should_stop,
+        )
+    if len(records) < len(planned.cells):
+        raise KeyboardInterrupt
+
+    step(5, "fit and plan")
+    plan_path, target_dir = out / "plan.toml", out / "target"
+    if not plan_path.is_file():
+        laws = fit_law_set(records, seed=seed)
+        write_json(out / "laws.json", laws)
+        template = planned.cells[-1].recipe
+        made = make_plan(
+            out / "laws.json",
+            budget_flops=TARGET_RATIO * max(cell.total_flops for cell in planned.cells),
+            vocab_size=template["model"]["vocab_size"],
+            seq_len=template["model"]["seq_len"],
+            hyper=sweep_recipe.hyper,
+            template=template,
+            unique_tokens=records[0].unique_tokens,
+            largest_sweep_flops_exact=max(cell.total_flops_exact for cell in planned.cells),
+        )
+        write_json(out / "plan.json", made.tree())
+        made.write(plan_path)
+    recipe = with_train(load_recipe(plan_path, PretrainRecipe), threads=cores)
+    prediction = recipe.prediction or {}
+    step(
+        6,
+        f"target: d {recipe.model.d_model} x {recipe.model.n_layers}, {recipe.train.n_tokens:,} tokens; predicted "
+        f"{prediction['bits_per_byte']:.4f} bits per byte ({prediction['low']:.4f} to {prediction['high']:.4f})",
+    )
+    with bar("token") as shown:
+        result = run_pretrain(recipe, target_dir, on_progress=shown.training, should_stop=should_stop)
+    if result["status"] == "interrupted":
+        raise KeyboardInterrupt
+    if result["status"] != "finished":
+        raise IsoflopError(f"the target run {target_dir} diverged; its metrics are kept; try another --seed")
+
+    step(7, "score and report")
+    (out / "records.jsonl").write_bytes((out / "sweep/records.jsonl").read_bytes())
+    score = score_run(target_dir, records=out / "records.jsonl")
+    score = {**score, "demo_wall_s": time.monotonic() - began, "seed": seed, "minutes": minutes}
+    write_json(out / "score.json", score)
+    write_json(
+        out / "commands.json", {"commands": [f"isoflop demo --out {out.name} --minutes {minutes:g} --seed {seed}"]}
+    )
+    report_study(out, out / "report.html", figures=out / "figures", title="isoflop demo")
+    return score
+
+
+def _planned_ladder(
+    out: Path, preset: LadderRecipe, ladder_on_tokens: Callable[..., Any], *, minutes: float, seed: int, workers: int
+) -> Ladder:
+    """The ladder of this demo: measured and decided once, then read back, so that a restart goes on with it."""
+    fixed = out / "sweep.toml"
+    if fixed.is_file():
+        recipe, data_sha256 = ladder_on_tokens(load_recipe(fixed, LadderRecipe))
+        return plan_ladder(recipe, data_sha256=data_sha256)
+    recipe = dataclasses.replace(
+        preset,
+        ladder=dataclasses.replace(preset.ladder, minutes=minutes * SWEEP_SHARE, workers=workers, seeds=(seed,)),
+        data=dataclasses.replace(preset.data, tokens=str(out / "tokens")),
+    )
+    recipe, data_sha256 = ladder_on_tokens(recipe)
+    planned = plan_ladder(recipe, measure_ladder(recipe), data_sha256=data_sha256)
+    seconds = _target_seconds(recipe, max(planned.budgets) * TARGET_RATIO)
+    share = min(1.0, minutes * TARGET_SHARE * 60 / seconds)
+    budgets = tuple(budget * share for budget in planned.budgets)
+    chosen = dataclasses.replace(recipe, ladder=dataclasses.replace(recipe.ladder, minutes=0.0, budgets=budgets))
+    write_recipe(fixed, chosen, header="the sweep of this demo, with the budgets that this machine can afford")
+    return plan_ladder(from_tree(to_tree(chosen), LadderRecipe), planned.speed, data_sha256=data_sha256)
+
+
+def _target_seconds(recipe: LadderRecipe, budget: float) -> float:
+    """Expected time of the target on all cores."""
+    scale = recipe.allocation.scale_at(budget)
+    config = shape_near(scale, vocab_size=recipe.model.vocab_size, seq_len=recipe.model.seq_len)
+    batch = hyper_law(recipe.hyper).choose(seq_len=recipe.model.seq_len, total_flops=budget).batch_tokens
+    speed = measure_speed([(config, batch)], workers=1, threads=_cores(), device="cpu", seconds=3.0)
+    return budget / scale / speed(config, batch)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,36 @@
+"""What can go wrong because of what a user gave us; everything else is a bug and keeps its traceback.
+
+    ValueError
+    `-- IsoflopError       the command line prints the message and exits with 2
+        |-- RecipeError    a key, a value or a combination of values in a recipe
+        |-- DataError      text, tokens or tables that can't be used
+        |-- CheckpointError  a damaged, missing or foreign checkpoint
+        |-- FitError       too few or unfit runs for the law that was asked for
+        `-- PlanError      a plan that can't be met (budget, memory)
+
+A message names the key, the value, the rule and a way out.
+"""
+
+
+class IsoflopError(ValueError):
+    """Root of all errors that a user can cause."""
+
+
+class RecipeError(IsoflopError):
+    """A key, a value or a combination of values in a recipe."""
+
+
+class DataError(IsoflopError):
+    """Text, tokens or tables that cannot be used."""
+
+
+class CheckpointError(IsoflopError):
+    """A damaged, missing or foreign checkpoint."""
+
+
+class FitError(IsoflopError):
+    """Too few or unfit runs for the law that was asked for."""
+
+
+class PlanError(IsoflopError):
+    """A plan that cannot be met."""

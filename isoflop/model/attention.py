@@ -1,0 +1,52 @@
+"""One attention call, its kernel chosen by device, and the cache that decoding writes into.
+
+Shapes: B batch, T new tokens, S tokens attended to, H query heads, G key/value heads, C channels of a head.
+"""
+
+import contextlib
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+_CUDA_ORDER = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+
+
+def fastest_kernels(device: torch.device) -> contextlib.AbstractContextManager:
+    """Order in which attention kernels are tried on this device, for as long as the context lasts.
+
+    cuDNN has the fastest causal kernel on Hopper for heads of 64 and 128 channels (docs/log.md).
+    """
+    return sdpa_kernel(_CUDA_ORDER, set_priority=True) if device.type == "cuda" else contextlib.nullcontext()
+
+
+class Cache:
+    """Keys and values of one layer for decoding: [B, G, capacity, C] buffers and the number of tokens held."""
+
+    def __init__(self, batch: int, n_kv_heads: int, capacity: int, d_head: int, *, dtype: torch.dtype, device):
+        self.keys = torch.zeros(batch, n_kv_heads, capacity, d_head, dtype=dtype, device=device)
+        self.values = torch.zeros_like(self.keys)
+        self.length = 0
+
+    def append(self, k_BGTC: Tensor, v_BGTC: Tensor) -> tuple[Tensor, Tensor]:
+        """Write T new tokens; return views of everything held so far, [B, G, S, C] each."""
+        end = self.length + k_BGTC.shape[2]
+        assert end <= self.keys.shape[2], f"cache holds {self.keys.shape[2]} tokens, {end} needed"
+        self.keys[:, :, self.length : end] = k_BGTC
+        self.values[:, :, self.length : end] = v_BGTC
+        self.length = end
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+
+def attend(q_BHTC: Tensor, k_BGSC: Tensor, v_BGSC: Tensor) -> Tensor:
+    """Causal softmax attention where the last query sees all S keys; returns [B, H, T, C].
+
+    Grouped-query attention repeats each key/value head over H / G query heads.
+    """
+    n_new, n_seen = q_BHTC.shape[2], k_BGSC.shape[2]
+    grouped = q_BHTC.shape[1] != k_BGSC.shape[1]
+    if n_new == n_seen:
+        return F.scaled_dot_product_attention(q_BHTC, k_BGSC, v_BGSC, is_causal=True, enable_gqa=grouped)
+    mask_TS = torch.ones(n_new, n_seen, dtype=torch.bool, device=q_BHTC.device).tril(n_seen - n_new)
+    return F.scaled_dot_product_attention(q_BHTC, k_BGSC, v_BGSC, attn_mask=mask_TS, enable_gqa=grouped)

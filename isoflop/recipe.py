@@ -1,0 +1,217 @@
+"""TOML file -> frozen dataclasses -> plain arguments.
+
+One file is one run. `load_recipe` reads it into a tree of frozen dataclasses, applies `section.key=value` overrides,
+refuses unknown keys with a suggestion, and checks every type. `to_toml` writes the resolved recipe back. Nothing here
+knows any stage: each stage owns its schema (for example `isoflop.training.pretrain.PretrainRecipe`).
+"""
+
+import dataclasses
+import difflib
+import json
+import math
+import os
+import tempfile
+import tomllib
+import types
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from isoflop.errors import RecipeError
+
+T = TypeVar("T")
+
+
+def load_recipe(path: str | Path | None, schema: type[T], overrides: Sequence[str] = ()) -> T:
+    """Read `path` (None: only defaults), apply `section.key=value` overrides, return an instance of `schema`.
+
+    Raises:
+        RecipeError: file missing or not TOML, unknown key (with the nearest known one), wrong type, missing key.
+    """
+    tree: dict[str, Any] = {}
+    if path is not None:
+        path = Path(path)
+        if not path.is_file():
+            raise RecipeError(f"recipe {path} does not exist; give the path of a TOML file")
+        try:
+            tree = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise RecipeError(f"recipe {path} is not valid TOML: {error}") from error
+    for override in overrides:
+        _apply_override(tree, override)
+    return from_tree(tree, schema)
+
+
+def from_tree(tree: dict[str, Any], schema: type[T], prefix: str = "") -> T:
+    """Build `schema` from nested plain data. Keys are checked before values. Raises RecipeError."""
+    hints = get_type_hints(schema)
+    fields = {field.name: field for field in dataclasses.fields(schema)}  # type: ignore[arg-type]
+    for key in tree:
+        if key not in fields:
+            close = difflib.get_close_matches(key, fields, n=1)
+            hint = f"did you mean {prefix}{close[0]}?" if close else f"known keys: {', '.join(sorted(fields))}"
+            raise RecipeError(f"unknown key {prefix}{key}; {hint}")
+    values = {}
+    for name, field in fields.items():
+        if name in tree:
+            values[name] = _convert(tree[name], hints[name], f"{prefix}{name}")
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            nested = hints[name]
+            if dataclasses.is_dataclass(nested) and isinstance(nested, type):
+                values[name] = from_tree({}, nested, f"{prefix}{name}.")
+            else:
+                raise RecipeError(f"missing key {prefix}{name}; it has no default: add it to the recipe")
+    return schema(**values)
+
+
+def to_tree(value: Any) -> Any:
+    """The inverse of `from_tree`: nested dicts of plain values, None left out (TOML has no null)."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        pairs = ((field.name, getattr(value, field.name)) for field in dataclasses.fields(value))
+        return {name: to_tree(item) for name, item in pairs if item is not None}
+    if isinstance(value, dict):
+        return {str(key): to_tree(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_tree(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def to_toml(value: Any, header: str = "") -> str:
+    """TOML text of a recipe; `header` becomes comment lines at the top."""
+    lines = [f"# {line}".rstrip() for line in header.splitlines()]
+    _emit(to_tree(value), [], lines)
+    return "\n".join(lines).strip("\n") + "\n"
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a file under a temporary name, flush it to disk and rename: readers never see half of it."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # noqa: PTH101 - mkstemp makes it private
+        os.replace(temporary, path)  # noqa: PTH105
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """`write_text` of indented JSON; numpy scalars and paths are made plain, NaN and infinity become null."""
+    write_text(path, json.dumps(_plain(value), indent=1, ensure_ascii=False) + "\n")
+
+
+def write_recipe(path: str | Path, value: Any, header: str = "") -> None:
+    """`write_text` of `to_toml`."""
+    write_text(path, to_toml(value, header))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return _plain(dataclasses.asdict(value))
+    if callable(plain := getattr(value, "tolist", None)):  # numpy arrays and scalars, without importing numpy
+        return _plain(plain())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value
+
+
+def _apply_override(tree: dict[str, Any], override: str) -> None:
+    name, equals, text = override.partition("=")
+    if not equals or not name.strip():
+        raise RecipeError(f"override {override!r} must read section.key=value, for example train.seed=1")
+    *sections, key = name.strip().split(".")
+    for section in sections:
+        tree = tree.setdefault(section, {})
+        if not isinstance(tree, dict):
+            raise RecipeError(f"override {override!r}: {section} is a value, not a section")
+    try:
+        tree[key] = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        tree[key] = text.strip()  # a bare word is a string: data.tokens=runs/tokens
+
+
+def _convert(value: Any, hint: Any, name: str) -> Any:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        for option in arguments:
+            if option is type(None):
+                continue
+            try:
+                return _convert(value, option, name)
+            except RecipeError:
+                if option is arguments[-1] or len([a for a in arguments if a is not type(None)]) == 1:
+                    raise
+        raise RecipeError(f"{name} = {value!r} fits none of {hint}")
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        if not isinstance(value, dict):
+            raise RecipeError(f"{name} = {value!r} must be a section with keys")
+        return from_tree(value, hint, f"{name}.")
+    if origin is Literal:
+        if value not in arguments:
+            close = difflib.get_close_matches(str(value), [str(a) for a in arguments], n=1)
+            hint_text = f"; did you mean {close[0]!r}?" if close else ""
+            raise RecipeError(f"{name} = {value!r} must be one of {', '.join(map(str, arguments))}{hint_text}")
+        return value
+    if origin in (tuple, list):
+        if not isinstance(value, list):
+            raise RecipeError(f"{name} = {value!r} must be a list, for example [1, 2]")
+        items = [_convert(item, arguments[0], f"{name}[{index}]") for index, item in enumerate(value)]
+        return tuple(items) if origin is tuple else items
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise RecipeError(f"{name} = {value!r} must be a section with keys")
+        return {key: _convert(item, arguments[1], f"{name}.{key}") for key, item in value.items()}
+    if hint is Any:
+        return value
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint is int and isinstance(value, float) and value.is_integer():
+        return int(value)  # 2e9 is how people write token counts
+    if hint is Path and isinstance(value, str):
+        return Path(value)
+    if not isinstance(hint, type) or not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        expected = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}.get(hint, str(hint))
+        raise RecipeError(f"{name} = {value!r} must be {expected}")
+    return value
+
+
+def _emit(tree: dict[str, Any], section: list[str], lines: list[str]) -> None:
+    scalars = {key: item for key, item in tree.items() if not isinstance(item, dict)}
+    if section and (scalars or not tree):
+        lines.extend(["", f"[{'.'.join(_toml_key(part) for part in section)}]"])
+    for key, item in scalars.items():
+        lines.append(f"{_toml_key(key)} = {_toml_value(item)}")
+    for key, item in tree.items():
+        if isinstance(item, dict):
+            _emit(item, [*section, key], lines)
+
+
+def _toml_key(key: str) -> str:
+    return key if key and all(c.isascii() and (c.isalnum() or c in "-_") for c in key) else json.dumps(key)
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        if math.isnan(value):
+            return "nan"
+        if math.isinf(value):
+            return "inf" if value > 0 else "-inf"
+        return repr(value)
+    if isinstance(value, (int, str)):
+        return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else str(value)
+    if isinstance(value, list):
+        return "[" + ", ".join(_toml_value(item) for item in value) + "]"
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{_toml_key(k)} = {_toml_value(v)}" for k, v in value.items()) + " }"
+    raise TypeError(f"{value!r} has no TOML form")

@@ -1,0 +1,1 @@
+"""The plan: ladder, sweep, records, fitted laws, plan, score, compare, figures."""

@@ -1,0 +1,103 @@
+"""Measure the device at hand for a few seconds, so that minutes can be turned into budgets before anything runs.
+
+Several processes are measured at once, as a sweep will run them: two workers on two cores are slower than one alone.
+"""
+
+import multiprocessing
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from isoflop.model.accounting import count_parameters
+from isoflop.model.config import ModelConfig
+from isoflop.recipe import from_tree, to_tree
+from isoflop.scaling.ladder import LadderRecipe
+from isoflop.scaling.shapes import shape_near
+from isoflop.scaling.speed import Sample, SpeedModel
+from isoflop.scaling.transfer import hyper_law
+
+
+def measure_speed(
+    shapes: Sequence[tuple[ModelConfig, int]],
+    *,
+    workers: int = 1,
+    threads: int = 1,
+    device: str = "auto",
+    seconds: float = 1.0,
+) -> SpeedModel:
+    """Tokens per second of one of `workers` equal processes, for shapes between and around the measured ones.
+
+    Args:
+        shapes: (sizes, batch_tokens) to measure; three or more over the range wanted.
+        seconds: per shape, after warm-up.
+    """
+    jobs = [(to_tree(config), batch) for config, batch in shapes]
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(workers) as pool:
+        runs = pool.starmap(_measure, [(jobs, threads, device, seconds)] * workers, chunksize=1)
+    # The slowest process is what a sweep waits for.
+    samples = [Sample(config, batch, min(run[index] for run in runs)) for index, (config, batch) in enumerate(shapes)]
+    return SpeedModel.fit(samples)
+
+
+def _measure(jobs: list[tuple[dict[str, Any], int]], threads: int, device_name: str, seconds: float) -> list[float]:
+    import torch
+
+    from isoflop.model.transformer import Transformer
+    from isoflop.training.optim import adamw
+
+    torch.set_num_threads(threads)
+    cuda = device_name.startswith("cuda") or (device_name == "auto" and torch.cuda.is_available())
+    device = torch.device("cuda" if cuda else "cpu")
+    rates = []
+    for tree, batch_tokens in jobs:
+        config = from_tree(tree, ModelConfig)
+        model = Transformer(config, torch.bfloat16 if cuda else torch.float32).to(device)
+        model.initialise(torch.Generator().manual_seed(0))
+        optimizer = adamw(model, learning_rate=1e-4, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
+        shape = (max(1, batch_tokens // config.seq_len), config.seq_len + 1)
+        windows = torch.randint(config.vocab_size, shape, generator=torch.Generator().manual_seed(0)).to(device)
+        steps, began = 0, 0.0
+        while steps < 3 or time.perf_counter() - began < seconds:
+            if steps == 2:  # two steps of warm-up
+                _wait(device)
+                began = time.perf_counter()
+            (model.loss_sum(windows[:, :-1], windows[:, 1:]) / batch_tokens).backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            steps += 1
+            if steps > 2 and cuda:
+                _wait(device)
+        rates.append((steps - 2) * shape[0] * config.seq_len / (time.perf_counter() - began))
+    return rates
+
+
+def _wait(device) -> None:
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def measure_ladder(recipe: LadderRecipe) -> SpeedModel:
+    """Measure sizes over the range that a ladder may use, with its workers, threads and device."""
+    budgets = recipe.ladder.budgets or (1e11, 1e13)  # only to choose the sizes that are measured
+    low = recipe.allocation.scale_at(min(budgets)) / recipe.ladder.size_span
+    high = recipe.allocation.scale_at(max(budgets)) * recipe.ladder.size_span
+    law = hyper_law(recipe.hyper)
+    shapes = []
+    for share in (0.0, 0.35, 0.7, 1.0):
+        scale = low ** (1 - share) * high**share
+        config = shape_near(scale, vocab_size=recipe.model.vocab_size, seq_len=recipe.model.seq_len)
+        budget = recipe.allocation.budget_at(scale)
+        choice = law.choose(
+            seq_len=recipe.model.seq_len,
+            total_flops=budget,
+            flops_per_token=scale,
+            n_params=count_parameters(config).n_params_non_embedding,
+        )
+        shapes.append((config, choice.batch_tokens))
+    return measure_speed(
+        shapes, workers=recipe.ladder.workers, threads=recipe.train.threads or 1, device=recipe.train.device
+    )

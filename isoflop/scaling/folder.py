@@ -1,0 +1,60 @@
+"""A study on disk: what each stage left in one folder, read back for the report.
+
+STUDY/corpus, tokens, sweep/    what the stages of the same name wrote
+      records.jsonl             cells and target
+      ladder.json, laws.json, plan.json, plan.toml, score.json
+      target/                   the run that was planned
+      report.html, figures/
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from isoflop.errors import DataError
+from isoflop.scaling.figure import draw_figures
+from isoflop.scaling.records import read_records
+from isoflop.scaling.report import write_report
+
+
+def report_study(study: Path, out: Path, *, figures: Path | None = None, title: str = "") -> dict[str, Any]:
+    """Write the page (and, if asked for, every figure as SVG and PNG) from what `study` holds.
+
+    Raises:
+        DataError: no records there.
+    """
+    records_path = next((p for p in (study / "records.jsonl", study / "sweep/records.jsonl") if p.is_file()), None)
+    if records_path is None:
+        raise DataError(f"{study} has no records.jsonl; run isoflop sweep first, or give the folder of a study")
+    records = read_records(records_path)
+    laws, plan, score = (_json(study / name) for name in ("laws.json", "plan.json", "score.json"))
+    metrics = _lines(study / "target/metrics.jsonl")
+    write_report(
+        out,
+        records=records,
+        laws=laws,
+        plan=plan,
+        score=score,
+        corpus_manifest=_json(study / "corpus/manifest.json"),
+        tokens_manifest=_json(study / "tokens/manifest.json"),
+        ladder=_json(study / "ladder.json"),
+        target_metrics=metrics or None,
+        commands=(_json(study / "commands.json") or {}).get("commands", ()),
+        title=title or f"Scaling study: {study.resolve().name}",
+    )
+    drawn = {}
+    if figures is not None:
+        drawn = draw_figures(
+            figures, records=records, laws=laws, plan=plan, score=score, target_metrics=metrics or None
+        )
+    return {"report": str(out), "figures": {name: [str(p) for p in paths] for name, paths in drawn.items()}}
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]

@@ -1,0 +1,171 @@
+"""What a ladder recipe may say, as frozen dataclasses, and the rules between its keys.
+
+TOML in (isoflop.recipe.load_recipe), a `LadderRecipe` out; isoflop.scaling.ladder turns it into cells.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from isoflop.errors import RecipeError
+from isoflop.training.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class LadderSection:
+    """Which budgets and which sizes."""
+
+    purpose: Literal["isoflop", "grid", "hyper"] = "isoflop"
+    budgets: tuple[float, ...] = ()
+    """Training FLOPs of a cell, C = M D, increasing; or give minutes or gpu_hours instead."""
+    minutes: float = 0.0
+    """Wall time of the whole sweep with `workers` workers; the budgets that fit are chosen."""
+    gpu_hours: float = 0.0
+    """Device time of the whole sweep, summed over workers."""
+    workers: int = 1
+    """Runs at a time."""
+    overhead_s: float = 0.0
+    """Seconds that a cell costs besides its steps: start, validation, saving."""
+    n_budgets: int = 4
+    """How many, where they are chosen from a time."""
+    budget_ratio: float = 3.0
+    """Between neighbouring budgets, where they are chosen from a time."""
+    n_sizes: int = 5
+    """Sizes per budget; an IsoFLOP curve needs at least 3."""
+    size_span: float = 3.5
+    """Factor in M from the centre to the smallest and to the largest size (the fact sheet advises 3 to 4)."""
+    sizes: tuple[float, ...] = ()
+    """Explicit model scales M, FLOPs per token: for a grid, or instead of the centred sizes of a hyper ladder."""
+    tokens_per_param: tuple[float, ...] = ()
+    """For a grid: training tokens per parameter, all parameters counted."""
+    learning_rate_factors: tuple[float, ...] = (1.0,)
+    """Multiples of the law's rate, each a cell."""
+    batch_factors: tuple[float, ...] = (1.0,)
+    """Multiples of the law's batch, each a cell."""
+    seeds: tuple[int, ...] = (0,)
+    """Each a cell."""
+    share_trunks: bool = True
+    """Cells of one size branch off one constant-rate run; needs train.schedule = constant_cooldown."""
+    max_tokens: int = 0
+    """No cell may train on more; 0: no limit. Budgets chosen from a time are lowered together to respect it."""
+
+
+@dataclass(frozen=True)
+class AllocationSection:
+    """Prior law M_opt = coefficient C^exponent on which sizes are centred (default: DeepSeek LLM, arXiv 2401.02954)."""
+
+    coefficient: float = 0.1715
+    exponent: float = 0.5243
+
+    def scale_at(self, budget_flops: float) -> float:
+        """M that is optimal at a budget."""
+        return self.coefficient * budget_flops**self.exponent
+
+    def budget_at(self, scale: float) -> float:
+        """Budget at which a model scale M is optimal."""
+        return (scale / self.coefficient) ** (1 / self.exponent)
+
+
+@dataclass(frozen=True)
+class LadderModelSection:
+    """What all sizes have in common; the rest follows from the family in isoflop.scaling.shapes."""
+
+    vocab_size: int = 512
+    """Padding included, as in the tokens folder."""
+    seq_len: int = 128
+    init_std: float = 0.0
+    """0: the family's rule, 0.006 sqrt(4096 / d_model) below width 4096."""
+
+
+@dataclass(frozen=True)
+class LadderDataSection:
+    """As in a pretrain recipe."""
+
+    tokens: str = ""
+    tokenizer_sha256: str = ""
+    weights: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LadderTrainSection:
+    """As in a pretrain recipe, less what the ladder decides (tokens, batch, rate, seed)."""
+
+    schedule: Schedule = "constant_cooldown"
+    cooldown_fraction: float = 0.2
+    warmup_steps: int = 0
+    """0: 2% of the steps of this size at its own optimum, but at most 10% of the shortest run of the size."""
+    max_micro_batch: int = 0
+    """Most sequences in a forward pass; 0: the whole batch."""
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    clip_norm: float = 1.0
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    compile: Literal["auto", "on", "off"] = "auto"
+    device: str = "auto"
+    threads: int = 0
+
+
+@dataclass(frozen=True)
+class LadderRecipe:
+    """A sweep to be: `isoflop ladder RECIPE`, `isoflop sweep RECIPE`."""
+
+    study: str = "study"
+    ladder: LadderSection = LadderSection()
+    allocation: AllocationSection = AllocationSection()
+    hyper: dict[str, Any] = field(default_factory=lambda: {"law": "deepseek"})
+    """`law = "deepseek"`, or two power laws `learning_rate` and `batch_tokens` (see isoflop.scaling.transfer)."""
+    model: LadderModelSection = LadderModelSection()
+    data: LadderDataSection = LadderDataSection()
+    train: LadderTrainSection = LadderTrainSection()
+    validate: dict[str, Any] = field(default_factory=dict)
+    checkpoint: dict[str, Any] = field(default_factory=dict)
+
+
+def check(recipe: LadderRecipe) -> None:
+    """Rules between keys. Raises RecipeError naming the key, the value, the rule and a way out."""
+    spec, prior, train = recipe.ladder, recipe.allocation, recipe.train
+    if spec.purpose == "grid":
+        if not spec.sizes or not spec.tokens_per_param:
+            raise RecipeError(
+                'ladder.purpose = "grid" needs ladder.sizes (FLOPs per token) and ladder.tokens_per_param'
+            )
+    elif sum(map(bool, (spec.budgets, spec.minutes, spec.gpu_hours))) != 1:
+        raise RecipeError("give exactly one of ladder.budgets, ladder.minutes and ladder.gpu_hours")
+    if any(b <= a for a, b in zip(spec.budgets, spec.budgets[1:])) or any(b <= 0 for b in spec.budgets):
+        raise RecipeError(f"ladder.budgets = {list(spec.budgets)} must be above 0 and increase; sort them")
+    given = len(set(spec.sizes)) if spec.sizes else spec.n_sizes
+    if spec.purpose == "isoflop" and given < 3:
+        raise RecipeError(
+            f"ladder.n_sizes = {given}: an IsoFLOP curve needs at least 3 sizes per budget, better 5 to 7"
+        )
+    for name, value, low in (
+        ("n_sizes", spec.n_sizes, 1),
+        ("n_budgets", spec.n_budgets, 1),
+        ("workers", spec.workers, 1),
+        ("minutes", spec.minutes, 0),
+        ("gpu_hours", spec.gpu_hours, 0),
+    ):
+        if value < low:
+            raise RecipeError(f"ladder.{name} = {value} must be at least {low}")
+    for name, value in (("size_span", spec.size_span), ("budget_ratio", spec.budget_ratio)):
+        if value <= 1:
+            raise RecipeError(f"ladder.{name} = {value} must be above 1, for example 3")
+    for name in ("sizes", "tokens_per_param", "learning_rate_factors", "batch_factors"):
+        if any(value <= 0 for value in getattr(spec, name)):
+            raise RecipeError(f"ladder.{name} = {list(getattr(spec, name))} must be above 0 throughout")
+    for name in ("learning_rate_factors", "batch_factors", "seeds"):
+        if not getattr(spec, name):
+            raise RecipeError(f"ladder.{name} = [] must name at least one; leave it out for the default")
+    if prior.coefficient <= 0 or not 0 < prior.exponent < 1:
+        raise RecipeError(
+            f"allocation M = {prior.coefficient} C^{prior.exponent} must have a coefficient above 0 and an exponent "
+            f"between 0 and 1; DeepSeek LLM's is 0.1715 C^0.5243"
+        )
+    if spec.share_trunks and train.schedule != "constant_cooldown":
+        raise RecipeError(
+            f'ladder.share_trunks = true needs train.schedule = "constant_cooldown", not "{train.schedule}": '
+            f"only there a run does not know its length; set ladder.share_trunks = false to keep the schedule"
+        )
+    if not 0 < train.cooldown_fraction < 1:
+        raise RecipeError(f"train.cooldown_fraction = {train.cooldown_fraction} must be above 0 and below 1")

@@ -1,0 +1,194 @@
+"""Finished runs: one JSON line each, in the order in which they ended.
+
+A sweep appends to `records.jsonl` while others may read it, and may be killed at any moment. So a record is one write
+followed by a flush to disk, a last line without its end is what a killed writer left and is ignored, and a run that
+was repeated replaces its earlier line. Fields that this version doesn't know are kept.
+"""
+
+import dataclasses
+import fcntl
+import json
+import logging
+import math
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from isoflop.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunRecord:
+    """One finished run: what was planned, what was achieved, and by which conventions it was counted.
+
+    Units: tokens and parameters as counts, compute in FLOPs (forward and backward), losses as named.
+    """
+
+    run_id: str
+    """Unique within a study; a later line with the same name replaces an earlier one."""
+    study: str = ""
+    kind: str = "cell"
+    """cell (of a sweep), target (a predicted run) or imported."""
+    status: str = "finished"
+    """finished or diverged."""
+    seed: int | None = None
+    budget_flops: float | None = None
+    """The planned label; what was spent is total_flops."""
+    n_layers: int | None = None
+    d_model: int | None = None
+    n_heads: int | None = None
+    n_kv_heads: int | None = None
+    d_head: int | None = None
+    d_ff: int | None = None
+    vocab_size: int | None = None
+    seq_len: int | None = None
+    n_params_total: int | None = None
+    n_params_non_embedding: int | None = None
+    flops_per_token: float | None = None
+    """Non-embedding matmul weights x 6 plus full attention: the paper's M, generalised."""
+    flops_per_token_exact: float | None = None
+    """flops_per_token plus the output head."""
+    planned_tokens: int | None = None
+    n_tokens: int | None = None
+    total_flops: float | None = None
+    """flops_per_token x n_tokens, as achieved."""
+    total_flops_exact: float | None = None
+    batch_tokens: int | None = None
+    learning_rate: float | None = None
+    schedule: str | None = None
+    cooldown_fraction: float | None = None
+    steps: int | None = None
+    trunk_id: str | None = None
+    trunk_tokens_shared: int | None = None
+    cooled: bool | None = None
+    """Whether the learning rate was brought down before the loss was measured; only such losses are fitted."""
+    loss_nats: float | None = None
+    """Validation, per token."""
+    bits_per_byte: float | None = None
+    """Validation, all domains pooled by bytes."""
+    bits_per_byte_by_domain: dict[str, float] | None = None
+    train_loss_nats: float | None = None
+    unique_tokens: int | None = None
+    epochs: float | None = None
+    wall_s: float | None = None
+    tokens_per_s: float | None = None
+    device: str | None = None
+    threads: int | None = None
+    tokenizer_sha256: str | None = None
+    data_sha256: str | None = None
+    eval_name: str | None = None
+    commit: str | None = None
+    started_at: str | None = None
+    finished_at: str | None = None
+    conventions: dict[str, Any] | None = None
+    """flops, params, attention, loss unit, schedule, tokenizer, eval set."""
+    prediction: dict[str, Any] | None = None
+    """Targets only: what was predicted before the run."""
+    score: dict[str, Any] | None = None
+    """Targets only: predicted against measured."""
+    extra: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Fields this version does not know; written back flat."""
+
+    @classmethod
+    def from_dict(cls, row: dict[str, Any]) -> "RunRecord":
+        """Build a record from one JSON object. Raises DataError when run_id is missing."""
+        if not row.get("run_id"):
+            raise DataError(f"record {str(row)[:80]} has no run_id; every record needs one: add it")
+        known = {field.name for field in dataclasses.fields(cls)} - {"extra"}
+        extra = {key: value for key, value in row.items() if key not in known}
+        return cls(**{key: value for key, value in row.items() if key in known}, extra=extra)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain and flat, fields without a value left out."""
+        row = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "extra"}
+        return {key: _plain(value) for key, value in {**row, **self.extra}.items() if value is not None}
+
+
+def read_records(path: str | Path) -> list[RunRecord]:
+    """Read all records of a file; the last line of a run_id wins, a torn last line is ignored with a warning.
+
+    Raises:
+        DataError: the file is missing, or a line before the last is not a JSON object.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"records {path} does not exist; run a sweep first or give the path of a .jsonl file")
+    return [RunRecord.from_dict(row) for row in _last_of_each_run(read_json_lines(path))]
+
+
+def append_record(path: str | Path, record: RunRecord) -> None:
+    """Add one line and flush it to disk; what a killed writer left of a line is cut off first."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    line = json.dumps(record.to_dict(), ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    with open(path, "a+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # released when the file closes, also when the process dies
+        size, whole = _whole_bytes(file)
+        if whole < size:
+            logger.warning("records %s: cut off %d bytes of an unfinished last line", path, size - whole)
+            file.truncate(whole)
+        elif whole > size:
+            line = b"\n" + line  # the last line was complete but for its end
+        file.write(line)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """Objects of a JSONL file, split on the newline character only; a torn last line is ignored with a warning."""
+    rows: list[dict[str, Any]] = []
+    lines = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            if number == len(lines):  # no newline follows it
+                logger.warning("%s: ignored line %d, which ends in the middle (a killed writer)", path, number)
+                continue
+            raise DataError(f"{path} line {number} is not JSON ({error}); repair or remove that line") from error
+        if not isinstance(row, dict):
+            raise DataError(f"{path} line {number} is not a JSON object; one run is one object")
+        rows.append(row)
+    return rows
+
+
+def _last_of_each_run(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    latest: dict[Any, dict[str, Any]] = {}
+    for index, row in enumerate(rows):
+        latest[row.get("run_id") or f"line {index}"] = row
+    return list(latest.values())
+
+
+def _whole_bytes(file: Any) -> tuple[int, int]:
+    """Size, and how much of it is whole lines (one more than the size: only the last newline is missing)."""
+    file.seek(0, os.SEEK_END)
+    size = file.tell()
+    if size == 0:
+        return 0, 0
+    file.seek(0)
+    content = file.read()
+    end = content.rfind(b"\n") + 1
+    if end == size:
+        return size, size
+    try:
+        complete = isinstance(json.loads(content[end:]), dict)
+    except ValueError:
+        complete = False
+    return (size, size + 1) if complete else (size, end)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if hasattr(value, "tolist"):  # numpy arrays and scalars
+        return _plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None  # a diverged loss; JSON has no NaN
+    return value

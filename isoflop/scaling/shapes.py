@@ -1,0 +1,96 @@
+"""One family of whole shapes, from widths of 8 to 16384: the size wanted goes in, the nearest real model comes out.
+
+The rules, so that neighbours in size are also neighbours in shape:
+
+- Depth follows width slowly: n = 3 (d / 64)^0.6, at least 2 (assumption; near 12 x 768 and 24 x 2048 of table 3 in
+  arXiv 2401.02954). A shape may miss the rule by a factor 1.35; that closes the gaps between widths.
+- Widths are multiples of 4 below 64, of 8 below 128, of 32 below 512, of 64 below 2048, of 128 above.
+- Heads: 2 below d 64, 4 below 128, then of 32 channels, 64 channels from d 512, 128 from d 2048. No GQA by default.
+- SwiGLU: 8/3 d rounded up to a multiple of 4, 8 (d >= 64), 32 (>= 128), 64 (>= 512), 256 (>= 1024: paper).
+- Initial weights: standard deviation 0.006 sqrt(4096 / d) below d 4096: the paper's 0.006 is that of its 7B, whose
+  width is 4096; a narrow model with 0.006 would start with vanishing activations (assumption, docs/scaling.md).
+"""
+
+import functools
+import math
+
+from isoflop.errors import RecipeError
+from isoflop.model.accounting import flops_per_token
+from isoflop.model.config import ModelConfig, swiglu_width
+
+_DEPTH_SLACK = 1.35
+_WIDTH_STEPS = ((8, 64, 4), (64, 128, 8), (128, 512, 32), (512, 2048, 64), (2048, 16385, 128))
+_WIDTHS = tuple(width for low, high, step in _WIDTH_STEPS for width in range(low, high, step))
+
+
+def depth_rule(d_model: int) -> float:
+    """Layers that the family wants at this width, before rounding."""
+    return max(2.0, 3.0 * (d_model / 64) ** 0.6)
+
+
+def init_std_rule(d_model: int) -> float:
+    """Standard deviation of the initial weights: 0.006 from width 4096 up (paper), growing as 1 / sqrt(d) below."""
+    return round(0.006 * max(1.0, math.sqrt(4096 / d_model)), 6)
+
+
+def shape(
+    d_model: int, n_layers: int | None = None, *, vocab_size: int, seq_len: int, init_std: float = 0.0
+) -> ModelConfig:
+    """The family's member of this width; `n_layers` None takes the depth rule, `init_std` 0 its own rule."""
+    if d_model < 64:
+        n_heads = 2
+    elif d_model < 128:
+        n_heads = 4
+    else:
+        n_heads = d_model // (32 if d_model < 512 else 64 if d_model < 2048 else 128)
+    multiple = next(m for low, m in ((1024, 256), (512, 64), (128, 32), (64, 8), (0, 4)) if d_model >= low)
+    return ModelConfig(
+        n_layers=round(depth_rule(d_model)) if n_layers is None else n_layers,
+        d_model=d_model,
+        n_heads=n_heads,
+        n_kv_heads=n_heads,
+        d_head=d_model // n_heads,
+        d_ff=swiglu_width(d_model, multiple),
+        vocab_size=vocab_size,
+        seq_len=seq_len,
+        init_std=init_std or init_std_rule(d_model),
+    )
+
+
+@functools.lru_cache(maxsize=65536)
+def _flops_of_layer(d_model: int, seq_len: int) -> int:
+    return flops_per_token(shape(d_model, 1, vocab_size=1, seq_len=seq_len), "M")
+
+
+def largest_scale(seq_len: int) -> float:
+    """M of the family's largest member, in FLOPs per token."""
+    return float(round(depth_rule(_WIDTHS[-1])) * _flops_of_layer(_WIDTHS[-1], seq_len))
+
+
+def shape_near(flops_per_token: float, *, vocab_size: int, seq_len: int, init_std: float = 0.0) -> ModelConfig:
+    """The family's shape nearest to a model scale M: smallest |ln miss in M| + half |ln miss of the depth rule|.
+
+    Units: FLOPs per token, convention "M" of isoflop.model.accounting (no head, full attention).
+
+    Raises:
+        RecipeError: smaller than the smallest or larger than the largest member by more than a factor 1.2.
+    """
+    best: tuple[float, int, int] | None = None
+    for d_model in _WIDTHS:
+        layer, rule = _flops_of_layer(d_model, seq_len), depth_rule(d_model)
+        exact = flops_per_token / layer
+        for n_layers in {max(2, math.floor(exact)), max(2, math.ceil(exact)), max(2, round(rule))}:
+            off_rule = abs(math.log(n_layers / rule))
+            if n_layers == round(rule) or off_rule <= math.log(_DEPTH_SLACK):
+                cost = abs(math.log(n_layers * layer / flops_per_token)) + 0.5 * off_rule
+                best = min(best, (cost, d_model, n_layers)) if best else (cost, d_model, n_layers)
+    assert best is not None
+    _, d_model, n_layers = best
+    found = n_layers * _flops_of_layer(d_model, seq_len)
+    below = d_model == _WIDTHS[0] and found > 1.2 * flops_per_token
+    if below or (d_model == _WIDTHS[-1] and found < flops_per_token / 1.2):
+        raise RecipeError(
+            f"flops_per_token = {flops_per_token:.3g} has no shape near it at seq_len = {seq_len}: the nearest "
+            f"(d_model {d_model}, {n_layers} layers) has {found:.3g}; change the budget or shorten seq_len"
+        )
+    return shape(d_model, n_layers, vocab_size=vocab_size, seq_len=seq_len, init_std=init_std)

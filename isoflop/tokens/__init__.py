@@ -1,0 +1,1 @@
+"""Text to integers: byte-level BPE, memory-mapped shards, batches."""

@@ -1,0 +1,254 @@
+"""Byte-level BPE as in DeepSeek LLM: text or bytes in, integers out, and back without loss.
+
+Pre-tokenisation cuts the text where no merge may cross: every line break by itself, runs of letters, of punctuation,
+of CJK symbols, of white space, single digits. The pieces are mapped to 256 byte symbols, all of which are in the
+vocabulary, so any string and any byte string has tokens. Special tokens come after the ordinary ones (the id of BOS
+is their number), and the vocabulary that the model sees is padded. The file `tokenizer.json` is the whole tokenizer:
+`transformers.PreTrainedTokenizerFast` loads it and gives the same ids.
+
+Source: DeepSeek LLM (arXiv 2401.02954) section 2.1; character ranges as in the released tokenizer. Where we deviate:
+one regular expression with disjoint classes instead of six passes (the same cuts, and Python's `re` can make them too,
+which is ten times faster than the library); characters of no class are runs without spaces; all 256 byte symbols are
+in the alphabet (the paper's 243 leave out the bytes that UTF-8 never uses).
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator
+from functools import cached_property
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
+
+from isoflop.errors import DataError, RecipeError
+from isoflop.recipe import write_text
+
+BOS = "<\uff5cbegin\u2581of\u2581sentence\uff5c>"  # paper
+EOS = "<\uff5cend\u2581of\u2581sentence\uff5c>"  # paper
+N_BYTES = 256
+
+# Disjoint character classes. Escapes are resolved by Python, so both regex engines see the same characters.
+LETTER = (  # Latin, Greek, Cyrillic, Armenian, Georgian, Cherokee, full-width Latin
+    "A-Za-z\u00aa\u00b5\u00ba\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u02af\u0370-\u0373\u0376\u0377\u037b-\u037d\u037f\u0386"
+    "\u0388-\u03f5\u03f7-\u0481\u048a-\u0556\u0560-\u0588\u10a0-\u10fa\u10fc-\u10ff\u13a0-\u13ff\u1c80-\u1cbf"
+    "\u1d00-\u1dbf\u1e00-\u1fff\u2c00-\u2c7f\ua640-\ua69f\ua720-\ua7ff\uab30-\uabbf\ufb00-\ufb17\uff21-\uff3a\uff41-\uff5a"
+)
+PUNCTUATION = r"!-/:-@\[-`{-~" + "\uff01-\uff0f\uff1a-\uff20\uff3b-\uff40\uff5b-\uff5e\u2018-\u201f\u3000-\u3002"
+DIGIT = "0-9\u0660-\u0669\u06f0-\u06f9\u07c0-\u07c9\uff10-\uff19"
+SPACE = "\t\x0b\x0c \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f"
+CJK = (  # the paper's U+0800-U+9FA5 and Hangul, less what the classes above take out of them
+    "\u0800-\u109f\u10fb\u1100-\u139f\u1400-\u167f\u1681-\u1c7f\u1cc0-\u1cff\u1dc0-\u1dff\u200b-\u2017\u2020-\u2027"
+    "\u202a-\u202e\u2030-\u205e\u2060-\u2bff\u2c80-\u2fff\u3003-\u9fa5\uac00-\ud7ff"
+)
+PIECES = "|".join(
+    (
+        r"[\r\n]",
+        f"[{SPACE}]?[{LETTER}]+",
+        f"[{SPACE}]?[{PUNCTUATION}]+",
+        f"[{CJK}]+",
+        f"[{DIGIT}]",
+        f"[{SPACE}]+(?=[{SPACE}][{LETTER}{PUNCTUATION}])",  # the last space belongs to the word after it
+        f"[{SPACE}]+",
+        rf"[^\r\n{SPACE}{LETTER}{PUNCTUATION}{CJK}{DIGIT}]+",
+    )
+)
+MAX_CACHED_PIECES = 1_000_000  # assumption: about 150 MB
+
+
+def train_tokenizer(
+    texts: Iterable[str],
+    vocab_size: int,
+    *,
+    n_reserved: int = 0,
+    padded_vocab_size: int = 0,
+    pad_multiple: int = 1,
+    min_frequency: int = 2,
+) -> "Tokenizer":
+    """Train merges on `texts` until there are `vocab_size` ordinary tokens (256 bytes plus merges).
+
+    BOS, EOS and `n_reserved` further special tokens are added after them; the model's vocabulary is then padded to
+    `padded_vocab_size`, or to a multiple of `pad_multiple` where that is 0.
+
+    Raises:
+        RecipeError: sizes that contradict each other.
+        DataError: `texts` support fewer tokens than asked for; the message has the number reached.
+    """
+    if vocab_size < N_BYTES:
+        raise RecipeError(f"vocab_size = {vocab_size} must hold the {N_BYTES} byte symbols; give at least {N_BYTES}")
+    n_tokens = vocab_size + 2 + n_reserved
+    padded = padded_vocab_size or -(-n_tokens // pad_multiple) * pad_multiple
+    if padded < n_tokens:
+        raise RecipeError(
+            f"padded_vocab_size = {padded} must be at least vocab_size + {2 + n_reserved} special tokens = {n_tokens}; "
+            "raise it, or give 0 to choose it automatically"
+        )
+    backend = _untrained()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=min_frequency,
+        show_progress=False,
+        special_tokens=[],  # added below, so that their ids follow the ordinary ones
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+    )
+    backend.train_from_iterator(texts, trainer)
+    reached = backend.get_vocab_size()
+    if reached < vocab_size:
+        raise DataError(
+            f"vocab_size = {vocab_size} is larger than the corpus supports: only {reached} tokens occur at least "
+            f"{min_frequency} times; lower vocab_size to {reached} or less, or give more text"
+        )
+    reserved = [f"<\uff5creserved\u2581{index}\uff5c>" for index in range(n_reserved)]
+    backend.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in (BOS, EOS, *reserved)])
+    return Tokenizer(backend, padded)
+
+
+class Tokenizer:
+    """A trained tokenizer. Make it with `train_tokenizer` or `Tokenizer.load`."""
+
+    def __init__(self, backend: tokenizers.Tokenizer, vocab_size: int):
+        self._backend = backend
+        self._backend.encode_special_tokens = True  # text that spells a special token stays text
+        self._split = re.compile(PIECES).findall
+        self._ids_of_piece: dict[str, list[int]] = {}
+        self.vocab_size = vocab_size
+        """Padded size: what the model's embedding and head have."""
+        self.bos_id: int = backend.get_vocab()[BOS]
+        self.eos_id: int = backend.get_vocab()[EOS]
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Tokenizer":
+        """Read `tokenizer.json` and `tokenizer_config.json` from `folder`. Raises DataError."""
+        path, config_path = Path(folder) / "tokenizer.json", Path(folder) / "tokenizer_config.json"
+        for needed in (path, config_path):
+            if not needed.is_file():
+                raise DataError(f"{needed} does not exist; make a tokenizer with: isoflop tokens RECIPE")
+        try:
+            text, config = path.read_text(encoding="utf-8"), json.loads(config_path.read_text(encoding="utf-8"))
+            padded, expected = int(config["padded_vocab_size"]), config["tokenizer_sha256"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{config_path} is not ours ({error!r}); make it again: isoflop tokens RECIPE") from error
+        if _identity(text, padded) != expected:
+            raise DataError(f"{path} is damaged or was edited: hash differs; make it again: isoflop tokens RECIPE")
+        return cls(tokenizers.Tokenizer.from_str(text), padded)
+
+    def save(self, folder: str | Path) -> None:
+        """Write `tokenizer.json`, and `tokenizer_config.json` with which `transformers` finds BOS and EOS."""
+        config = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": BOS,
+            "eos_token": EOS,
+            "add_bos_token": True,
+            "add_eos_token": False,
+            "clean_up_tokenization_spaces": False,
+            "padded_vocab_size": self.vocab_size,
+            "tokenizer_sha256": self.sha256,
+        }
+        write_text(Path(folder) / "tokenizer.json", self.to_json())
+        write_text(Path(folder) / "tokenizer_config.json", json.dumps(config, indent=1, ensure_ascii=False) + "\n")
+
+    def to_json(self) -> str:
+        """The text of `tokenizer.json`."""
+        return self._backend.to_str(pretty=True) + "\n"
+
+    @cached_property
+    def sha256(self) -> str:
+        """Identity of the tokenizer: hash of `tokenizer.json` and of the padded size."""
+        return _identity(self.to_json(), self.vocab_size)
+
+    @property
+    def n_tokens(self) -> int:
+        """Ordinary plus special tokens, without padding."""
+        return self._backend.get_vocab_size(with_added_tokens=True)
+
+    def encode(self, text: str) -> list[int]:
+        """Tokens of `text`, without BOS and EOS."""
+        return self._backend.encode(text, add_special_tokens=False).ids
+
+    def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
+        """`encode` of each text as an int32 array, each different piece only once: about 10 MB of text a second."""
+        pieces = [self._split(text) for text in texts]
+        if len(self._ids_of_piece) > MAX_CACHED_PIECES:
+            self._ids_of_piece.clear()
+        known = self._ids_of_piece
+        unknown = list({piece for row in pieces for piece in row if piece not in known})
+        encodings = self._backend.encode_batch_fast(unknown, add_special_tokens=False)
+        known.update(zip(unknown, [item.ids for item in encodings]))
+        return [np.fromiter(chain.from_iterable(map(known.__getitem__, row)), dtype=np.int32) for row in pieces]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of `ids`, special tokens spelled out. Bytes that are not UTF-8 become U+FFFD; see `decode_bytes`."""
+        return self._backend.decode([int(i) for i in ids], skip_special_tokens=False)
+
+    def encode_bytes(self, data: bytes) -> list[int]:
+        """Tokens of any byte string: UTF-8 as `encode` gives it, each byte that is not UTF-8 as its byte symbol."""
+        ids: list[int] = []
+        for text, invalid in _valid_runs(data):
+            ids.extend(self.encode(text))
+            ids.extend(self._id_of_byte[byte] for byte in invalid)
+        return ids
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """The exact bytes behind `ids`; special and padding tokens have none."""
+        table = self._bytes_of_id
+        return b"".join(table[int(i)] for i in ids)
+
+    @cached_property
+    def token_bytes(self) -> np.ndarray:
+        """Number of text bytes per id, int32 (vocab_size,); 0 for special and padding tokens."""
+        return np.array([len(item) for item in self._bytes_of_id], dtype=np.int32)
+
+    @cached_property
+    def _bytes_of_id(self) -> list[bytes]:
+        byte_of_symbol = {symbol: byte for byte, symbol in enumerate(byte_symbols())}
+        table = [b""] * self.vocab_size
+        for token, index in self._backend.get_vocab(with_added_tokens=False).items():
+            table[index] = bytes(byte_of_symbol[symbol] for symbol in token)
+        return table
+
+    @cached_property
+    def _id_of_byte(self) -> list[int]:
+        vocabulary = self._backend.get_vocab(with_added_tokens=False)
+        return [vocabulary[symbol] for symbol in byte_symbols()]
+
+
+def byte_symbols() -> list[str]:
+    """The printable character that stands for each of the 256 bytes in a byte-level vocabulary.
+
+    Source: GPT-2. Bytes that print as themselves in Latin-1 keep their character; the others get U+0100 onwards.
+    """
+    printable = {*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = iter(range(0x100, 0x200))
+    return [chr(byte) if byte in printable else chr(next(others)) for byte in range(N_BYTES)]
+
+
+def _identity(text: str, padded_vocab_size: int) -> str:
+    return hashlib.sha256(f"{padded_vocab_size}\n{text}".encode()).hexdigest()
+
+
+def _untrained() -> tokenizers.Tokenizer:
+    backend = tokenizers.Tokenizer(models.BPE())
+    steps: list[Any] = [
+        pre_tokenizers.Split(Regex(PIECES), "isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=False),
+    ]
+    backend.pre_tokenizer = pre_tokenizers.Sequence(steps)  # type: ignore[assignment]
+    backend.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    return backend
+
+
+def _valid_runs(data: bytes) -> Iterator[tuple[str, bytes]]:
+    """Cut `data` into (longest decodable text, the undecodable bytes after it)."""
+    position = 0
+    while position < len(data):
+        try:
+            yield data[position:].decode(), b""
+            return
+        except UnicodeDecodeError as error:
+            start, end = position + error.start, position + error.end
+            yield data[position:start].decode(), data[start:end]
+            position = end

@@ -1,0 +1,318 @@
+"""Token shards: one memory-mapped file of integers per split and domain, and the manifest that vouches for them.
+
+In: a corpus folder (`train/DOMAIN.jsonl.zst`, `valid/DOMAIN.jsonl.zst`). Out: a folder with `tokenizer.json`,
+`manifest.json` and `SPLIT.DOMAIN.bin`. Each document is stored as BOS, its text tokens, EOS. The manifest counts the
+text bytes of each shard, so that bits per byte are exact, and hashes everything.
+"""
+
+import hashlib
+import json
+import logging
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import cached_property, lru_cache, partial
+from multiprocessing import get_context
+from os import cpu_count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from isoflop.corpus.folder import new_folder, read_manifest
+from isoflop.corpus.sources import read_texts
+from isoflop.errors import DataError
+from isoflop.recipe import to_tree, write_json
+from isoflop.tokens.bpe import Tokenizer, train_tokenizer
+
+log = logging.getLogger(__name__)
+
+CHUNK_CHARS = 1_000_000  # assumption: a fraction of a second of work
+PARALLEL_FROM_BYTES = 10_000_000  # assumption: below this, starting processes costs more than it saves
+
+Progress = Callable[[str, int, int], None]
+"""on_progress(what, done, total): bytes of text done and to do."""
+
+
+@dataclass(frozen=True)
+class TokenizerOptions:
+    """Size and training sample of the tokenizer."""
+
+    vocab_size: int = 100_000
+    """Ordinary tokens: 256 bytes plus merges. Paper: 100,000."""
+    n_reserved: int = 13
+    """Special tokens beside BOS and EOS, for later stages. Paper: 15 special tokens in all."""
+    padded_vocab_size: int = 102_400
+    """What the model's embedding and head have; 0 rounds up to `pad_multiple`. Paper: 102,400."""
+    pad_multiple: int = 64
+    """Used where padded_vocab_size is 0."""
+    sample_mb: float = 200.0
+    """Text for training the merges, taken evenly from the training documents of all domains; megabytes."""
+    min_frequency: int = 2
+    """A merge must be seen this often."""
+
+
+@dataclass(frozen=True)
+class TokensRecipe:
+    """What `isoflop tokens` reads."""
+
+    tokenizer: TokenizerOptions = field(default_factory=TokenizerOptions)
+    reuse_tokenizer: str = ""
+    """Folder with a trained tokenizer to use instead of training one."""
+    workers: int = 0
+    """Processes that encode; 0: one per core, at most 16, and none for small inputs. Changes nothing in the result."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One line of the manifest."""
+
+    split: str
+    domain: str
+    path: str
+    n_tokens: int
+    n_bytes: int
+    n_documents: int
+    sha256: str
+
+
+def build_tokens(
+    corpus: str | Path, out: str | Path, recipe: TokensRecipe, *, on_progress: Progress | None = None
+) -> dict[str, Any]:
+    """Train (or reuse) a tokenizer, encode the corpus, return the manifest. A finished `out` is used as it is.
+
+    Raises:
+        DataError: no corpus there, a vocabulary larger than it supports, a split without documents.
+    """
+    corpus, out = Path(corpus), Path(out)
+    manifest = read_manifest(corpus, "isoflop corpus RECIPE")
+    files = [item for item in manifest["files"] if item["n_documents"]]
+    made_from = {"corpus_sha256": manifest["corpus_sha256"], "tokenizer": to_tree(recipe.tokenizer)}
+    if recipe.reuse_tokenizer:
+        made_from["tokenizer"] = {"sha256": Tokenizer.load(recipe.reuse_tokenizer).sha256}
+    if (out / "manifest.json").is_file():
+        found = read_manifest(out, "isoflop tokens RECIPE")
+        complete = all((out / item["path"]).is_file() for item in found.get("shards", []))
+        if complete and found.get("made_from") == json.loads(json.dumps(made_from)):
+            log.info("%s is up to date: same corpus, same tokenizer options", out)
+            return {**found, "reused": True}
+    with new_folder(out, "data_sha256") as work:
+        if recipe.reuse_tokenizer:
+            tokenizer = Tokenizer.load(recipe.reuse_tokenizer)
+        else:
+            tokenizer = _train(corpus, files, recipe.tokenizer)
+        tokenizer.save(work)
+        with _encoder(tokenizer, work, sum(item["n_bytes"] for item in files), recipe.workers) as encode:
+            shards = list(_write_shards(corpus, files, tokenizer, work, encode, on_progress))
+        data_sha256 = hashlib.sha256("".join(shard.sha256 for shard in shards).encode()).hexdigest()
+        result = {
+            "tokenizer_sha256": tokenizer.sha256,
+            "vocab_size": tokenizer.vocab_size,
+            "n_tokenizer_tokens": tokenizer.n_tokens,
+            "dtype": _dtype(tokenizer).name,
+            "data_sha256": data_sha256,
+            "shards": [asdict(shard) for shard in shards],
+            "bytes_per_token": sum(s.n_bytes for s in shards) / sum(s.n_tokens for s in shards),
+            "made_from": made_from,
+        }
+        write_json(work / "manifest.json", result)
+    log.info("wrote %s: %d tokens", out, sum(shard.n_tokens for shard in shards))
+    return {**result, "reused": False}
+
+
+class TokenSet:
+    """A folder of shards, opened. `tokens(split, domain)` is a memory map."""
+
+    def __init__(self, folder: Path, manifest: dict[str, Any], tokenizer: Tokenizer):
+        self.folder = folder
+        self.manifest = manifest
+        self.tokenizer = tokenizer
+        self.shards = [Shard(**item) for item in manifest["shards"]]
+        self.vocab_size: int = manifest["vocab_size"]
+        self.tokenizer_sha256: str = manifest["tokenizer_sha256"]
+        self.data_sha256: str = manifest["data_sha256"]
+
+    @classmethod
+    def open(cls, folder: str | Path, *, tokenizer_sha256: str = "", verify: bool = False) -> "TokenSet":
+        """Open and check sizes and the tokenizer's hash; with `verify` also the hash of every shard.
+
+        `tokenizer_sha256` is the one that a recipe was made for; empty accepts any.
+
+        Raises:
+            DataError: missing or damaged files, or a recipe for another tokenizer.
+        """
+        folder = Path(folder)
+        manifest = read_manifest(folder, "isoflop tokens RECIPE")
+        tokenizer = Tokenizer.load(folder)
+        if tokenizer.sha256 != manifest["tokenizer_sha256"]:
+            raise DataError(
+                f"{folder}/tokenizer.json has hash {tokenizer.sha256[:16]}, the shards were made with "
+                f"{manifest['tokenizer_sha256'][:16]}; make them again: isoflop tokens RECIPE"
+            )
+        if tokenizer_sha256 and tokenizer_sha256 != tokenizer.sha256:
+            raise DataError(
+                f"data.tokenizer_sha256: a recipe for another tokenizer: expected {tokenizer_sha256[:16]}, found "
+                f"{tokenizer.sha256[:16]} in {folder}; point data.tokens to the right folder or plan again"
+            )
+        tokens = cls(folder, manifest, tokenizer)
+        itemsize = np.dtype(manifest["dtype"]).itemsize
+        for shard in tokens.shards:
+            path = folder / shard.path
+            found = path.stat().st_size if path.is_file() else -1
+            if found != shard.n_tokens * itemsize:
+                raise DataError(
+                    f"{path} has {max(found, 0)} bytes, the manifest says {shard.n_tokens * itemsize}; "
+                    "make the tokens again: isoflop tokens RECIPE"
+                )
+            if verify and _file_sha256(path) != shard.sha256:
+                raise DataError(f"{path} is damaged: hash differs; make the tokens again: isoflop tokens RECIPE")
+        return tokens
+
+    def domains(self, split: str) -> list[str]:
+        """Names of the domains that have a shard in `split`, in manifest order."""
+        return [shard.domain for shard in self.shards if shard.split == split]
+
+    def shard(self, split: str, domain: str) -> Shard:
+        """The manifest's entry. Raises DataError for a domain that is not there."""
+        for shard in self.shards:
+            if (shard.split, shard.domain) == (split, domain):
+                return shard
+        known = ", ".join(self.domains(split)) or "none"
+        raise DataError(f"domain {domain!r} has no {split} shard in {self.folder}; there are: {known}")
+
+    def tokens(self, split: str, domain: str) -> np.ndarray:
+        """Memory map of one shard, read only."""
+        shard = self.shard(split, domain)
+        return np.memmap(self.folder / shard.path, dtype=self.manifest["dtype"], mode="r")
+
+    def n_tokens(self, split: str) -> int:
+        """Tokens in all domains of `split`, BOS and EOS included."""
+        return sum(shard.n_tokens for shard in self.shards if shard.split == split)
+
+    @cached_property
+    def token_bytes(self) -> np.ndarray:
+        """Text bytes per token id, int32 (vocab_size,)."""
+        return self.tokenizer.token_bytes
+
+
+def _train(corpus: Path, files: list[dict[str, Any]], options: TokenizerOptions) -> Tokenizer:
+    files = [item for item in files if item["split"] == "train"]
+    total = sum(item["n_bytes"] for item in files)
+    share = min(1.0, options.sample_mb * 1e6 / max(total, 1))
+    log.info("training %d tokens on %.1f MB", options.vocab_size, total * share / 1e6)
+
+    def sample() -> Iterator[str]:
+        for item in files:
+            kept = 0.0
+            for text in read_texts(corpus / item["path"]):
+                kept += share
+                if kept >= 1.0:  # every 1/share-th document: even and the same every time
+                    kept -= 1.0
+                    yield text
+
+    return train_tokenizer(
+        sample(),
+        options.vocab_size,
+        n_reserved=options.n_reserved,
+        padded_vocab_size=options.padded_vocab_size,
+        pad_multiple=options.pad_multiple,
+        min_frequency=options.min_frequency,
+    )
+
+
+def _write_shards(
+    corpus: Path,
+    files: list[dict[str, Any]],
+    tokenizer: Tokenizer,
+    out: Path,
+    encode: Callable[[Iterator[list[str]]], Iterator[np.ndarray]],
+    on_progress: Progress | None,
+) -> Iterator[Shard]:
+    total, done = sum(item["n_bytes"] for item in files), 0
+    for item in files:
+        path, digest = f"{item['split']}.{item['domain']}.bin", hashlib.sha256()
+        n_tokens = n_bytes = n_documents = 0
+        with (out / path).open("wb") as file:
+            for block in encode(_chunks(read_texts(corpus / item["path"]), CHUNK_CHARS)):
+                file.write(block.tobytes())
+                digest.update(block.tobytes())
+                n_tokens += len(block)
+                n_documents += int((block == tokenizer.bos_id).sum())
+                n_bytes += int(tokenizer.token_bytes[block].sum())
+                if on_progress:
+                    on_progress("tokens", done + n_bytes, total)
+        if n_bytes != item["n_bytes"]:
+            raise DataError(
+                f"{corpus / item['path']} has {n_bytes} bytes of text, its manifest says {item['n_bytes']}; "
+                "build the corpus again: isoflop corpus RECIPE"
+            )
+        done += n_bytes
+        yield Shard(item["split"], item["domain"], path, n_tokens, n_bytes, n_documents, digest.hexdigest())
+
+
+@contextmanager
+def _encoder(
+    tokenizer: Tokenizer, folder: Path, n_bytes: int, workers: int
+) -> Iterator[Callable[[Iterator[list[str]]], Iterator[np.ndarray]]]:
+    """Lists of texts -> arrays of tokens, in order; by several processes where there is much to do."""
+    n = workers or (min(16, cpu_count() or 1) if n_bytes >= PARALLEL_FROM_BYTES else 1)
+    if n == 1:
+        yield partial(map, partial(encode_documents, tokenizer))
+        return
+    pool = ProcessPoolExecutor(n, mp_context=get_context("spawn"), initializer=_start_worker)
+
+    def in_order(chunks: Iterator[list[str]]) -> Iterator[np.ndarray]:
+        pending: deque[Future[np.ndarray]] = deque()
+        for chunk in chunks:
+            pending.append(pool.submit(_encode_in_worker, str(folder), chunk))
+            if len(pending) > 2 * n:  # bounds the memory
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+    with pool:
+        yield in_order
+
+
+def encode_documents(tokenizer: Tokenizer, texts: list[str]) -> np.ndarray:
+    """BOS, tokens, EOS of each text, one after the other, in the type of the shards."""
+    bos, eos = [tokenizer.bos_id], [tokenizer.eos_id]
+    rows = tokenizer.encode_batch(texts)
+    return np.concatenate([part for row in rows for part in (bos, row, eos)]).astype(_dtype(tokenizer))
+
+
+def _start_worker() -> None:
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes share the cores already
+
+
+@lru_cache(maxsize=1)
+def _load(folder: str) -> Tokenizer:
+    return Tokenizer.load(folder)  # once per worker process; it remembers the pieces it has encoded
+
+
+def _encode_in_worker(folder: str, texts: list[str]) -> np.ndarray:
+    return encode_documents(_load(folder), texts)
+
+
+def _chunks(texts: Iterator[str], n_chars: int) -> Iterator[list[str]]:
+    chunk, size = [], 0
+    for text in texts:
+        chunk.append(text)
+        size += len(text)
+        if size >= n_chars:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
+def _dtype(tokenizer: Tokenizer) -> np.dtype:
+    return np.dtype(np.uint16 if tokenizer.vocab_size <= 65_536 else np.uint32)
+
+
+def _file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,152 @@
+"""Checkpoints: complete, atomic, checksummed; the newest undamaged one is what a run resumes from.
+
+    checkpoints/step_00001200/model.safetensors      parameters by name, float32
+                              optimizer.safetensors  moments and step counts by parameter name
+                              state.json             step, trajectory, sha256 of the two files above
+
+A folder is written under a temporary name, flushed to disk and renamed, so a killed writer leaves no half checkpoint.
+"""
+
+import errno
+import hashlib
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from isoflop.errors import CheckpointError
+from isoflop.recipe import write_json
+
+log = logging.getLogger(__name__)
+
+_FILES = ("model.safetensors", "optimizer.safetensors")
+
+
+def save(folder: Path, *, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> Path:
+    """Write `folder`/step_N and return it; an existing checkpoint of that step is left alone.
+
+    Raises:
+        CheckpointError: the disk is full; what was there before is untouched.
+    """
+    final = folder / f"step_{step:08d}"
+    if final.exists():
+        if damage(final) is None:
+            return final
+        shutil.rmtree(final)
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".writing-{step:08d}-{os.getpid()}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir()
+        save_file({name: p.detach().cpu() for name, p in model.named_parameters()}, temporary / _FILES[0])
+        save_file(_optimizer_tensors(model, optimizer), temporary / _FILES[1])
+        sums = {name: _sha256(temporary / name) for name in _FILES}
+        write_json(temporary / "state.json", {**state, "step": step, "sha256": sums})
+        for name in _FILES:
+            _flush(temporary / name)
+        _flush(temporary)
+        temporary.rename(final)
+        _flush(folder)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise _explained(error, folder, step) from error
+    except Exception as error:  # safetensors wraps a full disk in its own error class
+        shutil.rmtree(temporary, ignore_errors=True)
+        if "No space left" in str(error) or "os error 28" in str(error):
+            raise _explained(OSError(errno.ENOSPC, "No space left on device"), folder, step) from error
+        raise
+    return final
+
+
+def damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint folder, or None when all checksums hold."""
+    try:
+        state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+        for name, expected in state["sha256"].items():
+            if _sha256(checkpoint / name) != expected:
+                return f"{checkpoint / name} does not match its sha256"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"{checkpoint / 'state.json'} or a file it names cannot be read ({error})"
+    return None
+
+
+def newest(folder: Path) -> Path | None:
+    """The newest undamaged checkpoint of a run, None when it has none yet. Damaged ones are named in the log.
+
+    Raises:
+        CheckpointError: there are checkpoints, and all of them are damaged.
+    """
+    found = sorted(folder.glob("step_*"), reverse=True)
+    for checkpoint in found:
+        problem = damage(checkpoint)
+        if problem is None:
+            return checkpoint
+        log.warning("damaged checkpoint: %s; trying the one before it", problem)
+    if found:
+        raise CheckpointError(
+            f"all {len(found)} checkpoints in {folder} are damaged (named above); "
+            f"restore one of them, or delete the folder to start this run over"
+        )
+    return None
+
+
+def load(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[str, Any]:
+    """Restore parameters and optimizer state in place; returns the state dictionary with `step`."""
+    state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+    weights = load_file(checkpoint / _FILES[0])
+    named = dict(model.named_parameters())
+    if {k: tuple(v.shape) for k, v in weights.items()} != {k: tuple(v.shape) for k, v in named.items()}:
+        raise CheckpointError(f"{checkpoint} holds a model of other sizes; use the recipe it was trained with")
+    with torch.no_grad():
+        for name, parameter in named.items():
+            parameter.copy_(weights[name])
+    if optimizer is not None:
+        for key, value in load_file(checkpoint / _FILES[1]).items():
+            name, _, slot = key.rpartition("/")
+            device = "cpu" if slot == "step" and not named[name].is_cuda else named[name].device
+            optimizer.state[named[name]][slot] = value.to(device)
+    return state
+
+
+def prune(folder: Path, *, keep: int, pinned: set[int]) -> None:
+    """Delete all but the newest `keep` checkpoints; steps in `pinned` stay. Leftovers of killed writers go too."""
+    for checkpoint in sorted(folder.glob("step_*"))[:-keep]:
+        if int(checkpoint.name.removeprefix("step_")) not in pinned:
+            shutil.rmtree(checkpoint, ignore_errors=True)
+    for leftover in folder.glob(".writing-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    tensors = {}
+    for name, parameter in model.named_parameters():
+        for slot, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"{name}/{slot}"] = value.detach().cpu().contiguous()
+    return tensors
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _explained(error: OSError, folder: Path, step: int) -> CheckpointError:
+    reason = "the disk is full" if error.errno == errno.ENOSPC else str(error)
+    return CheckpointError(
+        f"checkpoint of step {step} could not be written to {folder}: {reason}; earlier checkpoints are intact: "
+        f"free some space and run the same command again, it resumes from the newest of them"
+    )

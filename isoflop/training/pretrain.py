@@ -1,0 +1,405 @@
+"""The language-model workload: a recipe and a tokens folder in, checkpoints and `result.json` out.
+
+`run_pretrain` is what `isoflop train` and every cell of a sweep call. A constant-then-cooldown run may start from a
+checkpoint of a longer one (its trunk): up to the cooldown both compute the same thing, bit for bit.
+"""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from isoflop.errors import CheckpointError, DataError, RecipeError
+from isoflop.model.accounting import flops_per_token
+from isoflop.model.attention import fastest_kernels
+from isoflop.model.config import ModelConfig
+from isoflop.model.transformer import Transformer
+from isoflop.recipe import to_tree, write_json, write_recipe
+from isoflop.run import commit, now, processor
+from isoflop.tokens.batches import Batches
+from isoflop.tokens.shards import TokenSet
+from isoflop.training import checkpoint
+from isoflop.training.loop import LoopResult, Saving, train
+from isoflop.training.monitor import Progress, peak_flops_per_s
+from isoflop.training.optim import adamw
+from isoflop.training.schedule import Schedule, cooldown_start, factor
+from isoflop.training.validate import validate
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class DataSection:
+    """What is read."""
+
+    tokens: str = ""
+    """Tokens folder, relative to the working directory."""
+    tokenizer_sha256: str = ""
+    """Hash that the folder's tokenizer must have; empty accepts any."""
+    weights: dict[str, float] = field(default_factory=dict)
+    """Share of each domain; empty keeps the natural proportions."""
+
+
+@dataclass(frozen=True)
+class TrainSection:
+    """How it is trained."""
+
+    n_tokens: int
+    """Training tokens, all passes."""
+    batch_tokens: int
+    """Tokens per optimizer step, a multiple of model.seq_len."""
+    learning_rate: float
+    """Peak rate."""
+    micro_batch: int = 0
+    """Sequences per forward pass; 0: the whole batch."""
+    schedule: Schedule = "multi_step"
+    warmup_steps: int = 2000
+    """Linear from 0 (paper: 2000)."""
+    cooldown_fraction: float = 0.2
+    """Share of the steps that constant_cooldown spends going to 0."""
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    """Not stated in the paper; PyTorch's default."""
+    weight_decay: float = 0.1
+    clip_norm: float = 1.0
+    seed: int = 0
+    """Of the weights and the order of the data."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of activations and products; auto is bfloat16 on a GPU and float32 on a CPU."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """torch.compile of each block; auto compiles long runs on a GPU."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1 ..."""
+    threads: int = 0
+    """CPU threads; 0 leaves PyTorch's choice. Results are bitwise repeatable at one thread count."""
+
+
+@dataclass(frozen=True)
+class ValidateSection:
+    """When bits per byte are measured during the run; the end always is."""
+
+    every_steps: int = 0
+    max_tokens: int = 0
+    """Per domain; 0: every held-out token."""
+
+
+@dataclass(frozen=True)
+class CheckpointSection:
+    """When the run is saved; the end always is."""
+
+    every_steps: int = 0
+    every_s: float = 300.0
+    keep: int = 2
+
+
+@dataclass(frozen=True)
+class PretrainRecipe:
+    """One pre-training run."""
+
+    model: ModelConfig
+    data: DataSection
+    train: TrainSection
+    validate: ValidateSection = ValidateSection()
+    checkpoint: CheckpointSection = CheckpointSection()
+    prediction: dict[str, Any] | None = None
+    """What `isoflop plan` expects of this run, with its time stamp."""
+
+    def n_steps(self) -> int:
+        """Optimizer steps; tokens that don't fill a step are left out."""
+        return self.train.n_tokens // self.train.batch_tokens
+
+
+def check(recipe: PretrainRecipe) -> None:
+    """Rules between keys. Raises RecipeError naming the key, the value, the rule and a way out."""
+    t, seq_len = recipe.train, recipe.model.seq_len
+    if t.batch_tokens < 1 or t.batch_tokens % seq_len:
+        low = max(1, t.batch_tokens // seq_len) * seq_len
+        raise RecipeError(
+            f"train.batch_tokens = {t.batch_tokens} must be a multiple of model.seq_len = {seq_len}; "
+            f"nearest: {low} or {low + seq_len}"
+        )
+    if t.micro_batch and (t.batch_tokens // seq_len) % t.micro_batch:
+        raise RecipeError(
+            f"train.micro_batch = {t.micro_batch} must divide the {t.batch_tokens // seq_len} sequences of a batch"
+        )
+    if recipe.n_steps() < 1:
+        raise RecipeError(
+            f"train.n_tokens = {t.n_tokens} is less than one optimizer step of train.batch_tokens = {t.batch_tokens}; "
+            f"raise the budget or lower the batch"
+        )
+    if not 0 < t.cooldown_fraction <= 1:
+        raise RecipeError(f"train.cooldown_fraction = {t.cooldown_fraction} must be above 0 and at most 1")
+    for name in ("learning_rate", "clip_norm", "eps"):
+        if not getattr(t, name) > 0:
+            raise RecipeError(f"train.{name} = {getattr(t, name)} must be above 0")
+    if not recipe.data.tokens:
+        raise RecipeError('data.tokens = "" must name a tokens folder; build one with isoflop tokens RECIPE')
+
+
+class LanguageModel:
+    """Workload: next-token loss on windows of a tokens folder."""
+
+    def __init__(self, recipe: PretrainRecipe, token_set: TokenSet):
+        config, t = recipe.model, recipe.train
+        self.tokens_per_step = t.batch_tokens
+        self._micro_batch = t.micro_batch or t.batch_tokens // config.seq_len
+        self._token_set = token_set
+        self._batches = Batches(
+            token_set,
+            seq_len=config.seq_len,
+            batch_sequences=t.batch_tokens // config.seq_len,
+            seed=t.seed,
+            weights=recipe.data.weights or None,
+        )
+        self._max_validation_tokens = recipe.validate.max_tokens
+        self._windows: dict[str, list[tuple[Tensor, Tensor, int]]] | None = None
+        self.unique_tokens = self._batches.n_unique_tokens
+        self.epochs = self._batches.epochs(t.n_tokens)
+
+    def batch(self, step: int) -> list[tuple[Tensor, ...]]:
+        windows_BT = torch.from_numpy(self._batches.batch(step))
+        return [(part,) for part in windows_BT.split(self._micro_batch)]
+
+    def loss_sum(self, model: nn.Module, micro_batch: tuple[Tensor, ...]) -> Tensor:
+        (windows_BT,) = micro_batch
+        assert isinstance(model, Transformer)
+        return model.loss_sum(windows_BT[:, :-1], windows_BT[:, 1:])
+
+    def validate(self, model: nn.Module) -> dict[str, object]:
+        assert isinstance(model, Transformer)
+        if self._windows is None:
+            self._windows = {
+                domain: [
+                    (torch.from_numpy(w.tokens), torch.from_numpy(w.counted), w.n_bytes)
+                    for w in self._batches.valid_windows(domain, max_tokens=self._max_validation_tokens)
+                ]
+                for domain in self._token_set.domains("valid")
+            }
+        return validate(model, self._windows)
+
+
+def run_pretrain(
+    recipe: PretrainRecipe,
+    run_dir: Path,
+    *,
+    start_from: Path | None = None,
+    stop_at: int | None = None,
+    keep_steps: frozenset[int] = frozenset(),
+    on_progress: Callable[[Progress], None] | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> dict[str, Any]:
+    """Train as the recipe says and return what `run_dir`/result.json holds; resumes what it finds there.
+
+    `start_from` is a checkpoint folder of a trunk that this run continues; `stop_at` ends after that many optimizer
+    steps (a trunk); checkpoints at `keep_steps` are kept.
+
+    Raises:
+        RecipeError: bad values, or a run folder that holds another recipe.
+        DataError: tokens missing or made with another tokenizer.
+        CheckpointError: all checkpoints damaged, or the disk is full.
+    """
+    check(recipe)
+    token_set = _open_tokens(recipe)
+    trajectory = trajectory_of(recipe, token_set)
+    result_path = run_dir / "result.json"
+    if result_path.is_file() and stop_at is None:
+        finished = json.loads(result_path.read_text(encoding="utf-8"))
+        if finished.get("trajectory") == trajectory and finished.get("n_steps") == recipe.n_steps():
+            log.info("%s is finished already; delete the folder to run it again", run_dir)
+            return finished
+    started_at = now()
+    if recipe.train.threads:
+        torch.set_num_threads(recipe.train.threads)
+    device = _device(recipe.train.device)
+    dtype = _precision(recipe.train.precision, device)
+    model = Transformer(recipe.model, dtype).to(device)
+    t = recipe.train
+    optimizer = adamw(
+        model, learning_rate=t.learning_rate, betas=(t.beta1, t.beta2), eps=t.eps, weight_decay=t.weight_decay
+    )
+    n_steps = recipe.n_steps()
+    write_recipe(run_dir / "recipe.toml", recipe, header="resolved recipe of this run")
+    found = checkpoint.newest(run_dir / "checkpoints") or start_from
+    start_step = 0
+    if found is None:
+        model.initialise(torch.Generator().manual_seed(t.seed))
+    else:
+        state = checkpoint.load(found, model, optimizer)
+        start_step = state["step"]
+        _check_continues(state, trajectory, start_step, recipe, found)
+        started_at = state.get("started_at", started_at)
+    exact = flops_per_token(recipe.model, "exact")
+    if _should_compile(recipe, device, exact * t.n_tokens):
+        for block in model.blocks:
+            block.compile(dynamic=False)
+    peak, peak_source = peak_flops_per_s(device, dtype)
+    workload = LanguageModel(recipe, token_set)
+    with fastest_kernels(device):
+        loop = train(
+            workload,
+            model,
+            optimizer,
+            rate=lambda step: (
+                t.learning_rate
+                * factor(
+                    step,
+                    n_steps=n_steps,
+                    warmup_steps=t.warmup_steps,
+                    schedule=t.schedule,
+                    cooldown_fraction=t.cooldown_fraction,
+                )
+            ),
+            n_steps=n_steps,
+            run_dir=run_dir,
+            saving=Saving(
+                recipe.checkpoint.every_steps,
+                recipe.checkpoint.every_s,
+                recipe.checkpoint.keep,
+                at_steps=keep_steps,
+            ),
+            state={"trajectory": trajectory, "n_steps": n_steps, "schedule": t.schedule, "started_at": started_at},
+            start_step=start_step,
+            stop_at=stop_at,
+            clip_norm=t.clip_norm,
+            validate_every=recipe.validate.every_steps,
+            flops_per_token=exact,
+            peak_flops_per_s=peak,
+            on_progress=on_progress,
+            should_stop=should_stop,
+        )
+    result = _result(recipe, workload, token_set, loop, device, dtype, trajectory, start_step, started_at)
+    result["peak_flops_per_s"], result["peak_source"] = peak, peak_source
+    if loop.status == "finished":
+        result.update(workload.validate(model))
+        if not math.isfinite(result["loss_nats"]):
+            result["status"] = "diverged"
+    if result["status"] in ("finished", "diverged"):
+        write_json(result_path, result)
+    return result
+
+
+def trajectory_of(recipe: PretrainRecipe, token_set: TokenSet) -> str:
+    """Hash of all that decides the numbers of a run, except how long its constant-rate stage goes on."""
+    tree = to_tree(recipe)
+    t = dict(tree["train"])
+    for key in ("device", "micro_batch", "compile", "threads"):  # where it runs, not what is asked for
+        t.pop(key)
+    if recipe.train.schedule == "constant_cooldown":
+        t.pop("n_tokens")
+        t.pop("cooldown_fraction")
+    data = {"weights": tree["data"].get("weights", {}), "tokens": token_set.data_sha256}
+    text = json.dumps({"model": tree["model"], "train": t, "data": data}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _check_continues(state: dict[str, Any], trajectory: str, step: int, recipe: PretrainRecipe, found: Path) -> None:
+    n_steps = recipe.n_steps()
+    if state["trajectory"] != trajectory:
+        raise CheckpointError(
+            f"{found} was trained with another recipe or other data than this one; "
+            f"use the recipe.toml beside it, or another run folder"
+        )
+    if state["n_steps"] != n_steps:
+        limit = cooldown_start(n_steps, recipe.train.cooldown_fraction)
+        if recipe.train.schedule != "constant_cooldown" or step > limit:
+            raise CheckpointError(
+                f"{found} is at step {step} of a run of {state['n_steps']} steps, this recipe has {n_steps}; "
+                f"only constant_cooldown runs share a trunk, up to the cooldown (here step {limit})"
+            )
+
+
+def _open_tokens(recipe: PretrainRecipe) -> TokenSet:
+    token_set = TokenSet.open(Path(recipe.data.tokens))
+    wanted = recipe.data.tokenizer_sha256
+    if wanted and wanted != token_set.tokenizer_sha256:
+        raise DataError(
+            f"data.tokenizer_sha256 = {wanted[:12]}... but {recipe.data.tokens} was made with the tokenizer "
+            f"{token_set.tokenizer_sha256[:12]}...: the recipe is for another tokenizer; "
+            f"give data.tokens the folder it was planned on, or plan again"
+        )
+    if recipe.model.vocab_size != token_set.vocab_size:
+        raise DataError(
+            f"model.vocab_size = {recipe.model.vocab_size} but the tokenizer of {recipe.data.tokens} has "
+            f"{token_set.vocab_size} rows (padding included); set model.vocab_size = {token_set.vocab_size}"
+        )
+    return token_set
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise RecipeError(f"train.device = {name!r} is not a device; use auto, cpu or cuda") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise RecipeError(f"train.device = {name!r} but PyTorch sees no GPU here; use auto or cpu")
+    return device
+
+
+def _precision(name: str, device: torch.device) -> torch.dtype:
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+
+
+def _should_compile(recipe: PretrainRecipe, device: torch.device, total_flops: float) -> bool:
+    if recipe.train.compile == "auto":
+        return device.type == "cuda" and total_flops > 2e15  # below, compiling takes longer than it saves
+    return recipe.train.compile == "on"
+
+
+def _result(
+    recipe: PretrainRecipe,
+    workload: LanguageModel,
+    token_set: TokenSet,
+    loop: LoopResult,
+    device: torch.device,
+    dtype: torch.dtype,
+    trajectory: str,
+    start_step: int,
+    started_at: str,
+) -> dict[str, Any]:
+    scale, exact = flops_per_token(recipe.model, "M"), flops_per_token(recipe.model, "exact")
+    n_tokens = loop.step * recipe.train.batch_tokens
+    return {
+        "status": loop.status,
+        "step": loop.step,
+        "n_steps": recipe.n_steps(),
+        "n_tokens": n_tokens,
+        "start_step": start_step,
+        "flops_per_token": scale,
+        "flops_per_token_exact": exact,
+        "total_flops": scale * n_tokens,
+        "total_flops_exact": exact * n_tokens,
+        "train_loss_nats": loop.train_loss_nats,
+        "wall_s": loop.wall_s,
+        "tokens_per_s": loop.tokens / loop.wall_s if loop.wall_s else None,
+        "data_wait_share": loop.data_wait_s / loop.wall_s if loop.wall_s else None,
+        "unique_tokens": workload.unique_tokens,
+        "epochs": workload.epochs,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
+        "threads": torch.get_num_threads(),
+        "precision": str(dtype).removeprefix("torch."),
+        "torch": torch.__version__,
+        "tokenizer_sha256": token_set.tokenizer_sha256,
+        "data_sha256": token_set.data_sha256,
+        "trajectory": trajectory,
+        "commit": commit(),
+        "started_at": started_at,
+        "finished_at": now(),
+    }
+
+
+def with_train(recipe: PretrainRecipe, **changes: Any) -> PretrainRecipe:
+    """A copy with other values in [train]."""
+    return dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, **changes))

@@ -1,0 +1,54 @@
+"""Bits per byte on held-out shards, by domain.
+
+bits per byte = negative log-likelihood in nats of the counted targets / (ln 2 * bytes of those targets), so losses of
+different tokenizers can be compared. Targets that start a document carry no bytes and are not counted; the end of a
+document is, as part of the message (docs/scaling.md).
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from isoflop.errors import DataError
+from isoflop.model.transformer import Transformer
+
+
+@torch.no_grad()
+def validate(model: Transformer, windows_by_domain: dict[str, list[tuple[Tensor, Tensor, int]]]) -> dict[str, object]:
+    """Loss and bits per byte per domain and pooled over all bytes.
+
+    Shapes: each window group is (tokens [B, T + 1], counted [B, T] bool, bytes of the counted targets).
+    Raises: DataError when there is nothing to validate on.
+    """
+    device = model.embedding.weight.device
+    model.eval()
+    by_domain: dict[str, dict[str, float]] = {}
+    pooled = {"nats": 0.0, "bytes": 0, "targets": 0}
+    for domain, groups in windows_by_domain.items():
+        nats = torch.zeros((), dtype=torch.float64, device=device)
+        n_bytes = n_targets = 0
+        for tokens_BT, counted_BT, group_bytes in groups:
+            targets_BT = torch.where(counted_BT, tokens_BT[:, 1:], -1)
+            nats += model.loss_sum(tokens_BT[:, :-1].to(device), targets_BT.to(device)).double()
+            n_bytes += group_bytes
+            n_targets += int(counted_BT.sum())
+        if not n_bytes:
+            continue
+        by_domain[domain] = _figures(float(nats), n_bytes, n_targets)
+        pooled["nats"] += float(nats)
+        pooled["bytes"] += n_bytes
+        pooled["targets"] += n_targets
+    if not pooled["bytes"]:
+        raise DataError("the tokens folder has no validation shard with text; build it with a held-out share above 0")
+    total = _figures(pooled["nats"], int(pooled["bytes"]), int(pooled["targets"]))
+    return {**total, "bits_per_byte_by_domain": {k: v["bits_per_byte"] for k, v in by_domain.items()}}
+
+
+def _figures(nats: float, n_bytes: int, n_targets: int) -> dict[str, float]:
+    return {
+        "loss_nats": nats / n_targets,
+        "bits_per_byte": nats / (math.log(2) * n_bytes),
+        "n_bytes": n_bytes,
+        "n_targets": n_targets,
+    }

@@ -1,0 +1,175 @@
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from isoflop.corpus.build import CorpusRecipe, SplitOptions, build_corpus, cut_pieces
+from isoflop.corpus.clean import CleanOptions
+from isoflop.corpus.dedup import DedupOptions
+from isoflop.corpus.environment import EnvironmentOptions
+from isoflop.corpus.sources import SourceOptions, open_binary, read_texts
+from isoflop.errors import DataError, RecipeError
+from isoflop.recipe import load_recipe
+
+ROOT = Path(__file__).parents[2]
+SHARED = ROOT.parent / "shared" / "data" / "pretrain"
+
+
+def _text(generator: random.Random, n_words: int = 200) -> str:
+    words = ["".join(generator.choices("abcdefgh", k=5)) for _ in range(n_words)]
+    return "\n\n".join("paragraph " + " ".join(words[start : start + 40]) for start in range(0, n_words, 40))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    generator = random.Random(1)
+    texts = [_text(generator) for _ in range(100)]
+    records = [{"text": text} for text in [*texts, texts[0], texts[1] + " end"]]
+    lines = [json.dumps(record) for record in records] + ["{broken", json.dumps({"text": "tiny"})]
+    (tmp_path / "docs.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return tmp_path
+
+
+def _recipe(folder: Path, **options: object) -> CorpusRecipe:
+    source = SourceOptions(path=str(folder / "docs.jsonl"), domain="prose", license="CC0")
+    return CorpusRecipe(**{"sources": (source,), "split": SplitOptions(valid_fraction=0.2), **options})  # type: ignore[arg-type]
+
+
+def test_corpus_counts_what_came_in_and_what_went(folder: Path) -> None:
+    calls: list[tuple[str, int, int]] = []
+    out = folder / "corpus"
+    manifest = build_corpus(_recipe(folder), out, on_progress=lambda *call: calls.append(call))
+    assert manifest["duplicates"] == {
+        "exact": 1, "near": 1, "of_them_train_like_valid": 0, "train_quotes_valid": 0,
+    }  # fmt: skip
+    assert manifest["drops"] == {"prose": {"too_short": 1}}
+    assert manifest["n_bad_records"] == 1
+    assert json.loads((out / "quarantine.jsonl").read_text(encoding="utf-8"))["origin"] == "docs.jsonl/docs.jsonl:103"
+    assert manifest["n_documents"] == 100
+    assert manifest["licenses"] == {"CC0": 100}
+    for item in manifest["files"]:
+        texts = list(read_texts(out / item["path"]))
+        assert (item["n_documents"], item["n_bytes"]) == (len(texts), sum(len(text.encode()) for text in texts))
+    valid = next(item for item in manifest["files"] if item["split"] == "valid")
+    assert 8 <= valid["n_documents"] <= 32  # 20 expected, standard deviation 4
+    assert calls[-1][1] == calls[-1][2] > 0
+
+
+def test_second_run_is_a_no_op_and_a_changed_file_is_not(folder: Path) -> None:
+    out = folder / "corpus"
+    first = build_corpus(_recipe(folder), out)
+    before = (out / "manifest.json").stat().st_mtime_ns
+    again = build_corpus(_recipe(folder, workers=1), out)
+    assert (first["reused"], again["reused"]) == (False, True)
+    assert (out / "manifest.json").stat().st_mtime_ns == before
+    (out / "train" / "prose.jsonl.zst").unlink()
+    assert not build_corpus(_recipe(folder), out)["reused"]
+    with (folder / "docs.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"text": _text(random.Random(9))}) + "\n")
+    changed = build_corpus(_recipe(folder), out)
+    assert not changed["reused"]
+    assert changed["corpus_sha256"] != first["corpus_sha256"]
+    assert not [path for path in folder.iterdir() if path.name.startswith(".corpus")]
+
+
+def test_result_does_not_depend_on_the_number_of_processes(folder: Path) -> None:
+    hashes = {build_corpus(_recipe(folder, workers=n), folder / f"c{n}")["corpus_sha256"] for n in (1, 2)}
+    assert len(hashes) == 1
+
+
+def test_pieces_of_a_document_stay_on_one_side(tmp_path: Path) -> None:
+    generator = random.Random(2)
+    for index in range(12):
+        (tmp_path / f"book{index}.txt").write_text(_text(generator, 3000), encoding="utf-8")
+    source = SourceOptions(path=str(tmp_path), domain="prose")
+    recipe = CorpusRecipe(sources=(source,), split=SplitOptions(valid_fraction=0.3, max_piece_kb=4.0))
+    manifest = build_corpus(recipe, tmp_path / "corpus")
+    books = [{_record["source"] for _record in _records(tmp_path / "corpus" / i["path"])} for i in manifest["files"]]
+    assert len(books) == 2
+    assert not books[0] & books[1]
+    assert manifest["n_documents"] > 24
+
+
+def test_training_text_that_nearly_equals_validation_text_goes(tmp_path: Path) -> None:
+    generator = random.Random(3)
+    texts = [_text(generator) for _ in range(10)]
+    (tmp_path / "valid.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts[:3]), encoding="utf-8")
+    quoting = texts[2][: len(texts[2]) // 2] + "\n\n" + texts[9]
+    train = [texts[0], texts[1] + " more", quoting, *texts[3:9]]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in train), encoding="utf-8")
+    sources = tuple(SourceOptions(path=str(tmp_path / f"{s}.jsonl"), split=s) for s in ("train", "valid"))
+    manifest = build_corpus(CorpusRecipe(sources=sources), tmp_path / "corpus")
+    assert {item["split"]: item["n_documents"] for item in manifest["files"]} == {"train": 6, "valid": 3}
+    assert manifest["duplicates"]["of_them_train_like_valid"] == 2
+    assert manifest["duplicates"]["train_quotes_valid"] == 1
+
+
+def test_cut_pieces_join_to_the_text_and_meet_again_after_a_difference() -> None:
+    generator = random.Random(4)
+    text = _text(generator, 20_000)
+    pieces = cut_pieces(text, 8_000)
+    assert "".join(pieces) == text
+    assert max(len(piece.encode()) for piece in pieces) <= 8_000
+    other = cut_pieces("A preface of another edition.\n\n" + text, 8_000)
+    assert len(set(pieces) & set(other)) >= len(pieces) - 3
+    for odd in ("\u4e2d" * 9_000, "x" * 30_000, "a\n" * 20_000, ""):
+        assert "".join(cut_pieces(odd, 8_000)) == odd
+        assert all(len(piece.encode()) <= 8_000 for piece in cut_pieces(odd, 8_000))
+
+
+def test_corpus_without_any_usable_document_is_refused_with_counts(tmp_path: Path) -> None:
+    (tmp_path / "docs.jsonl").write_bytes(b'{broken\n{"text": "tiny"}\n')
+    with pytest.raises(DataError, match=r"no usable document in 1 files \(1 records could not be read.*too_short 1"):
+        build_corpus(_recipe(tmp_path), tmp_path / "corpus")
+    (tmp_path / "docs.jsonl").write_bytes(b"")
+    with pytest.raises(DataError, match="no usable document"):
+        build_corpus(_recipe(tmp_path), tmp_path / "corpus")
+    (tmp_path / "docs.jsonl").unlink()
+    with pytest.raises(DataError, match="does not exist"):
+        build_corpus(_recipe(tmp_path), tmp_path / "corpus")
+    assert not (tmp_path / "corpus").exists()
+
+
+def test_contradictions_in_the_recipe_are_refused(folder: Path) -> None:
+    with pytest.raises(DataError, match=r"names none and environment\.enabled = false"):
+        build_corpus(CorpusRecipe(environment=EnvironmentOptions(enabled=False)), folder / "corpus")
+    with pytest.raises(RecipeError, match=r"split\.valid_fraction = 1\.5 must lie in"):
+        build_corpus(_recipe(folder, split=SplitOptions(valid_fraction=1.5)), folder / "corpus")
+    with pytest.raises(DataError, match="no document is left for valid; raise split"):
+        build_corpus(_recipe(folder, split=SplitOptions(valid_fraction=0.0)), folder / "corpus")
+    source = SourceOptions(path=str(folder / "docs.jsonl"))
+    with pytest.raises(RecipeError, match="is used twice; give each source a name"):
+        build_corpus(CorpusRecipe(sources=(source, source)), folder / "corpus")
+
+
+@pytest.mark.parametrize("name", ["default", "shared"])
+def test_corpus_recipes_are_valid(name: str) -> None:
+    recipe = load_recipe(ROOT / "recipes" / "corpus" / f"{name}.toml", CorpusRecipe)
+    assert recipe.environment.enabled
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="needs the shared data folder beside the checkout")
+def test_real_text_with_known_dirt_is_cleaned(tmp_path: Path) -> None:
+    sources = tuple(SourceOptions(path=str(SHARED / name), domain="law") for name in ("laws_zh", "raw_samples"))
+    recipe = CorpusRecipe(sources=sources, clean=CleanOptions(), dedup=DedupOptions(), workers=1)
+    manifest = build_corpus(recipe, tmp_path / "corpus")
+    assert manifest["duplicates"]["exact"] >= 1
+    assert manifest["duplicates"]["near"] >= 5  # README: 9 near-duplicate laws, counted on whole documents
+    reasons = [_record["reason"] for _record in _records(tmp_path / "corpus" / "quarantine.jsonl")]
+    assert len(reasons) == 2  # the Latin-1 and the GB18030 sample
+    assert all(reason.startswith("not UTF-8") for reason in reasons)
+
+
+def _records(path: Path) -> list[dict[str, str]]:
+    with open_binary(path) as file:
+        return [json.loads(line) for line in file]
+
+
+def test_a_folder_of_somebody_else_is_never_replaced(folder: Path) -> None:
+    other = folder / "precious"
+    other.mkdir()
+    (other / "thesis.txt").write_text("ten years of work", encoding="utf-8")
+    with pytest.raises(DataError, match="has files that this command did not make; give an empty or a new folder"):
+        build_corpus(_recipe(folder), other)
+    assert (other / "thesis.txt").read_text(encoding="utf-8") == "ten years of work"

@@ -1,0 +1,183 @@
+"""Counting from sizes equals counting the real modules, PyTorch's FLOP counter and the published numbers."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from isoflop.errors import RecipeError
+from isoflop.model import accounting
+from isoflop.model.config import ModelConfig
+from isoflop.model.transformer import Transformer
+
+DEEPSEEK_7B = ModelConfig(30, 4096, 32, 32, 128, 11008, 102400, 4096)
+DEEPSEEK_67B = ModelConfig(95, 8192, 64, 8, 128, 22016, 102400, 4096)
+SMALL_GQA = ModelConfig(3, 64, 4, 2, 16, 176, 512, 128)
+HEADS_WIDER_THAN_MODEL = ModelConfig(2, 48, 4, 1, 16, 100, 300, 32)
+
+
+@pytest.mark.parametrize(
+    ("config", "total", "non_embedding"),
+    [(DEEPSEEK_7B, 6_910_365_696, 6_071_504_896), (DEEPSEEK_67B, 67_425_001_472, 65_747_279_872)],
+)
+def test_parameters_of_the_published_models_are_exact(config, total, non_embedding):
+    count = accounting.count_parameters(config)
+    assert (count.n_params_total, count.n_params_non_embedding) == (total, non_embedding)
+
+
+@pytest.mark.parametrize("config", [DEEPSEEK_7B, DEEPSEEK_67B, SMALL_GQA, HEADS_WIDER_THAN_MODEL])
+def test_counted_parameters_equal_the_modules_on_the_meta_device(config):
+    with torch.device("meta"):
+        model = Transformer(config)
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    tables = sizes["embedding.weight"] + sizes["head.weight"]
+    norms = sum(size for name, size in sizes.items() if name.endswith("norm.weight"))
+    count = accounting.count_parameters(config)
+    assert count.n_params_total == sum(sizes.values())
+    assert count.n_params_non_embedding == sum(sizes.values()) - tables
+    assert count.n_params_matmul == sum(sizes.values()) - tables - norms
+
+
+TABLE_3 = [  # n, d, N1, N2, M, 6 N1 / M, 6 N2 / M at V = 102400, s = 4096
+    (8, 512, 25.2e6, 77.6e6, 352e6, 0.43, 1.32),
+    (12, 768, 84.9e6, 164e6, 963e6, 0.53, 1.02),
+    (24, 1024, 302e6, 407e6, 3.02e9, 0.60, 0.81),
+    (24, 2048, 1.21e9, 1.42e9, 9.66e9, 0.75, 0.88),
+    (32, 4096, 6.44e9, 6.86e9, 45.1e9, 0.857, 0.91),  # the paper prints 0.85; exact arithmetic gives 0.857
+    (40, 5120, 12.6e9, 13.1e9, 85.6e9, 0.88, 0.92),
+    (80, 8192, 64.4e9, 65.3e9, 419e9, 0.92, 0.94),
+]
+
+
+@pytest.mark.parametrize("row", TABLE_3, ids=lambda row: f"{row[0]}x{row[1]}")
+def test_formulas_reproduce_table_3_of_the_paper(row):
+    n, d, n1, n2, m, ratio_1, ratio_2 = row
+    config = ModelConfig(n, d, d // 64, d // 64, 64, 8 * d // 3, 102400, 4096)
+    flops = accounting.flops_by_convention(config)
+    assert flops["6N1"] / 6 == pytest.approx(n1, rel=5e-3)
+    assert flops["6N2"] / 6 == pytest.approx(n2, rel=5e-3)
+    assert flops["M_formula"] == pytest.approx(m, rel=5e-3)
+    assert flops["6N1"] / flops["M_formula"] == pytest.approx(ratio_1, abs=0.005)
+    assert flops["6N2"] / flops["M_formula"] == pytest.approx(ratio_2, abs=0.006)
+
+
+def test_counted_m_of_67b_is_below_the_formula_because_of_gqa():
+    assert accounting.flops_per_token(DEEPSEEK_67B, "M") == pytest.approx(4.327e11, rel=2e-4)
+    assert accounting.flops_per_token(DEEPSEEK_67B, "M_formula") == pytest.approx(4.973e11, rel=2e-4)
+    assert accounting.flops_per_token(DEEPSEEK_7B, "M_formula") == pytest.approx(4.228e10, rel=2e-4)
+
+
+@given(st.integers(1, 20), st.sampled_from([64, 128, 768]), st.integers(16, 4096))
+def test_counted_m_equals_the_formula_where_its_assumptions_hold(n, tenths, seq_len):
+    d = 3 * tenths
+    config = ModelConfig(n, d, 3, 3, tenths, 8 * d // 3, 1000, seq_len)
+    assert accounting.flops_per_token(config, "M") == accounting.flops_per_token(config, "M_formula")
+
+
+@settings(max_examples=6, deadline=None)
+@given(st.integers(1, 3), st.sampled_from([(4, 4), (4, 2), (4, 1)]), st.sampled_from([8, 16]), st.integers(9, 33))
+def test_exact_flops_equal_pytorchs_counter(n_layers, heads, d_head, seq_len):
+    config = ModelConfig(n_layers, 48, *heads, d_head, 80, 96, seq_len)
+    model = Transformer(config)
+    model.initialise(torch.Generator().manual_seed(0))
+    tokens_BT = torch.randint(0, config.vocab_size, (2, seq_len))
+    # Flash kernels recompute scores in the backward pass and count it; the plain kernel counts the products once.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model.loss_sum(tokens_BT, tokens_BT).backward()
+    assert counter.get_total_flops() == accounting.flops_per_token(config, "exact") * tokens_BT.numel()
+
+
+def test_conventions_differ_by_what_they_name():
+    flops = accounting.flops_by_convention(SMALL_GQA)
+    count = accounting.count_parameters(SMALL_GQA)
+    head, attention = 6 * 64 * 512, 12 * 3 * 64 * 128
+    assert flops["exact"] - flops["M"] == head
+    assert flops["exact"] - flops["causal"] == attention // 2
+    assert flops["M"] - attention == 6 * count.n_params_matmul
+    assert flops["6N_total"] - flops["6N_non_embedding"] == 2 * head
+    assert set(flops) == set(accounting.FLOPS_CONVENTIONS)
+    assert accounting.flops_per_token(SMALL_GQA, "M", seq_len=64) == flops["M"] - attention // 2
+
+
+def test_forward_flops_are_a_third_of_a_training_token():
+    trained = accounting.flops_per_token(SMALL_GQA, "exact")
+    assert 3 * accounting.forward_flops_per_token(SMALL_GQA, SMALL_GQA.seq_len) == trained
+
+
+def test_kv_bytes_equal_the_cache_that_decoding_allocates():
+    model = Transformer(SMALL_GQA, torch.bfloat16)
+    held = sum(c.keys.nbytes + c.values.nbytes for c in model.new_cache(1, 100))
+    assert held == 100 * accounting.kv_bytes_per_token(SMALL_GQA, "bf16")
+    assert accounting.kv_bytes_per_token(DEEPSEEK_67B) == 2 * 95 * 8 * 128 * 2
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+@pytest.mark.parametrize("config", [SMALL_GQA, dataclasses.replace(SMALL_GQA, n_kv_heads=4, n_layers=2)])
+def test_activation_formula_equals_what_autograd_keeps(config, precision, dtype):
+    model = Transformer(config, dtype)
+    model.initialise(torch.Generator().manual_seed(0))
+    tokens_BT = torch.randint(0, config.vocab_size, (4, config.seq_len))
+    fixed = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers(), tokens_BT)}
+    kept, alive = {}, []
+
+    def note(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in fixed:
+            kept[storage.data_ptr()] = storage.nbytes()
+            alive.append(tensor)  # a freed storage's address would be used twice
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        loss = model.loss_sum(tokens_BT, tokens_BT)
+    assert loss.isfinite()
+    count, width, n = accounting.count_parameters(config), accounting.BYTES[precision], tokens_BT.numel()
+    casts = 0 if precision == "fp32" else 2 * count.n_params_matmul
+    # Beside the formula: the head's gradient; the CPU's norm keeps the normalised value too (fused kernels do not);
+    # the final hidden states are alive during the loss but not kept by autograd.
+    unfused_norms = 4 * config.d_model * (2 * config.n_layers + 1) * n
+    expected = n * accounting.activation_bytes_per_token(config, precision) - width * config.d_model * n
+    assert sum(kept.values()) == pytest.approx(expected + casts + 4 * count.n_params_head + unfused_norms, rel=0.01)
+
+
+def test_sharding_divides_what_its_stage_names():
+    whole = accounting.training_memory(DEEPSEEK_7B, world_size=64, zero_stage=0)
+    one, two, three = (accounting.training_memory(DEEPSEEK_7B, world_size=64, zero_stage=s) for s in (1, 2, 3))
+    n = accounting.count_parameters(DEEPSEEK_7B).n_params_total
+    assert (whole.weights_bytes, whole.gradients_bytes, whole.optimizer_bytes) == (4 * n, 4 * n, 8 * n)
+    assert (one.optimizer_bytes, one.gradients_bytes) == (n / 8, 4 * n)
+    assert (two.gradients_bytes, two.weights_bytes) == (n / 16, 4 * n)
+    assert three.weights_bytes == n / 16
+    parts = dataclasses.asdict(three)
+    assert parts.pop("total_bytes") == sum(parts.values())
+
+
+def test_inspect_holds_every_count_as_plain_data():
+    found = accounting.inspect(DEEPSEEK_67B, n_tokens=2 * 10**12)
+    assert found["n_params_total"] == found["n_params_active"] == 67_425_001_472
+    assert found["total_flops"]["M"] == pytest.approx(8.654e23, rel=2e-4)
+    assert found["total_flops"]["M_formula"] == pytest.approx(9.946e23, rel=2e-4)
+    assert found["kv_bytes_per_token"]["bf16"] == 389_120
+    assert found["memory"]["total_bytes"] > 16 * found["n_params_total"]
+
+
+def test_unknown_precision_stage_and_convention_are_refused_by_name():
+    with pytest.raises(RecipeError, match=r"precision = 'fp16' must be one of fp32, bf16"):
+        accounting.kv_bytes_per_token(SMALL_GQA, "fp16")
+    with pytest.raises(RecipeError, match=r"zero_stage = 4 must be 0"):
+        accounting.training_memory(SMALL_GQA, zero_stage=4)
+    with pytest.raises(RecipeError, match=r"world_size = 0"):
+        accounting.training_memory(SMALL_GQA, world_size=0)
+    with pytest.raises(RecipeError, match=r"convention '6N' must be one of M"):
+        accounting.flops_per_token(SMALL_GQA, "6N")  # type: ignore[arg-type]
+
+
+def test_counting_and_planning_do_not_import_torch():
+    code = "import sys, isoflop.model.accounting, isoflop.scaling.ladder; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], env={**os.environ}, check=False).returncode == 0

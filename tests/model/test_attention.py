@@ -1,0 +1,38 @@
+"""One attention call: causal from the end, grouped heads repeated, the cache a window on its buffers."""
+
+import pytest
+import torch
+
+from isoflop.model.attention import Cache, attend
+
+
+def explicit(q_BHTC, k_BGSC, v_BGSC):
+    """Softmax attention in float64 where query t sees keys up to S - T + t."""
+    q, k, v = (x.double() for x in (q_BHTC, k_BGSC, v_BGSC))
+    repeat = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(repeat, 1), v.repeat_interleave(repeat, 1)
+    n_new, n_seen = q.shape[2], k.shape[2]
+    unseen_TS = torch.arange(n_seen)[None, :] > torch.arange(n_new)[:, None] + n_seen - n_new
+    scores = (q @ k.transpose(2, 3) / q.shape[-1] ** 0.5).masked_fill(unseen_TS, float("-inf"))
+    return scores.softmax(-1) @ v
+
+
+@pytest.mark.parametrize("groups", [4, 2, 1])
+@pytest.mark.parametrize(("n_new", "n_seen"), [(9, 9), (1, 9), (4, 9)])
+@pytest.mark.parametrize("d_head", [6, 16])
+def test_attention_equals_explicit_softmax(groups, n_new, n_seen, d_head):
+    generator = torch.Generator().manual_seed(0)
+    q = torch.randn(2, 4, n_new, d_head, generator=generator)
+    k, v = torch.randn(2, 2, groups, n_seen, d_head, generator=generator)
+    exact = explicit(q, k, v)
+    assert ((attend(q, k, v) - exact).abs().max() / exact.abs().max()).item() < 1e-6
+
+
+def test_cache_returns_what_was_put_in_and_refuses_more_than_it_holds():
+    cache = Cache(1, 2, 5, 4, dtype=torch.float32, device="cpu")
+    keys, values = torch.randn(2, 1, 2, 5, 4)
+    cache.append(keys[:, :, :3], values[:, :, :3])
+    held_keys, held_values = cache.append(keys[:, :, 3:], values[:, :, 3:])
+    assert torch.equal(held_keys, keys) and torch.equal(held_values, values)
+    with pytest.raises(AssertionError, match="cache holds 5 tokens, 6 needed"):
+        cache.append(keys[:, :, :1], values[:, :, :1])

@@ -1,0 +1,123 @@
+"""Comparisons: a known multiplier is found, ignorance is admitted and says what to run, units are guarded."""
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import pytest
+from law_examples import TRUTH, example_laws, fitted_laws
+
+from isoflop.errors import PlanError
+from isoflop.recipe import write_json
+from isoflop.scaling.compare import compare, compare_files
+from isoflop.scaling.table import load_table
+
+BASE = example_laws(seed=1)
+MARIN = Path(__file__).parents[2].parent / "shared" / "data" / "scaling" / "marin-isoflop" / "runs.csv"
+
+
+def test_a_change_worth_twice_the_compute_is_found():
+    found = compare(BASE, example_laws(seed=2, data_gain=2.0), budget_flops=1e15)
+    assert found["multiplier"]["center"] == pytest.approx(2.0, rel=0.02)
+    assert found["multiplier"]["low"] < 2.0 < found["multiplier"]["high"]
+    assert found["decided"] and found["multiplier"]["low"] > 1
+    assert "B is worth 2 x the compute of A" in found["verdict"]
+    assert found["needed"] == pytest.approx(0.5, rel=0.02)
+    assert found["loss"]["b"] < found["loss"]["a"] and found["next_cells"] == []
+
+
+def test_swapping_the_fits_inverts_the_multiplier():
+    better = example_laws(seed=2, data_gain=2.0)
+    forward, back = compare(BASE, better, budget_flops=1e15), compare(better, BASE, budget_flops=1e15)
+    assert forward["multiplier"]["center"] * back["multiplier"]["center"] == pytest.approx(1.0, rel=0.03)
+
+
+def test_equal_fits_cannot_be_told_apart_and_the_cells_to_run_are_named():
+    found = compare(BASE, example_laws(seed=2), budget_flops=1e15)
+    assert not found["decided"] and "can't tell yet" in found["verdict"]
+    cells = found["next_cells"]
+    assert 1 <= len(cells) <= 4
+    left = [cell["interval_width_left"] for cell in cells]
+    assert left == sorted(left, reverse=True) and left[-1] < 0.95
+    for cell in cells:
+        assert cell["flops_per_token"] * cell["n_tokens"] == pytest.approx(cell["budget_flops"])
+        assert cell["budget_flops"] <= 3.01 * max(BASE["budgets"])
+    assert {cell["side"] for cell in cells} == {"a", "b"}
+    assert all(row["p"] > 0.01 for row in found["exponents"])
+
+
+def test_different_exponents_are_detected():
+    steeper = np.array(TRUTH)
+    steeper[3:] *= 1.15
+    steeper[1:3] *= [3.0, 3.0]
+    found = compare(BASE, example_laws(steeper, seed=2), budget_flops=1e15)
+    rows = {row["law"] + row["exponent"]: row for row in found["exponents"]}
+    alpha = rows["surface_log_huberloss against scale (alpha)"]
+    assert alpha["p"] < 0.05 and alpha["difference"] == pytest.approx(0.15 * TRUTH[3], rel=0.1)
+    assert "the multiplier changes with scale" in found["verdict"]
+
+
+def test_a_loss_that_the_base_never_reaches_is_reported_as_a_limit():
+    lower = np.array(TRUTH)
+    lower[0] -= 0.65
+    found = compare(BASE, example_laws(lower, seed=2), budget_flops=1e15)
+    assert found["decided"] and found["multiplier"]["at_limit"] > 0.9
+    assert "over 10000 x" in found["verdict"]
+    assert any("never reaches" in text for text in found["warnings"])
+
+
+def test_other_conventions_are_warned_about():
+    other = copy.deepcopy(example_laws(seed=2, data_gain=2.0))
+    other["conventions"]["tokenizer_sha256"] = "0" * 64
+    other["conventions"]["eval_set"] = "other"
+    warnings = compare(BASE, other, budget_flops=1e15)["warnings"]
+    assert any("tokenizer_sha256 differs" in text for text in warnings)
+    assert any("eval_set differs" in text for text in warnings)
+    assert not any("nats per token" in text for text in warnings)  # bits per byte can be compared
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"loss": "loss_nats"}, "laws.loss"),
+        ({"scale": "n_params"}, "laws.scale"),
+        ({"resamples": {}}, "no interval is available"),
+    ],
+)
+def test_laws_that_measure_differently_are_refused(change, message):
+    with pytest.raises(PlanError, match=message):
+        compare(BASE, {**BASE, **change}, budget_flops=1e15)
+
+
+def test_a_budget_must_be_positive():
+    with pytest.raises(PlanError, match="budget_flops = 0"):
+        compare(BASE, BASE, budget_flops=0)
+
+
+def test_two_files_are_compared_at_the_largest_budget_of_both(tmp_path):
+    write_json(tmp_path / "a.json", BASE)
+    write_json(tmp_path / "b.json", example_laws(seed=2, budgets=(1e13, 1e14, 1e15)))
+    found = compare_files(tmp_path / "a.json", tmp_path / "b.json")
+    assert found["budget_flops"] == 1e15 and found["multiplier"]["center"] == pytest.approx(1.0, rel=0.05)
+
+
+def test_a_published_law_has_nothing_to_compare_with(tmp_path):
+    write_json(tmp_path / "a.json", {**BASE, "loss": "loss_nats"})
+    with pytest.raises(PlanError, match="no interval is available"):
+        compare_files(tmp_path / "a.json", "deepseek")
+
+
+@pytest.mark.skipif(not MARIN.is_file(), reason="needs shared/data/scaling/marin-isoflop beside the checkout")
+def test_two_corpora_of_marin_differ_in_level_and_not_measurably_in_exponents():
+    """What the data's README found by independent fits: exponents within their intervals, loss levels apart."""
+    mapping = "n_params=params,n_tokens=tokens,total_flops=flops_logged,loss_nats=loss"
+    comma, nemotron = (
+        fitted_laws(load_table(MARIN, mapping=mapping, where=[f"dataset={name}", "kind=isoflop"]))
+        for name in ("comma", "nemotron")
+    )
+    found = compare(comma, nemotron, budget_flops=1e19)
+    assert found["decided"] and 2.0 < found["multiplier"]["low"] < found["multiplier"]["high"] < 4.0
+    assert all(row["p"] > 0.05 for row in found["exponents"])
+    far = compare(comma, nemotron, budget_flops=1e22)
+    assert far["multiplier"]["high"] / far["multiplier"]["low"] > 10 and far["next_cells"]
+    assert any("times the largest run" in text for text in far["warnings"])

@@ -1,0 +1,108 @@
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from isoflop.corpus.sources import read_texts
+from isoflop.errors import DataError
+from isoflop.recipe import load_recipe
+from isoflop.tokens.bpe import Tokenizer
+from isoflop.tokens.shards import TokenizerOptions, TokenSet, TokensRecipe, build_tokens
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_shards_hold_each_document_between_bos_and_eos(token_set: TokenSet, small_corpus: Path) -> None:
+    tokenizer = token_set.tokenizer
+    for shard in token_set.shards:
+        tokens = token_set.tokens(shard.split, shard.domain)
+        starts = np.flatnonzero(tokens == tokenizer.bos_id)
+        ends = np.flatnonzero(tokens == tokenizer.eos_id)
+        texts = list(read_texts(small_corpus / shard.split / f"{shard.domain}.jsonl.zst"))
+        assert [tokenizer.decode(tokens[a + 1 : b]) for a, b in zip(starts, ends)] == texts
+        assert (shard.n_documents, shard.n_tokens) == (len(texts), len(tokens))
+        assert shard.n_bytes == sum(len(text.encode()) for text in texts)
+
+
+def test_result_does_not_depend_on_the_number_of_processes(
+    small_corpus: Path, tokens_folder: Path, tokens_recipe: TokensRecipe, tmp_path: Path
+) -> None:
+    recipe = TokensRecipe(tokens_recipe.tokenizer, workers=2)
+    expected = json.loads((tokens_folder / "manifest.json").read_text(encoding="utf-8"))
+    calls = []
+    found = build_tokens(small_corpus, tmp_path / "out", recipe, on_progress=lambda *call: calls.append(call))
+    assert (found["data_sha256"], found["shards"]) == (expected["data_sha256"], expected["shards"])
+    assert calls[-1][1] == calls[-1][2] == sum(shard["n_bytes"] for shard in expected["shards"])
+
+
+def test_second_run_is_a_no_op_and_other_options_build_again(
+    small_corpus: Path, tokens_recipe: TokensRecipe, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    assert not build_tokens(small_corpus, out, tokens_recipe)["reused"]
+    before = (out / "train.prose.bin").stat().st_mtime_ns
+    assert build_tokens(small_corpus, out, tokens_recipe)["reused"]
+    assert (out / "train.prose.bin").stat().st_mtime_ns == before
+    other = TokensRecipe(TokenizerOptions(vocab_size=280, n_reserved=0, padded_vocab_size=0))
+    assert build_tokens(small_corpus, out, other)["vocab_size"] == 320
+
+
+def test_trained_tokenizer_can_be_reused(small_corpus: Path, tokens_folder: Path, tmp_path: Path) -> None:
+    found = build_tokens(small_corpus, tmp_path / "out", TokensRecipe(reuse_tokenizer=str(tokens_folder)))
+    assert found["tokenizer_sha256"] == Tokenizer.load(tokens_folder).sha256
+
+
+def test_vocabulary_too_large_for_the_corpus_leaves_nothing_behind(small_corpus: Path, tmp_path: Path) -> None:
+    recipe = TokensRecipe(TokenizerOptions(vocab_size=50_000, padded_vocab_size=0))
+    with pytest.raises(DataError, match="larger than the corpus supports: only"):
+        build_tokens(small_corpus, tmp_path / "out", recipe)
+    assert not list(tmp_path.iterdir())
+
+
+def test_recipe_for_another_tokenizer_is_refused(tokens_folder: Path) -> None:
+    with pytest.raises(DataError, match="a recipe for another tokenizer: expected 0123456789abcdef, found"):
+        TokenSet.open(tokens_folder, tokenizer_sha256="0123456789abcdef" * 4)
+
+
+def test_missing_corpus_or_tokens_say_which_command_makes_them(tokens_recipe: TokensRecipe, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no manifest\.json; make it with: isoflop corpus"):
+        build_tokens(tmp_path / "none", tmp_path / "out", tokens_recipe)
+    with pytest.raises(DataError, match=r"no manifest\.json; make it with: isoflop tokens"):
+        TokenSet.open(tmp_path / "none")
+
+
+def test_damaged_shards_are_named(tokens_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(tokens_folder, folder)
+    data = bytearray((folder / "train.code.bin").read_bytes())
+    data[10] ^= 1
+    (folder / "train.code.bin").write_bytes(data)
+    TokenSet.open(folder)  # sizes agree: only a full check sees it
+    with pytest.raises(DataError, match=r"train\.code\.bin is damaged"):
+        TokenSet.open(folder, verify=True)
+    (folder / "train.code.bin").write_bytes(data[:-2])
+    with pytest.raises(DataError, match=r"train\.code\.bin has \d+ bytes, the manifest says"):
+        TokenSet.open(folder)
+
+
+def test_unknown_domain_lists_the_known_ones(token_set: TokenSet) -> None:
+    with pytest.raises(DataError, match=r"'law' has no train shard.*there are: code, prose"):
+        token_set.tokens("train", "law")
+
+
+@pytest.mark.parametrize("name", ["default", "demo"])
+def test_tokens_recipes_have_room_for_the_special_tokens(name: str) -> None:
+    options = load_recipe(ROOT / "recipes" / "tokens" / f"{name}.toml", TokensRecipe).tokenizer
+    assert options.vocab_size + 2 + options.n_reserved <= options.padded_vocab_size
+
+
+def test_a_folder_of_somebody_else_is_never_replaced(
+    small_corpus: Path, tokens_recipe: TokensRecipe, tmp_path: Path
+) -> None:
+    (tmp_path / "thesis.txt").write_text("ten years of work", encoding="utf-8")
+    with pytest.raises(DataError, match="has files that this command did not make"):
+        build_tokens(small_corpus, tmp_path, tokens_recipe)
+    with pytest.raises(DataError, match="has files that this command did not make"):
+        build_tokens(small_corpus, small_corpus, tokens_recipe)  # a corpus is no tokens folder either
