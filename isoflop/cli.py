@@ -108,9 +108,16 @@ def sweep(
     json: Json = None,
 ) -> None:
     """Run the missing cells of a ladder, sharing trunks, one record per cell."""
+    from isoflop.scaling.ladder import resolved
     from isoflop.scaling.sweep import run_sweep
 
-    planned = _ladder(recipe, overrides, calibrate=calibrate)
+    fixed = out / "ladder.toml"
+    if fixed.is_file() and not overrides:
+        print(f"going on with {fixed}")
+        planned = _ladder(fixed, (), calibrate=False)
+    else:
+        planned = _ladder(recipe, overrides, calibrate=calibrate)
+        write_recipe(fixed, resolved(planned), header=f"the ladder of this sweep, from {recipe}")
     _print_rows(_flat(planned.summary()))
     _print_warnings(planned.warnings)
     section = planned.recipe
@@ -205,8 +212,10 @@ def plan(
     memory_gib: Annotated[float, tyro.conf.arg(help="of one device; 0: from --hardware")] = 0.0,
     zero_stage: Annotated[int, tyro.conf.arg(help="what is sharded: 0, 1, 2, 3")] = 0,
     price: Annotated[float, tyro.conf.arg(help="per GPU-hour")] = 0.0,
-    like: Annotated[
-        Path | None, tyro.conf.arg(metavar="RECIPE", help="recipe of a cell: data, schedule, sizes")
+    max_micro_batch: Annotated[int, tyro.conf.arg(help="most sequences of a forward pass on a device")] = 16,
+    ladder: Annotated[
+        Path | None,
+        tyro.conf.arg(metavar="RECIPE", help="the sweep's ladder.toml: data, schedule, vocabulary, batch and rate"),
     ] = None,
     vocab_size: int = 102_400,
     seq_len: int = 4096,
@@ -221,9 +230,15 @@ def plan(
     """Laws and a budget -> shape, tokens, batch, rate, memory, hours, and the predicted loss."""
     from isoflop.scaling.plan import Machine, make_plan
 
-    template = _template(like)
-    if template:
+    template: dict[str, Any] | None = None
+    law: Any = hyper or None
+    exact: float | None = None
+    if ladder is not None:
+        swept = _ladder(ladder, (), calibrate=False)
+        template = swept.cells[-1].recipe
         vocab_size, seq_len = template["model"]["vocab_size"], template["model"]["seq_len"]
+        law = law or swept.recipe.hyper
+        exact = max(cell.total_flops_exact for cell in swept.cells)
     made = make_plan(
         laws,
         budget_flops=budget_flops,
@@ -234,12 +249,14 @@ def plan(
             utilisation=utilisation,
             memory_gib=memory_gib,
             zero_stage=zero_stage,
+            max_micro_batch=max_micro_batch,
             price_per_gpu_hour=price,
         ),
         vocab_size=vocab_size,
         seq_len=seq_len,
-        hyper=hyper or None,
+        hyper=law,
         template=template,
+        largest_sweep_flops_exact=exact,
         level=level,
         unique_tokens=unique_tokens,
         max_epochs=max_epochs,
@@ -466,15 +483,6 @@ def _ladder(recipe: Path, overrides: tuple[str, ...], *, calibrate: bool) -> Any
     from isoflop.scaling.calibrate import measure_ladder
 
     return plan_ladder(loaded, measure_ladder(loaded), data_sha256=data_sha256)
-
-
-def _template(like: Path | None) -> dict[str, Any] | None:
-    if like is None:
-        return None
-    from isoflop.recipe import to_tree
-    from isoflop.training.pretrain import PretrainRecipe
-
-    return to_tree(load_recipe(like, PretrainRecipe))
 
 
 def map_names(paths: tuple[Path, ...]) -> list[str]:

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from isoflop.errors import IsoflopError
-from isoflop.recipe import from_tree, load_recipe, to_tree, write_json, write_recipe
+from isoflop.recipe import load_recipe, write_json, write_recipe
 from isoflop.scaling.calibrate import measure_ladder, measure_speed
-from isoflop.scaling.ladder import Ladder, LadderRecipe, plan_ladder
+from isoflop.scaling.ladder import Ladder, LadderRecipe, plan_ladder, resolved
 from isoflop.scaling.shapes import shape_near
 from isoflop.scaling.transfer import hyper_law
 
@@ -46,7 +46,7 @@ def run_demo(
     from isoflop.corpus.build import CorpusRecipe, build_corpus
     from isoflop.scaling.folder import report_study
     from isoflop.scaling.law_set import fit_law_set
-    from isoflop.scaling.plan import make_plan
+    from isoflop.scaling.plan import Machine, make_plan
     from isoflop.scaling.sweep import run_sweep
     from isoflop.scaling.target import ladder_on_tokens, score_run
     from isoflop.tokens.shards import TokensRecipe, build_tokens
@@ -103,6 +103,7 @@ def run_demo(
             budget_flops=TARGET_RATIO * max(cell.total_flops for cell in planned.cells),
             vocab_size=template["model"]["vocab_size"],
             seq_len=template["model"]["seq_len"],
+            machine=Machine(max_micro_batch=4096),
             hyper=sweep_recipe.hyper,
             template=template,
             unique_tokens=records[0].unique_tokens,
@@ -140,7 +141,7 @@ def _planned_ladder(
     out: Path, preset: LadderRecipe, ladder_on_tokens: Callable[..., Any], *, minutes: float, seed: int, workers: int
 ) -> Ladder:
     """The ladder of this demo: measured and decided once, then read back, so that a restart goes on with it."""
-    fixed = out / "sweep.toml"
+    fixed = out / "ladder.toml"
     if fixed.is_file():
         recipe, data_sha256 = ladder_on_tokens(load_recipe(fixed, LadderRecipe))
         return plan_ladder(recipe, data_sha256=data_sha256)
@@ -153,10 +154,13 @@ def _planned_ladder(
     planned = plan_ladder(recipe, measure_ladder(recipe), data_sha256=data_sha256)
     seconds = _target_seconds(recipe, max(planned.budgets) * TARGET_RATIO)
     share = min(1.0, minutes * TARGET_SHARE * 60 / seconds)
-    budgets = tuple(budget * share for budget in planned.budgets)
-    chosen = dataclasses.replace(recipe, ladder=dataclasses.replace(recipe.ladder, minutes=0.0, budgets=budgets))
-    write_recipe(fixed, chosen, header="the sweep of this demo, with the budgets that this machine can afford")
-    return plan_ladder(from_tree(to_tree(chosen), LadderRecipe), planned.speed, data_sha256=data_sha256)
+    if share < 1.0:
+        section = dataclasses.replace(resolved(planned).ladder, budgets=tuple(b * share for b in planned.budgets))
+        planned = plan_ladder(dataclasses.replace(recipe, ladder=section), planned.speed, data_sha256=data_sha256)
+    write_recipe(
+        fixed, resolved(planned), header="the sweep of this demo, with the budgets that this machine can afford"
+    )
+    return planned
 
 
 def _target_seconds(recipe: LadderRecipe, budget: float) -> float:

@@ -16,7 +16,7 @@ from isoflop.model.accounting import flops_per_token
 from isoflop.model.config import ModelConfig
 from isoflop.training.schedule import cooldown_start
 
-_WHERE_NOT_WHAT = ("device", "compile", "threads", "micro_batch")
+_WHERE_NOT_WHAT = ("device", "compile", "cuda_graph", "threads", "micro_batch")
 """Train keys that say where a cell runs: not part of its id."""
 
 

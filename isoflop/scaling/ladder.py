@@ -141,6 +141,12 @@ def plan_ladder(recipe: LadderRecipe, speed: Speed | None = None, *, data_sha256
     return ladder
 
 
+def resolved(ladder: Ladder) -> LadderRecipe:
+    """The recipe with the budgets that were chosen in place of the time they were chosen for."""
+    section = dataclasses.replace(ladder.recipe.ladder, budgets=ladder.budgets, minutes=0.0, gpu_hours=0.0)
+    return dataclasses.replace(ladder.recipe, ladder=section)
+
+
 def _plan(recipe: LadderRecipe, budgets: tuple[float, ...], speed: Speed | None, data_sha256: str) -> Ladder:
     runs = _grid(recipe) if recipe.ladder.purpose == "grid" else _sizes_by_budget(recipe, budgets)
     law = hyper_law(recipe.hyper)

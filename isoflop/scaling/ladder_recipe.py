@@ -102,6 +102,7 @@ class LadderTrainSection:
     clip_norm: float = 1.0
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"
+    cuda_graph: bool = True
     device: str = "auto"
     threads: int = 0
 

@@ -2,7 +2,7 @@
 
     checkpoints/step_00001200/model.safetensors      parameters by name, float32
                               optimizer.safetensors  moments and step counts by parameter name
-                              state.json             step, trajectory, sha256 of the two files above
+                              state.json             step, trajectory, sha256 of the two files above and of itself
 
 A folder is written under a temporary name, flushed to disk and renamed, so a killed writer leaves no half checkpoint.
 """
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -47,7 +48,8 @@ def save(folder: Path, *, step: int, model: nn.Module, optimizer: torch.optim.Op
         save_file({name: p.detach().cpu() for name, p in model.named_parameters()}, temporary / _FILES[0])
         save_file(_optimizer_tensors(model, optimizer), temporary / _FILES[1])
         sums = {name: _sha256(temporary / name) for name in _FILES}
-        write_json(temporary / "state.json", {**state, "step": step, "sha256": sums})
+        content = {**state, "step": step, "sha256": sums}
+        write_json(temporary / "state.json", {**content, "state_sha256": _state_sha256(content)})
         for name in _FILES:
             _flush(temporary / name)
         _flush(temporary)
@@ -56,11 +58,10 @@ def save(folder: Path, *, step: int, model: nn.Module, optimizer: torch.optim.Op
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise _explained(error, folder, step) from error
-    except Exception as error:  # safetensors wraps a full disk in its own error class
+    except SafetensorError as error:  # how safetensors reports a full disk
         shutil.rmtree(temporary, ignore_errors=True)
-        if "No space left" in str(error) or "os error 28" in str(error):
-            raise _explained(OSError(errno.ENOSPC, "No space left on device"), folder, step) from error
-        raise
+        full = "No space left" in str(error) or "os error 28" in str(error)
+        raise _explained(OSError(errno.ENOSPC if full else errno.EIO, str(error)), folder, step) from error
     return final
 
 
@@ -68,10 +69,12 @@ def damage(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint folder, or None when all checksums hold."""
     try:
         state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
-        for name, expected in state["sha256"].items():
-            if _sha256(checkpoint / name) != expected:
+        if state.pop("state_sha256") != _state_sha256(state):
+            return f"{checkpoint / 'state.json'} does not match its sha256"
+        for name in _FILES:
+            if _sha256(checkpoint / name) != state["sha256"][name]:
                 return f"{checkpoint / name} does not match its sha256"
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{checkpoint / 'state.json'} or a file it names cannot be read ({error})"
     return None
 
@@ -114,11 +117,17 @@ def load(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer | 
     return state
 
 
-def prune(folder: Path, *, keep: int, pinned: set[int]) -> None:
-    """Delete all but the newest `keep` checkpoints; steps in `pinned` stay. Leftovers of killed writers go too."""
-    for checkpoint in sorted(folder.glob("step_*"))[:-keep]:
-        if int(checkpoint.name.removeprefix("step_")) not in pinned:
-            shutil.rmtree(checkpoint, ignore_errors=True)
+def prune(folder: Path, *, step: int, keep: int, pinned: set[int]) -> None:
+    """After saving `step`: delete all but the newest `keep` checkpoints and the steps in `pinned`.
+
+    Beyond `step` there are only damaged ones (a run resumes from the newest good one), which must not count as kept.
+    Leftovers of killed writers go too.
+    """
+    by_step = {int(path.name.removeprefix("step_")): path for path in folder.glob("step_*")}
+    kept = set(sorted(found for found in by_step if found <= step)[-keep:]) | {p for p in pinned if p <= step}
+    for found, path in by_step.items():
+        if found not in kept:
+            shutil.rmtree(path, ignore_errors=True)
     for leftover in folder.glob(".writing-*"):
         shutil.rmtree(leftover, ignore_errors=True)
 
@@ -129,6 +138,10 @@ def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> di
         for slot, value in optimizer.state.get(parameter, {}).items():
             tensors[f"{name}/{slot}"] = value.detach().cpu().contiguous()
     return tensors
+
+
+def _state_sha256(state: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
 def _sha256(path: Path) -> str:

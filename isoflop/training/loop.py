@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from isoflop.training import checkpoint
+from isoflop.training.graph import GraphedStep, can_capture
 from isoflop.training.monitor import MetricsFile, Progress
 from isoflop.training.workload import Workload
 
@@ -59,7 +60,7 @@ class LoopResult:
 def train(
     workload: Workload,
     model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizer: torch.optim.AdamW,
     *,
     rate: Callable[[int], float],
     n_steps: int,
@@ -72,13 +73,15 @@ def train(
     validate_every: int = 0,
     flops_per_token: float = 0.0,
     peak_flops_per_s: float | None = None,
+    graph: bool = True,
     on_progress: Callable[[Progress], None] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> LoopResult:
     """Train from `start_step` to `n_steps` (or `stop_at`), leaving metrics and checkpoints in `run_dir`.
 
     `rate(step)` is the learning rate of a step, `state` is what every checkpoint carries besides the tensors.
-    Losses travel from the device in batches of steps, so the steady state never waits for the device.
+    `graph` replays the steps of small models as one CUDA graph. Losses travel from the device in batches of steps, so
+    the steady state never waits for the device.
 
     Raises:
         CheckpointError: a checkpoint could not be written (disk full).
@@ -93,14 +96,14 @@ def train(
     n_recent = max(1, min(100, n_steps // 10))
     latest_bits: float | None = None
     status: Status = "finished" if end == n_steps else "stopped"
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    graphed: GraphedStep | None = None
     data_wait_s = wall_s = 0.0
-    last_save = last_report = last_bar = time.perf_counter()
+    last_save = last_report = time.perf_counter()
     last_report_step = start_step
 
     def drain(*, wait: bool) -> bool:
         """Write losses that have arrived; True when one of them shows divergence."""
-        nonlocal last_report, last_report_step, last_bar
+        nonlocal last_report, last_report_step
         lines = reports.arrived(wait=wait)
         if not lines:
             return False
@@ -148,22 +151,17 @@ def train(
             if step + 1 < end:
                 ahead = reader.submit(_ready, workload, step + 1, device)
             learning_rate = rate(step)
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate
-            loss_sum = torch.zeros((), device=device)
-            for micro_batch in micro_batches:
-                on_device = tuple(tensor.to(device, non_blocking=True) for tensor in micro_batch)
-                loss = workload.loss_sum(model, on_device)
-                (loss / workload.tokens_per_step).backward()  # gradients add up in float32, as the parameters are
-                loss_sum += loss.detach()
-            norm = nn.utils.clip_grad_norm_(parameters, clip_norm)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            if step == start_step and graph and can_capture(model, optimizer, micro_batches):
+                graphed = GraphedStep(workload, model, optimizer, micro_batches[0], clip_norm)
+            if graphed is not None:
+                values = graphed(micro_batches[0], learning_rate)
+            else:
+                values = _step(workload, model, optimizer, micro_batches, learning_rate, clip_norm)
             step += 1
             reports.add(
                 step,
                 {"n_tokens": step * workload.tokens_per_step, "learning_rate": learning_rate},
-                torch.stack((loss_sum / workload.tokens_per_step, norm.float())),
+                values,
             )
             wall_s += time.perf_counter() - began
             stopping = should_stop()
@@ -195,6 +193,30 @@ def train(
         tokens=(step - start_step) * workload.tokens_per_step,
         data_wait_s=data_wait_s,
     )
+
+
+def _step(
+    workload: Workload,
+    model: nn.Module,
+    optimizer: torch.optim.AdamW,
+    micro_batches: list[tuple[Tensor, ...]],
+    learning_rate: float,
+    clip_norm: float,
+) -> Tensor:
+    """One optimizer step; returns [loss per token, gradient norm] on the device."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+    device = next(model.parameters()).device
+    total = torch.zeros((), device=device)
+    for micro_batch in micro_batches:
+        on_device = tuple(tensor.to(device, non_blocking=True) for tensor in micro_batch)
+        loss = workload.loss_sum(model, on_device) / workload.tokens_per_step
+        loss.backward()  # gradients add up in float32, as the parameters are
+        total += loss.detach()
+    norm = nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return torch.stack((total, norm.float()))
 
 
 def _ready(workload: Workload, step: int, device: torch.device) -> list[tuple[Tensor, ...]]:

@@ -77,6 +77,8 @@ class TrainSection:
     """Of activations and products; auto is bfloat16 on a GPU and float32 on a CPU."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile of each block; auto compiles long runs on a GPU."""
+    cuda_graph: bool = True
+    """Replay the steps of small models as one CUDA graph: ten times faster where launches dominate."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1 ..."""
     threads: int = 0
@@ -273,6 +275,7 @@ def run_pretrain(
             validate_every=recipe.validate.every_steps,
             flops_per_token=exact,
             peak_flops_per_s=peak,
+            graph=t.cuda_graph,
             on_progress=on_progress,
             should_stop=should_stop,
         )
@@ -291,7 +294,7 @@ def trajectory_of(recipe: PretrainRecipe, token_set: TokenSet) -> str:
     """Hash of all that decides the numbers of a run, except how long its constant-rate stage goes on."""
     tree = to_tree(recipe)
     t = dict(tree["train"])
-    for key in ("device", "micro_batch", "compile", "threads"):  # where it runs, not what is asked for
+    for key in ("device", "micro_batch", "compile", "cuda_graph", "threads"):  # where it runs, not what is asked for
         t.pop(key)
     if recipe.train.schedule == "constant_cooldown":
         t.pop("n_tokens")
