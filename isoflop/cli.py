@@ -1,6 +1,8 @@
 """The command line: stage -> function; the order of the rows is the data flow. Only this file prints."""
 
 import contextlib
+import dataclasses
+import errno
 import json as json_module
 import logging
 import math
@@ -112,12 +114,14 @@ def sweep(
     from isoflop.scaling.sweep import run_sweep
 
     fixed = out / "ladder.toml"
-    if fixed.is_file() and not overrides:
+    going_on = fixed.is_file() and _same_ladder(recipe, overrides, fixed)
+    if going_on:
         print(f"going on with {fixed}")
         planned = _ladder(fixed, (), calibrate=False)
     else:
         planned = _ladder(recipe, overrides, calibrate=calibrate)
-        write_recipe(fixed, resolved(planned), header=f"the ladder of this sweep, from {recipe}")
+        if not (out / "ladder.json").exists():  # else run_sweep must accept it first
+            write_recipe(fixed, resolved(planned), header=f"the ladder of this sweep, from {recipe}")
     _print_rows(_flat(planned.summary()))
     _print_warnings(planned.warnings)
     section = planned.recipe
@@ -132,6 +136,8 @@ def sweep(
             on_progress=bar.sweep,
             should_stop=stop,
         )
+    if not going_on:
+        write_recipe(fixed, resolved(planned), header=f"the ladder of this sweep, from {recipe}")
     diverged = [record.run_id for record in records if record.status == "diverged"]
     found = {
         "records": str(out / "records.jsonl"),
@@ -235,8 +241,8 @@ def plan(
     exact: float | None = None
     if ladder is not None:
         swept = _ladder(ladder, (), calibrate=False)
-        template = swept.cells[-1].recipe
-        vocab_size, seq_len = template["model"]["vocab_size"], template["model"]["seq_len"]
+        cell: dict[str, Any] = swept.cells[-1].recipe
+        template, vocab_size, seq_len = cell, cell["model"]["vocab_size"], cell["model"]["seq_len"]
         law = law or swept.recipe.hyper
         exact = max(cell.total_flops_exact for cell in swept.cells)
     made = make_plan(
@@ -396,9 +402,22 @@ def main(arguments: list[str] | None = None) -> None:
     except IsoflopError as error:
         print(f"isoflop: error: {error}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            raise
+        print(
+            f"isoflop: error: {error}; what was saved before is intact: make room (or give another folder) and run the "
+            f"same command again, it goes on from there",
+            file=sys.stderr,
+        )
+        sys.exit(2)
     except KeyboardInterrupt:
         print("isoflop: stopped; what was done is saved, the same command goes on from there", file=sys.stderr)
         sys.exit(130)
+
+
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENOTDIR, errno.EISDIR)
+"""What the disk refuses is for the user to cure; any other error of the system is a bug and keeps its traceback."""
 
 
 class _Tree(dict):
@@ -470,10 +489,14 @@ def _stop_on_signal() -> Iterator[Any]:
 
 def _ladder(recipe: Path, overrides: tuple[str, ...], *, calibrate: bool) -> Any:
     from isoflop.scaling.ladder import LadderRecipe, plan_ladder
+    from isoflop.scaling.ladder_recipe import check
     from isoflop.scaling.target import ladder_on_tokens
 
     loaded, data_sha256 = ladder_on_tokens(load_recipe(recipe, LadderRecipe, overrides))
+    check(loaded)
     timed = bool(loaded.ladder.minutes or loaded.ladder.gpu_hours)
+    if calibrate and not timed:
+        plan_ladder(loaded, data_sha256=data_sha256)  # what is wrong is said before seconds are spent on measuring
     if not calibrate:
         if timed:
             raise RecipeError(
@@ -483,6 +506,18 @@ def _ladder(recipe: Path, overrides: tuple[str, ...], *, calibrate: bool) -> Any
     from isoflop.scaling.calibrate import measure_ladder
 
     return plan_ladder(loaded, measure_ladder(loaded), data_sha256=data_sha256)
+
+
+def _same_ladder(recipe: Path, overrides: tuple[str, ...], fixed: Path) -> bool:
+    """Whether `fixed` is what this recipe became when its time was turned into budgets."""
+    from isoflop.scaling.ladder import LadderRecipe
+    from isoflop.scaling.target import ladder_on_tokens
+
+    asked, _ = ladder_on_tokens(load_recipe(recipe, LadderRecipe, overrides))
+    before = load_recipe(fixed, LadderRecipe)
+    budgets = asked.ladder.budgets or before.ladder.budgets
+    section = dataclasses.replace(asked.ladder, budgets=budgets, minutes=0.0, gpu_hours=0.0)
+    return dataclasses.replace(asked, ladder=section) == before
 
 
 def map_names(paths: tuple[Path, ...]) -> list[str]:

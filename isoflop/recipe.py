@@ -196,7 +196,11 @@ def _emit(tree: dict[str, Any], section: list[str], lines: list[str]) -> None:
 
 
 def _toml_key(key: str) -> str:
-    return key if key and all(c.isascii() and (c.isalnum() or c in "-_") for c in key) else json.dumps(key)
+    return key if key and all(c.isascii() and (c.isalnum() or c in "-_") for c in key) else _toml_text(key)
+
+
+def _toml_text(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")  # TOML escapes it, JSON does not
 
 
 def _toml_value(value: Any) -> str:
@@ -209,7 +213,7 @@ def _toml_value(value: Any) -> str:
             return "inf" if value > 0 else "-inf"
         return repr(value)
     if isinstance(value, (int, str)):
-        return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else str(value)
+        return _toml_text(value) if isinstance(value, str) else str(value)
     if isinstance(value, list):
         return "[" + ", ".join(_toml_value(item) for item in value) + "]"
     if isinstance(value, dict):

@@ -69,7 +69,7 @@ def _label_against_count(table: Table) -> list[str]:
     if not table.has("budget_flops", "total_flops"):
         return []
     ratio = table.columns["total_flops"] / table.columns["budget_flops"]
-    off = np.isfinite(ratio) & (np.abs(ratio - 1) > CLOSE)
+    off = np.isfinite(ratio) & (ratio > 0) & (np.abs(ratio - 1) > CLOSE)
     if not off.any():
         return []
     low, median, high = (float(q) for q in np.percentile(ratio[off], [0, 50, 100]))
@@ -91,7 +91,7 @@ def _product_against_compute(table: Table) -> list[str]:
         if not table.has(scale, "n_tokens", name):
             continue
         ratio = factor * table.columns[scale] * table.columns["n_tokens"] / table.columns[name]
-        ratio = ratio[np.isfinite(ratio)]
+        ratio = ratio[np.isfinite(ratio) & (ratio > 0)]
         off = np.abs(ratio - 1) > CLOSE
         if off.any():
             low, median, high = (float(q) for q in np.percentile(ratio, [0, 50, 100]))
@@ -165,7 +165,7 @@ def _rounded_labels(table: Table) -> list[str]:
     name = "total_flops" if table.has("total_flops") else "budget_flops"
     if not table.has(name):
         return []
-    values = np.unique(table.columns[name][np.isfinite(table.columns[name])])
+    values = np.unique(table.columns[name][np.isfinite(table.columns[name]) & (table.columns[name] > 0)])
     other = "budget_flops" if name == "total_flops" else ""
     if len(values) < 3 or not _one_digit(values) or (other and table.has(other)):
         return []
@@ -221,6 +221,10 @@ def _several_sources(table: Table) -> list[str]:
 
 def _units(table: Table) -> list[str]:
     found = []
+    for name in ("n_params", "flops_per_token", "n_tokens", "total_flops", "budget_flops"):
+        if table.has(name) and (table.columns[name] <= 0).any():
+            count = int((table.columns[name] <= 0).sum())
+            found.append(f"{name} is 0 or below in {count} of {table.n_rows} rows: an integer that ran over its range?")
     for name, least, unit in (("n_params", 1e4, "millions"), ("n_tokens", 1e4, "millions or billions")):
         if table.has(name):
             values = table.columns[name][np.isfinite(table.columns[name]) & (table.columns[name] > 0)]

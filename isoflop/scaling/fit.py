@@ -76,17 +76,13 @@ def fit_table(
     """
     if law not in LAWS:
         raise FitError(f"law = {law!r} must be one of {', '.join(LAWS)}")
-    if bootstrap < 0 or (bootstrap and bootstrap < 20):
-        raise FitError(f"bootstrap = {bootstrap} must be 0 or at least 20 resamples; 1000 is usual")
+    if bootstrap < 0 or bootstrap == 1:
+        raise FitError(f"bootstrap = {bootstrap} must be 0 (no intervals) or at least 2 resamples; 1000 is usual")
     warnings = import_checks(table)
+    if 0 < bootstrap < 100:
+        warnings.append(f"bootstrap = {bootstrap}: 95% intervals from so few resamples are rough; 1000 is usual")
     loss_name = loss or next((name for name in LOSSES if table.has(name)), None)
-    used = ["n_params", "flops_per_token", "n_tokens", "total_flops", "budget_flops", "learning_rate"]
-    used = [name for name in used if table.has(name)] if law != "hyper" else []
-    if "learning_rate" in used:
-        used.remove("learning_rate")  # read by the hyper law only
-    if loss_name and law != "power":
-        used.append(loss_name)
-    table, left_out = fit_rows(table, used)
+    table, left_out = fit_rows(table, _columns_read(table, law, loss_name, scale))
     options: dict[str, Any] = {"bootstrap": bootstrap, "seed": seed}
     if law == "surface":
         result = fit_surface(table, group=group, at_flops=at_flops, loss=loss, scale=scale, **options)
@@ -107,6 +103,18 @@ def fit_table(
         "warnings": warnings + left_out + list(result.get("warnings") or []),
         "conventions": {**table.conventions, **conventions},
     }
+
+
+def _columns_read(table: Table, law: str, loss: str | None, scale: str | None) -> list[str]:
+    """The columns whose gaps cost a law a row; a bad value in a column that it does not read costs nothing."""
+    scales = [scale] if scale else [name for name in ("n_params", "flops_per_token") if table.has(name)][:1]
+    compute = [name for name in ("total_flops", "budget_flops") if table.has(name)][:1]
+    if law == "hyper":
+        return []  # it sorts its own rows
+    if law == "power":
+        return [*scales, "n_tokens", *compute]
+    derived = len(scales) + table.has("n_tokens") < 2
+    return [*scales, "n_tokens", *(compute if law != "surface" or derived else []), *([loss] if loss else [])]
 
 
 def _fit_lstar_table(

@@ -13,7 +13,7 @@ from typing import Any
 
 from isoflop.errors import DataError
 from isoflop.scaling.figure import draw_figures
-from isoflop.scaling.records import read_records
+from isoflop.scaling.records import read_json_lines, read_records
 from isoflop.scaling.report import write_report
 
 
@@ -21,7 +21,7 @@ def report_study(study: Path, out: Path, *, figures: Path | None = None, title: 
     """Write the page (and, if asked for, every figure as SVG and PNG) from what `study` holds.
 
     Raises:
-        DataError: no records there.
+        DataError: no records there, or a damaged file.
     """
     records_path = next((p for p in (study / "records.jsonl", study / "sweep/records.jsonl") if p.is_file()), None)
     if records_path is None:
@@ -51,10 +51,13 @@ def report_study(study: Path, out: Path, *, figures: Path | None = None, title: 
 
 
 def _json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path} is not JSON ({error}); make it again with the stage that wrote it") from error
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    return read_json_lines(path) if path.is_file() else []

@@ -3,7 +3,7 @@
     L(M, C) = E + k c^-g (1 + q (ln m - p - r ln c)^2),   c = C / C0 and m = M / M0 at the geometric means of the runs
 
 A parabola per budget spends three constants on four or five noisy sizes; six constants for all budgets leave the loss
-at the bottom about 1.4 times more certain (tests/scaling/test_law_set.py measures it). Nothing is said about how model
+at the bottom about 1.4 times more certain (tests/scaling/test_parabola.py measures it). Nothing is said about how model
 scale and tokens act apart, so this stays right where the three-term law's separate terms are wrong.
 
 Source: our own choice; the bowl of a three-term law is proportional to its reducible loss in just this way, up to third

@@ -47,7 +47,7 @@ def fit_allocation(
     result: dict[str, Any] = {f"{letter}_exponent": slope, f"{letter}_coefficient": 10**intercept}
     slopes, intercepts = lines(x, draws_RB, weight_RB * weight)
     fine = np.isfinite(slopes)
-    if fine.sum() < 20:  # too few for a percentile
+    if fine.sum() < 2:
         return result
     slopes, coefficients = slopes[fine], 10 ** intercepts[fine]
     result[f"{letter}_exponent_sd"] = float(slopes.std(ddof=1))
@@ -171,7 +171,7 @@ def fit_lstar(
             weight_RB = np.tile(weight, (len(draws_RB), 1))
         fine = np.isfinite(draws_RB).all(1)
         resamples = search_decay(flops, draws_RB[fine], weight_RB[fine], reference_flops)[0]
-        if len(resamples) >= 20:
+        if len(resamples) >= 2:
             result["bootstrap_sd"] = dict(zip("Ekg", resamples.std(0, ddof=1).tolist()))
             result["interval_95"] = dict(zip("Ekg", np.percentile(resamples, [2.5, 97.5], axis=0).T.tolist()))
     result["warnings"] = warnings

@@ -3,10 +3,12 @@
 The rules, so that neighbours in size are also neighbours in shape:
 
 - Depth follows width slowly: n = 3 (d / 64)^0.6, at least 2 (assumption; near 12 x 768 and 24 x 2048 of table 3 in
-  arXiv 2401.02954). A shape may miss the rule by a factor 1.35; that closes the gaps between widths.
-- Widths are multiples of 4 below 64, of 8 below 128, of 32 below 512, of 64 below 2048, of 128 above.
-- Heads: 2 below d 64, 4 below 128, then of 32 channels, 64 channels from d 512, 128 from d 2048. No GQA by default.
-- SwiGLU: 8/3 d rounded up to a multiple of 4, 8 (d >= 64), 32 (>= 128), 64 (>= 512), 256 (>= 1024: paper).
+  arXiv 2401.02954). A shape may miss the rule by a factor 1.5; that closes the gaps between widths.
+- Widths are multiples of 8 below 32, of 16 below 128, of 32 below 512, of 64 below 2048, of 128 above.
+- Heads have 8 channels below d 32, 16 below 128, 32 below 512, 64 below 2048, 128 above: kernels want multiples of 8,
+  and curves over neighbouring sizes are smooth only if heads do not change from one to the next (docs/log.md).
+  No GQA by default.
+- SwiGLU: 8/3 d rounded up to a multiple of 8, 32 (d >= 128), 64 (>= 512), 256 (>= 1024: paper).
 - Initial weights: standard deviation 0.006 sqrt(4096 / d) below d 4096: the paper's 0.006 is that of its 7B, whose
   width is 4096; a narrow model with 0.006 would start with vanishing activations (assumption, docs/scaling.md).
 """
@@ -18,8 +20,8 @@ from isoflop.errors import RecipeError
 from isoflop.model.accounting import flops_per_token
 from isoflop.model.config import ModelConfig, swiglu_width
 
-_DEPTH_SLACK = 1.35
-_WIDTH_STEPS = ((8, 64, 4), (64, 128, 8), (128, 512, 32), (512, 2048, 64), (2048, 16385, 128))
+_DEPTH_SLACK = 1.5
+_WIDTH_STEPS = ((8, 32, 8), (32, 128, 16), (128, 512, 32), (512, 2048, 64), (2048, 16385, 128))
 _WIDTHS = tuple(width for low, high, step in _WIDTH_STEPS for width in range(low, high, step))
 
 
@@ -37,19 +39,15 @@ def shape(
     d_model: int, n_layers: int | None = None, *, vocab_size: int, seq_len: int, init_std: float = 0.0
 ) -> ModelConfig:
     """The family's member of this width; `n_layers` None takes the depth rule, `init_std` 0 its own rule."""
-    if d_model < 64:
-        n_heads = 2
-    elif d_model < 128:
-        n_heads = 4
-    else:
-        n_heads = d_model // (32 if d_model < 512 else 64 if d_model < 2048 else 128)
-    multiple = next(m for low, m in ((1024, 256), (512, 64), (128, 32), (64, 8), (0, 4)) if d_model >= low)
+    d_head = next(c for low, c in ((2048, 128), (512, 64), (128, 32), (32, 16), (0, 8)) if d_model >= low)
+    n_heads = d_model // d_head
+    multiple = next(m for low, m in ((1024, 256), (512, 64), (128, 32), (0, 8)) if d_model >= low)
     return ModelConfig(
         n_layers=round(depth_rule(d_model)) if n_layers is None else n_layers,
         d_model=d_model,
         n_heads=n_heads,
         n_kv_heads=n_heads,
-        d_head=d_model // n_heads,
+        d_head=d_head,
         d_ff=swiglu_width(d_model, multiple),
         vocab_size=vocab_size,
         seq_len=seq_len,
@@ -82,7 +80,7 @@ def shape_near(flops_per_token: float, *, vocab_size: int, seq_len: int, init_st
         for n_layers in {max(2, math.floor(exact)), max(2, math.ceil(exact)), max(2, round(rule))}:
             off_rule = abs(math.log(n_layers / rule))
             if n_layers == round(rule) or off_rule <= math.log(_DEPTH_SLACK):
-                cost = abs(math.log(n_layers * layer / flops_per_token)) + 0.5 * off_rule
+                cost = abs(math.log(n_layers * layer / flops_per_token)) + 0.25 * off_rule
                 best = min(best, (cost, d_model, n_layers)) if best else (cost, d_model, n_layers)
     assert best is not None
     _, d_model, n_layers = best

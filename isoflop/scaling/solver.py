@@ -164,7 +164,7 @@ def _minimise_chunk(
         if not len(active):
             break
     converged = np.ones(len(theta), dtype=bool)
-    converged[active] = False
+    converged[active[still[active] == 0]] = False  # the last step still gained
     return theta, value, converged
 
 

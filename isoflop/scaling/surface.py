@@ -27,6 +27,8 @@ CONSTANTS = ("E", "A", "B", "alpha", "beta")
 FLOPS_FACTOR = {"n_params": 6.0, "flops_per_token": 1.0}
 START_EXPONENTS = (0.1, 0.25, 0.4, 0.6, 0.9, 1.4)
 START_FLOORS = (0.1, 0.5, 0.8, 0.95)  # E as a share of the lowest loss
+SCOUTING_STEPS, FINALISTS = 40, 24  # every start goes some way, the best go to the end
+RESAMPLE_TOLERANCE = 1e-9  # relative gain per step below which a resample is done; the centre uses 1e-12
 LARGE_RESIDUAL_SD = 8.0  # assumption: robust standard deviations beyond which a run is named as suspect
 
 
@@ -124,12 +126,19 @@ def make_objective(points: Points, name: str, **prior: Any) -> Objective:
 
 
 def fit_centre(points: Points, name: str, objective: Objective | None = None) -> tuple[np.ndarray, float, int]:
-    """The best minimum over a grid of starts, polished by a second optimiser: theta, value, starts that reached it."""
+    """The best minimum over a grid of starts, polished by a second optimiser.
+
+    Returns theta, the objective, and how many of the finalists ended there.
+    """
     objective = objective or make_objective(points, name)
     if name == "varpro":
         theta, value = _variable_projection(points)
         return theta, value, 1
-    theta_R5, value_R, _ = minimise(objective, _starts(points), points.weight[None])
+    theta_R5, value_R, _ = minimise(
+        objective, start_grid(points), points.weight[None], max_steps=SCOUTING_STEPS, relative_decrease=1e-6
+    )
+    finalists = np.argsort(value_R, kind="stable")[:FINALISTS]
+    theta_R5, value_R, _ = minimise(objective, theta_R5[finalists], points.weight[None])
     best = int(value_R.argmin())
     theta, value = theta_R5[best], float(value_R[best])
     reached = int((value_R <= value * (1 + 1e-6)).sum())
@@ -178,18 +187,22 @@ def fit_surface(
         theta, value, reached = fit_centre(points, name, objective)
         resamples_R5 = np.empty((0, 5))
         if bootstrap:
-            resamples_R5, _, converged = minimise(objective, np.tile(theta, (bootstrap, 1)), draws_RS)
+            resamples_R5, _, converged = minimise(
+                objective, np.tile(theta, (bootstrap, 1)), draws_RS, relative_decrease=RESAMPLE_TOLERANCE
+            )
             if not converged.all():
                 warnings.append(f"surface.{name}: {int((~converged).sum())} of {bootstrap} resamples did not converge")
         warnings.extend(_boundary_warnings(name, theta, objective))
         fits[name] = _summary(points, theta, value, resamples_R5, scale_name, at_flops)
-        fits[name]["starts_at_minimum"] = reached
+        fits[name]["finalists_at_minimum"] = reached
     warnings.extend(suspect_rows(table, points, fits[objectives[0]]))
     return {
         "fits": fits,
         "scale": scale_name,
         "n_rows": len(points.loss),
         "n_settings": int(points.setting.max()) + 1,
+        "starts": len(START_EXPONENTS) ** 2 * len(START_FLOORS),
+        "finalists": FINALISTS,
         "bootstrap": {"resamples": bootstrap, "seed": seed, "group": group},
         "warnings": warnings,
         "conventions": {
@@ -221,8 +234,9 @@ def suspect_rows(table: Table, points: Points, fit: dict[str, Any]) -> list[str]
     if not len(far):
         return []
     far = far[np.argsort(-np.abs(residual[far]))]
+    excess = np.expm1(residual)
     shown = "; ".join(
-        f"N {points.scale[i]:.3g}, D {points.tokens[i]:.3g}: loss {points.loss[i]:.4g} is {100 * residual[i]:+.1f}%"
+        f"N {points.scale[i]:.3g}, D {points.tokens[i]:.3g}: loss {points.loss[i]:.4g} is {100 * excess[i]:+.1f}%"
         for i in far[:5]
     )
     return [
@@ -231,7 +245,7 @@ def suspect_rows(table: Table, points: Points, fit: dict[str, Any]) -> list[str]
     ]
 
 
-def _starts(points: Points) -> np.ndarray:
+def start_grid(points: Points) -> np.ndarray:
     """A grid over both exponents and E; A and B share what E leaves of the mean loss."""
     rows = []
     for alpha, beta, floor in itertools.product(START_EXPONENTS, START_EXPONENTS, START_FLOORS):

@@ -13,6 +13,7 @@ continues at the missing cells. Training, records and ladders know nothing of pr
 import json
 import logging
 import multiprocessing
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -29,12 +30,15 @@ from isoflop.run import only_one
 from isoflop.scaling.cells import Cell, group_cells
 from isoflop.scaling.records import RunRecord, append_record, read_records
 from isoflop.scaling.worker import work
+from isoflop.training.checkpoint import damage
 from isoflop.training.schedule import cooldown_start
 
 log = logging.getLogger(__name__)
 
 TRIES = 4
 """A job whose worker dies this often is given up: a job that always dies must not run for ever."""
+STOP_S = 30.0
+"""How long a worker may take to save when it is asked to stop."""
 
 
 @dataclass(frozen=True)
@@ -113,9 +117,11 @@ def run_sweep(
     """Run what is missing of `cells` and return the records of all of them, in the order of the ladder.
 
     Raises:
-        RecipeError: another sweep works in `out`, or `out` holds another ladder.
+        RecipeError: another sweep works in `out`, `out` holds another ladder, or the cells name no tokens.
         IsoflopError: a cell failed for a reason that running again does not cure.
     """
+    if not all(cell.recipe["data"].get("tokens") for cell in cells):
+        raise RecipeError('data.tokens = "" must name a tokens folder; build one with isoflop tokens RECIPE')
     with only_one(out, wait_s=5.0):
         _check_same_ladder(cells, out)
         records_path = out / "records.jsonl"
@@ -169,6 +175,7 @@ class _Scheduler:
         steps = tuple(sorted({branch_step(cell.recipe) for cell in missing}))
         flops = steps[-1] * _flops_per_step(longest.recipe)
         folder = self.out / "trunks" / trunk_id
+        _drop_unusable(folder / "checkpoints", steps)
         self.jobs[f"trunk-{trunk_id}"] = _Job(
             f"trunk-{trunk_id}", "trunk", longest.recipe, folder, flops, stop_at=steps[-1], keep_steps=steps
         )
@@ -202,6 +209,10 @@ class _Scheduler:
                                 pool[index] = self._replace(context, threads, worker)
                 if should_stop():
                     return
+                if all(worker.job is None for worker in pool):
+                    raise DataError(
+                        f"{self.out}: no cell can start, a trunk has lost a checkpoint; run the sweep again"
+                    )
                 busy = {worker.pipe: index for index, worker in enumerate(pool)}
                 for pipe in wait(list(busy), timeout=1.0):
                     index = busy[pipe]  # type: ignore[index]
@@ -217,11 +228,7 @@ class _Scheduler:
             if on_progress is not None:
                 on_progress(self._progress(time.monotonic() - began, pool))
         finally:
-            for worker in pool:
-                worker.pipe.close()
-                if worker.job is not None:
-                    worker.process.terminate()
-                worker.process.join(timeout=10)
+            _stop(pool)
 
     def _unfinished(self) -> bool:
         return any(job.state != "finished" for job in self.jobs.values())
@@ -305,10 +312,39 @@ class _Scheduler:
 
 def _start(context, threads: int) -> _Worker:
     ours, theirs = context.Pipe()
-    process = context.Process(target=work, args=(theirs, threads), daemon=True)
+    process = context.Process(target=work, args=(theirs, threads, os.getpid()), daemon=True)
     process.start()
     theirs.close()
     return _Worker(process, ours)
+
+
+def _stop(pool: list[_Worker]) -> None:
+    """Idle workers leave when their pipe closes, busy ones save first; who takes too long is killed."""
+    for worker in pool:
+        worker.pipe.close()
+        if worker.job is not None:
+            worker.process.terminate()
+    for worker in pool:
+        worker.process.join(timeout=STOP_S)
+        if worker.process.is_alive():
+            worker.process.kill()
+            worker.process.join()
+
+
+def _drop_unusable(folder: Path, steps: tuple[int, ...]) -> None:
+    """Remove damaged branch points, and what the trunk could resume from beyond the first one it has to make again."""
+    missing = []
+    for step in steps:
+        checkpoint = folder / f"step_{step:08d}"
+        problem = damage(checkpoint) if checkpoint.exists() else ""
+        if problem:
+            log.warning("damaged checkpoint: %s; the trunk makes it again", problem)
+            shutil.rmtree(checkpoint)
+        if problem is not None:
+            missing.append(step)
+    for checkpoint in folder.glob("step_*"):
+        if missing and int(checkpoint.name.removeprefix("step_")) > missing[0]:
+            shutil.rmtree(checkpoint)
 
 
 def _flops_per_step(recipe: dict[str, Any]) -> float:

@@ -139,7 +139,7 @@ class Table:
         """Where each row's training FLOPs come from, and their values: counted, else the label, else derived."""
         for option in ("total_flops", "budget_flops"):
             if self.has(option):
-                self.conventions["total_flops"] = f"column {option}"
+                self.conventions.setdefault("total_flops", f"column {option}")
                 return option, self.columns[option]
         for option, factor, text in (
             ("flops_per_token", 1.0, "flops_per_token x"),

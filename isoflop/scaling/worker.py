@@ -1,11 +1,14 @@
 """A sweep's worker process: one job at a time from its pipe, one answer for each.
 
-A job is plain data: a recipe tree, a run folder, where to start and stop. The worker notices when its sweep is gone and
-leaves after saving, so that a killed sweep can be started again at once.
+A job is plain data: a recipe tree, a run folder, where to start and stop. When its sweep asks it to stop (SIGTERM) or
+is gone, a worker leaves after saving, so that the sweep can be started again at once. Ctrl-C is the sweep's business.
 """
 
+import contextlib
 import logging
 import os
+import signal
+import sys
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -16,29 +19,38 @@ from isoflop.recipe import from_tree
 from isoflop.run import only_one
 
 
-def work(pipe: Connection, threads: int) -> None:
-    """Serve jobs until the pipe closes. Runs in a process of its own, so it may set the number of threads."""
+def work(pipe: Connection, threads: int, parent: int) -> None:
+    """Serve jobs of the process `parent` until the pipe closes, in a process of its own with its number of threads."""
+    asked = busy = False
+
+    def stop(_number: int, _frame: object) -> None:
+        nonlocal asked
+        asked = True
+        if not busy:
+            sys.exit(0)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, stop)
     os.environ["OMP_NUM_THREADS"] = str(threads)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     import torch
 
     torch.set_num_threads(threads)
-    parent = os.getppid()
-    while True:
+    while not asked:
         try:
             job = pipe.recv()
-        except (EOFError, OSError, KeyboardInterrupt):
+        except (EOFError, OSError):
             return
+        busy = True
         try:
-            answer = {"job": job["name"], "result": _run(job, pipe, lambda: os.getppid() != parent)}
-        except IsoflopError as error:
+            answer = {"job": job["name"], "result": _run(job, pipe, lambda: asked or os.getppid() != parent)}
+        except (IsoflopError, OSError) as error:  # a full disk, for example: running it again does not help
             answer = {"job": job["name"], "error": str(error)}
-        except KeyboardInterrupt:
-            return
         try:
             pipe.send(answer)
-        except (BrokenPipeError, OSError):
+        except OSError:
             return
+        busy = False
 
 
 def _run(job: dict[str, Any], pipe: Connection, orphaned) -> dict[str, Any]:
@@ -53,7 +65,8 @@ def _run(job: dict[str, Any], pipe: Connection, orphaned) -> dict[str, Any]:
         if time.monotonic() - last_sent > 1.0:
             last_sent = time.monotonic()
             figures = {"step": progress.step, "tokens_per_s": progress.tokens_per_s, "loss_nats": progress.loss_nats}
-            pipe.send({"job": job["name"], "progress": figures})
+            with contextlib.suppress(OSError):  # the sweep is gone: save first
+                pipe.send({"job": job["name"], "progress": figures})
 
     # A worker of a sweep that was killed a moment ago may still be saving here.
     with only_one(run_dir, wait_s=60.0):

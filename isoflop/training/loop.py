@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -48,9 +49,9 @@ class LoopResult:
     """stopped: reached `stop_at` before the end of the schedule."""
     step: int
     train_loss_nats: float
-    """Mean over the last tenth (at least one, at most 100) of the steps of this call; NaN when it made none."""
+    """Mean over the last tenth (at least one, at most 100) of the steps in metrics.jsonl; NaN when there are none."""
     wall_s: float
-    """Of the steps, without start and validation."""
+    """Of the steps of this call, without start and validation."""
     tokens: int
     """Consumed in this call."""
     data_wait_s: float
@@ -92,8 +93,9 @@ def train(
     speed = MetricsFile(run_dir / "speed.jsonl", resume_step=start_step)
     folder = run_dir / "checkpoints"
     reports = _Reports(device)
-    recent: list[float] = []
     n_recent = max(1, min(100, n_steps // 10))
+    recent = metrics.last_losses(n_recent)
+    diverged_at: int | None = None
     latest_bits: float | None = None
     status: Status = "finished" if end == n_steps else "stopped"
     graphed: GraphedStep | None = None
@@ -103,10 +105,14 @@ def train(
 
     def drain(*, wait: bool) -> bool:
         """Write losses that have arrived; True when one of them shows divergence."""
-        nonlocal last_report, last_report_step
+        nonlocal last_report, last_report_step, diverged_at
         lines = reports.arrived(wait=wait)
         if not lines:
             return False
+        bad = [index for index, line in enumerate(lines) if not math.isfinite(line["loss_nats"])]
+        if bad:  # the run ends at its first bad step, however many more were under way when it was seen
+            del lines[bad[0] + 1 :]
+            diverged_at = lines[-1]["step"]
         metrics.write(lines)
         recent.extend(line["loss_nats"] for line in lines)
         del recent[:-n_recent]
@@ -131,17 +137,23 @@ def train(
                         seconds_left=left,
                     )
                 )
-        return any(not math.isfinite(line["loss_nats"]) for line in lines)
+        return diverged_at is not None
 
     def save(step: int) -> None:
         nonlocal last_save
-        checkpoint.save(folder, step=step, model=model, optimizer=optimizer, state=state)
-        checkpoint.prune(folder, keep=saving.keep, pinned=set(saving.at_steps))
+        checkpoint.save(
+            folder,
+            step=step,
+            model=model,
+            optimizer=optimizer,
+            state={**state, "wall_s": state.get("wall_s", 0.0) + wall_s},
+        )
+        checkpoint.prune(folder, step=step, keep=saving.keep, pinned=set(saving.at_steps))
         last_save = time.perf_counter()
 
     step = start_step
     model.train()
-    with ThreadPoolExecutor(1, thread_name_prefix="batches") as reader:
+    with closing(metrics), closing(speed), ThreadPoolExecutor(1, thread_name_prefix="batches") as reader:
         ahead = reader.submit(_ready, workload, step, device) if step < end else None
         while step < end:
             began = time.perf_counter()
@@ -183,11 +195,9 @@ def train(
             if stopping and step < end:
                 status = "interrupted"
                 break
-    metrics.close()
-    speed.close()
     return LoopResult(
         status=status,
-        step=step,
+        step=diverged_at or step,
         train_loss_nats=sum(recent) / len(recent) if recent else math.nan,
         wall_s=wall_s,
         tokens=(step - start_step) * workload.tokens_per_step,

@@ -67,8 +67,14 @@ class MetricsFile:
 
     def __init__(self, path: Path, *, resume_step: int):
         path.parent.mkdir(parents=True, exist_ok=True)
+        self._path = path
         self._keep(path, resume_step)
         self._file = path.open("a", encoding="utf-8", newline="\n")
+
+    def last_losses(self, n: int) -> list[float]:
+        """Training losses of the last `n` steps that were kept."""
+        rows = map(json.loads, self._path.read_text(encoding="utf-8").splitlines())
+        return [row["loss_nats"] for row in rows if "loss_nats" in row][-n:]
 
     @staticmethod
     def _keep(path: Path, resume_step: int) -> None:

@@ -140,6 +140,10 @@ def check(recipe: PretrainRecipe) -> None:
         )
     if not 0 < t.cooldown_fraction <= 1:
         raise RecipeError(f"train.cooldown_fraction = {t.cooldown_fraction} must be above 0 and at most 1")
+    if recipe.checkpoint.keep < 1:
+        raise RecipeError(
+            f"checkpoint.keep = {recipe.checkpoint.keep} must be at least 1, better 2: one may be damaged"
+        )
     for name in ("learning_rate", "clip_norm", "eps"):
         if not getattr(t, name) > 0:
             raise RecipeError(f"train.{name} = {getattr(t, name)} must be above 0")
@@ -229,16 +233,22 @@ def run_pretrain(
         model, learning_rate=t.learning_rate, betas=(t.beta1, t.beta2), eps=t.eps, weight_decay=t.weight_decay
     )
     n_steps = recipe.n_steps()
-    write_recipe(run_dir / "recipe.toml", recipe, header="resolved recipe of this run")
-    found = checkpoint.newest(run_dir / "checkpoints") or start_from
-    start_step = 0
+    own = checkpoint.newest(run_dir / "checkpoints")
+    found = own or start_from
+    start_step = first_step = 0
+    earlier_s = 0.0
     if found is None:
         model.initialise(torch.Generator().manual_seed(t.seed))
     else:
+        if own is None and (problem := checkpoint.damage(found)):
+            raise CheckpointError(f"the run cannot start from {found}: {problem}; train that trunk again")
         state = checkpoint.load(found, model, optimizer)
         start_step = state["step"]
         _check_continues(state, trajectory, start_step, recipe, found)
-        started_at = state.get("started_at", started_at)
+        first_step = state["first_step"] if own else start_step
+        if own:
+            started_at, earlier_s = state["started_at"], state["wall_s"]
+    write_recipe(run_dir / "recipe.toml", recipe, header="resolved recipe of this run")
     exact = flops_per_token(recipe.model, "exact")
     if _should_compile(recipe, device, exact * t.n_tokens):
         for block in model.blocks:
@@ -268,7 +278,14 @@ def run_pretrain(
                 recipe.checkpoint.keep,
                 at_steps=keep_steps,
             ),
-            state={"trajectory": trajectory, "n_steps": n_steps, "schedule": t.schedule, "started_at": started_at},
+            state={
+                "trajectory": trajectory,
+                "n_steps": n_steps,
+                "schedule": t.schedule,
+                "first_step": first_step,
+                "started_at": started_at,
+                "wall_s": earlier_s,
+            },
             start_step=start_step,
             stop_at=stop_at,
             clip_norm=t.clip_norm,
@@ -279,7 +296,8 @@ def run_pretrain(
             on_progress=on_progress,
             should_stop=should_stop,
         )
-    result = _result(recipe, workload, token_set, loop, device, dtype, trajectory, start_step, started_at)
+    result = _result(recipe, workload, token_set, loop, device, dtype, trajectory, first_step, started_at)
+    result["wall_s"] = earlier_s + loop.wall_s
     result["peak_flops_per_s"], result["peak_source"] = peak, peak_source
     if loop.status == "finished":
         result.update(workload.validate(model))
@@ -369,7 +387,7 @@ def _result(
     device: torch.device,
     dtype: torch.dtype,
     trajectory: str,
-    start_step: int,
+    first_step: int,
     started_at: str,
 ) -> dict[str, Any]:
     scale, exact = flops_per_token(recipe.model, "M"), flops_per_token(recipe.model, "exact")
@@ -379,7 +397,7 @@ def _result(
         "step": loop.step,
         "n_steps": recipe.n_steps(),
         "n_tokens": n_tokens,
-        "start_step": start_step,
+        "start_step": first_step,
         "flops_per_token": scale,
         "flops_per_token_exact": exact,
         "total_flops": scale * n_tokens,

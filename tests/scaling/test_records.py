@@ -1,0 +1,73 @@
+"""Run records: what a killed writer leaves behind, repeated runs, unknown fields."""
+
+import json
+import logging
+import math
+
+import numpy as np
+import pytest
+
+from isoflop.errors import DataError
+from isoflop.scaling.records import RunRecord, append_record, read_records
+
+
+def test_a_record_comes_back_as_it_was_written(tmp_path):
+    path = tmp_path / "records.jsonl"
+    record = RunRecord(
+        "a", budget_flops=1e12, n_tokens=np.int64(4096), loss_nats=np.float64(2.5), extra={"note": "x\u2028y"}
+    )
+    append_record(path, record)
+    assert read_records(path) == [record]
+    assert path.read_bytes().count(b"\n") == 1
+
+
+def test_unknown_fields_are_kept_and_written_back_flat(tmp_path):
+    path = tmp_path / "records.jsonl"
+    path.write_text('{"run_id": "a", "future_field": {"x": 1}}\n')
+    (record,) = read_records(path)
+    assert record.extra == {"future_field": {"x": 1}}
+    assert record.to_dict()["future_field"] == {"x": 1}
+
+
+def test_the_last_line_of_a_run_wins(tmp_path):
+    path = tmp_path / "records.jsonl"
+    for run, loss in (("a", 3.0), ("b", 2.0), ("a", 1.0)):
+        append_record(path, RunRecord(run, loss_nats=loss))
+    assert {record.run_id: record.loss_nats for record in read_records(path)} == {"a": 1.0, "b": 2.0}
+
+
+def test_a_diverged_loss_is_stored_as_missing(tmp_path):
+    path = tmp_path / "records.jsonl"
+    append_record(path, RunRecord("a", status="diverged", loss_nats=math.nan, conventions={"worst": math.inf}))
+    (record,) = read_records(path)
+    assert record.loss_nats is None
+    assert record.status == "diverged"
+
+
+def test_every_cut_of_the_last_line_is_survived_by_reader_and_writer(tmp_path, caplog):
+    path = tmp_path / "records.jsonl"
+    append_record(path, RunRecord("a", loss_nats=1.0))
+    whole = path.read_bytes()
+    append_record(path, RunRecord("b", loss_nats=2.0))
+    both = path.read_bytes()
+    caplog.set_level(logging.WARNING)
+    for end in range(len(whole) + 1, len(both)):
+        path.write_bytes(both[:end])
+        names = [record.run_id for record in read_records(path)]
+        assert names == (["a", "b"] if end == len(both) - 1 else ["a"]), both[:end]
+        append_record(path, RunRecord("c"))
+        names = [record.run_id for record in read_records(path)]
+        assert names == (["a", "b", "c"] if end == len(both) - 1 else ["a", "c"]), both[:end]
+    assert "killed writer" in caplog.text
+
+
+def test_a_damaged_line_in_the_middle_is_named(tmp_path):
+    path = tmp_path / "records.jsonl"
+    path.write_text('{"run_id": "a"}\n{"run_id": \n{"run_id": "b"}\n')
+    with pytest.raises(DataError, match="line 2 is not JSON"):
+        read_records(path)
+    path.write_text(json.dumps({"loss_nats": 1}) + "\n")
+    with pytest.raises(DataError, match="run_id"):
+        read_records(path)
+    with pytest.raises(DataError, match="does not exist"):
+        read_records(tmp_path / "none.jsonl")

@@ -1,0 +1,155 @@
+"""Recipes: typed, closed against unknown keys, overridable, and written back without loss."""
+
+import json
+import math
+import os
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from isoflop.errors import RecipeError
+from isoflop.recipe import from_tree, load_recipe, to_toml, to_tree, write_json, write_recipe, write_text
+
+
+@dataclass(frozen=True)
+class Oven:
+    degrees: int
+    name: str = "oven"
+    fan: bool = False
+    factor: float = 1.0
+    mode: Literal["bake", "grill"] = "bake"
+
+
+@dataclass(frozen=True)
+class Meal:
+    oven: Oven
+    times: tuple[float, ...] = ()
+    weights: dict[str, float] = field(default_factory=dict)
+    out: Path = Path("out")
+    note: str | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+TREE = {"oven": {"degrees": 200}}
+
+
+def written(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_a_file_with_overrides_becomes_frozen_dataclasses(tmp_path):
+    path = written(tmp_path / "meal.toml", "times = [1, 2.5]\n[oven]\ndegrees = 180\n[weights]\nsalt = 1\n")
+    meal = load_recipe(path, Meal, ["oven.degrees=2e2", "oven.mode=grill", "out=some/where", "oven.fan=true"])
+    assert meal.oven == Oven(200, fan=True, mode="grill") and isinstance(meal.oven.degrees, int)
+    assert meal.times == (1.0, 2.5) and meal.weights == {"salt": 1.0} and meal.out == Path("some/where")
+    with pytest.raises(AttributeError):
+        meal.note = "x"  # type: ignore[misc]
+
+
+def test_an_override_may_be_a_list_or_make_a_section():
+    meal = load_recipe(None, Meal, ["oven.degrees=1", "times=[1, 2]", "weights.salt=0.5", 'note="a b"'])
+    assert (meal.times, meal.weights, meal.note) == ((1.0, 2.0), {"salt": 0.5}, "a b")
+
+
+@pytest.mark.parametrize(
+    "tree, message",
+    [
+        ({**TREE, "ovn": {}}, "unknown key ovn; did you mean oven?"),
+        ({"oven": {"degrees": 1, "degres": 2}}, "unknown key oven.degres; did you mean oven.degrees?"),
+        ({**TREE, "zzz": 1}, "unknown key zzz; known keys: extra, note, out, oven, times, weights"),
+        ({"oven": {}}, "missing key oven.degrees; it has no default: add it to the recipe"),
+        ({}, "missing key oven.degrees"),
+        ({"oven": 3}, "oven = 3 must be a section with keys"),
+        ({"oven": {"degrees": "hot"}}, "oven.degrees = 'hot' must be a whole number"),
+        ({"oven": {"degrees": 1.5}}, "oven.degrees = 1.5 must be a whole number"),
+        ({"oven": {"degrees": True}}, "oven.degrees = True must be a whole number"),
+        ({"oven": {"degrees": 1, "fan": 1}}, "oven.fan = 1 must be true or false"),
+        ({"oven": {"degrees": 1, "factor": "x"}}, "oven.factor = 'x' must be a number"),
+        ({"oven": {"degrees": 1, "mode": "gril"}}, "must be one of bake, grill; did you mean 'grill'?"),
+        ({**TREE, "times": 3}, "times = 3 must be a list"),
+        ({**TREE, "times": [1, "a"]}, "times[1] = 'a' must be a number"),
+        ({**TREE, "weights": {"salt": "a"}}, "weights.salt = 'a' must be a number"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_key_value_and_rule(tree, message):
+    with pytest.raises(RecipeError) as refused:
+        from_tree(tree, Meal)
+    assert message in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "override, message", [("oven", "must read section.key=value"), ("oven.degrees.x=1", "is a value, not a section")]
+)
+def test_an_override_that_cannot_be_read_is_refused(tmp_path, override, message):
+    path = written(tmp_path / "meal.toml", "[oven]\ndegrees = 180\n")
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(path, Meal, [override])
+
+
+def test_a_file_that_is_missing_or_not_toml_is_refused(tmp_path):
+    with pytest.raises(RecipeError, match="does not exist; give the path of a TOML file"):
+        load_recipe(tmp_path / "none.toml", Meal)
+    with pytest.raises(RecipeError, match="not valid TOML"):
+        load_recipe(written(tmp_path / "bad.toml", "a = = 1"), Meal)
+    (tmp_path / "latin.toml").write_bytes(b'note = "caf\xe9"\n')
+    with pytest.raises(RecipeError, match="not valid TOML"):
+        load_recipe(tmp_path / "latin.toml", Meal)
+
+
+PLAIN = st.recursive(
+    st.booleans() | st.integers(-(2**62), 2**62) | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(st.dictionaries(st.text(), PLAIN, max_size=4))
+def test_what_is_written_is_read_back(tree):
+    assert tomllib.loads(to_toml(tree)) == tree
+
+
+def test_a_recipe_survives_being_written_and_read(tmp_path):
+    meal = Meal(Oven(200, name='a "b" \\ \u00e9'), times=(1.0, 1e-8), weights={"x y": 0.5}, note=None)
+    write_recipe(tmp_path / "deep" / "meal.toml", meal, header="first\n\nsecond")
+    text = (tmp_path / "deep" / "meal.toml").read_text(encoding="utf-8")
+    assert text.startswith("# first\n#\n# second\n")
+    assert load_recipe(tmp_path / "deep" / "meal.toml", Meal) == meal
+    assert "note" not in to_tree(meal)  # TOML has no null
+
+
+def test_json_is_plain_whatever_comes_in(tmp_path):
+    value = {
+        "array": np.arange(3),
+        "scalar": np.float32(0.5),
+        "path": Path("a/b"),
+        "nan": math.nan,
+        "inf": np.inf,
+        "meal": Oven(1),
+        1: (True, None),
+    }
+    write_json(tmp_path / "x.json", value)
+    text = (tmp_path / "x.json").read_text(encoding="utf-8")
+    read = json.loads(text, parse_constant=lambda name: pytest.fail(name))
+    assert read["array"] == [0, 1, 2] and read["scalar"] == 0.5 and read["path"] == "a/b"
+    assert read["nan"] is None and read["inf"] is None and read["1"] == [True, None]
+    assert read["meal"]["degrees"] == 1
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "x.txt"
+    write_text(path, "old")
+
+    def fail(*_: object) -> None:
+        raise OSError("no")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="no"):
+        write_text(path, "new")
+    assert path.read_text(encoding="utf-8") == "old" and [p.name for p in tmp_path.iterdir()] == ["x.txt"]

@@ -1,0 +1,131 @@
+"""Every recipe in the repository is a test: it loads with its schema, says what it is, and runs where that is cheap."""
+
+import dataclasses
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import isoflop
+from isoflop.corpus.build import CorpusRecipe
+from isoflop.model.accounting import count_parameters
+from isoflop.recipe import load_recipe
+from isoflop.scaling.ladder import LadderRecipe, plan_ladder, resolved
+from isoflop.scaling.ladder_recipe import check as check_ladder
+from isoflop.scaling.speed import SpeedModel
+from isoflop.scaling.sweep import run_sweep
+from isoflop.scaling.target import ladder_on_tokens
+from isoflop.tokens.shards import TokensRecipe, build_tokens
+from isoflop.training.pretrain import PretrainRecipe, check, run_pretrain
+
+ROOT = Path(__file__).parents[1]
+FILES = sorted([*(ROOT / "recipes").rglob("*.toml"), *(Path(isoflop.__file__).parent / "presets").rglob("*.toml")])
+SCHEMAS = {"corpus": CorpusRecipe, "tokens": TokensRecipe, "sweep": LadderRecipe, "pretrain": PretrainRecipe}
+
+
+def kind_of(path: Path) -> str:
+    """By folder; study recipes and presets by the sections they have."""
+    if path.parent.name in SCHEMAS:
+        return path.parent.name
+    keys = tomllib.loads(path.read_text(encoding="utf-8")).keys()
+    marks = {
+        "tokenizer": "tokens",
+        "ladder": "sweep",
+        "train": "pretrain",
+        "sources": "corpus",
+        "environment": "corpus",
+    }
+    return next(kind for mark, kind in marks.items() if mark in keys)
+
+
+def label(path: Path) -> str:
+    return f"{path.parent.name}/{path.stem}"
+
+
+def of_kind(kind: str) -> list[Path]:
+    return [path for path in FILES if kind_of(path) == kind]
+
+
+def test_every_kind_of_recipe_is_there():
+    assert {kind_of(path) for path in FILES} == set(SCHEMAS)
+    assert {label(path) for path in FILES} >= {
+        "pretrain/deepseek-7b",
+        "pretrain/deepseek-67b",
+        "sweep/cpu",
+        "sweep/gpu",
+    }
+
+
+@pytest.mark.parametrize("path", FILES, ids=label)
+def test_a_recipe_loads_with_its_schema_and_its_header_says_what_it_is_for(path):
+    load_recipe(path, SCHEMAS[kind_of(path)])
+    text = path.read_text(encoding="utf-8")
+    header = [line for line in text.split("\n\n")[0].splitlines() if line.startswith("#")]
+    assert header, "a recipe starts with a comment: what it is, the command, the hardware, what to expect"
+    assert text.isascii() and all(len(line) <= 120 for line in text.splitlines())
+    if path.parent.name != "presets":
+        comments = "\n".join(line for line in text.splitlines() if line.startswith("#"))
+        assert "isoflop " in comments or "sh recipes/" in comments, "the header has no command"
+
+
+@pytest.mark.parametrize("path", of_kind("pretrain"), ids=label)
+def test_a_pretrain_recipe_keeps_its_rules_and_runs_when_made_small(path, tmp_path, tiny_tokens):
+    recipe = load_recipe(path, PretrainRecipe)
+    check(recipe)
+    assert recipe.n_steps() > 1000 and count_parameters(recipe.model).n_params_total > 1e8
+    small = {
+        "model.n_layers": 1,
+        "model.d_model": 8,
+        "model.n_heads": 2,
+        "model.n_kv_heads": 2,
+        "model.d_head": 4,
+        "model.d_ff": 16,
+        "model.vocab_size": 512,
+        "model.seq_len": 16,
+        "data.tokens": f'"{tiny_tokens}"',
+        "train.n_tokens": 128,
+        "train.batch_tokens": 32,
+        "train.warmup_steps": 2,
+        "train.precision": "float32",
+        "train.device": "cpu",
+        "train.threads": 1,
+        "validate.max_tokens": 256,
+    }
+    shrunk = load_recipe(path, PretrainRecipe, [f"{key}={value}" for key, value in small.items()])
+    result = run_pretrain(shrunk, tmp_path)
+    assert (result["status"], result["step"]) == ("finished", 4) and result["bits_per_byte"] > 0
+
+
+@pytest.mark.parametrize("path", of_kind("sweep"), ids=label)
+def test_a_ladder_recipe_keeps_its_rules_and_gives_a_plan(path):
+    recipe = load_recipe(path, LadderRecipe)
+    check_ladder(recipe)
+    if recipe.ladder.minutes or recipe.ladder.gpu_hours:
+        speed = SpeedModel(per_step_s=2e-3, per_layer_s=5e-4, per_flop_s=1 / 45e9, per_param_s=0.0)
+        planned = plan_ladder(recipe, speed)
+        assert resolved(planned).ladder.minutes == 0 and len(planned.budgets) == recipe.ladder.n_budgets
+    else:
+        planned = plan_ladder(recipe)
+    assert planned.saving >= 1.0 and len(planned.cells) >= 3
+    if recipe.ladder.purpose == "isoflop":
+        assert planned.saving > 1.15 if recipe.ladder.share_trunks else planned.saving == 1.0
+
+
+@pytest.mark.dist
+def test_the_cpu_sweep_runs_when_made_small(tmp_path, tiny_tokens):
+    overrides = ["ladder.minutes=0", "ladder.budgets=[2e9]", "ladder.n_sizes=3", "ladder.size_span=2.5"]
+    overrides += ["model.seq_len=16", f'data.tokens="{tiny_tokens}"', "allocation.coefficient=0.8"]
+    recipe = load_recipe(ROOT / "recipes/sweep/cpu.toml", LadderRecipe, overrides)
+    law = {"learning_rate": {"coefficient": 0.01}, "batch_tokens": {"coefficient": 256.0}}
+    recipe = dataclasses.replace(recipe, hyper=law, validate={"max_tokens": 256})
+    tied, data_sha256 = ladder_on_tokens(recipe)
+    cells = list(plan_ladder(tied, data_sha256=data_sha256).cells)
+    records = run_sweep(cells, tmp_path, study="cpu", workers=1)
+    assert len(records) == 3 and {record.status for record in records} == {"finished"}
+
+
+@pytest.mark.parametrize("path", of_kind("tokens"), ids=label)
+def test_a_tokens_recipe_runs_when_made_small(path, tmp_path, tiny_corpus):
+    overrides = ["tokenizer.vocab_size=300", "tokenizer.padded_vocab_size=0", "tokenizer.sample_mb=1"]
+    made = build_tokens(tiny_corpus, tmp_path / "tokens", load_recipe(path, TokensRecipe, overrides))
+    assert made["vocab_size"] >= 302 and {shard["split"] for shard in made["shards"]} == {"train", "valid"}
