@@ -153,7 +153,8 @@ def _planned_ladder(
     recipe, data_sha256 = ladder_on_tokens(recipe)
     planned = plan_ladder(recipe, measure_ladder(recipe), data_sha256=data_sha256)
     seconds = _target_seconds(recipe, max(planned.budgets) * TARGET_RATIO)
-    share = min(1.0, minutes * TARGET_SHARE * 60 / seconds)
+    # One measurement on a busy machine may be far too slow: no smaller than a quarter of what the sweep can afford.
+    share = min(1.0, max(0.25, minutes * TARGET_SHARE * 60 / seconds))
     if share < 1.0:
         section = dataclasses.replace(resolved(planned).ladder, budgets=tuple(b * share for b in planned.budgets))
         planned = plan_ladder(dataclasses.replace(recipe, ladder=section), planned.speed, data_sha256=data_sha256)
