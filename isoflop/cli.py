@@ -1,14 +1,10 @@
-"""The command line: stage -> function; the order of the rows is the data flow. Only this file prints."""
+"""The command line: stage -> function; the order of the rows is the data flow. It prints through isoflop.terminal."""
 
-import contextlib
 import dataclasses
 import errno
 import json as json_module
 import logging
-import math
-import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,6 +12,18 @@ import tyro
 
 from isoflop.errors import DataError, IsoflopError, RecipeError
 from isoflop.recipe import load_recipe, write_json, write_recipe
+from isoflop.terminal import (
+    Bar,
+    corpus_rows,
+    flat,
+    print_rows,
+    print_table,
+    print_warnings,
+    report_found,
+    say,
+    shown,
+    stop_on_signal,
+)
 
 Recipe = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE", help="TOML file")]
 Overrides = Annotated[
@@ -32,9 +40,11 @@ def corpus(recipe: Recipe, overrides: Overrides = (), /, *, out: Out = Path("run
     """Raw text -> clean corpus: read, filter, deduplicate, hold out validation."""
     from isoflop.corpus.build import CorpusRecipe, build_corpus
 
-    with _Bar("B") as bar:
+    with Bar("B") as bar:
         found = build_corpus(load_recipe(recipe, CorpusRecipe, overrides), out, on_progress=bar.stage)
-    _report(found, json, f"corpus in {out}" + (" (was up to date)" if found.get("reused") else ""), _corpus_rows(found))
+    report_found(
+        found, json, f"corpus in {out}" + (" (was up to date)" if found.get("reused") else ""), corpus_rows(found)
+    )
 
 
 def tokens(
@@ -49,13 +59,13 @@ def tokens(
     """Clean corpus -> tokenizer and token shards."""
     from isoflop.tokens.shards import TokensRecipe, build_tokens
 
-    with _Bar("B") as bar:
+    with Bar("B") as bar:
         found = build_tokens(corpus, out, load_recipe(recipe, TokensRecipe, overrides), on_progress=bar.stage)
     rows = [
         (f"{s['split']} {s['domain']}", f"{s['n_tokens']:,} tokens, {s['n_bytes']:,} bytes") for s in found["shards"]
     ]
     rows.append(("vocabulary", f"{found['vocab_size']:,} rows, {found['bytes_per_token']:.3f} bytes per token"))
-    _report(found, json, f"tokens in {out}" + (" (was up to date)" if found.get("reused") else ""), rows)
+    report_found(found, json, f"tokens in {out}" + (" (was up to date)" if found.get("reused") else ""), rows)
 
 
 def inspect(
@@ -72,7 +82,7 @@ def inspect(
     from isoflop.training.pretrain import PretrainRecipe
 
     found = count(load_recipe(recipe, PretrainRecipe, overrides).model, micro_batch=micro_batch, world_size=world_size)
-    _report(found, json, f"{recipe}", list(_flat(found)))
+    report_found(found, json, f"{recipe}", list(flat(found)))
 
 
 def ladder(
@@ -90,13 +100,13 @@ def ladder(
     if not dry_run:
         for cell in planned.cells:
             write_recipe(
-                out / "recipes" / f"{cell.cell_id}.toml", _Tree(cell.recipe), header=f"cell of {planned.recipe.study}"
+                out / "recipes" / f"{cell.cell_id}.toml", cell.recipe, header=f"cell of {planned.recipe.study}"
             )
     where = "nothing written" if dry_run else f"{len(planned.cells)} recipes in {out / 'recipes'}"
-    _report({"summary": planned.summary(), "cells": planned.table()}, json, where, [])
-    _print_table(planned.table())
-    _print_rows(_flat(planned.summary()))
-    _print_warnings(planned.warnings)
+    report_found({"summary": planned.summary(), "cells": planned.table()}, json, where, [])
+    print_table(planned.table())
+    print_rows(flat(planned.summary()))
+    print_warnings(planned.warnings)
 
 
 def sweep(
@@ -122,10 +132,10 @@ def sweep(
         planned = _ladder(recipe, overrides, calibrate=calibrate)
         if not (out / "ladder.json").exists():  # else run_sweep must accept it first
             write_recipe(fixed, resolved(planned), header=f"the ladder of this sweep, from {recipe}")
-    _print_rows(_flat(planned.summary()))
-    _print_warnings(planned.warnings)
+    print_rows(flat(planned.summary()))
+    print_warnings(planned.warnings)
     section = planned.recipe
-    with _Bar("FLOP") as bar, _stop_on_signal() as stop:
+    with Bar("FLOP") as bar, stop_on_signal() as stop:
         records = run_sweep(
             list(planned.cells),
             out,
@@ -146,7 +156,7 @@ def sweep(
         "diverged": diverged,
         **json_module.loads((out / "sweep.json").read_text(encoding="utf-8")),
     }
-    _report(found, json, f"{len(records)} of {len(planned.cells)} cells in {out / 'records.jsonl'}", [])
+    report_found(found, json, f"{len(records)} of {len(planned.cells)} cells in {out / 'records.jsonl'}", [])
     if len(records) < len(planned.cells):
         raise KeyboardInterrupt
 
@@ -187,7 +197,7 @@ def fit(
         found = fit_law_set(records, bootstrap=bootstrap, seed=seed)
         write_json(out, found)
         shown = {key: value for key, value in found.items() if key != "resamples"}
-        _report(found, json, f"laws in {out}", list(_flat(shown, depth=2)))
+        report_found(found, json, f"laws in {out}", list(flat(shown, depth=2)))
     else:
         found = run_fit(
             list(tables),
@@ -202,8 +212,8 @@ def fit(
             group=group,
             at_flops=at_flops,
         )
-        _report(found, json, f"{law} law of {', '.join(map_names(tables))}", list(_flat(found, depth=3)))
-    _print_warnings(found.get("warnings", ()))
+        report_found(found, json, f"{law} law of {', '.join(map_names(tables))}", list(flat(found, depth=3)))
+    print_warnings(found.get("warnings", ()))
 
 
 def plan(
@@ -270,8 +280,8 @@ def plan(
     )
     made.write(out)
     found = made.tree()
-    _report(found, json, f"recipe in {out}; run it: isoflop train {out}", made.rows())
-    _print_warnings(made.warnings)
+    report_found(found, json, f"recipe in {out}; run it: isoflop train {out}", made.rows())
+    print_warnings(made.warnings)
 
 
 def train(
@@ -280,12 +290,15 @@ def train(
     /,
     *,
     dry_run: Annotated[bool, tyro.conf.arg(help="print the derived plan, touch no device")] = False,
+    tensorboard: Annotated[bool, tyro.conf.arg(help="write event files to OUT/tensorboard too")] = False,
     out: Out = Path("runs/train"),
     json: Json = None,
 ) -> None:
     """Run a pretrain recipe; resumes by itself; Ctrl-C saves and leaves."""
     from isoflop.model.accounting import inspect as count
     from isoflop.run import only_one
+    from isoflop.training.board import Board
+    from isoflop.training.monitor import Progress
     from isoflop.training.pretrain import PretrainRecipe, check, run_pretrain
 
     loaded = load_recipe(recipe, PretrainRecipe, overrides)
@@ -295,13 +308,22 @@ def train(
         counted = count(loaded.model, micro_batch=t.micro_batch or t.batch_tokens // loaded.model.seq_len)
         total = counted["flops_per_token"]["exact"] * t.n_tokens
         found = {"steps": loaded.n_steps(), "total_flops_exact": total, **counted}
-        _report(found, json, "nothing was run", list(_flat(found)))
+        report_found(found, json, "nothing was run", list(flat(found)))
         return
-    with _Bar("token") as bar, _stop_on_signal() as stop, only_one(out):
-        found = run_pretrain(loaded, out, on_progress=bar.training, should_stop=stop)
-    rows = [(key, _shown(found[key])) for key in ("status", "step", "n_tokens", "train_loss_nats", "tokens_per_s")]
-    rows += [(key, _shown(found[key])) for key in ("loss_nats", "bits_per_byte") if key in found]
-    _report(found, json, f"run in {out}", rows)
+    board = Board(out) if tensorboard else None
+    with Bar("token") as bar, stop_on_signal() as stop, only_one(out):
+
+        def show(progress: Progress) -> None:
+            bar.training(progress)
+            if board is not None:
+                board.write(progress)
+
+        found = run_pretrain(loaded, out, on_progress=show, should_stop=stop)
+    if board is not None:
+        board.close()
+    rows = [(key, shown(found[key])) for key in ("status", "step", "n_tokens", "train_loss_nats", "tokens_per_s")]
+    rows += [(key, shown(found[key])) for key in ("loss_nats", "bits_per_byte") if key in found]
+    report_found(found, json, f"run in {out}", rows)
     if found["status"] == "interrupted":
         raise KeyboardInterrupt
     if found["status"] == "diverged":
@@ -322,7 +344,7 @@ def score(
     from isoflop.scaling.target import score_run
 
     found = score_run(run, records=records)
-    _report(found, json, f"score in {run / 'score.json'}", list(_flat(found)))
+    report_found(found, json, f"score in {run / 'score.json'}", list(flat(found)))
 
 
 def compare(
@@ -337,7 +359,7 @@ def compare(
     from isoflop.scaling.compare import compare_files
 
     found = compare_files(a, b, budget_flops=budget_flops)
-    _report(found, json, found["verdict"], list(_flat({k: v for k, v in found.items() if k != "verdict"}, depth=2)))
+    report_found(found, json, found["verdict"], list(flat({k: v for k, v in found.items() if k != "verdict"}, depth=2)))
 
 
 def report(
@@ -352,7 +374,7 @@ def report(
     from isoflop.scaling.folder import report_study
 
     found = report_study(study, out or study / "report.html", figures=figures)
-    _report(found, json, f"report in {found['report']}", [])
+    report_found(found, json, f"report in {found['report']}", [])
 
 
 def demo(
@@ -366,9 +388,9 @@ def demo(
     """Everything on this machine: text, sweep, laws, a prediction, the run that tests it, a report."""
     from isoflop.demo import run_demo
 
-    with _stop_on_signal() as stop:
-        found = run_demo(out, minutes=minutes, seed=seed, workers=workers, say=_say, bar=_Bar, should_stop=stop)
-    _report(found, json, f"report in {out / 'report.html'}", list(_flat(found)))
+    with stop_on_signal() as stop:
+        found = run_demo(out, minutes=minutes, seed=seed, workers=workers, say=say, bar=Bar, should_stop=stop)
+    report_found(found, json, f"report in {out / 'report.html'}", list(flat(found)))
 
 
 STAGES = {
@@ -420,73 +442,6 @@ _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENO
 """What the disk refuses is for the user to cure; any other error of the system is a bug and keeps its traceback."""
 
 
-class _Tree(dict):
-    """Marks a recipe tree that is plain data already."""
-
-
-class _Bar:
-    """One progress bar; shows nothing where standard error is not a terminal, but a line every 30 s."""
-
-    def __init__(self, unit: str, label: str = ""):
-        from tqdm import tqdm
-
-        quiet = not sys.stderr.isatty()
-        self._bar = tqdm(
-            unit=unit, unit_scale=True, desc=label, dynamic_ncols=True, mininterval=30.0 if quiet else 0.3, leave=False
-        )
-
-    def __enter__(self) -> "_Bar":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
-
-    def stage(self, stage: str, done: float, total: float) -> None:
-        """Corpus and tokens."""
-        self._bar.set_description(stage, refresh=False)
-        self._move(done, total)
-
-    def sweep(self, progress: Any) -> None:
-        """Cells of a sweep."""
-        self._bar.set_description(f"sweep {progress.cells_done}/{progress.cells_total} cells", refresh=False)
-        self._move(progress.flops_done, progress.flops_total)
-
-    def training(self, progress: Any) -> None:
-        """A run."""
-        share = "" if progress.share_of_peak is None else f", {progress.share_of_peak:.0%} of peak"
-        bits = "" if progress.bits_per_byte is None else f", {progress.bits_per_byte:.3f} bits/byte"
-        self._bar.set_description(
-            f"step {progress.step}/{progress.n_steps}, loss {progress.loss_nats:.3f}{bits}{share}", refresh=False
-        )
-        self._move(progress.n_tokens, progress.n_tokens / max(progress.step, 1) * progress.n_steps)
-
-    def _move(self, done: float, total: float) -> None:
-        if total != self._bar.total:
-            self._bar.total = total
-            self._bar.reset(total) if done < self._bar.n else None
-        self._bar.update(done - self._bar.n)
-
-
-@contextlib.contextmanager
-def _stop_on_signal() -> Iterator[Any]:
-    """Ctrl-C or SIGTERM asks the work to save and stop; a second one is obeyed at once."""
-    asked = False
-
-    def handle(number: int, _frame: object) -> None:
-        nonlocal asked
-        if asked:
-            raise KeyboardInterrupt
-        asked = True
-        print("isoflop: saving and stopping; once more to stop at once", file=sys.stderr)
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def _ladder(recipe: Path, overrides: tuple[str, ...], *, calibrate: bool) -> Any:
     from isoflop.scaling.ladder import LadderRecipe, plan_ladder
     from isoflop.scaling.ladder_recipe import check
@@ -523,65 +478,6 @@ def _same_ladder(recipe: Path, overrides: tuple[str, ...], fixed: Path) -> bool:
 def map_names(paths: tuple[Path, ...]) -> list[str]:
     """File names for a headline."""
     return [path.name for path in paths]
-
-
-def _say(text: str) -> None:
-    print(text, flush=True)
-
-
-def _report(found: dict[str, Any], json: Path | None, headline: str, rows: list[tuple[str, str]]) -> None:
-    _print_rows(rows)
-    print(headline)
-    if json is not None:
-        write_json(json, found)
-
-
-def _print_rows(rows) -> None:
-    rows = list(rows)
-    width = max((len(name) for name, _ in rows), default=0)
-    for name, value in rows:
-        print(f"  {name:<{width}}  {value}")
-
-
-def _print_table(rows: list[dict[str, Any]]) -> None:
-    if not rows:
-        return
-    cells = [list(rows[0]), *([_shown(value) for value in row.values()] for row in rows)]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
-    for row in cells:
-        print("  " + "  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True)))
-
-
-def _print_warnings(warnings) -> None:
-    for warning in warnings:
-        print(f"  warning: {warning}")
-
-
-def _flat(tree: dict[str, Any], prefix: str = "", depth: int = 3) -> Iterator[tuple[str, str]]:
-    for key, value in tree.items():
-        if isinstance(value, dict) and depth > 1:
-            yield from _flat(value, f"{prefix}{key}.", depth - 1)
-        elif not isinstance(value, (dict, list)) or (isinstance(value, list) and len(value) <= 4):
-            yield f"{prefix}{key}", _shown(value)
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, bool) or value is None:
-        return str(value).lower()
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, float):
-        return f"{value:.6g}" if math.isfinite(value) else "-"
-    if isinstance(value, (list, tuple)):
-        return " .. ".join(_shown(item) for item in value)
-    return str(value)
-
-
-def _corpus_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
-    return [
-        (f"{item['split']} {item['domain']}", f"{item['n_documents']:,} documents, {item['n_bytes']:,} bytes")
-        for item in found["files"]
-    ]
 
 
 if __name__ == "__main__":
