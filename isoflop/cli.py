@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import json as json_module
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -424,6 +425,8 @@ def main(arguments: list[str] | None = None) -> None:
     except IsoflopError as error:
         print(f"isoflop: error: {error}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         if error.errno not in _DISK_ERRORS:
             raise
