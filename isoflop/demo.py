@@ -20,7 +20,7 @@ from isoflop.scaling.ladder import Ladder, LadderRecipe, plan_ladder, resolved
 from isoflop.scaling.shapes import shape_near
 from isoflop.scaling.transfer import hyper_law
 
-TARGET_RATIO = 6.3
+TARGET_RATIO = 7.0
 """Target compute over the largest sweep budget, M D; above 5 also when the output head is counted."""
 SWEEP_SHARE, TARGET_SHARE = 0.58, 0.33
 """Of the minutes given: 8.7 and 5 of 15; corpus, tokens, measuring and the report take the rest."""

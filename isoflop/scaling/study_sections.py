@@ -202,7 +202,7 @@ def laws(study: Study, pictures: Pictures, plan: Mapping[str, Any] | None) -> Ma
         factor = number(rehearsal.get("extrapolation_factor"))
         parts.append(
             sentence(
-                "Rehearsal: fitted without the largest budget, the laws predicted its best run as ",
+                "Rehearsal: fitted without the largest budget, the laws predicted its runs near the optimum as ",
                 decimal(rehearsal.get("predicted")),
                 ", measured ",
                 decimal(rehearsal.get("measured")),
