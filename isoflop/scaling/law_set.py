@@ -6,10 +6,17 @@ third size of a small budget); their variance is n/(n - 5), which makes up for w
 n cells. On made-up sweeps of 20 to 30 cells each law's 90% interval then held the truth in about 90% of cases; adding
 noise to the losses as well doubled the variance for nothing. One rehearsal is kept: without the largest budget,
 predict its cells near the optimum.
+
+A sweep over one or two decades of compute does not fix the loss E that no compute removes: fits that differ by 0.01% on
+the runs put it anywhere between 0 and the lowest loss, and disagree by 10% ten times further on. So E in bits per byte
+has a prior, the same for every law; a sweep that knows better outvotes it.
 """
 
+import dataclasses
 import logging
+import math
 from collections.abc import Sequence
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -24,7 +31,7 @@ from isoflop.scaling.isoflop_curve import (
     resampled_vertices,
     vertex_table,
 )
-from isoflop.scaling.pooled_curve import PooledCurve, fit_pooled
+from isoflop.scaling.pooled_curve import NO_PRIOR, FloorPrior, PooledCurve, fit_pooled
 from isoflop.scaling.power_law import fit_allocation, lines
 from isoflop.scaling.records import RunRecord
 from isoflop.scaling.solver import Objective, minimise
@@ -38,6 +45,16 @@ SURFACES = ("log_huber", "raw_huber", "mse", "varpro")
 RESAMPLED = ("log_huber", "varpro")
 SMALL_SWEEP_EXPONENTS = (0.05, 1.5)  # assumption: keeps five constants from running away on twenty cells
 LEAST_CELLS, LEAST_BUDGETS = 9, 3
+FLOOR_BITS_PER_BYTE, FLOOR_SPREAD = 0.9, 0.25
+"""Prior of E: median, and standard deviation of ln E; 90% from 0.6 to 1.36 bits per byte.
+
+Chinchilla's 1.69 to 1.82 nats per token (arXiv 2203.15556, 2404.10102) are about 0.6 at 4.2 bytes a token, and the best
+published models reach 0.54 to 0.64 on the Pile with thousands of tokens of context; contexts of 64 to 1,024 tokens and
+held-out packages cost more. Median and spread are an assumption (docs/scaling.md says what they change).
+"""
+EXPONENT, EXPONENT_SPREAD = 0.35, 0.1
+"""Prior of alpha and beta (published fits: 0.28 to 0.46); without it one of them can take all the decline."""
+PRIOR_STRATA = 8  # resamples are dealt out over so many equally likely means of the prior: its doubt is in the interval
 
 
 def fit_law_set(
@@ -70,11 +87,12 @@ def fit_law_set(
     points = surface_points(table, loss=loss, scale=scale)
     generator = np.random.default_rng(seed)
 
-    centres = {name: _surface_centre(points, name) for name in SURFACES}
+    prior = _Prior(FLOOR_BITS_PER_BYTE, FLOOR_SPREAD) if loss == "bits_per_byte" else None
+    centres = {name: _surface_centre(points, name, prior) for name in SURFACES}
     relative_sd = _noise(points, centres["mse"][0])
     flops = np.array([budget.total_flops for budget in budgets])
     compute = FLOPS_FACTOR[scale] * points.scale * points.tokens
-    pooled = fit_pooled(compute, points.scale, points.loss, points.weight[None])
+    pooled = _pooled_centre(compute, points, prior)
 
     n_cells = len(points.loss)
     weight_RS = _joint_weights(points, generator, bootstrap)
@@ -83,12 +101,14 @@ def fit_law_set(
     for name, (theta, value, _) in centres.items():
         surfaces[name] = _surface_entry(points, theta, value)
         if bootstrap and name in RESAMPLED:
-            rows_R5 = _resample_surface(points, name, theta, weight_RS)
+            rows_R5 = _resample_surface(points, name, theta, weight_RS, prior)
             resamples[f"surface_{name}"] = rows_R5.tolist()
             surfaces[name] |= _spread(CONSTANTS, rows_R5)
     lstar = dict(zip("Ekg", pooled.lstar()[0].tolist())) | {"reference_flops": 1.0}
     if bootstrap:
-        moved = fit_pooled(compute, points.scale, points.loss, weight_RS, start=pooled)
+        moved = fit_pooled(
+            compute, points.scale, points.loss, weight_RS, pooled, _pooled_prior(compute, points, prior, bootstrap)
+        )
         resamples["lstar"] = moved.lstar().tolist()
         lstar |= _spread("Ekg", moved.lstar())
     else:
@@ -110,7 +130,8 @@ def fit_law_set(
         "noise": {"relative_sd": relative_sd, "degrees_of_freedom": n_cells - 5},
         "resamples": resamples,
         "bootstrap": {"resamples": bootstrap, "seed": seed, "group": "cell, jointly for all laws"},
-        "leave_out": _rehearsal(points, budgets, scale),
+        "floor_prior": prior and {"median": prior.median, "sd_of_ln": prior.spread, "unit": loss},
+        "leave_out": _rehearsal(points, budgets, scale, prior),
         "warnings": warnings,
     }
     if hyper and table.has("learning_rate"):
@@ -148,16 +169,66 @@ def _budgets(table: Table, scale: str, loss: str) -> tuple[list[Budget], list[st
     return fine, warnings
 
 
-def _objective(points: Points, name: str) -> Objective:
-    objective = make_objective(points, name)
+@dataclasses.dataclass(frozen=True)
+class _Prior:
+    """Of E, lognormal."""
+
+    median: float
+    spread: float
+
+    def means(self, n_resamples: int) -> np.ndarray:
+        """ln E's prior mean for every resample: equally likely values, dealt out in turn (the order is no matter)."""
+        steps = (np.arange(PRIOR_STRATA) + 0.5) / PRIOR_STRATA
+        values = [NormalDist(math.log(self.median), self.spread).inv_cdf(step) for step in steps]
+        return np.resize(values, n_resamples)
+
+
+def _objective(points: Points, name: str, prior: _Prior | None = None) -> Objective:
+    """The objective with bounds for small sweeps and the prior, weighed by the noise that a fit without it leaves."""
+    found = make_objective(points, name)
     low, high = SMALL_SWEEP_EXPONENTS
-    objective.lower[3:], objective.upper[3:] = low, high
-    return objective
+    found.lower[3:], found.upper[3:] = low, high
+    if prior is None:
+        return found
+    theta, _, _ = fit_centre(points, name, found)
+    size = np.abs(found.residuals(theta[None])[0])
+    lost = len(size) / max(len(size) - 5, 1) * _cells_per_size(points)
+    if found.huber_delta is None:  # squares: 2 sigma^2 x the negative log-likelihood of a Gaussian
+        unit = 2 * (size**2).mean() * lost
+    else:  # beyond delta Huber's loss is delta x |r|: delta x scale x that of a Laplace law
+        unit = found.huber_delta * max(size.mean() * lost, found.huber_delta)
+    spread = np.array([prior.spread, np.inf, np.inf, EXPONENT_SPREAD, EXPONENT_SPREAD])
+    means = np.array([math.log(prior.median), 0.0, 0.0, EXPONENT, EXPONENT])
+    precision = unit / spread**2
+    return dataclasses.replace(found, prior_mean=means, prior_precision=precision)
 
 
-def _surface_centre(points: Points, name: str) -> tuple[np.ndarray, float, int]:
+def _surface_centre(points: Points, name: str, prior: _Prior | None) -> tuple[np.ndarray, float, int]:
     """Within bounds for small sweeps; varpro goes through the descent, which knows them (the minimum is the same)."""
-    return fit_centre(points, "mse" if name == "varpro" else name, _objective(points, name))
+    path = "mse" if name == "varpro" else name
+    return fit_centre(points, path, _objective(points, path, prior))
+
+
+def _cells_per_size(points: Points) -> float:
+    """Cells of one size share a trunk, a shape and a seed, and miss the law together: they count as one witness."""
+    return len(points.scale) / len(np.unique(points.scale))
+
+
+def _pooled_prior(compute: np.ndarray, points: Points, prior: _Prior | None, n_resamples: int = 0) -> FloorPrior:
+    """The prior for the pooled curve: precision from the noise of a fit without it."""
+    if prior is None:
+        return NO_PRIOR
+    free = fit_pooled(compute, points.scale, points.loss, points.weight[None])
+    residual = free.residuals(compute, points.scale, points.loss)[0]
+    variance = (residual**2).sum() / max(len(residual) - 6, 1) * _cells_per_size(points)
+    means = prior.means(n_resamples) if n_resamples else np.array([math.log(prior.median)])
+    return FloorPrior(means, float(variance / prior.spread**2))
+
+
+def _pooled_centre(compute: np.ndarray, points: Points, prior: _Prior | None) -> PooledCurve:
+    return fit_pooled(
+        compute, points.scale, points.loss, points.weight[None], prior=_pooled_prior(compute, points, prior)
+    )
 
 
 def _surface_entry(points: Points, theta: np.ndarray, value: float) -> dict[str, Any]:
@@ -166,10 +237,21 @@ def _surface_entry(points: Points, theta: np.ndarray, value: float) -> dict[str,
     return constants | {"a": share, "objective": value, "objective_mean_x1e6": 1e6 * value / len(points.loss)}
 
 
-def _resample_surface(points: Points, name: str, theta: np.ndarray, weight_RS: np.ndarray) -> np.ndarray:
+def _resample_surface(
+    points: Points, name: str, theta: np.ndarray, weight_RS: np.ndarray, prior: _Prior | None
+) -> np.ndarray:
     """Constants of every resample, shape R5, each started at the centre."""
-    found, _, _ = minimise(_objective(points, name), np.tile(theta, (len(weight_RS), 1)), weight_RS)
-    return points.constants(found)
+    name = "mse" if name == "varpro" else name
+    start_R5 = np.tile(theta, (len(weight_RS), 1))
+    if prior is None:
+        return points.constants(minimise(_objective(points, name), start_R5, weight_RS)[0])
+    objective, found_R5 = _objective(points, name, prior), np.empty_like(start_R5)
+    means_R = prior.means(len(weight_RS))
+    for mean in np.unique(means_R):
+        rows = means_R == mean
+        moved = dataclasses.replace(objective, prior_mean=np.array([mean, *objective.prior_mean[1:]]))
+        found_R5[rows] = minimise(moved, start_R5[rows], weight_RS[rows])[0]
+    return points.constants(found_R5)
 
 
 def _noise(points: Points, theta: np.ndarray) -> float:
@@ -233,7 +315,7 @@ def _allocation(
     return parabola, resamples, warnings
 
 
-def _rehearsal(points: Points, budgets: list[Budget], scale: str) -> dict[str, Any] | None:
+def _rehearsal(points: Points, budgets: list[Budget], scale: str, prior: _Prior | None) -> dict[str, Any] | None:
     """Fit without the largest budget, predict its cells near the optimum; None with fewer than four budgets.
 
     Judged on the mean of the half of its cells (at least three) that were predicted to be best: choosing by what was
@@ -247,11 +329,11 @@ def _rehearsal(points: Points, budgets: list[Budget], scale: str) -> dict[str, A
     held_scale, held_tokens = points.scale[largest.rows], points.tokens[largest.rows]
     predicted = []
     for name in RESAMPLED:
-        theta, _, _ = _surface_centre(part, name)
+        theta, _, _ = _surface_centre(part, name, prior)
         law = Surface(*part.constants(theta[None])[0], scale=scale)
         predicted.append(np.asarray(law.loss(held_scale, held_tokens)))
     factor = FLOPS_FACTOR[scale]
-    pooled = fit_pooled(factor * part.scale * part.tokens, part.scale, part.loss, part.weight[None])
+    pooled = _pooled_centre(factor * part.scale * part.tokens, part, prior)
     spent = factor * held_scale * held_tokens
     predicted.append(np.array([float(pooled.loss(c, m)[0]) for c, m in zip(spent, held_scale)]))
     order = np.argsort(np.mean(predicted, axis=0))[: max(3, len(held_scale) // 2)]

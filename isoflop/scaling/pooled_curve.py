@@ -32,6 +32,11 @@ class PooledCurve:
         floor, rate, decay = np.exp(self.theta_R6[:, :3]).T
         return np.stack([floor, rate * self.reference_flops**decay, decay], axis=1)
 
+    def residuals(self, flops: np.ndarray, scale: np.ndarray, loss: np.ndarray) -> np.ndarray:
+        """ln L predicted minus measured, shape RS."""
+        ln_c, ln_m = np.log(flops / self.reference_flops), np.log(scale / self.reference_scale)
+        return _residual(self.theta_R6, ln_c, ln_m, np.log(loss))[0]
+
     def loss(self, flops: float, scale: float) -> np.ndarray:
         """Predicted loss of one run, shape R."""
         ln_c, ln_m = np.log(flops / self.reference_flops), np.log(scale / self.reference_scale)
@@ -44,8 +49,25 @@ class PooledCurve:
         return np.stack([np.exp(place) * self.reference_scale * self.reference_flops**-slope, slope], axis=1)
 
 
+@dataclasses.dataclass(frozen=True)
+class FloorPrior:
+    """What is known of ln E before a run is seen, as a penalty: precision x (ln E - mean)^2 beside the squares."""
+
+    mean_R: np.ndarray
+    """One per fit, or one for all."""
+    precision: float
+
+
+NO_PRIOR = FloorPrior(np.zeros(1), 0.0)
+
+
 def fit_pooled(
-    flops: np.ndarray, scale: np.ndarray, loss: np.ndarray, weight_RS: np.ndarray, start: PooledCurve | None = None
+    flops: np.ndarray,
+    scale: np.ndarray,
+    loss: np.ndarray,
+    weight_RS: np.ndarray,
+    start: PooledCurve | None = None,
+    prior: FloorPrior = NO_PRIOR,
 ) -> PooledCurve:
     """Least squares of ln L over all runs, one fit per row of weights; without `start`, the best of a grid."""
     reference_flops, reference_scale = float(np.exp(np.log(flops).mean())), float(np.exp(np.log(scale).mean()))
@@ -58,16 +80,22 @@ def fit_pooled(
         ]
         found = []
         for weight in weight_RS:
-            theta, value = _descend(np.array(grid), ln_c, ln_m, np.log(loss), weight[None])
+            theta, value = _descend(np.array(grid), ln_c, ln_m, np.log(loss), weight[None], prior)
             found.append(theta[value.argmin()])
         return PooledCurve(reference_flops, reference_scale, np.array(found))
     theta = np.tile(start.theta_R6[0], (len(weight_RS), 1))
-    theta, _ = _descend(theta, ln_c, ln_m, np.log(loss), weight_RS)
+    theta, _ = _descend(theta, ln_c, ln_m, np.log(loss), weight_RS, prior)
     return PooledCurve(reference_flops, reference_scale, theta)
 
 
 def _descend(
-    theta: np.ndarray, ln_c: np.ndarray, ln_m: np.ndarray, ln_loss: np.ndarray, weight: np.ndarray, max_steps: int = 120
+    theta: np.ndarray,
+    ln_c: np.ndarray,
+    ln_m: np.ndarray,
+    ln_loss: np.ndarray,
+    weight: np.ndarray,
+    prior: FloorPrior,
+    max_steps: int = 120,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Levenberg-Marquardt from every row at once."""
     lower = LOWER.copy()
@@ -76,13 +104,15 @@ def _descend(
     weight = np.broadcast_to(weight, (len(theta), len(ln_c)))
     damping = np.full(len(theta), 1e-2)
     residual, jacobian = _residual(theta, ln_c, ln_m, ln_loss)
-    value = (weight * residual**2).sum(1)
+    value = (weight * residual**2).sum(1) + prior.precision * (theta[:, 0] - prior.mean_R) ** 2
     diagonal = np.arange(6)
     quiet = 0
     for _ in range(max_steps):
         weighted = (jacobian * weight[:, None]).transpose(0, 2, 1)
         gradient = np.einsum("rsk,rs->rk", weighted, residual)
         hessian = jacobian @ weighted
+        gradient[:, 0] += prior.precision * (theta[:, 0] - prior.mean_R)
+        hessian[:, 0, 0] += prior.precision
         blocked = ((theta <= lower) & (gradient > 0)) | ((theta >= UPPER) & (gradient < 0))
         scale = hessian[:, diagonal, diagonal]
         hessian = np.where(blocked[:, :, None] | blocked[:, None, :], 0.0, hessian)
@@ -90,7 +120,7 @@ def _descend(
         step = np.linalg.solve(hessian, -np.where(blocked, 0.0, gradient)[:, :, None])[:, :, 0]
         trial = np.clip(theta + np.clip(step, -1.0, 1.0), lower, UPPER)
         new_residual, new_jacobian = _residual(trial, ln_c, ln_m, ln_loss)
-        new_value = (weight * new_residual**2).sum(1)
+        new_value = (weight * new_residual**2).sum(1) + prior.precision * (trial[:, 0] - prior.mean_R) ** 2
         better = new_value < value
         quiet = quiet + 1 if (value - new_value <= 1e-10 * value)[better].all() else 0
         theta, value = np.where(better[:, None], trial, theta), np.where(better, new_value, value)
