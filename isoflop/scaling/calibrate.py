@@ -4,6 +4,7 @@ Several processes are measured at once, as a sweep will run them: two workers on
 """
 
 import multiprocessing
+import statistics
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +17,7 @@ from isoflop.scaling.shapes import shape_near
 from isoflop.scaling.speed import Sample, SpeedModel
 from isoflop.scaling.transfer import hyper_law
 
-WINDOWS = 3  # the best of three counts: another process that wakes up for a moment must not shrink a whole sweep
+WINDOWS = 3  # their median counts: another process that wakes up for a moment must not shrink a whole sweep
 
 
 def measure_speed(
@@ -59,7 +60,7 @@ def _measure(jobs: list[tuple[dict[str, Any], int]], threads: int, device_name: 
         optimizer = adamw(model, learning_rate=1e-4, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
         shape = (max(1, batch_tokens // config.seq_len), config.seq_len + 1)
         windows = torch.randint(config.vocab_size, shape, generator=torch.Generator().manual_seed(0)).to(device)
-        rate = 0.0
+        found = []
         for window_s in (0.0, *[seconds / WINDOWS] * WINDOWS):  # the first is warm-up
             steps, began = 0, time.perf_counter()
             while steps < 2 or time.perf_counter() - began < window_s:
@@ -70,8 +71,8 @@ def _measure(jobs: list[tuple[dict[str, Any], int]], threads: int, device_name: 
                 _wait(device)
                 steps += 1
             if window_s:
-                rate = max(rate, steps * shape[0] * config.seq_len / (time.perf_counter() - began))
-        rates.append(rate)
+                found.append(steps * shape[0] * config.seq_len / (time.perf_counter() - began))
+        rates.append(statistics.median(found))
     return rates
 
 

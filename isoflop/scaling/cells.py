@@ -43,6 +43,8 @@ class Cell:
     """Hash of the tokens where known; part of the id."""
     shared: bool = False
     """The cell may start from a checkpoint of a longer cell of its group."""
+    control: bool = False
+    """A repetition of a shared cell on its own, at the rate and batch of its own budget: it prices the sharing."""
 
     @property
     def n_tokens(self) -> int:

@@ -156,6 +156,8 @@ def _plan(recipe: LadderRecipe, budgets: tuple[float, ...], speed: Speed | None,
         wanted = [budget for budget, of in runs if of == config]
         for batch in [wanted] if recipe.ladder.share_trunks else [[budget] for budget in wanted]:
             cells.extend(_cells_of_size(recipe, law, config, batch, data_sha256))
+    if recipe.ladder.share_trunks:
+        cells.extend(_controls(recipe, law, cells, data_sha256))
     cells.sort(key=lambda cell: (cell.budget_flops, cell.flops_per_token, cell.learning_rate, cell.batch_tokens))
     unique = tuple({cell.cell_id: cell for cell in cells}.values())  # factors that round to one batch are one cell
     return Ladder(recipe, budgets, unique, group_cells(unique), tuple(_warnings(recipe, unique)), speed)
@@ -252,6 +254,22 @@ def _cells_of_size(
                     for budget, count in zip(budgets, steps)
                 )
     return cells
+
+
+def _controls(recipe: LadderRecipe, law: HyperLaw, cells: list[Cell], data_sha256: str) -> list[Cell]:
+    """The cheapest cells, those first whose shared rate is furthest from their own law's, once more on their own."""
+    alone = dataclasses.replace(recipe, ladder=dataclasses.replace(recipe.ladder, share_trunks=False))
+
+    def own(cell: Cell) -> Cell:
+        found = _cells_of_size(alone, law, cell.config, [cell.budget_flops], data_sha256)[0]
+        sections = {**found.sections, "train": {**found.sections["train"], "seed": cell.sections["train"]["seed"]}}
+        return dataclasses.replace(found, sections=sections, control=True)
+
+    if not recipe.ladder.n_controls:
+        return []
+    pairs = [(cell, own(cell)) for cell in cells]
+    pairs.sort(key=lambda pair: (pair[0].budget_flops, -abs(math.log(pair[0].learning_rate / pair[1].learning_rate))))
+    return [control for _, control in pairs[: recipe.ladder.n_controls]]
 
 
 def _whole_batch(wanted: float, tokens: list[float], seq_len: int, *, exact: bool) -> int:

@@ -45,6 +45,8 @@ class LadderSection:
     """Each a cell."""
     share_trunks: bool = True
     """Cells of one size branch off one constant-rate run; needs train.schedule = constant_cooldown."""
+    n_controls: int = 0
+    """Shared cells that are run once more alone, at their own budget's rate and batch: the price of sharing."""
     max_tokens: int = 0
     """No cell may train on more; 0: no limit. Budgets chosen from a time are lowered together to respect it."""
 
@@ -142,6 +144,7 @@ def check(recipe: LadderRecipe) -> None:
         )
     for name, value, low in (
         ("n_sizes", spec.n_sizes, 1),
+        ("n_controls", spec.n_controls, 0),
         ("n_budgets", spec.n_budgets, 1),
         ("workers", spec.workers, 1),
         ("minutes", spec.minutes, 0),

@@ -144,10 +144,10 @@ def fit_law_set(
 def _cells(table: Table, scale: str, loss: str) -> tuple[Table, list[str]]:
     warnings = []
     if "kind" in table.columns and table.columns["kind"].dtype.kind == "U":
-        target = table.columns["kind"] == "target"
+        target, control = (table.columns["kind"] == kind for kind in ("target", "control"))
         if target.any():
             warnings.append(f"{int(target.sum())} target runs left out: a law is not fitted to what it predicts")
-            table = table.select(~target)
+        table = table.select(~target & ~control)
     table, left_out = fit_rows(table, [name for name in (scale, "n_tokens", "total_flops", loss) if table.has(name)])
     return table, import_checks(table) + warnings + left_out
 

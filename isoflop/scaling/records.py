@@ -31,7 +31,7 @@ class RunRecord:
     """Unique within a study; a later line with the same name replaces an earlier one."""
     study: str = ""
     kind: str = "cell"
-    """cell (of a sweep), target (a predicted run) or imported."""
+    """cell (of a sweep), control (a cell run once more, alone), target (a predicted run) or imported."""
     status: str = "finished"
     """finished or diverged."""
     seed: int | None = None

@@ -178,6 +178,31 @@ def trunk_saving(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     return {"shared": shared, "separate": separate, "factor": separate / shared, "trunks": trunks}
 
 
+def sharing_regret(study: Study) -> list[dict[str, Any]]:
+    """What sharing cost: each control (a cell run alone, at its own budget's rate and batch) against its shared twin.
+
+    `regret` is the shared run's loss over the control's, less 1: above 0, sharing made it worse.
+    """
+    twins = {}
+    for cell in study.cells:
+        twins[cell.get("budget_flops"), cell[study.scale_key], cell.get("seed")] = cell
+    found = []
+    for control in study.controls:
+        cell = twins.get((control.get("budget_flops"), control[study.scale_key], control.get("seed")))
+        if cell is not None:
+            found.append(
+                {
+                    "budget_flops": control.get("budget_flops"),
+                    "scale": control[study.scale_key],
+                    "learning_rates": (cell.get("learning_rate"), control.get("learning_rate")),
+                    "batch_tokens": (cell.get("batch_tokens"), control.get("batch_tokens")),
+                    "losses": (cell[study.loss_key], control[study.loss_key]),
+                    "regret": cell[study.loss_key] / control[study.loss_key] - 1,
+                }
+            )
+    return found
+
+
 def quadratic_vertex(rate: np.ndarray, batch: np.ndarray, loss: np.ndarray) -> tuple[float, float] | None:
     """Vertex (rate, batch) of a quadratic in (ln rate, ln batch) over runs within 2% of the best.
 

@@ -26,7 +26,7 @@ from isoflop.scaling.page import (
     table,
     tag,
 )
-from isoflop.scaling.run_figure import trunk_saving
+from isoflop.scaling.run_figure import sharing_regret, trunk_saving
 from isoflop.scaling.study import Study, number
 
 
@@ -120,7 +120,7 @@ def target(
 
 
 def savings(study: Study, pictures: Pictures) -> Markup:
-    """What shared trunks saved."""
+    """What shared trunks saved, and what they cost where controls measured it."""
     saving = trunk_saving([*study.cells, *study.diverged])
     if saving is None:
         return Markup("")
@@ -129,7 +129,33 @@ def savings(study: Study, pictures: Pictures) -> Markup:
         f"{scientific(saving['shared'])} FLOPs were run; the same runs one by one would have cost "
         f"{scientific(saving['separate'])}, {saving['factor']:.2f} times as much."
     )
-    return section("savings", "What shared trunks saved", sentence(text), picture(pictures, "trunks", ""))
+    regrets = sharing_regret(study)
+    parts: list[Any] = [sentence(text), picture(pictures, "trunks", "")]
+    if regrets:
+        noise = number((study.laws.get("noise") or {}).get("relative_sd"))
+        mean = sum(row["regret"] for row in regrets) / len(regrets)
+        beside = f"; one run's noise around the laws is {percent(noise, 1)}" if noise else ""
+        parts.append(
+            sentence(
+                f"The price: shared cells take rate and batch from their size instead of their budget. "
+                f"{len(regrets)} of them, run once more alone with their own budget's, put the regret of sharing at "
+                f"{percent(mean, 2, signed=True)} of the loss{beside}."
+            )
+        )
+        rows = [
+            (
+                scientific(row["budget_flops"]),
+                short(row["scale"]),
+                " / ".join(f"{rate:.3g}" for rate in row["learning_rates"]),
+                " / ".join(f"{batch:,}" for batch in row["batch_tokens"]),
+                " / ".join(decimal(loss) for loss in row["losses"]),
+                percent(row["regret"], 2, signed=True),
+            )
+            for row in regrets
+        ]
+        headers = ["budget", study.scale_label, "rate, shared / alone", "batch, shared / alone"]
+        parts.append(table([*headers, f"{study.loss_label}, shared / alone", "regret"], rows))
+    return section("savings", "What shared trunks saved, and cost", *parts)
 
 
 def caveats(study: Study, ladder: Mapping[str, Any] | None) -> Markup:

@@ -57,6 +57,8 @@ class Study:
     scale_key: str
     per_token: float
     """C = per_token * scale * tokens: 1 for M (FLOPs per token), 6 for N (parameters)."""
+    controls: list[dict[str, Any]] = field(default_factory=list)
+    """Cells run once more without a shared trunk."""
 
     @property
     def budgets(self) -> list[float]:
@@ -140,7 +142,7 @@ def read_study(
             row["n_params"] = row.get("n_params_non_embedding") or row.get("n_params_total")
     usable = [row for row in rows if all(number(row.get(key)) for key in (scale_key, "n_tokens", loss_key))]
     finished = [row for row in usable if row.get("status", "finished") == "finished"]
-    cells = [row for row in finished if row.get("kind", "cell") != "target"]
+    cells = [row for row in finished if row.get("kind", "cell") not in ("target", "control")]
     if not cells and not laws:
         raise DataError(
             "records hold no finished run with "
@@ -149,6 +151,7 @@ def read_study(
     targets = [row for row in rows if row.get("kind") == "target"]
     return Study(
         cells=cells,
+        controls=[row for row in finished if row.get("kind") == "control"],
         diverged=[row for row in rows if row.get("status") == "diverged"],
         laws=laws,
         target=_read_target(targets[-1] if targets else None, plan, score, loss_key, scale_key),

@@ -193,7 +193,7 @@ class _Scheduler:
         if not self.jobs:
             return
         context = multiprocessing.get_context("spawn")
-        pool = [_start(context, threads) for _ in range(min(workers, len(self.jobs)))]
+        pool = [_start(context, threads, number) for number in range(min(workers, len(self.jobs)))]
         began = time.monotonic()
         last_shown = 0.0
         try:
@@ -206,7 +206,7 @@ class _Scheduler:
                             try:
                                 worker.pipe.send(job.message())
                             except (BrokenPipeError, OSError):
-                                pool[index] = self._replace(context, threads, worker)
+                                pool[index] = self._replace(context, threads, worker, index)
                 if should_stop():
                     return
                 if all(worker.job is None for worker in pool):
@@ -219,7 +219,7 @@ class _Scheduler:
                     try:
                         answer = pool[index].pipe.recv()
                     except (EOFError, OSError):
-                        pool[index] = self._replace(context, threads, pool[index])
+                        pool[index] = self._replace(context, threads, pool[index], index)
                         continue
                     self._take(pool[index], answer)
                 if on_progress is not None and time.monotonic() - last_shown > 1.0:
@@ -234,13 +234,13 @@ class _Scheduler:
         return any(job.state != "finished" for job in self.jobs.values())
 
     def _next(self) -> _Job | None:
-        """The most expensive job that can start: trunks first, they hold up their branches."""
+        """The most expensive job that can start; branches first, so that a sweep that is cut off has whole sizes."""
         ready = [
             job
             for job in self.jobs.values()
             if job.state == "waiting" and (job.start_from is None or (job.start_from / "state.json").is_file())
         ]
-        return max(ready, key=lambda job: (job.kind == "trunk", job.flops), default=None)
+        return max(ready, key=lambda job: (job.start_from is not None, job.flops), default=None)
 
     def _take(self, worker: _Worker, answer: dict[str, Any]) -> None:
         job = self.jobs[answer["job"]]
@@ -285,7 +285,7 @@ class _Scheduler:
             if all(user is None or user.state == "finished" for user in users):
                 shutil.rmtree(self.out / "trunks" / trunk_id / "checkpoints", ignore_errors=True)
 
-    def _replace(self, context, threads: int, worker: _Worker) -> _Worker:
+    def _replace(self, context, threads: int, worker: _Worker, number: int) -> _Worker:
         """A new process for one that died; its job goes back to the queue."""
         worker.process.join(timeout=5)
         job = worker.job
@@ -299,7 +299,7 @@ class _Scheduler:
                     f"free memory or use fewer workers, and run the sweep again: finished cells are kept"
                 )
         worker.pipe.close()
-        return _start(context, threads)
+        return _start(context, threads, number)
 
     def _progress(self, seconds: float, pool: list[_Worker]) -> SweepProgress:
         share = {"waiting": lambda job: 0.0, "running": lambda job: job.fraction_done, "finished": lambda job: 1.0}
@@ -310,9 +310,9 @@ class _Scheduler:
         return SweepProgress(len(self.cells) - cells_open, len(self.cells), so_far, self.total, left, names)
 
 
-def _start(context, threads: int) -> _Worker:
+def _start(context, threads: int, number: int) -> _Worker:
     ours, theirs = context.Pipe()
-    process = context.Process(target=work, args=(theirs, threads, os.getpid()), daemon=True)
+    process = context.Process(target=work, args=(theirs, threads, os.getpid(), number), daemon=True)
     process.start()
     theirs.close()
     return _Worker(process, ours)
@@ -359,7 +359,7 @@ def record_of(cell: Cell, result: dict[str, Any], study: str) -> RunRecord:
         result,
         run_id=cell.cell_id,
         study=study,
-        kind="cell",
+        kind="control" if cell.control else "cell",
         budget_flops=cell.budget_flops,
         trunk_id=cell.trunk_id or "",
     )

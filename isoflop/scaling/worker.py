@@ -19,8 +19,8 @@ from isoflop.recipe import from_tree
 from isoflop.run import only_one
 
 
-def work(pipe: Connection, threads: int, parent: int) -> None:
-    """Serve jobs of the process `parent` until the pipe closes, in a process of its own with its number of threads."""
+def work(pipe: Connection, threads: int, parent: int, number: int) -> None:
+    """Serve jobs of the process `parent` until the pipe closes, with so many threads; GPUs are shared out by number."""
     asked = busy = False
 
     def stop(_number: int, _frame: object) -> None:
@@ -36,6 +36,8 @@ def work(pipe: Connection, threads: int, parent: int) -> None:
     import torch
 
     torch.set_num_threads(threads)
+    if torch.cuda.device_count() > 1:
+        torch.cuda.set_device(number % torch.cuda.device_count())
     while not asked:
         try:
             job = pipe.recv()

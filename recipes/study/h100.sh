@@ -21,7 +21,7 @@ sweep)
     ;;
 plan)
     $run fit $out/sweep/records.jsonl --out $out/laws.json
-    $run plan $out/laws.json --ladder $out/sweep/ladder.toml --budget-flops "${BUDGET:-1.43e16}" \
+    $run plan $out/laws.json --ladder $out/sweep/ladder.toml --budget-flops "${BUDGET:-2.8e16}" \
         --unique-tokens $unique --max-epochs 4 --max-micro-batch 4096 --out $out/plan.toml --json $out/plan.json
     ;;
 target)

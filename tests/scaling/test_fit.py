@@ -1,5 +1,6 @@
 """The entrance to the fits and the law set of a sweep: what it holds, what it leaves out, what it promises."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import pytest
 
 from isoflop.errors import FitError
 from isoflop.recipe import write_json
+from isoflop.scaling import law_set
 from isoflop.scaling.fit import LAWS, fit_law_set, fit_table, run_fit
 from isoflop.scaling.records import RunRecord
 from isoflop.scaling.surface import CONSTANTS, Surface
@@ -180,3 +182,29 @@ def test_importing_the_fit_imports_no_torch():
     code = "import isoflop.scaling.fit, sys; print([name for name in sys.modules if name.split('.')[0] == 'torch'])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+def test_controls_take_no_part_in_the_fit():
+    records = sweep()
+    control = RunRecord("c", kind="control", flops_per_token=1e6, n_tokens=10**6, total_flops=1e12, bits_per_byte=9.0)
+    assert fit_law_set([*records, control], bootstrap=0)["surface"] == fit_law_set(records, bootstrap=0)["surface"]
+
+
+def test_the_priors_tame_a_noisy_narrow_sweep_and_yield_to_a_quiet_one(monkeypatch):
+    """At eight times the compute; the truth's E is not the prior's median, its exponents are above the prior's."""
+    flops = 2e13
+    truth = TRUTH.optimum(flops)[2]
+
+    def misses(noise, seeds):
+        found = [at_optimum(fit_law_set(sweep(noise=noise, seed=s), bootstrap=0, hyper=False), flops) for s in seeds]
+        return np.abs(np.array(found) / truth - 1)
+
+    noisy, quiet = misses(0.012, range(6)), misses(0.0005, range(2))
+    monkeypatch.setattr(law_set, "FLOOR_SPREAD", 50.0)
+    monkeypatch.setattr(law_set, "EXPONENT_SPREAD", 50.0)
+    free = misses(0.012, range(6))
+    assert noisy.mean() < 0.02 < 0.6 * free.max()
+    assert noisy.mean() < 0.8 * free.mean()
+    assert quiet.max() < 0.005
+    without = fit_law_set([dataclasses.replace(r, bits_per_byte=None) for r in sweep()], bootstrap=0, hyper=False)
+    assert without["loss"] == "loss_nats" and without["floor_prior"] is None

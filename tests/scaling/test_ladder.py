@@ -333,3 +333,16 @@ def test_model_scale_is_the_counted_m():
     cell = plan_ladder(recipe()).cells[0]
     assert cell.flops_per_token == flops_per_token(cell.config, "M")
     assert shape(cell.config.d_model, cell.config.n_layers, vocab_size=512, seq_len=64) == cell.config
+
+
+def test_controls_are_the_cheapest_shared_cells_at_their_own_budgets_rate():
+    plain, priced = plan_ladder(recipe()), plan_ladder(recipe(ladder={"n_controls": 2}))
+    controls = [cell for cell in priced.cells if cell.control]
+    assert [cell for cell in priced.cells if not cell.control] == list(plain.cells)
+    assert [cell.budget_flops for cell in controls] == [BUDGETS[0]] * 2
+    for control in controls:
+        assert control.learning_rate == pytest.approx(0.3118 * BUDGETS[0] ** -0.125, rel=1e-3)  # the law at the budget
+        twin = next(c for c in plain.cells if c.config == control.config and c.budget_flops == control.budget_flops)
+        assert twin.learning_rate != control.learning_rate
+        assert control.trunk_id == "" and control.branch_step == 0
+    assert priced.flops_shared == pytest.approx(plain.flops_shared + sum(c.total_flops for c in controls))

@@ -166,3 +166,17 @@ def test_numbers_are_written_for_readers():
     assert [duration(x) for x in (4.25, 45, 600, 9000)] == ["4.2 s", "45 s", "10.0 min", "2.5 h"]
     assert markup("a<b") == "a&lt;b" and markup(12345) == "12,345"
     assert table(["a"], []) == ""
+
+
+def test_the_price_of_sharing_is_stated_where_controls_measured_it(tmp_path, no_figures):
+    records, laws, _, _ = make_study(target=False)
+    cell = next(row for row in records if row["kind"] == "cell")
+    control = {
+        **cell,
+        "run_id": "alone",
+        "kind": "control",
+        "trunk_id": "",
+        "bits_per_byte": cell["bits_per_byte"] / 1.02,
+    }
+    write_report(tmp_path / "page.html", records=[*records, control], laws=laws)
+    assert "put the regret of sharing at +2.00% of the loss" in text_of((tmp_path / "page.html").read_text())
