@@ -1,11 +1,13 @@
 """The command line: stage -> function; the order of the rows is the data flow. It prints through isoflop.terminal."""
 
 import dataclasses
+import difflib
 import errno
 import json as json_module
 import logging
 import os
 import sys
+from inspect import signature
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -414,7 +416,9 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point. Exit codes: 0 done, 2 bad input (one message), 130 stopped by the user after saving."""
     logging.basicConfig(level=logging.WARNING, format="isoflop: %(message)s", stream=sys.stderr)
     logging.getLogger("isoflop").setLevel(logging.INFO)
+    arguments = sys.argv[1:] if arguments is None else arguments
     try:
+        _check_options(arguments)
         tyro.extras.subcommand_cli_from_dict(
             STAGES,
             args=arguments,
@@ -439,6 +443,21 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("isoflop: stopped; what was done is saved, the same command goes on from there", file=sys.stderr)
         sys.exit(130)
+
+
+def _check_options(arguments: list[str]) -> None:
+    """An unknown option is named before the parser complains about what it then misses. Raises RecipeError."""
+    stage = STAGES.get(arguments[0]) if arguments else None
+    if stage is None:
+        return
+    options = [name for name, p in signature(stage).parameters.items() if p.kind is p.KEYWORD_ONLY]
+    known = {f"--{prefix}{name.replace('_', '-')}" for name in options for prefix in ("", "no-")} | {"--help"}
+    for argument in arguments[1:]:
+        option = argument.split("=")[0].replace("_", "-")
+        if option.startswith("--") and option not in known:
+            near = difflib.get_close_matches(option, known, 1)
+            hint = f"did you mean {near[0]}?" if near else f"isoflop {arguments[0]} --help lists what there is"
+            raise RecipeError(f"{argument.split('=')[0]} is not an option of isoflop {arguments[0]}; {hint}")
 
 
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENOTDIR, errno.EISDIR)

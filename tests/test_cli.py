@@ -374,3 +374,9 @@ def test_scoring_needs_a_prediction_made_before_the_run(refused, tmp_path, tiny_
     assert "that is no prediction" in refused("score", tmp_path / "run")
     write_json(tmp_path / "run" / "result.json", {"status": "diverged"})
     assert "ended as diverged" in refused("score", tmp_path / "run")
+
+
+def test_an_unknown_option_is_named_and_not_the_recipe_that_follows_it(refused):
+    message = refused("train", "--otu", "runs/x", "recipe.toml")
+    assert "--otu is not an option of isoflop train; did you mean --out?" in message
+    assert "isoflop fit --help" in refused("fit", "--zzz=1", "records.jsonl")
