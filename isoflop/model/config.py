@@ -1,13 +1,76 @@
 """Sizes of a model, and nothing else. No torch here: planning a model must not cost an import of it."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from isoflop.errors import RecipeError
 
 
 @dataclass(frozen=True)
+class LatentConfig:
+    """Multi-head latent attention (arXiv 2412.19437, section 2.1.1); model.d_head is then d_nope + d_rope."""
+
+    d_kv_latent: int
+    """Channels of the latent that keys and values are made from; this and one rotary key are all that is cached."""
+    d_nope: int
+    """Channels of a head's query and key without position."""
+    d_rope: int
+    """Channels with rotary position, even; the key's are shared by all heads."""
+    d_value: int
+    """Channels of a head's value."""
+    d_q_latent: int = 0
+    """Channels of the query latent; 0: queries come straight from the hidden state (V2-Lite)."""
+
+
+@dataclass(frozen=True)
+class ExpertConfig:
+    """A mixture of experts in place of the MLP (arXiv 2401.06066; arXiv 2412.19437, section 2.1.2)."""
+
+    n_experts: int
+    """Routed experts."""
+    n_active: int
+    """Routed experts that a token uses."""
+    d_expert: int
+    """Inner width of one expert's SwiGLU."""
+    n_shared: int = 1
+    """Experts that every token uses: one SwiGLU of n_shared * d_expert."""
+    n_dense_layers: int = 1
+    """Blocks at the bottom that keep the dense MLP of width d_ff."""
+    affinity: Literal["sigmoid", "softmax"] = "sigmoid"
+    """Of a token for an expert: sigmoid is V3's, softmax V2's and DeepSeekMoE's."""
+    normalise: bool = True
+    """Weights of the chosen experts add up to 1 before scaling."""
+    routed_scale: float = 1.0
+    """Factor of the routed experts' sum."""
+    selection_bias: bool = True
+    """Choose by affinity + bias, the bias moved by load alone (auxiliary-loss-free balancing)."""
+    n_groups: int = 1
+    """Equal groups of experts, one a node."""
+    n_groups_kept: int = 1
+    """Groups a token may use; the others' scores become -inf."""
+    group_score: Literal["top_sum", "max"] = "top_sum"
+    """Of a group: sum of its n_active / n_groups_kept best selection scores (V3), or its best one (V2)."""
+
+
+@dataclass(frozen=True)
+class YarnConfig:
+    """Rotary frequencies for contexts longer than trained (YaRN; arXiv 2412.19437, section 4.3)."""
+
+    factor: float
+    """Longest context over the original one."""
+    original_seq_len: int
+    """Context that the model was trained at before extension."""
+    beta_fast: float = 32.0
+    """Pairs that turn more often than this in the original context keep their frequency."""
+    beta_slow: float = 1.0
+    """Pairs that turn less often than this are slowed by `factor`."""
+    mscale: float = 1.0
+    """Softmax scale times (0.1 mscale ln factor + 1)^2; V2-Lite 0.707, 0 leaves it."""
+
+
+@dataclass(frozen=True)
 class ModelConfig:
-    """A dense decoder-only transformer in the style of DeepSeek LLM (arXiv 2401.02954, section 2.2)."""
+    """A decoder-only transformer: dense as DeepSeek LLM (arXiv 2401.02954, section 2.2), or as DeepSeek-V3."""
 
     n_layers: int
     """Blocks, at least 1."""
@@ -31,6 +94,15 @@ class ModelConfig:
     """Added to the mean square in RMSNorm."""
     init_std: float = 0.006
     """Standard deviation of every initial weight (paper: 0.006; the choice for tiny widths is in docs/scaling.md)."""
+
+    latent: LatentConfig | None = None
+    """Multi-head latent attention instead of MHA and GQA."""
+    experts: ExpertConfig | None = None
+    """Mixture of experts instead of the MLP, above n_dense_layers."""
+    mtp_depth: int = 0
+    """Multi-token prediction modules; they cost a block each and are dropped for inference."""
+    yarn: YarnConfig | None = None
+    """Context extension."""
 
     def __post_init__(self) -> None:
         for name in ("n_layers", "d_model", "n_heads", "n_kv_heads", "d_head", "d_ff", "vocab_size", "seq_len"):
