@@ -91,6 +91,12 @@ def test_a_pretrain_recipe_keeps_its_rules_and_runs_when_made_small(path, tmp_pa
         "train.threads": 1,
         "validate.max_tokens": 256,
     }
+    if recipe.model.latent is not None:
+        small |= {f"model.latent.{name}": 2 for name in ("d_nope", "d_rope", "d_value")}
+        small |= {"model.latent.d_kv_latent": 4, "model.latent.d_q_latent": 4 if recipe.model.latent.d_q_latent else 0}
+    if recipe.model.experts is not None:
+        small |= {"model.n_layers": 2, "model.experts.n_dense_layers": 1, "model.experts.d_expert": 4}
+        small |= {"model.experts.n_experts": 16, "model.experts.n_shared": 1}
     shrunk = load_recipe(path, PretrainRecipe, [f"{key}={value}" for key, value in small.items()])
     result = run_pretrain(shrunk, tmp_path)
     assert (result["status"], result["step"]) == ("finished", 4) and result["bits_per_byte"] > 0

@@ -4,8 +4,13 @@ In: a ModelConfig. Out: plain numbers. The convention of a FLOP count is part of
 name (`FLOPS_CONVENTIONS`); the project's model scale is "M", and a compute budget is C = M * D with D in tokens.
 
 One product of a [T, d_in] activation with a [d_out, d_in] weight costs 2 FLOPs per weight and token forward and twice
-that backward, hence 6. Attention costs 2 products over the attended tokens, hence 12 * layers * (heads * d_head) *
-attended. Looking up an embedding, norms, rotary turns and softmax are not counted.
+that backward, hence 6. Attention costs 2 products over the attended tokens, hence 6 * layers * heads * (channels of a
+key + channels of a value) * attended: 12 * layers * heads * d_head * attended where both are d_head. Looking up an
+embedding, norms, rotary turns, softmax, sorting tokens by expert and adding up their outputs are not counted.
+
+A mixture of experts costs what the active experts cost; its router is one of the products. Multi-token prediction
+modules are no part of the model that is served: its parameters and M leave them out, "exact" and "causal" count them,
+as if they ran on all positions (depth k leaves out the last k).
 """
 
 import dataclasses
@@ -18,13 +23,13 @@ from isoflop.model.config import ModelConfig
 Convention = Literal["M", "M_formula", "6N1", "6N2", "6N_non_embedding", "6N_total", "exact", "causal"]
 
 FLOPS_CONVENTIONS: dict[str, str] = {
-    "M": "6 x weights of the blocks' matrix products + 12 n (heads d_head) s; full attention, no output head",
+    "M": "6 x active weights of the blocks' matrix products + 12 n (heads d_head) s; full attention, no output head",
     "M_formula": "72 n d^2 + 12 n d s: M as printed in arXiv 2401.02954, exact for MHA with d_ff = 8/3 d",
     "6N1": "72 n d^2: non-embedding parameters as printed in arXiv 2401.02954, no attention",
     "6N2": "72 n d^2 + 6 V d: all parameters as printed in arXiv 2401.02954 (one table of V d), no attention",
-    "6N_non_embedding": "6 x counted parameters without embedding and head (norms included), no attention",
-    "6N_total": "6 x counted parameters, embedding and head included, no attention",
-    "exact": "M + 6 d V: the output head included, full attention",
+    "6N_non_embedding": "6 x active parameters without embedding and head (norms included), no attention",
+    "6N_total": "6 x active parameters, embedding and head included, no attention",
+    "exact": "M + 6 d V: the output head included, multi-token prediction too, full attention",
     "causal": "exact with attention over the causal half only, s/2 tokens on average",
 }
 
@@ -36,36 +41,78 @@ BYTES = {"fp32": 4, "bf16": 2}
 
 @dataclass(frozen=True)
 class ParameterCount:
-    """Exact parameter counts, norms included."""
+    """Exact parameter counts; multi-token prediction modules only in `n_params_mtp`.
+
+    Norms are included and so are selection biases, which the published 671,026,419,200 of V3 contains: they are moved
+    by load and not by gradients, but they are part of a checkpoint.
+    """
 
     n_params_total: int
     n_params_active: int
-    """Used by one token; a dense model uses all of them."""
+    """Used by one token, embedding and head included; a dense model uses all of them."""
     n_params_non_embedding: int
     """Total without the embedding and the output head."""
     n_params_matmul: int
-    """Weights of the blocks' matrix products: what M multiplies by 6."""
+    """Weights of the blocks' matrix products, all experts'."""
+    n_params_matmul_active: int
+    """Those that one token uses: what M multiplies by 6."""
     n_params_embedding: int
     n_params_head: int
     n_params_norm: int
+    n_params_mtp: int
+    """Of the multi-token prediction modules, without the shared embedding and head."""
 
 
 def count_parameters(config: ModelConfig) -> ParameterCount:
     """Count every parameter of the model."""
-    attention = config.d_model * config.d_head * (2 * config.n_heads + 2 * config.n_kv_heads)  # q and out, k and v
-    matmul = config.n_layers * (attention + 3 * config.d_model * config.d_ff)
-    norm = (2 * config.n_layers + 1) * config.d_model
+    n_dense, n_last = config.n_layers - config.n_expert_layers, config.n_expert_layers
+    dense, _ = _block_weights(config, 0) if n_dense else (0, 0)
+    last, last_active = _block_weights(config, config.n_layers - 1)
+    matmul, active = n_dense * dense + n_last * last, n_dense * dense + n_last * last_active
+    norm = config.n_layers * _block_norms(config) + config.d_model
     table = config.vocab_size * config.d_model
-    total = matmul + norm + 2 * table
+    bias = config.experts.n_experts if config.experts is not None and config.experts.selection_bias else 0
+    # a prediction module joins two normed inputs in one product and has a norm before the head
+    module = last + 2 * config.d_model**2 + _block_norms(config) + 3 * config.d_model + bias
     return ParameterCount(
-        n_params_total=total,
-        n_params_active=total,
-        n_params_non_embedding=matmul + norm,
+        n_params_total=matmul + norm + n_last * bias + 2 * table,
+        n_params_active=active + norm + n_last * bias + 2 * table,
+        n_params_non_embedding=matmul + norm + n_last * bias,
         n_params_matmul=matmul,
+        n_params_matmul_active=active,
         n_params_embedding=table,
         n_params_head=table,
         n_params_norm=norm,
+        n_params_mtp=config.mtp_depth * module,
     )
+
+
+def _attention_weights(config: ModelConfig) -> int:
+    """Weights of one layer's attention products."""
+    d, heads, latent = config.d_model, config.n_heads, config.latent
+    if latent is None:
+        return d * config.d_head * (2 * heads + 2 * config.n_kv_heads)  # q and out, k and v
+    queries, rows = latent.d_q_latent, heads * config.d_head
+    query = queries * (d + rows) if queries else d * rows
+    keys_values = d * (latent.d_kv_latent + latent.d_rope)
+    keys_values += latent.d_kv_latent * heads * (latent.d_nope + latent.d_value)
+    return query + keys_values + heads * latent.d_value * d
+
+
+def _block_weights(config: ModelConfig, layer: int) -> tuple[int, int]:
+    """Weights of one block's matrix products: all of them, and those that one token uses."""
+    attention, experts = _attention_weights(config), config.experts_of(layer)
+    if experts is None:
+        dense = attention + 3 * config.d_model * config.d_ff
+        return dense, dense
+    one, router = 3 * config.d_model * experts.d_expert, config.d_model * experts.n_experts
+    always = attention + router + experts.n_shared * one
+    return always + experts.n_experts * one, always + experts.n_active * one
+
+
+def _block_norms(config: ModelConfig) -> int:
+    latent = config.latent
+    return 2 * config.d_model + (0 if latent is None else latent.d_q_latent + latent.d_kv_latent)
 
 
 def flops_per_token(config: ModelConfig, convention: Convention = "M", seq_len: int | None = None) -> int:
@@ -76,11 +123,13 @@ def flops_per_token(config: ModelConfig, convention: Convention = "M", seq_len: 
     seq_len = config.seq_len if seq_len is None else seq_len
     n, d, v = config.n_layers, config.d_model, config.vocab_size
     count = count_parameters(config)
-    attention = 12 * n * config.n_heads * config.d_head * seq_len
+    layer_attention = 6 * config.n_heads * (config.d_head + config.d_value) * seq_len
+    products, attention = 6 * count.n_params_matmul_active, n * layer_attention
     head = 6 * count.n_params_head
+    module = 6 * (_block_weights(config, n - 1)[1] + 2 * d * d) + head
     match convention:
         case "M":
-            return 6 * count.n_params_matmul + attention
+            return products + attention
         case "M_formula":
             return 72 * n * d * d + 12 * n * d * seq_len
         case "6N1":
@@ -88,13 +137,13 @@ def flops_per_token(config: ModelConfig, convention: Convention = "M", seq_len: 
         case "6N2":
             return 72 * n * d * d + 6 * v * d
         case "6N_non_embedding":
-            return 6 * count.n_params_non_embedding
+            return 6 * (count.n_params_active - count.n_params_embedding - count.n_params_head)
         case "6N_total":
-            return 6 * count.n_params_total
+            return 6 * count.n_params_active
         case "exact":
-            return 6 * count.n_params_matmul + attention + head
+            return products + attention + head + config.mtp_depth * (module + layer_attention)
         case "causal":
-            return 6 * count.n_params_matmul + attention // 2 + head
+            return products + attention // 2 + head + config.mtp_depth * (module + layer_attention // 2)
     raise RecipeError(f"FLOP convention {convention!r} must be one of {', '.join(FLOPS_CONVENTIONS)}")
 
 
@@ -104,15 +153,21 @@ def flops_by_convention(config: ModelConfig, seq_len: int | None = None) -> dict
 
 
 def forward_flops_per_token(config: ModelConfig, context: int) -> int:
-    """FLOPs to decode one token that attends to `context` tokens, the output head included."""
-    count = count_parameters(config)
-    attention = 4 * config.n_layers * config.n_heads * config.d_head * context
-    return 2 * (count.n_params_matmul + count.n_params_head) + attention
+    """FLOPs to decode one token that attends to `context` tokens, the output head included.
+
+    Latent attention decodes in its absorbed form: scores and values are products with the latents themselves.
+    """
+    count, latent = count_parameters(config), config.latent
+    channels = 2 * config.d_head if latent is None else 2 * latent.d_kv_latent + latent.d_rope
+    attention = 2 * config.n_layers * config.n_heads * channels * context
+    return 2 * (count.n_params_matmul_active + count.n_params_head) + attention
 
 
 def kv_bytes_per_token(config: ModelConfig, precision: str = "bf16") -> int:
-    """Bytes of keys and values that decoding keeps per token."""
-    return 2 * config.n_layers * config.n_kv_heads * config.d_head * _bytes(precision)
+    """Bytes that decoding keeps per token: keys and values, or the latent and the shared rotary key."""
+    latent = config.latent
+    kept = 2 * config.n_kv_heads * config.d_head if latent is None else latent.d_kv_latent + latent.d_rope
+    return config.n_layers * kept * _bytes(precision)
 
 
 @dataclass(frozen=True)
@@ -134,7 +189,7 @@ class Memory:
     activations_bytes: int
     """Kept for the backward pass of one micro-batch; see `activation_bytes_per_token`."""
     logits_bytes: int
-    """One chunk of logits in the compute format and float32, and the head's gradient of one micro-batch in float32."""
+    """One chunk of logits in the compute format and float32, and the head's float32 gradient of every loss."""
     total_bytes: int
 
 
@@ -144,17 +199,43 @@ def activation_bytes_per_token(config: ModelConfig, precision: str = "bf16") -> 
     - norms: two inputs, widened to float32: 2 * 4 d (+ 2 float32 scales), and two outputs: 2 a d;
     - attention: the joint query/key/value product a (H + 2 G) C, turned queries and keys a (H + G) C, the mixed values
       a H C and one float32 normaliser a head: 4 H;
+    - latent attention instead: each latent widened 4 L (+ a scale) and normed a L, the joint key/value product
+      a H (nope + value), whole queries and keys 2 a H C, the mixed values and normalisers as above;
     - SwiGLU: gate and up 2 a F, silu(gate) a F, their product a F;
+    - experts instead: affinities 4 E, the router's widened input, and for each of the A active ones the row a d, a
+      SwiGLU whose product is kept before and after weighing 5 a F, and about 40 bytes of indices and weights; the
+      shared experts are a SwiGLU;
 
-    plus the final norm (4 + a) d, and a d for the gradient that the loss computes in its forward pass.
+    plus the final norm (4 + a) d, and a d for the gradient that the loss computes in its forward pass. A multi-token
+    prediction module keeps a block, its norms, its joined input and a loss gradient of its own.
     A compiled step recomputes cheap parts and keeps less; this is the upper bound to plan with.
     """
     a, d = _bytes(precision), config.d_model
-    heads, kv_heads = config.n_heads * config.d_head, config.n_kv_heads * config.d_head
+    n_last = config.n_expert_layers
+    n_first = config.n_layers - n_last
+    first = _block_activations(config, 0, a) if n_first else 0
+    last = _block_activations(config, config.n_layers - 1, a)
+    ending = (4 + 2 * a) * d + 4
+    module = last + 2 * (4 * d + 4) + 2 * a * d + ending
+    return n_first * first + n_last * last + ending + config.mtp_depth * module
+
+
+def _block_activations(config: ModelConfig, layer: int, a: int) -> int:
+    d, latent, experts = config.d_model, config.latent, config.experts_of(layer)
     norms = 2 * (4 * d + 4) + 2 * a * d
-    attention = a * (3 * heads + 3 * kv_heads) + 4 * config.n_heads
-    mlp = 4 * a * config.d_ff
-    return config.n_layers * (norms + attention + mlp) + (4 + 2 * a) * d + 4
+    if latent is None:
+        heads, kv_heads = config.n_heads * config.d_head, config.n_kv_heads * config.d_head
+        attention = a * (3 * heads + 3 * kv_heads) + 4 * config.n_heads
+    else:
+        latents = [width for width in (latent.d_q_latent, latent.d_kv_latent) if width]
+        attention = sum((4 + a) * width + 4 for width in latents) + (4 * latent.d_rope if a == 4 else 0)
+        attention += a * config.n_heads * (latent.d_nope + 2 * latent.d_value + 2 * config.d_head) + 4 * config.n_heads
+    if experts is None:
+        return norms + attention + 4 * a * config.d_ff
+    widened = 0 if a == 4 else 4 * d
+    routed = experts.n_active * (a * (d + 5 * experts.d_expert) + 40)
+    shared = 4 * a * experts.n_shared * experts.d_expert
+    return norms + attention + widened + 4 * experts.n_experts + routed + shared
 
 
 def training_memory(
@@ -172,7 +253,7 @@ def training_memory(
     if world_size < 1 or micro_batch < 1:
         raise RecipeError(f"world_size = {world_size} and micro_batch = {micro_batch} must be at least 1")
     count = count_parameters(config)
-    total = count.n_params_total
+    total = count.n_params_total + count.n_params_mtp
 
     def share(size: int, from_stage: int) -> int:
         return -(-size // world_size) if zero_stage >= from_stage else size
@@ -180,14 +261,16 @@ def training_memory(
     tokens = micro_batch * config.seq_len
     width = _bytes(precision)
     chunk = min(chunk_tokens, tokens)
+    products = count.n_params_matmul + count.n_params_head + count.n_params_mtp
     parts = {
         "weights_bytes": share(4 * total, 3),
-        "compute_weights_bytes": 0 if width == 4 else width * (count.n_params_matmul + count.n_params_head),
+        "compute_weights_bytes": 0 if width == 4 else width * products,
         "gradients_bytes": share(4 * total, 2),
         "optimizer_bytes": share(8 * total, 1),
         "activations_bytes": tokens * activation_bytes_per_token(config, precision),
         # In float32 the logits are overwritten by their gradient: no second table.
-        "logits_bytes": chunk * config.vocab_size * (width if width == 4 else width + 4) + 4 * count.n_params_head,
+        "logits_bytes": chunk * config.vocab_size * (width if width == 4 else width + 4)
+        + 4 * count.n_params_head * (1 + config.mtp_depth),
     }
     return Memory(**parts, total_bytes=sum(parts.values()))
 

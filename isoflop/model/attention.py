@@ -1,6 +1,7 @@
-"""One attention call, its kernel chosen by device, and the cache that decoding writes into.
+"""One attention call, its kernel chosen by device, and the caches that decoding writes into.
 
-Shapes: B batch, T new tokens, S tokens attended to, H query heads, G key/value heads, C channels of a head.
+Shapes: B batch, T new tokens, S tokens attended to, H query heads, G key/value heads, C channels of a head, L channels
+of the latent.
 """
 
 import contextlib
@@ -39,14 +40,33 @@ class Cache:
         return self.keys[:, :, :end], self.values[:, :, :end]
 
 
-def attend(q_BHTC: Tensor, k_BGSC: Tensor, v_BGSC: Tensor) -> Tensor:
-    """Causal softmax attention where the last query sees all S keys; returns [B, H, T, C].
+class LatentCache:
+    """What latent attention keeps of one layer: [B, 1, capacity, L + rotary channels], and the number of tokens held.
 
-    Grouped-query attention repeats each key/value head over H / G query heads.
+    The latent is held after its norm and the rotary key after its turn, so nothing is computed twice.
+    """
+
+    def __init__(self, batch: int, capacity: int, d_latent: int, d_rope: int, *, dtype: torch.dtype, device):
+        self.joint = torch.zeros(batch, 1, capacity, d_latent + d_rope, dtype=dtype, device=device)
+        self.length = 0
+
+    def append(self, latent_BTL: Tensor, k_rope_BTC: Tensor) -> Tensor:
+        """Write T new tokens; return a view of everything held so far, [B, 1, S, L + C]."""
+        end = self.length + latent_BTL.shape[1]
+        assert end <= self.joint.shape[2], f"cache holds {self.joint.shape[2]} tokens, {end} needed"
+        self.joint[:, 0, self.length : end] = torch.cat((latent_BTL, k_rope_BTC), dim=-1)
+        self.length = end
+        return self.joint[:, :, :end]
+
+
+def attend(q_BHTC: Tensor, k_BGSC: Tensor, v_BGSC: Tensor, scale: float | None = None) -> Tensor:
+    """Causal softmax attention where the last query sees all S keys; returns [B, H, T, channels of a value].
+
+    Grouped-query attention repeats each key/value head over H / G query heads. `scale` defaults to 1 / sqrt(C).
     """
     n_new, n_seen = q_BHTC.shape[2], k_BGSC.shape[2]
     grouped = q_BHTC.shape[1] != k_BGSC.shape[1]
     if n_new == n_seen:
-        return F.scaled_dot_product_attention(q_BHTC, k_BGSC, v_BGSC, is_causal=True, enable_gqa=grouped)
+        return F.scaled_dot_product_attention(q_BHTC, k_BGSC, v_BGSC, is_causal=True, scale=scale, enable_gqa=grouped)
     mask_TS = torch.ones(n_new, n_seen, dtype=torch.bool, device=q_BHTC.device).tril(n_seen - n_new)
-    return F.scaled_dot_product_attention(q_BHTC, k_BGSC, v_BGSC, attn_mask=mask_TS, enable_gqa=grouped)
+    return F.scaled_dot_product_attention(q_BHTC, k_BGSC, v_BGSC, attn_mask=mask_TS, scale=scale, enable_gqa=grouped)

@@ -1,5 +1,6 @@
 """Sizes of a model, and nothing else. No torch here: planning a model must not cost an import of it."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -114,10 +115,120 @@ class ModelConfig:
                 f"model.n_kv_heads = {self.n_kv_heads} must divide model.n_heads = {self.n_heads}; "
                 f"n_kv_heads = n_heads is plain multi-head attention"
             )
-        if self.d_head % 2:
+        if self.d_head % 2 and self.latent is None:
             raise RecipeError(f"model.d_head = {self.d_head} must be even: rotary embedding turns pairs of channels")
         if self.init_std <= 0:
             raise RecipeError(f"model.init_std = {self.init_std} must be above 0; the paper's value is 0.006")
+        if not 0 <= self.mtp_depth < self.seq_len:
+            raise RecipeError(
+                f"model.mtp_depth = {self.mtp_depth} must be 0 (none) or more, below model.seq_len = {self.seq_len}"
+            )
+        if self.latent is not None:
+            _check_latent(self, self.latent)
+        if self.experts is not None:
+            _check_experts(self, self.experts)
+        if self.yarn is not None:
+            _check_yarn(self, self.yarn)
+
+    @property
+    def d_rotary(self) -> int:
+        """Channels of a head that carry position."""
+        return self.d_head if self.latent is None else self.latent.d_rope
+
+    @property
+    def d_value(self) -> int:
+        """Channels of a head's value."""
+        return self.d_head if self.latent is None else self.latent.d_value
+
+    def experts_of(self, layer: int) -> ExpertConfig | None:
+        """The mixture of experts of block `layer`, None where it has the dense MLP."""
+        return self.experts if self.experts is not None and layer >= self.experts.n_dense_layers else None
+
+    @property
+    def n_expert_layers(self) -> int:
+        """Blocks with a mixture of experts; multi-token prediction modules not counted."""
+        return 0 if self.experts is None else self.n_layers - self.experts.n_dense_layers
+
+    def softmax_scale(self) -> float:
+        """Factor of query times key before the softmax.
+
+        YaRN sharpens it by m^2 with m = 0.1 mscale ln(factor) + 1; cos and sin stay as they are
+        (Source: arXiv 2412.19437, section 4.3; for models without latent attention it is the same rule).
+        """
+        m = 1.0 if self.yarn is None else 0.1 * self.yarn.mscale * math.log(self.yarn.factor) + 1.0
+        return m * m * self.d_head**-0.5
+
+
+def _check_latent(model: ModelConfig, latent: LatentConfig) -> None:
+    for name in ("d_kv_latent", "d_nope", "d_rope", "d_value"):
+        if getattr(latent, name) < 1:
+            raise RecipeError(f"model.latent.{name} = {getattr(latent, name)} must be at least 1")
+    if latent.d_q_latent < 0:
+        raise RecipeError(f"model.latent.d_q_latent = {latent.d_q_latent} must be 0 (no query latent) or more")
+    if latent.d_rope % 2:
+        raise RecipeError(
+            f"model.latent.d_rope = {latent.d_rope} must be even: rotary embedding turns pairs of channels"
+        )
+    if model.d_head != latent.d_nope + latent.d_rope:
+        raise RecipeError(
+            f"model.d_head = {model.d_head} must be model.latent.d_nope + model.latent.d_rope = "
+            f"{latent.d_nope + latent.d_rope}: a head's query and key are both parts; set d_head to that"
+        )
+    if model.n_kv_heads != model.n_heads:
+        raise RecipeError(
+            f"model.n_kv_heads = {model.n_kv_heads} must be model.n_heads = {model.n_heads} with [model.latent]: "
+            f"every head has its own keys, made from the shared latent; d_kv_latent is what makes the cache small"
+        )
+
+
+def _check_experts(model: ModelConfig, experts: ExpertConfig) -> None:
+    e = experts
+    for name in ("n_experts", "n_active", "d_expert", "n_groups", "n_groups_kept"):
+        if getattr(e, name) < 1:
+            raise RecipeError(f"model.experts.{name} = {getattr(e, name)} must be at least 1")
+    if e.n_shared < 0:
+        raise RecipeError(f"model.experts.n_shared = {e.n_shared} must be 0 or more")
+    if not 0 <= e.n_dense_layers < model.n_layers:
+        raise RecipeError(
+            f"model.experts.n_dense_layers = {e.n_dense_layers} must be 0 or more and below model.n_layers = "
+            f"{model.n_layers}; leave [model.experts] out for a dense model"
+        )
+    if e.n_active > e.n_experts:
+        raise RecipeError(f"model.experts.n_active = {e.n_active} must be at most n_experts = {e.n_experts}")
+    if e.routed_scale <= 0:
+        raise RecipeError(f"model.experts.routed_scale = {e.routed_scale} must be above 0; 1 leaves the sum as it is")
+    if e.n_experts % e.n_groups:
+        raise RecipeError(f"model.experts.n_groups = {e.n_groups} must divide n_experts = {e.n_experts}")
+    if e.n_groups_kept > e.n_groups:
+        raise RecipeError(f"model.experts.n_groups_kept = {e.n_groups_kept} must be at most n_groups = {e.n_groups}")
+    held = e.n_groups_kept * (e.n_experts // e.n_groups)
+    if held < e.n_active:
+        raise RecipeError(
+            f"model.experts.n_groups_kept = {e.n_groups_kept} groups hold {held} experts, a token uses n_active = "
+            f"{e.n_active}; keep more groups"
+        )
+    if e.n_groups > 1 and e.group_score == "top_sum" and e.n_active % e.n_groups_kept:
+        raise RecipeError(
+            f"model.experts.n_active = {e.n_active} must be a multiple of n_groups_kept = {e.n_groups_kept}: a group's "
+            f'score is the sum of its n_active / n_groups_kept best ones; or set group_score = "max"'
+        )
+
+
+def _check_yarn(model: ModelConfig, yarn: YarnConfig) -> None:
+    if yarn.factor <= 1:
+        raise RecipeError(f"model.yarn.factor = {yarn.factor} must be above 1; leave [model.yarn] out for no extension")
+    if not 1 <= yarn.original_seq_len < model.seq_len:
+        raise RecipeError(
+            f"model.yarn.original_seq_len = {yarn.original_seq_len} must be at least 1 and below model.seq_len = "
+            f"{model.seq_len}: frequencies change only for contexts longer than trained; leave [model.yarn] out before"
+        )
+    if not 0 < yarn.beta_slow < yarn.beta_fast:
+        raise RecipeError(
+            f"model.yarn.beta_slow = {yarn.beta_slow} must be above 0 and below beta_fast = {yarn.beta_fast}; "
+            f"the paper's values are 1 and 32"
+        )
+    if yarn.mscale < 0:
+        raise RecipeError(f"model.yarn.mscale = {yarn.mscale} must be 0 (softmax scale as it was) or more")
 
 
 def swiglu_width(d_model: int, multiple: int = 256) -> int:

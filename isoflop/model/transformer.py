@@ -1,17 +1,25 @@
 """The model, read top to bottom: norm, rotary, attention, MLP, block, transformer. Training and decoding share it.
 
 Dense DeepSeek LLM (arXiv 2401.02954, section 2.2): pre-norm RMSNorm, SwiGLU, rotary embedding, multi-head or
-grouped-query attention, no biases, untied head, every weight drawn from N(0, init_std^2).
+grouped-query attention, no biases, untied head, every weight drawn from N(0, init_std^2). DeepSeek-V3 (arXiv
+2412.19437, section 2) is the same with latent attention, a mixture of experts in place of most MLPs (experts.py), and
+modules that predict tokens further ahead, used in training only.
 
-Shapes: B batch, T tokens, D d_model, H query heads, G key/value heads, C channels of a head, F d_ff, V vocabulary.
+Shapes: B batch, T tokens, S tokens attended to, D d_model, H query heads, G key/value heads, C channels of a head,
+L channels of a latent, F d_ff, V vocabulary.
 """
+
+import dataclasses
+import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from isoflop.model.attention import Cache, attend
-from isoflop.model.config import ModelConfig
+from isoflop.model.attention import Cache, LatentCache, attend
+from isoflop.model.config import ExpertConfig, LatentConfig, ModelConfig, YarnConfig
+from isoflop.model.experts import MixtureOfExperts, Router, Routing
 from isoflop.model.loss import chunked_cross_entropy
 from isoflop.numerics.linear import Linear
 
@@ -29,11 +37,32 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x_BTD.to(wide), (x_BTD.shape[-1],), self.weight, self.eps).to(x_BTD.dtype)
 
 
-def rotary_table(n_positions: int, d_head: int, base: float, device=None) -> tuple[Tensor, Tensor]:
+def rotary_table(
+    n_positions: int, d_head: int, base: float, yarn: YarnConfig | None = None, device=None
+) -> tuple[Tensor, Tensor]:
     """cos and sin of the rotary angles, [n_positions, d_head / 2] float32 each (half-split layout, as in HF Llama)."""
     frequency = base ** (-torch.arange(0, d_head, 2, dtype=torch.float32, device=device) / d_head)
+    if yarn is not None:
+        slowed = yarn_share(d_head, base, yarn, device)
+        frequency = frequency * (1 - slowed) + frequency / yarn.factor * slowed
     angle = torch.arange(n_positions, dtype=torch.float32, device=device)[:, None] * frequency
     return angle.cos(), angle.sin()
+
+
+def yarn_share(d_head: int, base: float, yarn: YarnConfig, device=None) -> Tensor:
+    """Share of each rotary pair, 0 to 1, that is slowed by `yarn.factor`: fast pairs 0, slow ones 1, a ramp between.
+
+    Source: arXiv 2412.19437, section 4.3 (YaRN, arXiv 2309.00071, section 3.2); bounds rounded outwards.
+    """
+
+    def pair_turning(times: float) -> float:
+        """The pair, counted from the fastest, that turns `times` times over the original context."""
+        return d_head * math.log(yarn.original_seq_len / (2 * math.pi * times)) / (2 * math.log(base))
+
+    low = max(math.floor(pair_turning(yarn.beta_fast)), 0)
+    high = min(math.ceil(pair_turning(yarn.beta_slow)), d_head - 1)
+    pairs = torch.arange(d_head // 2, dtype=torch.float32, device=device)
+    return ((pairs - low) / max(high - low, 1e-3)).clamp(0, 1)  # a step where both bounds meet
 
 
 def rotate(x_BTHC: Tensor, cos_TC: Tensor, sin_TC: Tensor) -> Tensor:
@@ -53,6 +82,7 @@ class Attention(nn.Module):
         self.n_heads, self.n_kv_heads, self.d_head = config.n_heads, config.n_kv_heads, config.d_head
         self.qkv = Linear(config.d_model, (config.n_heads + 2 * config.n_kv_heads) * config.d_head)
         self.out = Linear(config.n_heads * config.d_head, config.d_model)
+        self.scale = None if config.yarn is None else config.softmax_scale()
 
     def forward(self, x_BTD: Tensor, cos_TC: Tensor, sin_TC: Tensor, cache: Cache | None = None) -> Tensor:
         batch, n_tokens, _ = x_BTD.shape
@@ -64,36 +94,147 @@ class Attention(nn.Module):
         v_BGTC = v_BTGC.transpose(1, 2)
         if cache is not None:
             k_BGTC, v_BGTC = cache.append(k_BGTC, v_BGTC)
-        mixed_BHTC = attend(q_BHTC, k_BGTC, v_BGTC)
+        mixed_BHTC = attend(q_BHTC, k_BGTC, v_BGTC, self.scale)
         return self.out(mixed_BHTC.transpose(1, 2).reshape(batch, n_tokens, -1))
+
+
+class LatentAttention(nn.Module):
+    """Multi-head latent attention: every head's keys and values are made from one narrow latent per token.
+
+    Only that latent and one rotary key are cached. Training and prefill make keys and values of all heads (naive
+    form); decoding folds `kv_up` into queries and outputs instead (absorbed form) and attends to the latents
+    themselves, one key head for all query heads. Both are the same function.
+    Source: arXiv 2412.19437, section 2.1.1, eq. 1 to 11; arXiv 2405.04434, section 2.1 and appendix C.
+    """
+
+    def __init__(self, config: ModelConfig, latent: LatentConfig):
+        super().__init__()
+        self.n_heads, self.latent, self.scale = config.n_heads, latent, config.softmax_scale()
+        d_queries = config.n_heads * config.d_head
+        if latent.d_q_latent:
+            self.q_down = Linear(config.d_model, latent.d_q_latent)
+            self.q_norm = RMSNorm(latent.d_q_latent, config.norm_eps)
+            self.q_up = Linear(latent.d_q_latent, d_queries)
+        else:
+            self.q = Linear(config.d_model, d_queries)
+        self.kv_down = Linear(config.d_model, latent.d_kv_latent + latent.d_rope)
+        self.kv_norm = RMSNorm(latent.d_kv_latent, config.norm_eps)
+        self.kv_up = Linear(latent.d_kv_latent, config.n_heads * (latent.d_nope + latent.d_value))
+        self.out = Linear(config.n_heads * latent.d_value, config.d_model)
+
+    def forward(self, x_BTD: Tensor, cos_TC: Tensor, sin_TC: Tensor, cache: LatentCache | None = None) -> Tensor:
+        batch, n_tokens, _ = x_BTD.shape
+        sizes = self.latent
+        q_BTC = self.q_up(self.q_norm(self.q_down(x_BTD))) if sizes.d_q_latent else self.q(x_BTD)
+        q_nope_BTHC, q_rope_BTHC = q_BTC.view(batch, n_tokens, self.n_heads, -1).split((sizes.d_nope, sizes.d_rope), -1)
+        latent_BTL, k_rope_BTC = self.kv_down(x_BTD).split((sizes.d_kv_latent, sizes.d_rope), -1)
+        latent_BTL = self.kv_norm(latent_BTL)
+        q_rope_BTHC = rotate(q_rope_BTHC, cos_TC, sin_TC)
+        k_rope_BT1C = rotate(k_rope_BTC[:, :, None], cos_TC, sin_TC)
+        earlier = 0
+        if cache is not None:
+            earlier = cache.length
+            joint_B1SL = cache.append(latent_BTL, k_rope_BT1C[:, :, 0])
+        if earlier:
+            mixed_BTHC = self._absorbed(q_nope_BTHC, q_rope_BTHC, joint_B1SL)
+        else:
+            mixed_BTHC = self._naive(q_nope_BTHC, q_rope_BTHC, latent_BTL, k_rope_BT1C)
+        return self.out(mixed_BTHC.reshape(batch, n_tokens, -1))
+
+    def _naive(self, q_nope_BTHC: Tensor, q_rope_BTHC: Tensor, latent_BTL: Tensor, k_rope_BT1C: Tensor) -> Tensor:
+        """Keys and values of every head, made from the latents of these tokens."""
+        kv_BTHC = self.kv_up(latent_BTL).unflatten(-1, (self.n_heads, -1))
+        k_nope_BTHC, v_BTHC = kv_BTHC.split((self.latent.d_nope, self.latent.d_value), -1)
+        q_BTHC = torch.cat((q_nope_BTHC, q_rope_BTHC), -1)
+        k_BTHC = torch.cat((k_nope_BTHC, k_rope_BT1C.expand(-1, -1, self.n_heads, -1)), -1)
+        q_BHTC, k_BHTC, v_BHTC = (part.transpose(1, 2) for part in (q_BTHC, k_BTHC, v_BTHC))
+        return attend(q_BHTC, k_BHTC, v_BHTC, self.scale).transpose(1, 2)
+
+    def _absorbed(self, q_nope_BTHC: Tensor, q_rope_BTHC: Tensor, joint_B1SL: Tensor) -> Tensor:
+        """Scores against the cached latents themselves, values made from the mixed latent."""
+        sizes = self.latent
+        weight_HCL = self.kv_up.weight.to(q_nope_BTHC.dtype).unflatten(0, (self.n_heads, -1))
+        k_up_HCL, v_up_HCL = weight_HCL.split((sizes.d_nope, sizes.d_value), 1)
+        q_BTHL = torch.cat((torch.einsum("bthc,hcl->bthl", q_nope_BTHC, k_up_HCL), q_rope_BTHC), -1)
+        latent_B1SL = joint_B1SL[..., : sizes.d_kv_latent]
+        mixed_BHTL = attend(q_BTHL.transpose(1, 2), joint_B1SL, latent_B1SL, self.scale)
+        return torch.einsum("bhtl,hcl->bthc", mixed_BHTL, v_up_HCL)
 
 
 class MLP(nn.Module):
     """SwiGLU: down(silu(gate(x)) * up(x)); gate and up are one product."""
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, d_model: int, d_ff: int):
         super().__init__()
-        self.gate_up = Linear(config.d_model, 2 * config.d_ff)
-        self.down = Linear(config.d_ff, config.d_model)
+        self.gate_up = Linear(d_model, 2 * d_ff)
+        self.down = Linear(d_ff, d_model)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         gate_BTF, up_BTF = self.gate_up(x_BTD).chunk(2, dim=-1)
         return self.down(F.silu(gate_BTF) * up_BTF)
 
 
+def _mixture(d_model: int, experts: ExpertConfig) -> MixtureOfExperts:
+    shared = MLP(d_model, experts.n_shared * experts.d_expert) if experts.n_shared else None
+    return MixtureOfExperts(d_model, experts, shared)
+
+
 class Block(nn.Module):
-    """Pre-norm residual block."""
+    """Pre-norm residual block; also returns where its experts' tokens went, None without experts."""
+
+    def __init__(self, config: ModelConfig, layer: int):
+        super().__init__()
+        d, latent, experts = config.d_model, config.latent, config.experts_of(layer)
+        self.attention_norm = RMSNorm(d, config.norm_eps)
+        self.attention = Attention(config) if latent is None else LatentAttention(config, latent)
+        self.mlp_norm = RMSNorm(d, config.norm_eps)
+        self.mlp = MLP(d, config.d_ff) if experts is None else _mixture(d, experts)
+
+    def forward(
+        self, x_BTD: Tensor, cos_TC: Tensor, sin_TC: Tensor, cache: Cache | LatentCache | None = None
+    ) -> tuple[Tensor, Routing | None]:
+        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), cos_TC, sin_TC, cache)
+        normed_BTD, routing = self.mlp_norm(x_BTD), None
+        if isinstance(self.mlp, MixtureOfExperts):
+            update_BTD, routing = self.mlp(normed_BTD)
+        else:
+            update_BTD = self.mlp(normed_BTD)
+        return x_BTD + update_BTD, routing
+
+
+class FurtherToken(nn.Module):
+    """One multi-token prediction module: what the head reads at depth k - 1, and token i + k, give depth k at i.
+
+    The released weights' choices: embedding before hidden state in the joined input, a norm of its own before the
+    shared head. Ours, not stated anywhere: each depth starts from what the head reads at the depth before, that is
+    after the final norm. Source: arXiv 2412.19437, section 2.2, eq. 21 to 23.
+    """
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.attention_norm = RMSNorm(config.d_model, config.norm_eps)
-        self.attention = Attention(config)
-        self.mlp_norm = RMSNorm(config.d_model, config.norm_eps)
-        self.mlp = MLP(config)
+        self.embedding_norm = RMSNorm(config.d_model, config.norm_eps)
+        self.hidden_norm = RMSNorm(config.d_model, config.norm_eps)
+        self.project = Linear(2 * config.d_model, config.d_model)
+        self.block = Block(config, config.n_layers - 1)
+        self.norm = RMSNorm(config.d_model, config.norm_eps)
 
-    def forward(self, x_BTD: Tensor, cos_TC: Tensor, sin_TC: Tensor, cache: Cache | None = None) -> Tensor:
-        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), cos_TC, sin_TC, cache)
-        return x_BTD + self.mlp(self.mlp_norm(x_BTD))
+    def forward(
+        self, hidden_BTD: Tensor, embedded_BTD: Tensor, cos_TC: Tensor, sin_TC: Tensor
+    ) -> tuple[Tensor, Routing | None]:
+        joined_BTD = torch.cat((self.embedding_norm(embedded_BTD), self.hidden_norm(hidden_BTD)), dim=-1)
+        x_BTD, routing = self.block(self.project(joined_BTD), cos_TC, sin_TC)
+        return self.norm(x_BTD), routing
+
+
+class Losses(NamedTuple):
+    """What one pass over a micro-batch gives training to add up."""
+
+    nats: Tensor
+    """Sum of the next-token loss, float32: the loss that is reported and predicted."""
+    further_nats: list[Tensor]
+    """The same of each multi-token prediction module."""
+    routings: list[Routing]
+    """Of every layer with experts, from the bottom, the prediction modules' last."""
 
 
 class Transformer(nn.Module):
@@ -104,10 +245,11 @@ class Transformer(nn.Module):
         super().__init__()
         self.config, self.dtype = config, dtype
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
         self.norm = RMSNorm(config.d_model, config.norm_eps)
         self.head = Linear(config.d_model, config.vocab_size)
-        cos, sin = rotary_table(config.seq_len, config.d_head, config.rope_base)
+        self.mtp = nn.ModuleList(FurtherToken(config) for _ in range(config.mtp_depth))
+        cos, sin = rotary_table(config.seq_len, config.d_rotary, config.rope_base, config.yarn)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
 
@@ -124,34 +266,94 @@ class Transformer(nn.Module):
                     drawn = torch.empty(parameter.shape, device=generator.device)
                     parameter.copy_(drawn.normal_(0.0, self.config.init_std, generator=generator))
 
-    def new_cache(self, batch: int, capacity: int | None = None) -> list[Cache]:
+    def all_blocks(self) -> list[Block]:
+        """The model's own, from the bottom, then those of the prediction modules."""
+        return [module for module in self.modules() if isinstance(module, Block)]
+
+    def routers(self) -> list[Router]:
+        """Of every layer with experts, in the order of `Losses.routings`."""
+        return [module for module in self.modules() if isinstance(module, Router)]
+
+    def drop_mtp(self) -> None:
+        """Remove the multi-token prediction modules: the main model never looks at them."""
+        self.mtp = nn.ModuleList()
+        self.config = dataclasses.replace(self.config, mtp_depth=0)
+
+    def new_cache(self, batch: int, capacity: int | None = None) -> list[Cache] | list[LatentCache]:
         """Empty caches for decoding `batch` sequences of at most `capacity` tokens (default: seq_len)."""
         config = self.config
         capacity = config.seq_len if capacity is None else capacity
-        device = self.embedding.weight.device
+        device, dtype, latent = self.embedding.weight.device, self.dtype, config.latent
+        if latent is not None:
+            return [
+                LatentCache(batch, capacity, latent.d_kv_latent, latent.d_rope, dtype=dtype, device=device)
+                for _ in range(config.n_layers)
+            ]
         return [
-            Cache(batch, config.n_kv_heads, capacity, config.d_head, dtype=self.dtype, device=device)
+            Cache(batch, config.n_kv_heads, capacity, config.d_head, dtype=dtype, device=device)
             for _ in range(config.n_layers)
         ]
 
-    def forward(self, tokens_BT: Tensor, cache: list[Cache] | None = None) -> Tensor:
+    def forward(self, tokens_BT: Tensor, cache: list[Cache] | list[LatentCache] | None = None) -> Tensor:
         """Hidden states after the final norm, [B, T, D]. With a cache the tokens continue what it holds."""
-        start = cache[0].length if cache else 0
-        end = start + tokens_BT.shape[1]
-        assert end <= self.config.seq_len, f"{end} tokens, the model was built for {self.config.seq_len}"
-        cos_TC, sin_TC = self.get_buffer("cos")[start:end], self.get_buffer("sin")[start:end]
-        x_BTD = self.embedding(tokens_BT).to(self.dtype)
-        for index, block in enumerate(self.blocks):
-            x_BTD = block(x_BTD, cos_TC, sin_TC, cache[index] if cache else None)
-        return self.norm(x_BTD)
+        return self._run(tokens_BT, cache)[0]
 
-    def logits(self, tokens_BT: Tensor, cache: list[Cache] | None = None) -> Tensor:
+    def _run(
+        self, tokens_BT: Tensor, cache: list[Cache] | list[LatentCache] | None = None
+    ) -> tuple[Tensor, list[Routing]]:
+        start = cache[0].length if cache else 0
+        cos_TC, sin_TC = self._angles(start, start + tokens_BT.shape[1])
+        x_BTD = self.embedding(tokens_BT).to(self.dtype)
+        routings = []
+        for index, block in enumerate(self.blocks):
+            x_BTD, routing = block(x_BTD, cos_TC, sin_TC, cache[index] if cache else None)
+            if routing is not None:
+                routings.append(routing)
+        return self.norm(x_BTD), routings
+
+    def _angles(self, start: int, end: int) -> tuple[Tensor, Tensor]:
+        assert end <= self.config.seq_len, f"{end} tokens, the model was built for {self.config.seq_len}"
+        return self.get_buffer("cos")[start:end], self.get_buffer("sin")[start:end]
+
+    def further(self, hidden_BTD: Tensor, tokens_BT: Tensor) -> tuple[list[Tensor], list[Routing]]:
+        """What the head reads for tokens further ahead: of depth k, position i predicts token i + k + 1.
+
+        Shapes: hidden [B, T, D] as `forward` returned it for these tokens; depth k gives [B, T - k, D].
+        """
+        depths, routings = [], []
+        for depth, module in enumerate(self.mtp, start=1):
+            embedded_BTD = self.embedding(tokens_BT[:, depth:]).to(self.dtype)
+            cos_TC, sin_TC = self._angles(0, embedded_BTD.shape[1])
+            hidden_BTD, routing = module(hidden_BTD[:, :-1], embedded_BTD, cos_TC, sin_TC)
+            depths.append(hidden_BTD)
+            if routing is not None:
+                routings.append(routing)
+        return depths, routings
+
+    def logits(self, tokens_BT: Tensor, cache: list[Cache] | list[LatentCache] | None = None) -> Tensor:
         """Logits [B, T, V] in the compute dtype."""
         return self.head(self.forward(tokens_BT, cache))
 
     def loss_sum(self, tokens_BT: Tensor, targets_BT: Tensor, chunk_tokens: int = 4096) -> Tensor:
         """Sum over targets of the negative log-likelihood in nats, float32; targets below 0 are ignored."""
-        hidden_BTD = self.forward(tokens_BT)
+        return self._nats(self.forward(tokens_BT), targets_BT, chunk_tokens)
+
+    def losses(
+        self, tokens_BT: Tensor, targets_BT: Tensor, chunk_tokens: int = 4096, *, with_mtp: bool = True
+    ) -> Losses:
+        """`loss_sum` with everything that training adds to it: further tokens' losses and where tokens were sent.
+
+        Depth k scores targets from position k on: T - k of a sequence's T.
+        """
+        hidden_BTD, routings = self._run(tokens_BT)
+        nats = self._nats(hidden_BTD, targets_BT, chunk_tokens)
+        if not with_mtp:
+            return Losses(nats, [], routings)
+        depths, further_routings = self.further(hidden_BTD, tokens_BT)
+        further = [self._nats(depths[k - 1], targets_BT[:, k:], chunk_tokens) for k in range(1, len(depths) + 1)]
+        return Losses(nats, further, routings + further_routings)
+
+    def _nats(self, hidden_BTD: Tensor, targets_BT: Tensor, chunk_tokens: int) -> Tensor:
         return chunked_cross_entropy(
             hidden_BTD.flatten(0, 1), self.head.weight, targets_BT.flatten(), chunk_tokens=chunk_tokens
         )

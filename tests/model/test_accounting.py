@@ -4,6 +4,8 @@ import dataclasses
 import os
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,13 +16,29 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from isoflop.errors import RecipeError
 from isoflop.model import accounting
-from isoflop.model.config import ModelConfig
+from isoflop.model.config import ExpertConfig, LatentConfig, ModelConfig
 from isoflop.model.transformer import Transformer
+from isoflop.recipe import from_tree
 
 DEEPSEEK_7B = ModelConfig(30, 4096, 32, 32, 128, 11008, 102400, 4096)
 DEEPSEEK_67B = ModelConfig(95, 8192, 64, 8, 128, 22016, 102400, 4096)
 SMALL_GQA = ModelConfig(3, 64, 4, 2, 16, 176, 512, 128)
 HEADS_WIDER_THAN_MODEL = ModelConfig(2, 48, 4, 1, 16, 100, 300, 32)
+RECIPES = Path(__file__).parents[2] / "recipes" / "pretrain"
+
+SOFTMAX = ExpertConfig(8, 2, 48, n_shared=2, affinity="softmax", normalise=False, selection_bias=False)
+SIGMOID = ExpertConfig(16, 4, 32, n_groups=4, n_groups_kept=2, n_dense_layers=2)
+# Heads of 16 channels for keys and for values: only then has the CPU an attention kernel that keeps no scores.
+SMALL_MLA = ModelConfig(3, 64, 4, 4, 16, 176, 512, 128, latent=LatentConfig(24, 8, 8, 16, d_q_latent=40))
+SMALL_V2 = dataclasses.replace(SMALL_MLA, latent=LatentConfig(24, 8, 8, 16), experts=SOFTMAX)
+SMALL_V3 = dataclasses.replace(SMALL_MLA, experts=SIGMOID, mtp_depth=2)
+SMALL_MOE = dataclasses.replace(SMALL_GQA, experts=SIGMOID)
+MIXTURES = {"mla": SMALL_MLA, "v2": SMALL_V2, "v3": SMALL_V3, "moe-gqa": SMALL_MOE}
+
+
+def published(name: str) -> ModelConfig:
+    tree = tomllib.loads((RECIPES / f"{name}.toml").read_text(encoding="utf-8"))
+    return from_tree(tree["model"], ModelConfig, "model.")
 
 
 @pytest.mark.parametrize(
@@ -36,13 +54,76 @@ def test_parameters_of_the_published_models_are_exact(config, total, non_embeddi
 def test_counted_parameters_equal_the_modules_on_the_meta_device(config):
     with torch.device("meta"):
         model = Transformer(config)
-    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    sizes = {name: tensor.numel() for name, tensor in model.state_dict().items()}
     tables = sizes["embedding.weight"] + sizes["head.weight"]
     norms = sum(size for name, size in sizes.items() if name.endswith("norm.weight"))
     count = accounting.count_parameters(config)
     assert count.n_params_total == sum(sizes.values())
     assert count.n_params_non_embedding == sum(sizes.values()) - tables
     assert count.n_params_matmul == sum(sizes.values()) - tables - norms
+
+
+@pytest.mark.parametrize(
+    ("name", "total", "active", "stated_active", "kv_values"),
+    [
+        ("deepseek_moe_16b", 16_375_728_128, 2_828_650_496, 2.8e9, 28 * 2 * 2048),
+        ("deepseek_v2_lite", 15_706_484_224, 2_661_150_208, None, 27 * 576),
+        ("deepseek_v2", 235_741_434_880, 21_375_800_320, 21e9, 60 * 576),
+        ("deepseek_v3", 671_026_419_200, 37_552_297_472, 37e9, 61 * 576),
+    ],
+)
+def test_parameters_of_the_published_mixtures_are_exact(name, total, active, stated_active, kv_values):
+    config = published(name)
+    count = accounting.count_parameters(config)
+    assert (count.n_params_total, count.n_params_active) == (total, active)
+    if stated_active is None:  # V2-Lite's 2.4B and V3's 36.7B leave the input embedding out
+        assert active - count.n_params_embedding == pytest.approx(2.4e9, rel=0.03)
+    else:
+        assert active == pytest.approx(stated_active, rel=0.025)
+    assert accounting.kv_bytes_per_token(config) == 2 * kv_values
+    with torch.device("meta"):
+        model = Transformer(config)
+    state = {name: tensor.numel() for name, tensor in model.state_dict().items()}
+    assert sum(size for name, size in state.items() if not name.startswith("mtp.")) == total
+    assert sum(size for name, size in state.items() if name.startswith("mtp.")) == count.n_params_mtp
+
+
+def test_v3_counts_are_those_of_the_weight_notes():
+    count = accounting.count_parameters(published("deepseek_v3"))
+    assert count.n_params_active - count.n_params_embedding == pytest.approx(36.63e9, rel=1e-3)
+    assert count.n_params_mtp == pytest.approx(11.61e9, rel=1e-3)
+    with_tables = count.n_params_mtp + count.n_params_embedding + count.n_params_head
+    assert count.n_params_total + with_tables == pytest.approx(685e9, rel=1e-3)  # the released checkpoint
+
+
+@pytest.mark.parametrize("config", MIXTURES.values(), ids=MIXTURES)
+def test_counts_of_small_mixtures_equal_their_modules(config):
+    state = {name: tensor.numel() for name, tensor in Transformer(config).state_dict().items()}
+    main = {name: size for name, size in state.items() if not name.startswith("mtp.")}
+    norms = sum(size for name, size in main.items() if name.endswith("norm.weight"))
+    biases = sum(size for name, size in main.items() if name.endswith("router.bias"))
+    count, experts = accounting.count_parameters(config), config.experts
+    assert count.n_params_total == sum(main.values())
+    assert count.n_params_mtp == sum(state.values()) - sum(main.values())
+    assert count.n_params_norm == norms
+    tables = main["embedding.weight"] + main["head.weight"]
+    assert count.n_params_matmul == sum(main.values()) - norms - biases - tables
+    routed = sum(size for name, size in main.items() if ".mlp.experts." in name)
+    idle = routed * (experts.n_experts - experts.n_active) // experts.n_experts if experts else 0
+    assert count.n_params_active == count.n_params_total - idle
+    assert count.n_params_matmul_active == count.n_params_matmul - idle
+
+
+def test_one_expert_of_the_dense_width_costs_the_dense_model_and_its_router():
+    experts = ExpertConfig(1, 1, SMALL_GQA.d_ff, n_shared=0, n_dense_layers=0, selection_bias=False)
+    one = dataclasses.replace(SMALL_GQA, experts=experts)
+    router = SMALL_GQA.n_layers * SMALL_GQA.d_model
+    for convention in ("M", "exact", "causal"):
+        difference = accounting.flops_per_token(one, convention) - accounting.flops_per_token(SMALL_GQA, convention)
+        assert difference == 6 * router
+    assert accounting.count_parameters(one).n_params_total - router == (
+        accounting.count_parameters(SMALL_GQA).n_params_total
+    )
 
 
 TABLE_3 = [  # n, d, N1, N2, M, 6 N1 / M, 6 N2 / M at V = 102400, s = 4096
@@ -94,6 +175,45 @@ def test_exact_flops_equal_pytorchs_counter(n_layers, heads, d_head, seq_len):
     assert counter.get_total_flops() == accounting.flops_per_token(config, "exact") * tokens_BT.numel()
 
 
+@pytest.mark.parametrize("config", MIXTURES.values(), ids=MIXTURES)
+def test_exact_flops_of_mixtures_equal_pytorchs_counter(config):
+    model = Transformer(config)
+    model.initialise(torch.Generator().manual_seed(0))
+    tokens_BT = torch.randint(0, config.vocab_size, (2, config.seq_len))
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        found = model.losses(tokens_BT, tokens_BT)
+        sum([found.nats, *found.further_nats]).backward()
+    counted = counter.get_total_flops()
+    n_tokens, seq_len = tokens_BT.numel(), config.seq_len
+    without = dataclasses.replace(config, mtp_depth=0)
+    expected = accounting.flops_per_token(without, "exact") * n_tokens
+    for depth in range(1, config.mtp_depth + 1):  # depth k leaves out k positions, the formula does not
+        left = seq_len - depth
+        one = dataclasses.replace(config, mtp_depth=1)
+        module = accounting.flops_per_token(one, "exact", left) - accounting.flops_per_token(without, "exact", left)
+        expected += module * 2 * left
+    assert counted == expected
+
+
+def test_absorbed_decoding_costs_what_pytorch_counts():
+    config = dataclasses.replace(SMALL_V2, seq_len=40)
+    model = Transformer(config)
+    model.initialise(torch.Generator().manual_seed(0))
+    cache = model.new_cache(1)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        model.logits(torch.zeros(1, 39, dtype=torch.long), cache)
+        with FlopCounterMode(display=False) as counter:
+            model.logits(torch.zeros(1, 1, dtype=torch.long), cache)
+    assert counter.get_total_flops() == accounting.forward_flops_per_token(config, 40)
+
+
+def test_m_leaves_prediction_modules_out_and_exact_counts_them():
+    without = dataclasses.replace(SMALL_V3, mtp_depth=0)
+    for convention in accounting.FLOPS_CONVENTIONS:
+        extra = accounting.flops_per_token(SMALL_V3, convention) - accounting.flops_per_token(without, convention)
+        assert (extra > 0) == (convention in ("exact", "causal")), convention
+
+
 def test_conventions_differ_by_what_they_name():
     flops = accounting.flops_by_convention(SMALL_GQA)
     count = accounting.count_parameters(SMALL_GQA)
@@ -118,8 +238,19 @@ def test_kv_bytes_equal_the_cache_that_decoding_allocates():
     assert accounting.kv_bytes_per_token(DEEPSEEK_67B) == 2 * 95 * 8 * 128 * 2
 
 
+def test_kv_bytes_of_latent_attention_equal_the_cache_that_decoding_allocates():
+    model = Transformer(SMALL_V3, torch.bfloat16)
+    held = sum(c.joint.nbytes for c in model.new_cache(1, 100))
+    assert held == 100 * accounting.kv_bytes_per_token(SMALL_V3, "bf16")
+    assert accounting.kv_bytes_per_token(published("deepseek_v3")) == 2 * 61 * 576
+
+
 @pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
-@pytest.mark.parametrize("config", [SMALL_GQA, dataclasses.replace(SMALL_GQA, n_kv_heads=4, n_layers=2)])
+@pytest.mark.parametrize(
+    "config",
+    [SMALL_GQA, dataclasses.replace(SMALL_GQA, n_kv_heads=4, n_layers=2), *MIXTURES.values()],
+    ids=["gqa", "mha", *MIXTURES],
+)
 def test_activation_formula_equals_what_autograd_keeps(config, precision, dtype):
     model = Transformer(config, dtype)
     model.initialise(torch.Generator().manual_seed(0))
@@ -135,15 +266,18 @@ def test_activation_formula_equals_what_autograd_keeps(config, precision, dtype)
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        loss = model.loss_sum(tokens_BT, tokens_BT)
-    assert loss.isfinite()
+        found = model.losses(tokens_BT, tokens_BT)
+    assert found.nats.isfinite()
     count, width, n = accounting.count_parameters(config), accounting.BYTES[precision], tokens_BT.numel()
-    casts = 0 if precision == "fp32" else 2 * count.n_params_matmul
+    casts = 0 if precision == "fp32" else 2 * (count.n_params_matmul + count.n_params_mtp)
     # Beside the formula: the head's gradient; the CPU's norm keeps the normalised value too (fused kernels do not);
     # the final hidden states are alive during the loss but not kept by autograd.
-    unfused_norms = 4 * config.d_model * (2 * config.n_layers + 1) * n
-    expected = n * accounting.activation_bytes_per_token(config, precision) - width * config.d_model * n
-    assert sum(kept.values()) == pytest.approx(expected + casts + 4 * count.n_params_head + unfused_norms, rel=0.01)
+    norms = sum(p.numel() for name, p in model.named_parameters() if name.endswith("norm.weight"))
+    unfused_norms = 4 * norms * n
+    heads = 4 * count.n_params_head * (1 + config.mtp_depth)
+    ends = (1 + config.mtp_depth) * width * config.d_model
+    expected = n * (accounting.activation_bytes_per_token(config, precision) - ends)
+    assert sum(kept.values()) == pytest.approx(expected + casts + heads + unfused_norms, rel=0.01)
 
 
 def test_sharding_divides_what_its_stage_names():

@@ -3,17 +3,18 @@
 import pytest
 import torch
 
-from isoflop.model.attention import Cache, attend
+from isoflop.model.attention import Cache, LatentCache, attend
 
 
-def explicit(q_BHTC, k_BGSC, v_BGSC):
+def explicit(q_BHTC, k_BGSC, v_BGSC, scale=None):
     """Softmax attention in float64 where query t sees keys up to S - T + t."""
     q, k, v = (x.double() for x in (q_BHTC, k_BGSC, v_BGSC))
     repeat = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(repeat, 1), v.repeat_interleave(repeat, 1)
     n_new, n_seen = q.shape[2], k.shape[2]
     unseen_TS = torch.arange(n_seen)[None, :] > torch.arange(n_new)[:, None] + n_seen - n_new
-    scores = (q @ k.transpose(2, 3) / q.shape[-1] ** 0.5).masked_fill(unseen_TS, float("-inf"))
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    scores = (q @ k.transpose(2, 3) * scale).masked_fill(unseen_TS, float("-inf"))
     return scores.softmax(-1) @ v
 
 
@@ -26,6 +27,27 @@ def test_attention_equals_explicit_softmax(groups, n_new, n_seen, d_head):
     k, v = torch.randn(2, 2, groups, n_seen, d_head, generator=generator)
     exact = explicit(q, k, v)
     assert ((attend(q, k, v) - exact).abs().max() / exact.abs().max()).item() < 1e-6
+
+
+@pytest.mark.parametrize("groups", [4, 1])
+@pytest.mark.parametrize(("n_new", "n_seen"), [(9, 9), (1, 9), (4, 9)])
+def test_values_may_have_other_channels_and_the_scale_may_be_given(groups, n_new, n_seen):
+    generator = torch.Generator().manual_seed(0)
+    q = torch.randn(2, 4, n_new, 12, generator=generator)
+    k = torch.randn(2, groups, n_seen, 12, generator=generator)
+    v = torch.randn(2, groups, n_seen, 8, generator=generator)
+    exact = explicit(q, k, v, scale=0.7)
+    assert ((attend(q, k, v, 0.7) - exact).abs().max() / exact.abs().max()).item() < 1e-6
+
+
+def test_latent_cache_holds_latent_then_key_and_refuses_more_than_it_holds():
+    cache = LatentCache(2, 5, 6, 4, dtype=torch.float32, device="cpu")
+    latent, key = torch.randn(2, 5, 6), torch.randn(2, 5, 4)
+    cache.append(latent[:, :3], key[:, :3])
+    held = cache.append(latent[:, 3:], key[:, 3:])
+    assert torch.equal(held[:, 0], torch.cat((latent, key), -1)) and cache.length == 5
+    with pytest.raises(AssertionError, match="cache holds 5 tokens, 6 needed"):
+        cache.append(latent[:, :1], key[:, :1])
 
 
 def test_cache_returns_what_was_put_in_and_refuses_more_than_it_holds():

@@ -196,9 +196,11 @@ def test_pretrain_recipes_build_on_the_meta_device(path):
         model = Transformer(config, torch.bfloat16)
         logits = model.logits(torch.zeros(1, 8, dtype=torch.long))
     assert logits.shape == (1, 8, config.vocab_size)
-    assert sum(p.numel() for p in model.parameters()) == count_parameters(config).n_params_total
+    count = count_parameters(config)
+    assert sum(t.numel() for t in model.state_dict().values()) == count.n_params_total + count.n_params_mtp
     assert tree["train"]["batch_tokens"] % config.seq_len == 0
 
 
 def test_the_published_recipes_are_among_them():
-    assert {"deepseek-7b", "deepseek-67b"} <= {path.stem for path in RECIPES}
+    dense, mixtures = {"deepseek-7b", "deepseek-67b"}, {"moe_16b", "v2_lite", "v2", "v3"}
+    assert dense | {f"deepseek_{name}" for name in mixtures} <= {path.stem for path in RECIPES}
