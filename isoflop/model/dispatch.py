@@ -33,11 +33,11 @@ class Arrangement(NamedTuple):
 
 def arrange(chosen_TA: Tensor, n_experts: int) -> Arrangement:
     """Sort the chosen experts; rows of one expert keep the order of their tokens."""
-    expert_R, slot_R = chosen_TA.flatten().sort(stable=True)
+    expert_R, slot_R = chosen_TA.flatten().int().sort(stable=True)  # 32 bits: half the passes of a radix sort
     rows_R = torch.arange(len(slot_R), device=slot_R.device)
     row_TA = torch.empty_like(slot_R).scatter_(0, slot_R, rows_R).view_as(chosen_TA)
     # searchsorted and not bincount: bincount asks the device for its longest answer
-    experts_E = torch.arange(n_experts, device=expert_R.device)
+    experts_E = torch.arange(n_experts, dtype=torch.int32, device=expert_R.device)
     ends_E = torch.searchsorted(expert_R, experts_E, right=True, out_int32=True)
     return Arrangement(slot_R // chosen_TA.shape[1], slot_R, row_TA, ends_E)
 

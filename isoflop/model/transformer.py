@@ -254,7 +254,9 @@ class Transformer(nn.Module):
         self.register_buffer("sin", sin, persistent=False)
 
     def initialise(self, generator: torch.Generator) -> None:
-        """Draw every weight from N(0, init_std^2); norms start at 1 (Source: arXiv 2401.02954, section 2.2).
+        """Draw every weight from N(0, init_std^2); norms start at 1, selection biases at 0.
+
+        Source: arXiv 2401.02954, section 2.2; arXiv 2412.19437, sections 2.1.2 and 4.2.
 
         Drawn on the generator's device and copied, so that a seed means the same weights on CPU and GPU.
         """
@@ -265,6 +267,9 @@ class Transformer(nn.Module):
                 else:
                     drawn = torch.empty(parameter.shape, device=generator.device)
                     parameter.copy_(drawn.normal_(0.0, self.config.init_std, generator=generator))
+            for name, buffer in self.named_buffers():
+                if name.endswith("router.bias"):
+                    buffer.zero_()
 
     def all_blocks(self) -> list[Block]:
         """The model's own, from the bottom, then those of the prediction modules."""

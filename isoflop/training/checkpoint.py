@@ -1,6 +1,6 @@
 """Checkpoints: complete, atomic, checksummed; the newest undamaged one is what a run resumes from.
 
-    checkpoints/step_00001200/model.safetensors      parameters by name, float32
+    checkpoints/step_00001200/model.safetensors      parameters and selection biases by name, float32
                               optimizer.safetensors  moments and step counts by parameter name
                               state.json             step, trajectory, sha256 of the two files above and of itself
 
@@ -45,7 +45,7 @@ def save(folder: Path, *, step: int, model: nn.Module, optimizer: torch.optim.Op
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir()
-        save_file({name: p.detach().cpu() for name, p in model.named_parameters()}, temporary / _FILES[0])
+        save_file({name: tensor.cpu() for name, tensor in model.state_dict().items()}, temporary / _FILES[0])
         save_file(_optimizer_tensors(model, optimizer), temporary / _FILES[1])
         sums = {name: _sha256(temporary / name) for name in _FILES}
         content = {**state, "step": step, "sha256": sums}
@@ -100,16 +100,17 @@ def newest(folder: Path) -> Path | None:
 
 
 def load(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[str, Any]:
-    """Restore parameters and optimizer state in place; returns the state dictionary with `step`."""
+    """Restore parameters, buffers and optimizer state in place; returns the state dictionary with `step`."""
     state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
     weights = load_file(checkpoint / _FILES[0])
-    named = dict(model.named_parameters())
-    if {k: tuple(v.shape) for k, v in weights.items()} != {k: tuple(v.shape) for k, v in named.items()}:
+    held = model.state_dict()
+    if {k: tuple(v.shape) for k, v in weights.items()} != {k: tuple(v.shape) for k, v in held.items()}:
         raise CheckpointError(f"{checkpoint} holds a model of other sizes; use the recipe it was trained with")
     with torch.no_grad():
-        for name, parameter in named.items():
-            parameter.copy_(weights[name])
+        for name, tensor in held.items():  # shares its memory with the model's own
+            tensor.copy_(weights[name])
     if optimizer is not None:
+        named = dict(model.named_parameters())
         for key, value in load_file(checkpoint / _FILES[1]).items():
             name, _, slot = key.rpartition("/")
             device = "cpu" if slot == "step" and not named[name].is_cuda else named[name].device

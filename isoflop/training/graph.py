@@ -9,16 +9,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from isoflop.training.workload import Workload
+from isoflop.model.accounting import count_parameters
+from isoflop.model.dispatch import runs_grouped
+from isoflop.model.transformer import Transformer
+from isoflop.training.workload import Terms, Workload, parts
 
 MAX_PARAMETERS = 100_000_000
-"""Above, launches no longer matter and the graph's private memory does (assumption)."""
+"""Used by one token; above, launches no longer matter and the graph's private memory does (assumption)."""
 
 
 def can_capture(model: nn.Module, optimizer: torch.optim.AdamW, micro_batches: list[tuple[Tensor, ...]]) -> bool:
-    """Whether a step is worth and fit for capture: CUDA, one micro-batch, a small model, fused AdamW."""
+    """Whether a step is worth and fit for capture: CUDA, one micro-batch, a small model, fused AdamW.
+
+    Experts must run as grouped products: looped ones ask the device how many rows each has.
+    """
     parameter = next(model.parameters())
-    small = sum(p.numel() for p in model.parameters()) <= MAX_PARAMETERS
+    n_used = sum(p.numel() for p in model.parameters())
+    if isinstance(model, Transformer) and (experts := model.config.experts) is not None:
+        if not runs_grouped(parameter.device, model.dtype, model.config.d_model, experts.d_expert):
+            return False
+        n_used = count_parameters(model.config).n_params_active
+    small = n_used <= MAX_PARAMETERS
     return parameter.is_cuda and len(micro_batches) == 1 and small and bool(optimizer.defaults["fused"])
 
 
@@ -32,11 +43,12 @@ class GraphedStep:
         optimizer: torch.optim.AdamW,
         micro_batch: tuple[Tensor, ...],
         clip_norm: float,
+        terms: Terms | None = None,
     ):
         device = next(model.parameters()).device
         self._inputs = tuple(tensor.to(device) for tensor in micro_batch)
         self._rate = torch.zeros((), device=device)
-        self._workload, self._model, self._clip_norm = workload, model, clip_norm
+        self._workload, self._model, self._clip_norm, self._terms = workload, model, clip_norm, terms
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._gradients = [torch.zeros_like(p) for p in self._parameters]
         self._optimizer = optimizer
@@ -49,12 +61,14 @@ class GraphedStep:
             for _ in range(2):  # kernels are chosen, libraries initialised and blocks compiled outside the capture
                 self._forward_backward()
         torch.cuda.current_stream(device).wait_stream(stream)
+        if terms is not None:
+            terms.reset()  # the passes above were no steps
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph):
             self._figures = self._step()
 
     def __call__(self, micro_batch: tuple[Tensor, ...], learning_rate: float) -> Tensor:
-        """Take one step; returns [loss per token, gradient norm] on the device."""
+        """Take one step; returns [loss per token, gradient norm, figures of the terms] on the device."""
         for held, new in zip(self._inputs, micro_batch, strict=True):
             held.copy_(new, non_blocking=True)
         self._rate.fill_(learning_rate)
@@ -63,15 +77,16 @@ class GraphedStep:
 
     def _forward_backward(self) -> Tensor:
         torch._foreach_zero_(self._gradients)
-        loss = self._workload.loss_sum(self._model, self._inputs) / self._workload.tokens_per_step
-        loss.backward()
-        return loss.detach()
+        objective, reported = parts(self._workload.loss_sum(self._model, self._inputs))
+        (objective / self._workload.tokens_per_step).backward()
+        return reported.detach() / self._workload.tokens_per_step
 
     def _step(self) -> Tensor:
         loss = self._forward_backward()
         norm = nn.utils.clip_grad_norm_(self._parameters, self._clip_norm)
         self._optimizer.step()
-        return torch.stack((loss, norm.float()))
+        values = torch.stack((loss, norm.float()))
+        return values if self._terms is None else torch.cat((values, self._terms.finish()))
 
     def _prepare_state(self) -> None:
         """Gradients and moments must exist before capture; creating them must not count as a step."""

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from isoflop.training import checkpoint
 from isoflop.training.graph import GraphedStep, can_capture
 from isoflop.training.monitor import MetricsFile, Progress
-from isoflop.training.workload import Workload
+from isoflop.training.workload import Terms, Workload, parts
 
 log = logging.getLogger(__name__)
 
@@ -75,14 +75,15 @@ def train(
     flops_per_token: float = 0.0,
     peak_flops_per_s: float | None = None,
     graph: bool = True,
+    terms: Terms | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> LoopResult:
     """Train from `start_step` to `n_steps` (or `stop_at`), leaving metrics and checkpoints in `run_dir`.
 
     `rate(step)` is the learning rate of a step, `state` is what every checkpoint carries besides the tensors.
-    `graph` replays the steps of small models as one CUDA graph. Losses travel from the device in batches of steps, so
-    the steady state never waits for the device.
+    `graph` replays the steps of small models as one CUDA graph; `terms` surround every step. Losses travel from the
+    device in batches of steps, so the steady state never waits for the device.
 
     Raises:
         CheckpointError: a checkpoint could not be written (disk full).
@@ -92,7 +93,7 @@ def train(
     metrics = MetricsFile(run_dir / "metrics.jsonl", resume_step=start_step)
     speed = MetricsFile(run_dir / "speed.jsonl", resume_step=start_step)
     folder = run_dir / "checkpoints"
-    reports = _Reports(device)
+    reports = _Reports(device, terms)
     n_recent = max(1, min(100, n_steps // 10))
     recent = metrics.last_losses(n_recent)
     diverged_at: int | None = None
@@ -163,12 +164,14 @@ def train(
             if step + 1 < end:
                 ahead = reader.submit(_ready, workload, step + 1, device)
             learning_rate = rate(step)
+            if terms is not None:
+                terms.begin(step)
             if step == start_step and graph and can_capture(model, optimizer, micro_batches):
-                graphed = GraphedStep(workload, model, optimizer, micro_batches[0], clip_norm)
+                graphed = GraphedStep(workload, model, optimizer, micro_batches[0], clip_norm, terms)
             if graphed is not None:
                 values = graphed(micro_batches[0], learning_rate)
             else:
-                values = _step(workload, model, optimizer, micro_batches, learning_rate, clip_norm)
+                values = _step(workload, model, optimizer, micro_batches, learning_rate, clip_norm, terms)
             step += 1
             reports.add(
                 step,
@@ -212,21 +215,23 @@ def _step(
     micro_batches: list[tuple[Tensor, ...]],
     learning_rate: float,
     clip_norm: float,
+    terms: Terms | None = None,
 ) -> Tensor:
-    """One optimizer step; returns [loss per token, gradient norm] on the device."""
+    """One optimizer step; returns [loss per token, gradient norm, figures of `terms`] on the device."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
     device = next(model.parameters()).device
     total = torch.zeros((), device=device)
     for micro_batch in micro_batches:
         on_device = tuple(tensor.to(device, non_blocking=True) for tensor in micro_batch)
-        loss = workload.loss_sum(model, on_device) / workload.tokens_per_step
-        loss.backward()  # gradients add up in float32, as the parameters are
-        total += loss.detach()
+        objective, reported = parts(workload.loss_sum(model, on_device))
+        (objective / workload.tokens_per_step).backward()  # gradients add up in float32, as the parameters are
+        total += reported.detach() / workload.tokens_per_step
     norm = nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return torch.stack((total, norm.float()))
+    values = torch.stack((total, norm.float()))
+    return values if terms is None else torch.cat((values, terms.finish()))
 
 
 def _ready(workload: Workload, step: int, device: torch.device) -> list[tuple[Tensor, ...]]:
@@ -241,8 +246,8 @@ class _Reports:
 
     STEPS = 16
 
-    def __init__(self, device: torch.device):
-        self._cuda = device.type == "cuda"
+    def __init__(self, device: torch.device, terms: Terms | None):
+        self._cuda, self._terms = device.type == "cuda", terms
         self._gathering: list[tuple[int, dict[str, Any], Tensor]] = []
         self._travelling: list[tuple[list[tuple[int, dict[str, Any]]], Tensor, Any]] = []
 
@@ -276,7 +281,8 @@ class _Reports:
                     event.synchronize()
                 elif not event.query():
                     break
-            for (step, figures), (loss, norm) in zip(steps, values.tolist(), strict=True):
-                lines.append({"step": step, **figures, "loss_nats": loss, "gradient_norm": norm})
+            for (step, figures), (loss, norm, *others) in zip(steps, values.tolist(), strict=True):
+                line = {"step": step, **figures, "loss_nats": loss, "gradient_norm": norm}
+                lines.append(line if self._terms is None else {**line, **self._terms.figures(step, others)})
             self._travelling.pop(0)
         return lines

@@ -27,11 +27,14 @@ from isoflop.run import commit, now, processor
 from isoflop.tokens.batches import Batches
 from isoflop.tokens.shards import TokenSet
 from isoflop.training import checkpoint
+from isoflop.training.balance import BalanceSection, check_balance
 from isoflop.training.loop import LoopResult, Saving, train
 from isoflop.training.monitor import Progress, peak_flops_per_s
 from isoflop.training.optim import adamw
 from isoflop.training.schedule import Schedule, cooldown_start, factor
+from isoflop.training.terms import MtpSection, StepTerms, check_mtp
 from isoflop.training.validate import validate
+from isoflop.training.workload import Loss
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +86,11 @@ class TrainSection:
     """auto, cpu, cuda, cuda:1 ..."""
     threads: int = 0
     """CPU threads; 0 leaves PyTorch's choice. Results are bitwise repeatable at one thread count."""
+
+    balance: BalanceSection | None = None
+    """Of a mixture of experts; left out: V3's values."""
+    mtp: MtpSection | None = None
+    """Of multi-token prediction; left out: V3's first weight."""
 
 
 @dataclass(frozen=True)
@@ -147,15 +155,20 @@ def check(recipe: PretrainRecipe) -> None:
     for name in ("learning_rate", "clip_norm", "eps"):
         if not getattr(t, name) > 0:
             raise RecipeError(f"train.{name} = {getattr(t, name)} must be above 0")
+    if t.balance is not None:
+        check_balance(t.balance, recipe.model.experts)
+    if t.mtp is not None:
+        check_mtp(t.mtp, recipe.model.mtp_depth)
     if not recipe.data.tokens:
         raise RecipeError('data.tokens = "" must name a tokens folder; build one with isoflop tokens RECIPE')
 
 
 class LanguageModel:
-    """Workload: next-token loss on windows of a tokens folder."""
+    """Workload: next-token loss on windows of a tokens folder, with the terms that the model's parts need."""
 
-    def __init__(self, recipe: PretrainRecipe, token_set: TokenSet):
+    def __init__(self, recipe: PretrainRecipe, token_set: TokenSet, terms: StepTerms | None = None):
         config, t = recipe.model, recipe.train
+        self._terms = terms
         self.tokens_per_step = t.batch_tokens
         self._micro_batch = t.micro_batch or t.batch_tokens // config.seq_len
         self._token_set = token_set
@@ -175,10 +188,14 @@ class LanguageModel:
         windows_BT = torch.from_numpy(self._batches.batch(step))
         return [(part,) for part in windows_BT.split(self._micro_batch)]
 
-    def loss_sum(self, model: nn.Module, micro_batch: tuple[Tensor, ...]) -> Tensor:
+    def loss_sum(self, model: nn.Module, micro_batch: tuple[Tensor, ...]) -> Tensor | Loss:
         (windows_BT,) = micro_batch
         assert isinstance(model, Transformer)
-        return model.loss_sum(windows_BT[:, :-1], windows_BT[:, 1:])
+        tokens_BT, targets_BT = windows_BT[:, :-1], windows_BT[:, 1:]
+        if self._terms is None:
+            return model.loss_sum(tokens_BT, targets_BT)
+        losses = model.losses(tokens_BT, targets_BT)
+        return Loss(self._terms.objective(losses), losses.nats)
 
     def validate(self, model: nn.Module) -> dict[str, object]:
         assert isinstance(model, Transformer)
@@ -251,10 +268,13 @@ def run_pretrain(
     write_recipe(run_dir / "recipe.toml", recipe, header="resolved recipe of this run")
     exact = flops_per_token(recipe.model, "exact")
     if _should_compile(recipe, device, exact * t.n_tokens):
-        for block in model.blocks:
+        for block in model.all_blocks():
             block.compile(dynamic=False)
     peak, peak_source = peak_flops_per_s(device, dtype)
-    workload = LanguageModel(recipe, token_set)
+    needed = recipe.model.experts is not None or recipe.model.mtp_depth > 0
+    balance, mtp = t.balance or BalanceSection(), t.mtp or MtpSection()
+    terms = StepTerms(model, balance, mtp, batch_tokens=t.batch_tokens) if needed else None
+    workload = LanguageModel(recipe, token_set, terms)
     with fastest_kernels(device):
         loop = train(
             workload,
@@ -293,6 +313,7 @@ def run_pretrain(
             flops_per_token=exact,
             peak_flops_per_s=peak,
             graph=t.cuda_graph,
+            terms=terms,
             on_progress=on_progress,
             should_stop=should_stop,
         )
@@ -314,11 +335,19 @@ def trajectory_of(recipe: PretrainRecipe, token_set: TokenSet) -> str:
     t = dict(tree["train"])
     for key in ("device", "micro_batch", "compile", "cuda_graph", "threads"):  # where it runs, not what is asked for
         t.pop(key)
+    model = dict(tree["model"])
+    if recipe.model.experts is not None:  # written out or not, the values decide
+        t["balance"] = to_tree(recipe.train.balance or BalanceSection())
+        t["balance"].pop("report_every")
+    if recipe.model.mtp_depth:
+        t["mtp"] = to_tree(recipe.train.mtp or MtpSection())
+    else:
+        model.pop("mtp_depth")  # a model without it has the trajectory it always had
     if recipe.train.schedule == "constant_cooldown":
         t.pop("n_tokens")
         t.pop("cooldown_fraction")
     data = {"weights": tree["data"].get("weights", {}), "tokens": token_set.data_sha256}
-    text = json.dumps({"model": tree["model"], "train": t, "data": data}, sort_keys=True)
+    text = json.dumps({"model": model, "train": t, "data": data}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

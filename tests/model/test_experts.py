@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from isoflop.model import dispatch
-from isoflop.model.config import ExpertConfig, ModelConfig
+from isoflop.model.config import ExpertConfig, LatentConfig, ModelConfig
 from isoflop.model.experts import MixtureOfExperts, Router, select
+from isoflop.model.transformer import Transformer
 
 
 def model_config(experts):
@@ -153,3 +154,25 @@ def test_one_layer_equals_tokens_sent_one_by_one():
     y_BTD, routing = layer(x_BTD)
     assert ((y_BTD - exact).abs().max() / exact.abs().max()).item() < 1e-6
     assert routing.chosen_BTA.shape == (3, 5, 4) and int(routing.load_E.sum()) == 60
+
+
+@pytest.mark.slow
+def test_the_grouped_path_is_one_graph_that_asks_for_no_number(monkeypatch):
+    """As on a GPU: a break, or a number read back from the device, would be an error of `fullgraph`."""
+    monkeypatch.setattr(dispatch, "runs_grouped", lambda device, dtype, *widths: True)
+    experts = ExpertConfig(8, 2, 16, n_groups=4, n_groups_kept=2, n_dense_layers=0)
+    latent = LatentConfig(16, 8, 8, 16, d_q_latent=24)
+    config = ModelConfig(1, 32, 2, 2, 16, 32, 64, 16, init_std=0.1, latent=latent, experts=experts)
+    model = Transformer(config, torch.bfloat16)
+    model.initialise(torch.Generator().manual_seed(0))
+    block, cos, sin = model.blocks[0], model.get_buffer("cos"), model.get_buffer("sin")
+    x_BTD = torch.randn(2, 16, 32, generator=torch.Generator().manual_seed(1)).bfloat16()
+    found = []
+    for run in (block, torch.compile(block, fullgraph=True, dynamic=False, backend="aot_eager")):
+        y_BTD, routing = run(x_BTD, cos, sin)
+        (y_BTD.float().square().sum() + routing.affinity_BTE.sum()).backward()
+        found.append((y_BTD.detach(), routing.load_E, block.mlp.experts.down.grad.clone()))
+        block.zero_grad()
+    assert torch.equal(found[0][1], found[1][1])
+    for eager, compiled in zip(found[0][::2], found[1][::2], strict=True):
+        assert ((eager - compiled).abs().max() / eager.abs().max()).item() < 2e-2
