@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from isoflop.errors import DataError, IsoflopError, RecipeError
+from isoflop.exchange import export, import_
 from isoflop.recipe import load_recipe, write_json, write_recipe
 from isoflop.terminal import (
     Bar,
@@ -406,6 +407,8 @@ STAGES = {
     "plan": plan,
     "train": train,
     "score": score,
+    "export": export,
+    "import": import_,
     "compare": compare,
     "report": report,
     "demo": demo,

@@ -22,9 +22,23 @@ MAY_IMPORT = {
     "model": {"errors", "numerics"},
     "training": {"errors", "recipe", "run", "numerics", "model", "tokens"},
     "scaling": {"errors", "recipe", "run", "model", "training"},
+    "interop": {"errors", "recipe", "run", "model", "tokens", "training"},
     "demo": {"errors", "recipe", "run", "corpus", "tokens", "model", "training", "scaling"},
     "terminal": {"recipe"},
-    "cli": {"errors", "recipe", "run", "corpus", "tokens", "model", "training", "scaling", "demo", "terminal"},
+    "exchange": {"errors", "terminal", "interop"},
+    "cli": {
+        "errors",
+        "recipe",
+        "run",
+        "corpus",
+        "tokens",
+        "model",
+        "training",
+        "scaling",
+        "demo",
+        "terminal",
+        "exchange",
+    },
 }
 """Room -> rooms that it may import, at any level."""
 

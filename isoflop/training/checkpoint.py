@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,22 @@ def save(folder: Path, *, step: int, model: nn.Module, optimizer: torch.optim.Op
         shutil.rmtree(temporary, ignore_errors=True)
         full = "No space left" in str(error) or "os error 28" in str(error)
         raise _explained(OSError(errno.ENOSPC if full else errno.EIO, str(error)), folder, step) from error
+    return final
+
+
+def adopt(folder: Path, write_model: Callable[[Path], str], *, state: dict[str, Any]) -> Path:
+    """A checkpoint of step 0 from weights that no run of ours made; the optimizer starts anew from it.
+
+    `write_model` writes the safetensors file it is given and returns the file's sha256. The caller sees to it that a
+    half-written folder goes away.
+    """
+    final = folder / "step_00000000"
+    final.mkdir(parents=True)
+    sums = {_FILES[0]: write_model(final / _FILES[0])}
+    save_file({}, final / _FILES[1])
+    sums[_FILES[1]] = _sha256(final / _FILES[1])
+    content = {**state, "step": 0, "sha256": sums}
+    write_json(final / "state.json", {**content, "state_sha256": _state_sha256(content)})
     return final
 
 

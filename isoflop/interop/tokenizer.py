@@ -1,0 +1,122 @@
+"""The tokenizer of a folder: the run's own files, with what other software needs and they don't say.
+
+A chat template, and the rule that a text begins with BOS: transformers no longer reads `add_bos_token`, it wants the
+rule inside tokenizer.json. Importing takes that rule out of our own tokenizers again, so that their hash stays theirs.
+
+The template is DeepSeek LLM's in plain words (`User: ...`, `Assistant: ...`, arXiv 2401.02954), which any vocabulary
+can spell, or DeepSeek-V3's where the vocabulary has its two marks (arXiv 2412.19437). A model that was only
+pre-trained has never seen either.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from tokenizers.processors import TemplateProcessing
+
+from isoflop.errors import CheckpointError
+from isoflop.recipe import write_text
+from isoflop.tokens.bpe import Tokenizer
+
+CONFIG, MAIN = "tokenizer_config.json", "tokenizer.json"
+FILES = (MAIN, CONFIG, "special_tokens_map.json", "chat_template.jinja")
+_OURS = "tokenizer_sha256"
+"""A key that only our tokenizers have: the hash without what an export adds."""
+USER, ASSISTANT = "<\uff5cUser\uff5c>", "<\uff5cAssistant\uff5c>"  # V3's special tokens
+
+_PLAIN = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{% if message['role'] == 'user' %}{{ 'User: ' + message['content'] + '\\n\\n' }}"
+    "{% elif message['role'] == 'assistant' %}{{ 'Assistant: ' + message['content'] + eos_token }}"
+    "{% else %}{{ message['content'] + '\\n\\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+)
+_MARKED = (
+    "{{ bos_token }}{% for message in messages %}"
+    f"{{% if message['role'] == 'user' %}}{{{{ '{USER}' + message['content'] }}}}"
+    f"{{% elif message['role'] == 'assistant' %}}{{{{ '{ASSISTANT}' + message['content'] + eos_token }}}}"
+    "{% else %}{{ message['content'] }}{% endif %}{% endfor %}"
+    f"{{% if add_generation_prompt %}}{{{{ '{ASSISTANT}' }}}}{{% endif %}}"
+)
+
+
+def find(folder: Path) -> Path | None:
+    """The folder itself where it holds a tokenizer."""
+    return folder if (folder / MAIN).is_file() else None
+
+
+def load(folder: Path) -> tokenizers.Tokenizer:
+    """Any tokenizer.json, ours or not. Raises CheckpointError."""
+    try:
+        return tokenizers.Tokenizer.from_str((folder / MAIN).read_text(encoding="utf-8"))
+    except Exception as error:  # the library raises bare Exception
+        raise CheckpointError(f"{folder / MAIN} is not a tokenizer ({error}); get the file again") from error
+
+
+def special_ids(folder: Path) -> tuple[int | None, int | None]:
+    """Ids of the begin and end of a text, as tokenizer_config.json names them."""
+    backend, config = load(folder), _config(folder)
+    found = []
+    for key in ("bos_token", "eos_token"):
+        name = config.get(key)
+        name = name.get("content") if isinstance(name, dict) else name
+        found.append(backend.token_to_id(name) if isinstance(name, str) else None)
+    return found[0], found[1]
+
+
+def bring_in(source: Path, out: Path) -> None:
+    """All tokenizer files of a folder that is imported; one that we exported becomes what it was.
+
+    Raises:
+        CheckpointError: files that are not a tokenizer.
+    """
+    backend, config = load(source), _config(source)
+    _copy(source, out)
+    if _OURS in config:
+        backend.post_processor = None  # type: ignore[assignment]
+        before = Tokenizer(backend, int(config["padded_vocab_size"]))
+        if before.sha256 == config[_OURS]:
+            write_text(out / MAIN, before.to_json())
+
+
+def write(source: Path, out: Path, *, seq_len: int) -> None:
+    """Copy the tokenizer of `source` to `out`; ours gets its BOS rule, any gets a chat template if it has none.
+
+    Raises:
+        CheckpointError: files that are not a tokenizer.
+    """
+    backend, config = load(source), _config(source)
+    _copy(source, out)
+    if _OURS in config and config.get("add_bos_token") and backend.post_processor is None:
+        bos = config["bos_token"]
+        backend.post_processor = TemplateProcessing(  # type: ignore[assignment]
+            single=f"{bos}:0 $A:0", pair=f"{bos}:0 $A:0 $B:1", special_tokens=[(bos, backend.token_to_id(bos))]
+        )
+        write_text(out / MAIN, backend.to_str(pretty=True) + "\n")
+    config.setdefault("tokenizer_class", "PreTrainedTokenizerFast")
+    config.setdefault("model_max_length", seq_len)
+    if "chat_template" not in config and not (source / "chat_template.jinja").is_file():
+        marked = None not in (backend.token_to_id(USER), backend.token_to_id(ASSISTANT))
+        config["chat_template"] = _MARKED if marked else _PLAIN
+    write_text(out / CONFIG, json.dumps(config, indent=1, ensure_ascii=False) + "\n")
+
+
+def _copy(source: Path, out: Path) -> None:
+    for name in FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, out / name)
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    path = folder / CONFIG
+    if not path.is_file():
+        return {}
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not JSON ({error}); get the file again") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path} is not a table; get the file again")
+    return config
