@@ -1,4 +1,4 @@
-"""Exported folders load in lm-eval's Hugging Face backend and score there as they do here."""
+"""What needs packages that the project does not: lm-eval scores an export as we do; transformers loads FP8 by itself."""
 
 from dataclasses import replace
 
@@ -7,6 +7,8 @@ import torch
 from interop_models import FAMILIES, build, make_run
 
 from isoflop.interop.export import export_run
+from isoflop.interop.intake import Folder
+from isoflop.interop.parity import load_model
 from isoflop.tokens.shards import TokenSet
 
 CASES = [(" stone", "the tree and the"), (" here\n", "they were"), (" 123", "at")]
@@ -35,3 +37,26 @@ def test_likelihoods_in_lm_eval_are_ours(tmp_path, tiny_tokens, name):
             nats_TV = model.logits(torch.tensor([whole]))[0].log_softmax(-1)
         ours = sum(nats_TV[at - 1, whole[at]].item() for at in range(len(before), len(whole)))
         assert score == pytest.approx(ours, rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gqa", "v3"])
+def test_transformers_reads_our_fp8_folder_by_itself(tmp_path, name):
+    """Where there is no GPU it turns FP8 into the config's number format; the values are ours, bit for bit."""
+    pytest.importorskip("accelerate", reason="transformers needs accelerate for FP8: pip install accelerate")
+    import transformers
+
+    model = build(FAMILIES[name])
+    export_run(make_run(tmp_path / "run", model), tmp_path / "hf", fp8=True)
+    transformers.logging.set_verbosity_error()
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
+    ours = load_model(Folder(tmp_path / "hf"), torch.device("cpu")).state_dict()
+    found = theirs.state_dict()
+    read = {
+        "model.layers.1.self_attn.o_proj.weight": ours["blocks.1.attention.out.weight"],
+        "model.layers.0.mlp.down_proj.weight": ours["blocks.0.mlp.down.weight"],
+    }
+    if name == "v3":
+        read["model.layers.1.mlp.experts.gate_up_proj"] = ours["blocks.1.mlp.experts.gate_up"]
+    for key, expected in read.items():
+        assert torch.equal(found[key], expected), key
