@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from isoflop.corpus.build import build_corpus
+    from isoflop.interop.export import export_run
+    from isoflop.interop.intake import import_folder
     from isoflop.model.config import ModelConfig
     from isoflop.model.transformer import Transformer
     from isoflop.recipe import load_recipe
@@ -32,7 +34,9 @@ __all__ = [
     "build_corpus",
     "build_tokens",
     "compare_files",
+    "export_run",
     "fit_law_set",
+    "import_folder",
     "load_recipe",
     "make_plan",
     "plan_ladder",
@@ -50,7 +54,9 @@ _HOME = {
     "build_corpus": "isoflop.corpus.build",
     "build_tokens": "isoflop.tokens.shards",
     "compare_files": "isoflop.scaling.compare",
+    "export_run": "isoflop.interop.export",
     "fit_law_set": "isoflop.scaling.law_set",
+    "import_folder": "isoflop.interop.intake",
     "load_recipe": "isoflop.recipe",
     "make_plan": "isoflop.scaling.plan",
     "plan_ladder": "isoflop.scaling.ladder",

@@ -22,7 +22,8 @@ from isoflop.errors import CheckpointError, RecipeError
 from isoflop.interop import tokenizer as tokenizer_files
 from isoflop.interop.formats import ARCHITECTURES, FP8_BLOCK, check_fits, derived_format, to_config
 from isoflop.interop.fp8 import dequantise, n_blocks, quantise
-from isoflop.interop.layout import ROUTER_BIAS, Piece, Target, copies, layout, to_theirs
+from isoflop.interop.layout import INDEX, ROUTER_BIAS, SCALES, Piece, Target, copies, layout, to_theirs
+from isoflop.interop.parity import compare
 from isoflop.interop.tensors import TensorFile, TensorWriter, chunks
 from isoflop.model.config import ModelConfig
 from isoflop.model.transformer import Transformer
@@ -32,9 +33,6 @@ from isoflop.training import checkpoint
 
 log = logging.getLogger(__name__)
 
-INDEX = "model.safetensors.index.json"
-SCALES = "weight_scales.safetensors"
-"""In the folder of an FP8 import: the scales its weights came with."""
 Dtype = Literal["auto", "float32", "bfloat16"]
 
 
@@ -104,17 +102,41 @@ def export_run(
     drop_mtp: bool = False,
     step: int | None = None,
     tokenizer: Path | None = None,
+    parity: bool = True,
+    device: str = "cpu",
 ) -> dict[str, Any]:
-    """Write the folder `out` and return what it is; the parity report is a second step (`isoflop.interop.parity`).
-
-    `dtype` auto keeps that of the checkpoint: float32 for a run, the original one for an import. `fp8` quantises the
-    matrices that the released FP8 checkpoints do.
+    """`write_folder` of a run's newest checkpoint (or that of `step`), then the parity report; returns both.
 
     Raises:
-        CheckpointError: a run without a usable checkpoint, or an `out` that exists.
+        CheckpointError: a run without a usable checkpoint, an `out` that exists, a folder transformers cannot read.
         RecipeError: a model that the format cannot say.
     """
     source = open_run(run, step=step, tokenizer=tokenizer)
+    found = write_folder(source, out, format=format, dtype=dtype, fp8=fp8, shard_mib=shard_mib, drop_mtp=drop_mtp)
+    if parity:
+        found["parity"] = compare(out, run_model=run_model(source, drop_mtp), tokens=source.tokens, device=device)
+    return found
+
+
+def write_folder(
+    source: Source,
+    out: Path,
+    *,
+    format: str = "",
+    dtype: Dtype = "auto",
+    fp8: bool = False,
+    shard_mib: int = 512,
+    drop_mtp: bool = False,
+) -> dict[str, Any]:
+    """Write the folder `out` and return what it is.
+
+    `dtype` auto keeps that of the checkpoint: float32 for a run, the original one for an import. `fp8` quantises the
+    matrices that the released FP8 checkpoints do. `drop_mtp` leaves the prediction modules out.
+
+    Raises:
+        CheckpointError: an `out` that exists.
+        RecipeError: a model that the format cannot say.
+    """
     config = replace(source.config, mtp_depth=0) if drop_mtp else source.config
     format = format or derived_format(config)
     check_fits(config, format)
@@ -123,7 +145,7 @@ def export_run(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise CheckpointError(f"--out {out} exists already; delete it or give another folder")
     if source.tokenizer is None:
-        log.warning("%s has no tokenizer: the folder gets none; give --tokenizer DIR", run)
+        log.warning("%s has no tokenizer: the folder gets none; give --tokenizer DIR", source.run)
     work = out.parent / f".{out.name}.writing-{os.getpid()}"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
@@ -131,7 +153,7 @@ def export_run(
         shards = _shards(config, format, source, dtype, fp8, shard_mib << 20)
         total = _write_weights(source, shards, work)
         main_dtype = source.weights.entries["embedding.weight"].dtype if dtype == "auto" else _torch_dtype(dtype)
-        bos, eos = tokenizer_files.special_ids(source.tokenizer) if source.tokenizer else _imported_ids(run)
+        bos, eos = tokenizer_files.special_ids(source.tokenizer) if source.tokenizer else _imported_ids(source.run)
         tree = to_config(config, format, bos=bos, eos=eos, dtype=str(main_dtype).removeprefix("torch."))
         if fp8:
             tree["quantization_config"] = {

@@ -7,6 +7,7 @@ its scales are kept for the way back), so that an export gives the same bits aga
 
 import json
 import logging
+import math
 import os
 import re
 import shutil
@@ -20,10 +21,9 @@ from torch import Tensor
 
 from isoflop.errors import CheckpointError
 from isoflop.interop import tokenizer as tokenizer_files
-from isoflop.interop.export import INDEX, SCALES
 from isoflop.interop.formats import ARCHITECTURES, FP8_BLOCK, from_config
 from isoflop.interop.fp8 import dequantise, n_blocks
-from isoflop.interop.layout import Piece, Target, copies, layout, to_ours
+from isoflop.interop.layout import INDEX, SCALES, Piece, Target, copies, layout, to_ours
 from isoflop.interop.tensors import Entry, TensorFile, TensorWriter, chunks
 from isoflop.recipe import write_json, write_recipe
 from isoflop.run import commit, now
@@ -65,8 +65,8 @@ class Folder:
         coded = entry.dtype == torch.float8_e4m3fn
         scales = self.tensor(f"{piece.name}_scale_inv") if coded else torch.empty(0)
         row_bytes = entry.n_columns * (4 if coded else entry.dtype.itemsize)
-        whole = entry.n_rows if piece.rotary else 1
-        for first, last in chunks(entry.n_rows, row_bytes, whole if piece.rotary else FP8_BLOCK if coded else 1):
+        multiple = math.lcm(piece.rotary.period if piece.rotary else 1, FP8_BLOCK if coded else 1)
+        for first, last in chunks(entry.n_rows, row_bytes, multiple):
             rows = self._home[piece.name].rows(piece.name, first, last)
             yield dequantise(rows, scales[first // FP8_BLOCK :][: n_blocks(last - first)]) if coded else rows
 

@@ -16,7 +16,10 @@ from torch import Tensor
 
 from isoflop.model.config import ModelConfig
 
+INDEX = "model.safetensors.index.json"
 ROUTER_BIAS = "e_score_correction_bias"
+SCALES = "weight_scales.safetensors"
+"""In the run folder of an FP8 import: the scales its weights came with."""
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,9 @@ from isoflop.tokens.shards import TokenSet
 log = logging.getLogger(__name__)
 
 TOLERANCE = 1e-5
-"""Largest logit difference as a share of the largest logit, float32 (the project's acceptance)."""
+"""Largest logit difference as a share of the largest logit, float32 (the project's acceptance, on small models)."""
+WRONG = 1e-3
+"""From here on it is not rounding; in between it may be, in a deep model or one with outliers (assumption)."""
 TIE_MARGIN = 1e-5
 """Scores closer than this are a tie: a hundred times what float32 keeps of an affinity near 1 (assumption)."""
 N_SEQUENCES, SEQUENCE_TOKENS = 8, 256
@@ -98,15 +100,25 @@ def compare(
         with _watched(ours, ties):
             logits_BTV = ours.logits(tokens_BT.to(device))
         report |= _difference(logits_BTV, theirs(tokens_BT.to(device)).logits, ties, tokens_BT.shape)
-        report["greedy"] = _greedy(ours, theirs, tokens_BT.to(device))
+        unsure = 2 * max(report["max_logit_difference"] or 0.0, TOLERANCE * report["largest_logit"])
+        report["greedy"] = _greedy(ours, theirs, tokens_BT.to(device), unsure)
         if run_model is not None and not _same_weights(ours, run_model):
             before_BTV = run_model.to(device).logits(tokens_BT.to(device))
             report["rounding"] = _difference(logits_BTV, before_BTV, _Ties(), tokens_BT.shape)
     report["tolerance"] = TOLERANCE
-    close = report["relative_difference"] <= TOLERANCE
-    report["status"] = "passed" if close and report["greedy"]["equal"] == report["greedy"]["prompts"] else "failed"
+    report["status"] = _status(report)
     write_json(path, report)
     return report
+
+
+def _status(report: dict[str, Any]) -> str:
+    found, greedy = report["relative_difference"], report["greedy"]
+    if found is None:
+        report["reason"] = "every position follows a routing tie: nothing could be compared"
+        return "skipped"
+    if found > WRONG or greedy["equal"] < greedy["prompts"]:
+        return "failed"
+    return "passed" if found <= TOLERANCE else "close"
 
 
 def load_model(opened: Folder, device: torch.device) -> Transformer:
@@ -145,7 +157,7 @@ def _their_model(folder: Path, opened: Folder, device: str) -> Any:
     transformers.logging.set_verbosity_error()  # it would list the multi-token prediction layer as unexpected
     try:
         model: Any = getattr(transformers, ARCHITECTURES[opened.format]).from_pretrained(name, **given)
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"transformers {transformers.__version__} cannot read {folder}: {error}") from error
     finally:
         transformers.logging.set_verbosity(level)
@@ -177,17 +189,20 @@ def _difference(a_BTV: Tensor, b_BTV: Tensor, ties: _Ties, shape: torch.Size) ->
     }
 
 
-def _greedy(ours: Transformer, theirs: Any, tokens_BT: Tensor) -> dict[str, Any]:
-    """Continue the first prompts on both sides, each with its own cache."""
+def _greedy(ours: Transformer, theirs: Any, tokens_BT: Tensor, unsure: float) -> dict[str, Any]:
+    """Continue the first prompts on both sides, each with its own cache.
+
+    Where they part and the two best logits are less than `unsure` apart, neither is wrong: the prompt is left out.
+    """
     seq_len = ours.config.seq_len
     n_prompt = min(PROMPT_TOKENS, tokens_BT.shape[1], max(1, seq_len - GREEDY_STEPS))
-    steps = min(GREEDY_STEPS, seq_len - n_prompt)
+    steps = max(1, min(GREEDY_STEPS, seq_len - n_prompt))
     prompts_BT = tokens_BT[:N_PROMPTS, :n_prompt]
     mine_BT = greedy(ours, prompts_BT, steps)
     their_BT = _their_greedy(theirs, prompts_BT, steps)
     differs = [(row != other).nonzero().flatten() for row, other in zip(mine_BT, their_BT, strict=True)]
     first = [int(where[0]) if len(where) else None for where in differs]
-    excused = [at is not None and _undecided(ours, their_BT[index, :at]) for index, at in enumerate(first)]
+    excused = [at is not None and _undecided(ours, their_BT[index, :at], unsure) for index, at in enumerate(first)]
     return {
         "prompts": len(prompts_BT) - sum(excused),
         "prompt_tokens": n_prompt,
@@ -218,14 +233,13 @@ def _their_greedy(theirs: Any, prompts_BT: Tensor, steps: int) -> Tensor:
     return theirs.generate(prompts_BT, attention_mask=torch.ones_like(prompts_BT), generation_config=settings)
 
 
-def _undecided(ours: Transformer, before_T: Tensor) -> bool:
-    """Whether the token after `before_T` hangs on rounding: two logits within tolerance, or a routing tie."""
+def _undecided(ours: Transformer, before_T: Tensor, unsure: float) -> bool:
+    """Whether the token after `before_T` hangs on rounding: two logits within `unsure`, or a routing tie."""
     ties = _Ties()
     with _watched(ours, ties):
         logits_V = ours.logits(before_T[None])[0, -1]
     best = logits_V.topk(2).values
-    close = (best[0] - best[1]) <= TOLERANCE * logits_V.abs().max()
-    return bool(close) or any(bool(tied_T.any()) for tied_T in ties.tied_T)
+    return bool(best[0] - best[1] <= unsure) or any(bool(tied_T.any()) for tied_T in ties.tied_T)
 
 
 @contextmanager

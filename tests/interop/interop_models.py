@@ -2,9 +2,11 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from isoflop.interop.export import export_run
 from isoflop.model.config import ExpertConfig, LatentConfig, ModelConfig, YarnConfig
 from isoflop.model.transformer import Transformer
 from isoflop.recipe import write_recipe
@@ -74,6 +76,11 @@ def make_run(folder: Path, model: Transformer, step: int = 3, **sections: object
     checkpoint.save(folder / "checkpoints", step=step, model=model, optimizer=optimizer, state={})
     write_recipe(folder / "recipe.toml", {"model": model.config, **sections})
     return folder
+
+
+def export(run: Path, out: Path, **options: Any) -> dict[str, Any]:
+    """`export_run` without its parity report."""
+    return export_run(run, out, parity=False, **options)
 
 
 def random_tokens(config: ModelConfig, batch: int = 3, length: int = 0, seed: int = 1) -> torch.Tensor:

@@ -6,12 +6,12 @@ import shutil
 import pytest
 import torch
 import transformers
-from interop_models import FAMILIES, build, make_run
+from interop_models import FAMILIES, build, export, make_run
 from safetensors.torch import load_file
 
 from isoflop import cli
 from isoflop.interop import tokenizer as files
-from isoflop.interop.export import export_run, open_run
+from isoflop.interop.export import open_run
 from isoflop.interop.intake import import_folder
 from isoflop.tokens.bpe import BOS, EOS, Tokenizer
 from isoflop.tokens.shards import TokenSet
@@ -118,7 +118,7 @@ def test_a_template_that_is_there_stays(folder, tmp_path):
 
 def test_a_tokenizer_survives_import_and_export_and_ours_stays_ours(folder, tmp_path, tiny_tokens):
     import_folder(folder, tmp_path / "run")
-    export_run(tmp_path / "run", tmp_path / "again")
+    export(tmp_path / "run", tmp_path / "again")
     for name in ("tokenizer.json", "tokenizer_config.json", "config.json", "generation_config.json"):
         assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes(), name
     assert Tokenizer.load(tmp_path / "run" / "tokenizer").sha256 == TokenSet.open(tiny_tokens).tokenizer.sha256
@@ -127,12 +127,12 @@ def test_a_tokenizer_survives_import_and_export_and_ours_stays_ours(folder, tmp_
 
 def test_a_run_without_a_tokenizer_exports_without_one_and_keeps_the_ids_of_an_import(tmp_path, caplog):
     run = make_run(tmp_path / "run", build(FAMILIES["mha"]))
-    export_run(run, tmp_path / "hf")
+    export(run, tmp_path / "hf")
     assert "has no tokenizer" in caplog.text and not (tmp_path / "hf" / "tokenizer.json").exists()
     config = json.loads((tmp_path / "hf" / "config.json").read_text())
     assert config["bos_token_id"] is config["eos_token_id"] is None
     (tmp_path / "hf" / "config.json").write_text(json.dumps({**config, "bos_token_id": 5, "eos_token_id": 6}))
     import_folder(tmp_path / "hf", tmp_path / "back")
-    export_run(tmp_path / "back", tmp_path / "again")
+    export(tmp_path / "back", tmp_path / "again")
     config = json.loads((tmp_path / "again" / "config.json").read_text())
     assert (config["bos_token_id"], config["eos_token_id"]) == (5, 6)

@@ -7,13 +7,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from interop_models import FAMILIES, build, make_run
+from interop_models import FAMILIES, build, export, make_run
 from safetensors.torch import load_file, save_file
 
 from isoflop import cli
 from isoflop.errors import CheckpointError
-from isoflop.interop.export import INDEX, export_run, open_run
+from isoflop.interop.export import open_run
 from isoflop.interop.intake import import_folder
+from isoflop.interop.layout import INDEX
 from isoflop.interop.tensors import TensorWriter
 
 V3_SMALL = replace(FAMILIES["v3"], vocab_size=4000)
@@ -24,7 +25,7 @@ Q = "model.layers.0.self_attn.q_a_proj.weight"
 def good(tmp_path_factory):
     """A V3 folder of several shards, made once and copied."""
     folder = tmp_path_factory.mktemp("good")
-    export_run(make_run(folder / "run", build(V3_SMALL)), folder / "v3", shard_mib=1)
+    export(make_run(folder / "run", build(V3_SMALL)), folder / "v3", shard_mib=1)
     return folder / "v3"
 
 
@@ -163,7 +164,7 @@ def test_a_bad_folder_gives_one_error_and_leaves_nothing(bad, tmp_path, refused,
     ],
 )
 def test_bad_fp8_is_refused(tmp_path, change, message):
-    export_run(make_run(tmp_path / "run", build(FAMILIES["v3"])), tmp_path / "bad", fp8=True)
+    export(make_run(tmp_path / "run", build(FAMILIES["v3"])), tmp_path / "bad", fp8=True)
     change_tensors(tmp_path / "bad", change)
     with pytest.raises(CheckpointError, match=message):
         import_folder(tmp_path / "bad", tmp_path / "back")
@@ -208,7 +209,7 @@ def test_an_out_that_exists_is_refused_and_untouched(good, tmp_path, refused):
 
 
 def test_a_tied_head_becomes_a_matrix_of_its_own(tmp_path, caplog):
-    export_run(make_run(tmp_path / "run", build(FAMILIES["mha"])), tmp_path / "tied")
+    export(make_run(tmp_path / "run", build(FAMILIES["mha"])), tmp_path / "tied")
     change_tensors(tmp_path / "tied", lambda shard: shard.pop("lm_head.weight"), "lm_head.weight")
     change_config(tmp_path / "tied", tie_word_embeddings=True)
     import_folder(tmp_path / "tied", tmp_path / "back")
@@ -218,7 +219,7 @@ def test_a_tied_head_becomes_a_matrix_of_its_own(tmp_path, caplog):
 
 
 def test_old_rotary_tables_and_a_single_file_are_accepted(tmp_path):
-    export_run(make_run(tmp_path / "run", build(FAMILIES["mha"])), tmp_path / "old")
+    export(make_run(tmp_path / "run", build(FAMILIES["mha"])), tmp_path / "old")
     (shard,) = (tmp_path / "old").glob("*.safetensors")
     content = load_file(shard)
     save_file({**content, "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(6)}, shard)
@@ -249,7 +250,7 @@ def test_a_bad_run_gives_one_error_and_leaves_nothing(tmp_path, refused, damage,
     damage(run)
     refused("export", run, "--out", tmp_path / "out")
     with pytest.raises(CheckpointError, match=message):
-        export_run(run, tmp_path / "out")
+        export(run, tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
 
 

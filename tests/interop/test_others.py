@@ -1,12 +1,11 @@
-"""What needs packages that the project does not: lm-eval scores an export as we do; transformers loads FP8 by itself."""
+"""With packages that the project does not need: lm-eval scores an export as we do, transformers loads FP8 itself."""
 
 from dataclasses import replace
 
 import pytest
 import torch
-from interop_models import FAMILIES, build, make_run
+from interop_models import FAMILIES, build, export, make_run
 
-from isoflop.interop.export import export_run
 from isoflop.interop.intake import Folder
 from isoflop.interop.parity import load_model
 from isoflop.tokens.shards import TokenSet
@@ -22,7 +21,7 @@ def test_likelihoods_in_lm_eval_are_ours(tmp_path, tiny_tokens, name):
     from lm_eval.models.huggingface import HFLM
 
     model = build(replace(FAMILIES[name], vocab_size=512))
-    export_run(make_run(tmp_path / "run", model, data={"tokens": str(tiny_tokens)}), tmp_path / "hf")
+    export(make_run(tmp_path / "run", model, data={"tokens": str(tiny_tokens)}), tmp_path / "hf")
     backend = HFLM(pretrained=str(tmp_path / "hf"), device="cpu", dtype="float32", batch_size=1, add_bos_token=True)
     requests = [
         Instance(request_type="loglikelihood", doc={}, arguments=(context, continuation), idx=0)
@@ -47,7 +46,7 @@ def test_transformers_reads_our_fp8_folder_by_itself(tmp_path, name):
     import transformers
 
     model = build(FAMILIES[name])
-    export_run(make_run(tmp_path / "run", model), tmp_path / "hf", fp8=True)
+    export(make_run(tmp_path / "run", model), tmp_path / "hf", fp8=True)
     transformers.logging.set_verbosity_error()
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
     ours = load_model(Folder(tmp_path / "hf"), torch.device("cpu")).state_dict()

@@ -7,14 +7,15 @@ from dataclasses import replace
 import pytest
 import torch
 import transformers
-from interop_models import FAMILIES, build, make_run, random_tokens, relative_error
+from interop_models import FAMILIES, build, export, make_run, random_tokens, relative_error
 from safetensors.torch import load_file
 
 from isoflop.errors import CheckpointError
 from isoflop.interop import intake
-from isoflop.interop.export import INDEX, export_run, open_run, run_model
+from isoflop.interop.export import open_run, run_model
 from isoflop.interop.formats import derived_format, to_config
 from isoflop.interop.intake import Folder, import_folder
+from isoflop.interop.layout import INDEX
 from isoflop.interop.parity import TOLERANCE, compare, greedy, load_model
 from isoflop.model.experts import select
 
@@ -32,7 +33,7 @@ def quiet():
 def exported(tmp_path, config, **options):
     """A run with random weights, and the folder it became."""
     run = make_run(tmp_path / "run", build(config))
-    export_run(run, tmp_path / "out", **options)
+    export(run, tmp_path / "out", **options)
     return run, tmp_path / "out"
 
 
@@ -88,7 +89,7 @@ def test_a_model_that_transformers_saved_computes_the_same_here(tmp_path, name):
     tokens_BT = random_tokens(config)
     with torch.no_grad():
         assert relative_error(ours.logits(tokens_BT), theirs(tokens_BT).logits) <= TOLERANCE
-    export_run(tmp_path / "run", tmp_path / "again")
+    export(tmp_path / "run", tmp_path / "again")
     before = {k: v for f in (tmp_path / "theirs").glob("*.safetensors") for k, v in load_file(f).items()}
     assert same_bits(tensors_of(tmp_path / "again"), before)
 
@@ -98,7 +99,7 @@ def test_a_model_that_transformers_saved_computes_the_same_here(tmp_path, name):
 def test_export_import_export_gives_the_same_bits(tmp_path, name, options):
     run, folder = exported(tmp_path, FAMILIES[name], shard_mib=1, **options)
     import_folder(folder, tmp_path / "back")
-    export_run(tmp_path / "back", tmp_path / "again", shard_mib=1, fp8=options.get("fp8", False))
+    export(tmp_path / "back", tmp_path / "again", shard_mib=1, fp8=options.get("fp8", False))
     first, second = tensors_of(folder), tensors_of(tmp_path / "again")
     assert same_bits(first, second)
     if not options:
@@ -147,7 +148,7 @@ def test_a_routing_tie_is_left_out_and_counted(tmp_path):
     with torch.no_grad():
         router = model.blocks[1].mlp.router
         router.weight[1:4], router.bias[1:4] = router.weight[0], router.bias[0]
-    export_run(make_run(tmp_path / "run", model), tmp_path / "out")
+    export(make_run(tmp_path / "run", model), tmp_path / "out")
     report = compare(tmp_path / "out")
     assert report["routing_ties"] > 0 and report["positions_left_out"] >= report["routing_ties"]
     assert report["positions"] + report["positions_left_out"] == 8 * 96
@@ -187,7 +188,7 @@ class TestDepartures:
         model = build(config)
         for block in model.blocks[1:]:
             block.mlp.router.bias -= 1.5
-        export_run(make_run(tmp_path / "run", model), tmp_path / "out")
+        export(make_run(tmp_path / "run", model), tmp_path / "out")
         report = compare(tmp_path / "out")
         assert report["status"] == "passed", report
         # the case has power: with 0 instead of -inf other experts are chosen

@@ -9,9 +9,8 @@ import pytest
 import torch
 from interop_models import FAMILIES
 
-from isoflop.interop.export import INDEX
 from isoflop.interop.formats import derived_format
-from isoflop.interop.layout import layout
+from isoflop.interop.layout import INDEX, layout
 from isoflop.interop.tensors import TensorWriter
 from isoflop.model.config import ExpertConfig, LatentConfig
 from isoflop.recipe import write_recipe
@@ -47,7 +46,7 @@ before = status("VmRSS")
 if sys.argv[1] == "import":
     import_folder(source, out)
 else:
-    export_run(source, out, shard_mib=int(sys.argv[4]), fp8=sys.argv[1] == "fp8")
+    export_run(source, out, shard_mib=int(sys.argv[4]), fp8=sys.argv[1] == "fp8", parity=False)
 print(status("VmHWM") - before)
 """
 
