@@ -10,6 +10,7 @@ block gets a scale that is not its own (1).
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from isoflop.interop.formats import FP8_BLOCK
 
@@ -27,21 +28,26 @@ def quantise(weight: Tensor, scales: Tensor | None = None) -> tuple[Tensor, Tens
 
     Shapes: [M, K] -> E4M3 [M, K], float32 [ceil(M / 128), ceil(K / 128)].
     """
-    if scales is None:
-        rows, columns = weight.shape
-        padded = torch.zeros(n_blocks(rows) * FP8_BLOCK, n_blocks(columns) * FP8_BLOCK)
-        padded[:rows, :columns] = weight.abs()
-        largest = padded.view(n_blocks(rows), FP8_BLOCK, n_blocks(columns), FP8_BLOCK).amax((1, 3))
-        scales = torch.where(largest > 0, largest / LARGEST, torch.ones_like(largest))
-    codes = (weight / _spread(scales, weight.shape)).clamp_(-LARGEST, LARGEST)
-    return codes.to(torch.float8_e4m3fn), scales
+    rows, columns = weight.shape
+    codes = torch.empty(rows, columns, dtype=torch.float8_e4m3fn)
+    found = torch.empty(n_blocks(rows), n_blocks(columns)) if scales is None else scales
+    for block, band in enumerate(weight.split(FP8_BLOCK)):  # a band at a time: no second copy of the matrix
+        if scales is None:
+            largest = F.pad(band.abs().amax(0), (0, -columns % FP8_BLOCK)).view(-1, FP8_BLOCK).amax(1)
+            found[block] = torch.where(largest > 0, largest / LARGEST, torch.ones_like(largest))
+        scaled = (band / _spread(found[block], columns)).clamp_(-LARGEST, LARGEST)
+        codes[block * FP8_BLOCK :][:FP8_BLOCK] = scaled.to(torch.float8_e4m3fn)
+    return codes, found
 
 
 def dequantise(codes: Tensor, scales: Tensor) -> Tensor:
     """The float32 matrix that codes and scales stand for."""
-    return codes.to(torch.float32).mul_(_spread(scales, codes.shape))
+    weight = codes.to(torch.float32)
+    for block, band in enumerate(weight.split(FP8_BLOCK)):
+        band.mul_(_spread(scales[block], codes.shape[1]))
+    return weight
 
 
-def _spread(scales: Tensor, shape: torch.Size) -> Tensor:
-    rows = scales.repeat_interleave(FP8_BLOCK, 0)[: shape[0]]
-    return rows.repeat_interleave(FP8_BLOCK, 1)[:, : shape[1]]
+def _spread(scales: Tensor, columns: int) -> Tensor:
+    """The scale of every column."""
+    return scales.repeat_interleave(FP8_BLOCK)[:columns]

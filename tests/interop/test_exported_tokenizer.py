@@ -1,7 +1,9 @@
 """What an exported folder says about text: the same ids, BOS, a chat template, and a model that generates from text."""
 
 import json
+import re
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from isoflop.interop.export import open_run
 from isoflop.interop.intake import import_folder
 from isoflop.tokens.bpe import BOS, EOS, Tokenizer
 from isoflop.tokens.shards import TokenSet
+from isoflop.training.pretrain import run_pretrain
 
 TEXT = "the tree and the stone\nwere here 1234 times before"
 CHAT = [
@@ -28,8 +31,6 @@ CHAT = [
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, tiny_tokens):
     """A V3-style run with the tokens folder it was trained on, exported by the command, parity report included."""
-    from dataclasses import replace
-
     place = tmp_path_factory.mktemp("text")
     model = build(replace(FAMILIES["v3"], vocab_size=512))
     run = make_run(place / "run", model, data={"tokens": str(tiny_tokens)})
@@ -136,3 +137,17 @@ def test_a_run_without_a_tokenizer_exports_without_one_and_keeps_the_ids_of_an_i
     export(tmp_path / "back", tmp_path / "again")
     config = json.loads((tmp_path / "again" / "config.json").read_text())
     assert (config["bos_token_id"], config["eos_token_id"]) == (5, 6)
+
+
+def test_a_trained_run_goes_out_and_comes_back_by_commands_alone(tmp_path, tiny_recipe, capsys):
+    run_pretrain(tiny_recipe(), tmp_path / "run")
+    cli.main(["export", str(tmp_path / "run"), "--out", str(tmp_path / "hf")])
+    shown = capsys.readouterr().out
+    assert "LlamaForCausalLM in" in shown and re.search(r"parity\.status +passed", shown)
+    cli.main(["import", str(tmp_path / "hf"), "--out", str(tmp_path / "back"), "--parity"])
+    assert re.search(r"parity\.status +passed", capsys.readouterr().out)
+    assert json.loads((tmp_path / "back" / "parity.json").read_text())["text"] == "a passage that comes with isoflop"
+    cli.main(["export", str(tmp_path / "back"), "--out", str(tmp_path / "again"), "--no-parity"])
+    shard = "model-00001-of-00001.safetensors"
+    assert (tmp_path / "hf" / shard).read_bytes() == (tmp_path / "again" / shard).read_bytes()
+    assert not (tmp_path / "again" / "parity.json").exists()

@@ -26,7 +26,7 @@ BIG = replace(
     d_ff=2048,
     vocab_size=4096,
     latent=LatentConfig(128, 48, 16, 48, 192),
-    experts=ExpertConfig(64, 4, 256, n_groups=4, n_groups_kept=2, routed_scale=2.5),
+    experts=ExpertConfig(32, 4, 256, n_groups=4, n_groups_kept=2, routed_scale=2.5),
 )
 
 WORK = """
@@ -53,7 +53,7 @@ print(status("VmHWM") - before)
 
 @pytest.fixture(scope="module")
 def big_run(tmp_path_factory):
-    """About 300 MiB of weights, in matrices up to the size of all experts of a layer: 64 MiB."""
+    """About 200 MiB of weights, in matrices up to the size of all experts of a layer: 32 MiB."""
     run = tmp_path_factory.mktemp("big") / "run"
 
     def write(path):
