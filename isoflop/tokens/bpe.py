@@ -1,15 +1,17 @@
-"""Byte-level BPE as in DeepSeek LLM: text or bytes in, integers out, and back without loss.
+"""Byte-level BPE as in DeepSeek LLM or DeepSeek-V3: text or bytes in, integers out, and back without loss.
 
-Pre-tokenisation cuts the text where no merge may cross: every line break by itself, runs of letters, of punctuation,
-of CJK symbols, of white space, single digits. The pieces are mapped to 256 byte symbols, all of which are in the
-vocabulary, so any string and any byte string has tokens. Special tokens come after the ordinary ones (the id of BOS
-is their number), and the vocabulary that the model sees is padded. The file `tokenizer.json` is the whole tokenizer:
-`transformers.PreTrainedTokenizerFast` loads it and gives the same ids.
+Pre-tokenisation cuts the text where no merge may cross. Rules "v1": every line break by itself, runs of letters, of
+punctuation, of CJK symbols, of white space, single digits. Rules "v3": groups of up to three digits, Chinese and
+Japanese runs, and punctuation together with the line breaks after it. The pieces are mapped to 256 byte symbols, all
+of which are in the vocabulary, so any string and any byte string has tokens. Special tokens come after the ordinary
+ones (the id of BOS is their number), and the vocabulary that the model sees is padded. The file `tokenizer.json` is
+the whole tokenizer: `transformers.PreTrainedTokenizerFast` loads it and gives the same ids.
 
-Source: DeepSeek LLM (arXiv 2401.02954) section 2.1; character ranges as in the released tokenizer. Where we deviate:
-one regular expression with disjoint classes instead of six passes (the same cuts, and Python's `re` can make them too,
-which is ten times faster than the library); characters of no class are runs without spaces; all 256 byte symbols are
-in the alphabet (the paper's 243 leave out the bytes that UTF-8 never uses).
+Source: DeepSeek LLM (arXiv 2401.02954) section 2.1, DeepSeek-V3 (arXiv 2412.19437) section 4.1; character ranges as in
+the released tokenizers. Where we deviate: v1 is one regular expression with disjoint classes instead of six passes (the
+same cuts, and Python's `re` can make them too, which is ten times faster than the library); characters of no class are
+runs without spaces; all 256 byte symbols are in the alphabet (the paper's 243 leave out the bytes that UTF-8 never
+uses). v3 is cut by the library, as its classes are Unicode's.
 """
 
 import hashlib
@@ -19,7 +21,7 @@ from collections.abc import Iterable, Iterator
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import tokenizers
@@ -30,7 +32,12 @@ from isoflop.recipe import write_text
 
 BOS = "<\uff5cbegin\u2581of\u2581sentence\uff5c>"  # paper
 EOS = "<\uff5cend\u2581of\u2581sentence\uff5c>"  # paper
+FIM_BEGIN = "<\uff5cfim\u2581begin\uff5c>"  # paper
+FIM_HOLE = "<\uff5cfim\u2581hole\uff5c>"  # paper
+FIM_END = "<\uff5cfim\u2581end\uff5c>"  # paper
 N_BYTES = 256
+
+Rules = Literal["v1", "v3"]
 
 # Disjoint character classes. Escapes are resolved by Python, so both regex engines see the same characters.
 LETTER = (  # Latin, Greek, Cyrillic, Armenian, Georgian, Cherokee, full-width Latin
@@ -57,6 +64,20 @@ PIECES = "|".join(
         rf"[^\r\n{SPACE}{LETTER}{PUNCTUATION}{CJK}{DIGIT}]+",
     )
 )
+V3_SPLITS = (  # one pass each, in this order; \p classes are resolved by the library
+    r"\p{N}{1,3}",
+    "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+",
+    "|".join(
+        (
+            r"[!-/:-@\[-`{-~][A-Za-z]+",
+            r"[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+",
+            r" ?[\p{P}\p{S}]+[\r\n]*",
+            r"\s*[\r\n]+",
+            r"\s+(?!\S)",
+            r"\s+",
+        )
+    ),
+)
 MAX_CACHED_PIECES = 1_000_000  # assumption: about 150 MB
 
 
@@ -68,11 +89,14 @@ def train_tokenizer(
     padded_vocab_size: int = 0,
     pad_multiple: int = 1,
     min_frequency: int = 2,
+    rules: Rules = "v1",
+    fim_tokens: bool = False,
 ) -> "Tokenizer":
     """Train merges on `texts` until there are `vocab_size` ordinary tokens (256 bytes plus merges).
 
-    BOS, EOS and `n_reserved` further special tokens are added after them; the model's vocabulary is then padded to
-    `padded_vocab_size`, or to a multiple of `pad_multiple` where that is 0.
+    BOS, EOS, with `fim_tokens` the three of fill-in-the-middle, and `n_reserved` further special tokens are added after
+    them; the model's vocabulary is then padded to `padded_vocab_size`, or to a multiple of `pad_multiple` where that
+    is 0.
 
     Raises:
         RecipeError: sizes that contradict each other.
@@ -80,14 +104,16 @@ def train_tokenizer(
     """
     if vocab_size < N_BYTES:
         raise RecipeError(f"vocab_size = {vocab_size} must hold the {N_BYTES} byte symbols; give at least {N_BYTES}")
-    n_tokens = vocab_size + 2 + n_reserved
+    fim = [FIM_HOLE, FIM_BEGIN, FIM_END] if fim_tokens else []  # in the order of the released ids
+    special = [BOS, EOS, *fim, *(f"<\uff5creserved\u2581{index}\uff5c>" for index in range(n_reserved))]
+    n_tokens = vocab_size + len(special)
     padded = padded_vocab_size or -(-n_tokens // pad_multiple) * pad_multiple
     if padded < n_tokens:
         raise RecipeError(
-            f"padded_vocab_size = {padded} must be at least vocab_size + {2 + n_reserved} special tokens = {n_tokens}; "
+            f"padded_vocab_size = {padded} must be at least vocab_size + {len(special)} special tokens = {n_tokens}; "
             "raise it, or give 0 to choose it automatically"
         )
-    backend = _untrained()
+    backend = _untrained(rules)
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         min_frequency=min_frequency,
@@ -102,8 +128,7 @@ def train_tokenizer(
             f"vocab_size = {vocab_size} is larger than the corpus supports: only {reached} tokens occur at least "
             f"{min_frequency} times; lower vocab_size to {reached} or less, or give more text"
         )
-    reserved = [f"<\uff5creserved\u2581{index}\uff5c>" for index in range(n_reserved)]
-    backend.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in (BOS, EOS, *reserved)])
+    backend.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in special])
     return Tokenizer(backend, padded)
 
 
@@ -113,12 +138,15 @@ class Tokenizer:
     def __init__(self, backend: tokenizers.Tokenizer, vocab_size: int):
         self._backend = backend
         self._backend.encode_special_tokens = True  # text that spells a special token stays text
-        self._split = re.compile(PIECES).findall
+        self._split = re.compile(PIECES).findall if _is_v1(backend) else None
         self._ids_of_piece: dict[str, list[int]] = {}
         self.vocab_size = vocab_size
         """Padded size: what the model's embedding and head have."""
         self.bos_id: int = backend.get_vocab()[BOS]
         self.eos_id: int = backend.get_vocab()[EOS]
+        fim = [backend.token_to_id(name) for name in (FIM_BEGIN, FIM_HOLE, FIM_END)]
+        self.fim_ids: tuple[int, int, int] | None = None if None in fim else (fim[0], fim[1], fim[2])
+        """Begin, hole and end of fill-in-the-middle, where the tokenizer has them."""
 
     @classmethod
     def load(cls, folder: str | Path) -> "Tokenizer":
@@ -170,7 +198,10 @@ class Tokenizer:
         return self._backend.encode(text, add_special_tokens=False).ids
 
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
-        """`encode` of each text as an int32 array, each different piece only once: about 10 MB of text a second."""
+        """`encode` of each text as an int32 array; with the rules v1 each different piece only once: 10 MB a second."""
+        if self._split is None:
+            found = self._backend.encode_batch_fast(texts, add_special_tokens=False)
+            return [np.array(item.ids, dtype=np.int32) for item in found]
         pieces = [self._split(text) for text in texts]
         if len(self._ids_of_piece) > MAX_CACHED_PIECES:
             self._ids_of_piece.clear()
@@ -203,6 +234,21 @@ class Tokenizer:
         return np.array([len(item) for item in self._bytes_of_id], dtype=np.int32)
 
     @cached_property
+    def line_break_splits(self) -> dict[int, list[int]]:
+        """Tokens that join something visible with the line breaks after it, and what they are without being joined."""
+        splits = {}
+        for index, data in enumerate(self._bytes_of_id):
+            head = data.rstrip(b"\r\n")
+            if head.strip() and len(head) < len(data) and _is_utf8(head):
+                splits[index] = self.encode_bytes(head) + self.encode_bytes(data[len(head) :])
+        return splits
+
+    @cached_property
+    def is_line_break_join(self) -> np.ndarray:
+        """Whether a token is in `line_break_splits`, bool (vocab_size,)."""
+        return np.isin(np.arange(self.vocab_size), list(self.line_break_splits))
+
+    @cached_property
     def _bytes_of_id(self) -> list[bytes]:
         byte_of_symbol = {symbol: byte for byte, symbol in enumerate(byte_symbols())}
         table = [b""] * self.vocab_size
@@ -230,15 +276,29 @@ def _identity(text: str, padded_vocab_size: int) -> str:
     return hashlib.sha256(f"{padded_vocab_size}\n{text}".encode()).hexdigest()
 
 
-def _untrained() -> tokenizers.Tokenizer:
+def _untrained(rules: Rules) -> tokenizers.Tokenizer:
     backend = tokenizers.Tokenizer(models.BPE())
     steps: list[Any] = [
-        pre_tokenizers.Split(Regex(PIECES), "isolated"),
+        *(pre_tokenizers.Split(Regex(split), "isolated") for split in ((PIECES,) if rules == "v1" else V3_SPLITS)),
         pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=False),
     ]
     backend.pre_tokenizer = pre_tokenizers.Sequence(steps)  # type: ignore[assignment]
     backend.decoder = decoders.ByteLevel()  # type: ignore[assignment]
     return backend
+
+
+def _is_v1(backend: tokenizers.Tokenizer) -> bool:
+    """Whether the text is cut by PIECES, so that Python's `re` makes the same cuts."""
+    steps = (json.loads(backend.to_str())["pre_tokenizer"] or {}).get("pretokenizers", [])
+    return bool(steps) and steps[0].get("pattern") == {"Regex": PIECES}
+
+
+def _is_utf8(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _valid_runs(data: bytes) -> Iterator[tuple[str, bytes]]:

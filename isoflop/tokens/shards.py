@@ -1,12 +1,12 @@
 """Token shards: one memory-mapped file of integers per split and domain, and the manifest that vouches for them.
 
 In: a corpus folder (`train/DOMAIN.jsonl.zst`, `valid/DOMAIN.jsonl.zst`). Out: a folder with `tokenizer.json`,
-`manifest.json` and `SPLIT.DOMAIN.bin`. Each document is stored as BOS, its text tokens, EOS. The manifest counts the
-text bytes of each shard, so that bits per byte are exact, and hashes everything.
+`manifest.json` and `SPLIT.DOMAIN.bin`. Each document is stored as BOS, its text tokens, EOS (isoflop.tokens.documents
+says what else a training document may become). The manifest counts the text bytes of each shard, so that bits per byte
+are exact, and hashes everything.
 """
 
 import hashlib
-import json
 import logging
 import os
 from collections import deque
@@ -26,7 +26,9 @@ from isoflop.corpus.folder import new_folder, read_manifest
 from isoflop.corpus.sources import read_texts
 from isoflop.errors import DataError
 from isoflop.recipe import to_tree, write_json
-from isoflop.tokens.bpe import Tokenizer, train_tokenizer
+from isoflop.tokens.bpe import Rules, Tokenizer, train_tokenizer
+from isoflop.tokens.documents import DocumentOptions, Texts, encode_documents
+from isoflop.tokens.documents import check as check_documents
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +46,7 @@ class TokenizerOptions:
     vocab_size: int = 100_000
     """Ordinary tokens: 256 bytes plus merges. Paper: 100,000."""
     n_reserved: int = 13
-    """Special tokens beside BOS and EOS, for later stages. Paper: 15 special tokens in all."""
+    """Further special tokens, for later stages. Paper: 15 special tokens in all."""
     padded_vocab_size: int = 102_400
     """What the model's embedding and head have; 0 rounds up to `pad_multiple`. Paper: 102,400."""
     pad_multiple: int = 64
@@ -53,6 +55,11 @@ class TokenizerOptions:
     """Text for training the merges, taken evenly from the training documents of all domains; megabytes."""
     min_frequency: int = 2
     """A merge must be seen this often."""
+    rules: Rules = "v1"
+    """Where no merge may cross: v1 is DeepSeek LLM's cuts, v3 is DeepSeek-V3's (digits in threes, punctuation joined
+    with line breaks)."""
+    fim_tokens: bool = False
+    """Three special tokens for fill-in-the-middle after BOS and EOS."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +67,7 @@ class TokensRecipe:
     """What `isoflop tokens` reads."""
 
     tokenizer: TokenizerOptions = field(default_factory=TokenizerOptions)
+    documents: DocumentOptions = field(default_factory=DocumentOptions)
     reuse_tokenizer: str = ""
     """Folder with a trained tokenizer to use instead of training one."""
     workers: int = 0
@@ -90,13 +98,17 @@ def build_tokens(
     corpus, out = Path(corpus), Path(out)
     manifest = read_manifest(corpus, "isoflop corpus RECIPE")
     files = [item for item in manifest["files"] if item["n_documents"]]
-    made_from = {"corpus_sha256": manifest["corpus_sha256"], "tokenizer": to_tree(recipe.tokenizer)}
+    made_from: dict[str, Any] = {
+        "corpus_sha256": manifest["corpus_sha256"],
+        "tokenizer": to_tree(recipe.tokenizer),
+        "documents": to_tree(recipe.documents),
+    }
     if recipe.reuse_tokenizer:
         made_from["tokenizer"] = {"sha256": Tokenizer.load(recipe.reuse_tokenizer).sha256}
     if (out / "manifest.json").is_file():
         found = read_manifest(out, "isoflop tokens RECIPE")
         complete = all((out / item["path"]).is_file() for item in found.get("shards", []))
-        if complete and found.get("made_from") == json.loads(json.dumps(made_from)):
+        if complete and _with_defaults(found.get("made_from")) == made_from:
             log.info("%s is up to date: same corpus, same tokenizer options", out)
             return {**found, "reused": True}
     with new_folder(out, "data_sha256") as work:
@@ -104,8 +116,10 @@ def build_tokens(
             tokenizer = Tokenizer.load(recipe.reuse_tokenizer)
         else:
             tokenizer = _train(corpus, files, recipe.tokenizer)
+        check_documents(recipe.documents, tokenizer)
         tokenizer.save(work)
-        with _encoder(tokenizer, work, sum(item["n_bytes"] for item in files), recipe.workers) as encode:
+        n_bytes = sum(item["n_bytes"] for item in files)
+        with _encoder(tokenizer, recipe.documents, work, n_bytes, recipe.workers) as encode:
             shards = list(_write_shards(corpus, files, tokenizer, work, encode, on_progress))
         data_sha256 = hashlib.sha256("".join(shard.sha256 for shard in shards).encode()).hexdigest()
         result = {
@@ -220,6 +234,8 @@ def _train(corpus: Path, files: list[dict[str, Any]], options: TokenizerOptions)
         padded_vocab_size=options.padded_vocab_size,
         pad_multiple=options.pad_multiple,
         min_frequency=options.min_frequency,
+        rules=options.rules,
+        fim_tokens=options.fim_tokens,
     )
 
 
@@ -228,7 +244,7 @@ def _write_shards(
     files: list[dict[str, Any]],
     tokenizer: Tokenizer,
     out: Path,
-    encode: Callable[[Iterator[list[str]]], Iterator[np.ndarray]],
+    encode: Callable[[Iterator[Texts]], Iterator[np.ndarray]],
     on_progress: Progress | None,
 ) -> Iterator[Shard]:
     total, done = sum(item["n_bytes"] for item in files), 0
@@ -236,7 +252,8 @@ def _write_shards(
         path, digest = f"{item['split']}.{item['domain']}.bin", hashlib.sha256()
         n_tokens = n_bytes = n_documents = 0
         with (out / path).open("wb") as file:
-            for block in encode(_chunks(read_texts(corpus / item["path"]), CHUNK_CHARS)):
+            texts = read_texts(corpus / item["path"])
+            for block in encode(_chunks(texts, item["split"], item["domain"], CHUNK_CHARS)):
                 file.write(block.tobytes())
                 digest.update(block.tobytes())
                 n_tokens += len(block)
@@ -255,19 +272,19 @@ def _write_shards(
 
 @contextmanager
 def _encoder(
-    tokenizer: Tokenizer, folder: Path, n_bytes: int, workers: int
-) -> Iterator[Callable[[Iterator[list[str]]], Iterator[np.ndarray]]]:
-    """Lists of texts -> arrays of tokens, in order; by several processes where there is much to do."""
+    tokenizer: Tokenizer, options: DocumentOptions, folder: Path, n_bytes: int, workers: int
+) -> Iterator[Callable[[Iterator[Texts]], Iterator[np.ndarray]]]:
+    """Texts -> arrays of tokens, in order; by several processes where there is much to do."""
     n = workers or (min(16, cpu_count() or 1) if n_bytes >= PARALLEL_FROM_BYTES else 1)
     if n == 1:
-        yield partial(map, partial(encode_documents, tokenizer))
+        yield partial(map, partial(_encode, tokenizer, options))
         return
     pool = ProcessPoolExecutor(n, mp_context=get_context("spawn"), initializer=_start_worker)
 
-    def in_order(chunks: Iterator[list[str]]) -> Iterator[np.ndarray]:
+    def in_order(chunks: Iterator[Texts]) -> Iterator[np.ndarray]:
         pending: deque[Future[np.ndarray]] = deque()
         for chunk in chunks:
-            pending.append(pool.submit(_encode_in_worker, str(folder), chunk))
+            pending.append(pool.submit(_encode_in_worker, str(folder), options, chunk))
             if len(pending) > 2 * n:  # bounds the memory
                 yield pending.popleft().result()
         while pending:
@@ -277,11 +294,8 @@ def _encoder(
         yield in_order
 
 
-def encode_documents(tokenizer: Tokenizer, texts: list[str]) -> np.ndarray:
-    """BOS, tokens, EOS of each text, one after the other, in the type of the shards."""
-    bos, eos = [tokenizer.bos_id], [tokenizer.eos_id]
-    rows = tokenizer.encode_batch(texts)
-    return np.concatenate([part for row in rows for part in (bos, row, eos)]).astype(_dtype(tokenizer))
+def _encode(tokenizer: Tokenizer, options: DocumentOptions, documents: Texts) -> np.ndarray:
+    return encode_documents(tokenizer, options, documents).astype(_dtype(tokenizer))
 
 
 def _start_worker() -> None:
@@ -293,20 +307,31 @@ def _load(folder: str) -> Tokenizer:
     return Tokenizer.load(folder)  # once per worker process; it remembers the pieces it has encoded
 
 
-def _encode_in_worker(folder: str, texts: list[str]) -> np.ndarray:
-    return encode_documents(_load(folder), texts)
+def _encode_in_worker(folder: str, options: DocumentOptions, documents: Texts) -> np.ndarray:
+    return _encode(_load(folder), options, documents)
 
 
-def _chunks(texts: Iterator[str], n_chars: int) -> Iterator[list[str]]:
-    chunk, size = [], 0
+def _chunks(texts: Iterator[str], split: str, domain: str, n_chars: int) -> Iterator[Texts]:
+    chunk, size, first = [], 0, 0
     for text in texts:
         chunk.append(text)
         size += len(text)
         if size >= n_chars:
-            yield chunk
+            yield Texts(split, domain, first, chunk)
+            first += len(chunk)
             chunk, size = [], 0
     if chunk:
-        yield chunk
+        yield Texts(split, domain, first, chunk)
+
+
+def _with_defaults(made_from: Any) -> Any:
+    """What an older manifest says, with the keys that it could not know yet."""
+    if not isinstance(made_from, dict):
+        return made_from
+    tokenizer = made_from.get("tokenizer", {})
+    if "sha256" not in tokenizer:
+        tokenizer = {**to_tree(TokenizerOptions()), **tokenizer}
+    return {"documents": to_tree(DocumentOptions()), **made_from, "tokenizer": tokenizer}
 
 
 def _dtype(tokenizer: Tokenizer) -> np.dtype:

@@ -7,7 +7,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from isoflop.errors import DataError, RecipeError
-from isoflop.tokens.bpe import BOS, EOS, Tokenizer, byte_symbols, train_tokenizer
+from isoflop.tokens.bpe import (
+    BOS,
+    EOS,
+    FIM_BEGIN,
+    FIM_END,
+    FIM_HOLE,
+    V3_SPLITS,
+    Tokenizer,
+    _untrained,
+    byte_symbols,
+    train_tokenizer,
+)
 
 # text that hits every character class and the borders between them
 TRICKY = st.text(
@@ -137,3 +148,63 @@ def _class_of(character: str) -> str:
     if character == "\ufffd" or "\u4e00" <= character <= "\u9fff":
         return "cjk"  # part of a character, or a whole one
     return "letter" if character.isalpha() else "punctuation"
+
+
+V3_TEXT = (
+    "value12345 = f(x1);\n\n\n  \u4e2d\u6587\u3002 value12 .hello\r\n  (it's)!\n\n\t\u30ab\u30ca x\u0301y \u0661\u0662 "
+    "1,234,567.89 #include <a>  \n  end"
+)
+
+
+@pytest.fixture(scope="module")
+def v3() -> Tokenizer:
+    return train_tokenizer([V3_TEXT * 3] * 40, 310, rules="v3", fim_tokens=True, n_reserved=2, pad_multiple=8)
+
+
+@given(text=st.one_of(st.text(), TRICKY))
+@settings(max_examples=200, deadline=None)
+def test_v3_rules_round_trip_and_both_encoders_agree(v3: Tokenizer, text: str) -> None:
+    ids = v3.encode(text)
+    assert v3.decode(ids) == text
+    assert v3.encode_batch([text])[0].tolist() == ids
+    assert sum(v3.token_bytes[ids]) == len(text.encode())
+
+
+@given(
+    text=st.text(
+        alphabet=st.one_of(st.sampled_from("ab1 \t\r\n.,_(\u00e9\u4e2d\u30a2\u3002"), st.sampled_from(V3_TEXT))
+    )
+)
+@settings(max_examples=200, deadline=None)
+def test_v3_cuts_are_those_of_the_three_published_passes(text: str) -> None:
+    regex = pytest.importorskip("regex", reason="an independent engine with Unicode classes")
+    pieces = [text] if text else []
+    for split in V3_SPLITS:
+        pieces = [part for piece in pieces for part in regex.split(f"({split})", piece) if part]
+    steps = json.loads(_untrained("v3").to_str())["pre_tokenizer"]["pretokenizers"]
+    assert [step["type"] for step in steps] == ["Split", "Split", "Split", "ByteLevel"]
+    shown = [piece for piece, _ in _untrained("v3").pre_tokenizer.pre_tokenize_str(text)]
+    byte_of = {symbol: byte for byte, symbol in enumerate(byte_symbols())}
+    assert [bytes(byte_of[c] for c in piece).decode() for piece in shown] == pieces
+
+
+def test_v3_groups_digits_in_threes_and_joins_punctuation_with_line_breaks(v3: Tokenizer) -> None:
+    tokens = [v3.decode_bytes([index]).decode(errors="replace") for index in range(310)]
+    assert "123" in tokens and ");\n\n\n" in tokens
+    assert max((len(token) for token in tokens if token.isdigit()), default=0) == 3
+    assert [v3.decode([index]) for index in v3.encode("12345")] == ["123", "45"]
+
+
+def test_fim_tokens_follow_bos_and_eos_and_the_reserved_ones_follow_them(v3: Tokenizer) -> None:
+    assert (v3.bos_id, v3.eos_id, v3.fim_ids, v3.n_tokens, v3.vocab_size) == (310, 311, (313, 312, 314), 317, 320)
+    assert not {*range(310, 320)} & set(v3.encode(f"{FIM_BEGIN}{FIM_HOLE}{FIM_END}"))
+
+
+def test_v3_tokenizer_is_loaded_back_with_its_rules_and_by_transformers(v3: Tokenizer, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    v3.save(tmp_path)
+    other = transformers.PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"))
+    loaded = Tokenizer.load(tmp_path)
+    assert loaded.encode(V3_TEXT) == v3.encode(V3_TEXT) == other.encode(V3_TEXT, add_special_tokens=False)
+    assert (loaded.sha256, loaded.fim_ids) == (v3.sha256, v3.fim_ids)
+    assert other.convert_tokens_to_ids([FIM_BEGIN, FIM_HOLE, FIM_END]) == list(v3.fim_ids or ())
