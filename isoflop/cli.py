@@ -16,6 +16,7 @@ import tyro
 from isoflop.errors import DataError, IsoflopError, RecipeError
 from isoflop.exchange import export, import_
 from isoflop.recipe import load_recipe, write_json, write_recipe
+from isoflop.running import Json, Out, Overrides, Recipe, extend, passkey, train
 from isoflop.terminal import (
     Bar,
     corpus_rows,
@@ -25,18 +26,9 @@ from isoflop.terminal import (
     print_warnings,
     report_found,
     say,
-    shown,
     stop_on_signal,
 )
 
-Recipe = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE", help="TOML file")]
-Overrides = Annotated[
-    tuple[str, ...],
-    tyro.conf.Positional,
-    tyro.conf.arg(metavar="SECTION.KEY=VALUE", help="values that go before those of the recipe"),
-]
-Json = Annotated[Path | None, tyro.conf.arg(metavar="FILE", help="also write what was found as JSON")]
-Out = Annotated[Path, tyro.conf.arg(metavar="DIR", help="output folder")]
 Laws = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="LAWS", help="laws.json, or a published law")]
 
 
@@ -288,55 +280,6 @@ def plan(
     print_warnings(made.warnings)
 
 
-def train(
-    recipe: Recipe,
-    overrides: Overrides = (),
-    /,
-    *,
-    dry_run: Annotated[bool, tyro.conf.arg(help="print the derived plan, touch no device")] = False,
-    tensorboard: Annotated[bool, tyro.conf.arg(help="write event files to OUT/tensorboard too")] = False,
-    out: Out = Path("runs/train"),
-    json: Json = None,
-) -> None:
-    """Run a pretrain recipe; resumes by itself; Ctrl-C saves and leaves."""
-    from isoflop.model.accounting import inspect as count
-    from isoflop.run import only_one
-    from isoflop.training.board import Board
-    from isoflop.training.monitor import Progress
-    from isoflop.training.pretrain import PretrainRecipe, check, run_pretrain
-
-    loaded = load_recipe(recipe, PretrainRecipe, overrides)
-    check(loaded)
-    if dry_run:
-        t = loaded.train
-        counted = count(loaded.model, micro_batch=t.micro_batch or t.batch_tokens // loaded.model.seq_len)
-        total = counted["flops_per_token"]["exact"] * t.n_tokens
-        found = {"steps": loaded.n_steps(), "total_flops_exact": total, **counted}
-        report_found(found, json, "nothing was run", list(flat(found)))
-        return
-    board = Board(out) if tensorboard else None
-    with Bar("token") as bar, stop_on_signal() as stop, only_one(out):
-
-        def show(progress: Progress) -> None:
-            bar.training(progress)
-            if board is not None:
-                board.write(progress)
-
-        found = run_pretrain(loaded, out, on_progress=show, should_stop=stop)
-    if board is not None:
-        board.close()
-    rows = [(key, shown(found[key])) for key in ("status", "step", "n_tokens", "train_loss_nats", "tokens_per_s")]
-    rows += [(key, shown(found[key])) for key in ("loss_nats", "bits_per_byte") if key in found]
-    report_found(found, json, f"run in {out}", rows)
-    if found["status"] == "interrupted":
-        raise KeyboardInterrupt
-    if found["status"] == "diverged":
-        raise IsoflopError(
-            f"{out} diverged at step {found['step']} (loss is not finite): lower train.learning_rate or raise "
-            f"train.warmup_steps; the last checkpoint before it is kept"
-        )
-
-
 def score(
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN", help="folder of a finished train")],
     /,
@@ -406,6 +349,8 @@ STAGES = {
     "fit": fit,
     "plan": plan,
     "train": train,
+    "extend": extend,
+    "passkey": passkey,
     "score": score,
     "export": export,
     "import": import_,

@@ -16,11 +16,18 @@ from isoflop.scaling.speed import SpeedModel
 from isoflop.scaling.sweep import run_sweep
 from isoflop.scaling.target import ladder_on_tokens
 from isoflop.tokens.shards import TokensRecipe, build_tokens
+from isoflop.training.extend import ExtendRecipe, extension
 from isoflop.training.pretrain import PretrainRecipe, check, run_pretrain
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted([*(ROOT / "recipes").rglob("*.toml"), *(Path(isoflop.__file__).parent / "presets").rglob("*.toml")])
-SCHEMAS = {"corpus": CorpusRecipe, "tokens": TokensRecipe, "sweep": LadderRecipe, "pretrain": PretrainRecipe}
+SCHEMAS = {
+    "corpus": CorpusRecipe,
+    "tokens": TokensRecipe,
+    "sweep": LadderRecipe,
+    "pretrain": PretrainRecipe,
+    "extend": ExtendRecipe,
+}
 
 
 def kind_of(path: Path) -> str:
@@ -31,6 +38,7 @@ def kind_of(path: Path) -> str:
     marks = {
         "tokenizer": "tokens",
         "ladder": "sweep",
+        "extend": "extend",
         "train": "pretrain",
         "sources": "corpus",
         "environment": "corpus",

@@ -33,6 +33,7 @@ from isoflop.corpus.environment import (
     read_environment_file,
 )
 from isoflop.corpus.folder import new_folder, read_manifest, require_replaceable
+from isoflop.corpus.passkey import PasskeyOptions, passkey_documents
 from isoflop.corpus.sources import BadRecord, Document, SourceOptions, find_files, read_file, write_documents
 from isoflop.errors import DataError, RecipeError
 from isoflop.recipe import to_tree, write_json
@@ -66,6 +67,8 @@ class CorpusRecipe:
     split: SplitOptions = field(default_factory=SplitOptions)
     clean: CleanOptions = field(default_factory=CleanOptions)
     dedup: DedupOptions = field(default_factory=DedupOptions)
+    passkey: tuple[PasskeyOptions, ...] | None = None
+    """Passkey and copy documents as further domains; they are made, not read, so no rule drops any of them."""
     workers: int = 0
     """Processes; 0: one per core, at most 8, and none for small inputs. Changes nothing in the result."""
 
@@ -128,6 +131,8 @@ def build_corpus(recipe: CorpusRecipe, out: str | Path, *, on_progress: Progress
     }
     kept, manifest["duplicates"] = _deduplicated(read, splits, recipe.dedup)
     manifest["drops"] = _drop_table(read.drops)
+    for options in recipe.passkey or ():
+        kept += passkey_documents(options)
     with new_folder(out, "corpus_sha256") as work:
         manifest["files"] = list(_write_splits(kept, work))
         _require_both_splits(manifest["files"])

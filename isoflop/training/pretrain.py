@@ -49,6 +49,18 @@ class DataSection:
     """Hash that the folder's tokenizer must have; empty accepts any."""
     weights: dict[str, float] = field(default_factory=dict)
     """Share of each domain; empty keeps the natural proportions."""
+    cross_document: bool = True
+    """Documents packed into one window see each other, as in published pre-training; false masks them."""
+
+
+@dataclass(frozen=True)
+class InitialSection:
+    """Where the weights of step 0 come from, if they are not drawn."""
+
+    checkpoint: str
+    """Checkpoint folder of another run; only its weights are taken."""
+    model_sha256: str
+    """Hash of the weights file; part of what this run is."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +132,8 @@ class PretrainRecipe:
     train: TrainSection
     validate: ValidateSection = ValidateSection()
     checkpoint: CheckpointSection = CheckpointSection()
+    initial: InitialSection | None = None
+    """Trained weights to start from, as `isoflop extend` does."""
     prediction: dict[str, Any] | None = None
     """What `isoflop plan` expects of this run, with its time stamp."""
 
@@ -242,7 +256,7 @@ def run_pretrain(
     started_at = now()
     if recipe.train.threads:
         torch.set_num_threads(recipe.train.threads)
-    device = _device(recipe.train.device)
+    device = choose_device(recipe.train.device)
     dtype = _precision(recipe.train.precision, device)
     model = Transformer(recipe.model, dtype).to(device)
     t = recipe.train
@@ -254,7 +268,9 @@ def run_pretrain(
     found = own or start_from
     start_step = first_step = 0
     earlier_s = 0.0
-    if found is None:
+    if found is None and recipe.initial is not None:
+        _take_weights(recipe.initial, model)
+    elif found is None:
         model.initialise(torch.Generator().manual_seed(t.seed))
     else:
         if own is None and (problem := checkpoint.damage(found)):
@@ -347,8 +363,24 @@ def trajectory_of(recipe: PretrainRecipe, token_set: TokenSet) -> str:
         t.pop("n_tokens")
         t.pop("cooldown_fraction")
     data = {"weights": tree["data"].get("weights", {}), "tokens": token_set.data_sha256}
-    text = json.dumps({"model": model, "train": t, "data": data}, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    if not recipe.data.cross_document:
+        data["cross_document"] = False
+    decides = {"model": model, "train": t, "data": data}
+    if recipe.initial is not None:
+        decides["initial"] = recipe.initial.model_sha256
+    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _take_weights(initial: InitialSection, model: Transformer) -> None:
+    folder = Path(initial.checkpoint)
+    if problem := checkpoint.damage(folder):
+        raise CheckpointError(f"initial.checkpoint: {problem}; train that run again, or give another checkpoint")
+    state = checkpoint.load(folder, model, None)
+    if (found := state["sha256"]["model.safetensors"]) != initial.model_sha256:
+        raise CheckpointError(
+            f"initial.checkpoint = {initial.checkpoint} has weights {found[:12]}, initial.model_sha256 asks for "
+            f"{initial.model_sha256[:12]}; give the checkpoint that the recipe was made for"
+        )
 
 
 def _check_continues(state: dict[str, Any], trajectory: str, step: int, recipe: PretrainRecipe, found: Path) -> None:
@@ -384,7 +416,8 @@ def _open_tokens(recipe: PretrainRecipe) -> TokenSet:
     return token_set
 
 
-def _device(name: str) -> torch.device:
+def choose_device(name: str) -> torch.device:
+    """auto, cpu, cuda, cuda:1 ... as a device that is there. Raises RecipeError."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
