@@ -16,7 +16,7 @@ from isoflop.scaling.speed import SpeedModel
 from isoflop.scaling.sweep import run_sweep
 from isoflop.scaling.target import ladder_on_tokens
 from isoflop.tokens.shards import TokensRecipe, build_tokens
-from isoflop.training.extend import ExtendRecipe, extension
+from isoflop.training.extend import ExtendRecipe
 from isoflop.training.pretrain import PretrainRecipe, check, run_pretrain
 
 ROOT = Path(__file__).parents[1]
@@ -80,7 +80,8 @@ def test_a_recipe_loads_with_its_schema_and_its_header_says_what_it_is_for(path)
 def test_a_pretrain_recipe_keeps_its_rules_and_runs_when_made_small(path, tmp_path, tiny_tokens):
     recipe = load_recipe(path, PretrainRecipe)
     check(recipe)
-    assert recipe.n_steps() > 1000 and count_parameters(recipe.model).n_params_total > 1e8
+    if path.parent.name == "pretrain":  # those of studies may be small
+        assert recipe.n_steps() > 1000 and count_parameters(recipe.model).n_params_total > 1e8
     small = {
         "model.n_layers": 1,
         "model.d_model": 8,
@@ -91,6 +92,7 @@ def test_a_pretrain_recipe_keeps_its_rules_and_runs_when_made_small(path, tmp_pa
         "model.vocab_size": 512,
         "model.seq_len": 16,
         "data.tokens": f'"{tiny_tokens}"',
+        "data.weights": "{}",
         "train.n_tokens": 128,
         "train.batch_tokens": 32,
         "train.warmup_steps": 2,
