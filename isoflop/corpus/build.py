@@ -68,7 +68,7 @@ class CorpusRecipe:
     clean: CleanOptions = field(default_factory=CleanOptions)
     dedup: DedupOptions = field(default_factory=DedupOptions)
     passkey: tuple[PasskeyOptions, ...] | None = None
-    """Passkey and copy documents as further domains; they are made, not read, so no rule drops any of them."""
+    """Passkey documents as further domains; they are made, not read, so no rule drops any of them."""
     workers: int = 0
     """Processes; 0: one per core, at most 8, and none for small inputs. Changes nothing in the result."""
 

@@ -1,7 +1,7 @@
-"""Passkey and copy documents: text in which something far back must be found again. Made, not read.
+"""Passkey documents: text in which something far back must be found again. Made, not read.
 
-    passkey   filler sentences, one of them `The pass key is 58217. Remember it.`, and the question for it at the end
-    copy      a line of made-up words, and the same line again
+    pass key   filler sentences, one of them `The pass key is 58217. Remember it.`, and the question for it at the end
+    list       the same with a list of words, of which more tokens must be found: small models learn to copy from it
 
 A corpus gets them as domains of their own (`[[passkey]]` in a corpus recipe), and `isoflop passkey` asks such questions
 of a model. All text here is ours. The task is that of arXiv 2305.16300, section 4.1; the words are not.
@@ -39,6 +39,14 @@ FILLER = (
 )
 """Sentences that say nothing about a key and hold no digit."""
 
+WORDS = (
+    *("apple", "stone", "horse", "paper", "glass", "music", "salt", "winter", "copper", "tiger"),
+    *("silver", "honey", "candle", "ladder", "button", "mirror", "pepper", "rabbit", "needle", "violin"),
+    *("carpet", "anchor", "basket", "feather", "hammer", "jacket", "lemon", "marble", "napkin", "orange"),
+    *("pencil", "rocket", "saddle", "ticket", "umbrella", "velvet", "wagon", "yellow", "zebra", "barrel"),
+)
+"""Words of lists; none is in the filler."""
+
 QUESTION = "What is the pass key? The pass key is "
 """What the answer follows."""
 
@@ -57,8 +65,8 @@ class PasskeyOptions:
     """Length of the shortest document; lengths are uniform up to max_chars. A token has 2 to 4 characters."""
     max_chars: int = 1000
     """Longest document: what must be found is at most this far back."""
-    copy_share: float = 0.25
-    """Share of copy documents; the others ask for a pass key."""
+    list_share: float = 0.5
+    """Share of documents with a list; the others have a pass key."""
     valid_share: float = 0.02
     """Share held out for validation."""
     seed: int = 0
@@ -86,7 +94,7 @@ def passkey_documents(options: PasskeyOptions) -> Iterator[tuple[str, Document]]
             f"passkey.min_chars = {options.min_chars} must be at least {shortest} (statement and question) and at most "
             f"passkey.max_chars = {options.max_chars}"
         )
-    for name in ("copy_share", "valid_share"):
+    for name in ("list_share", "valid_share"):
         if not 0.0 <= getattr(options, name) <= 1.0:
             raise RecipeError(f"passkey.{name} = {getattr(options, name)} must lie in [0, 1]")
     if options.n_documents < 1:
@@ -104,7 +112,7 @@ def passkey_documents(options: PasskeyOptions) -> Iterator[tuple[str, Document]]
             np.random.Philox(np.random.SeedSequence([options.seed, zlib.crc32(options.domain.encode()), index]))
         )
         n_chars = int(generator.integers(options.min_chars, options.max_chars + 1))
-        make = copy_text if generator.random() < options.copy_share else passkey_text
+        make = list_text if generator.random() < options.list_share else passkey_text
         name = f"{options.domain}/{index:07d}"
         document = Document(name, make(n_chars, generator), options.domain, name, "none needed")
         yield "valid" if index < n_valid else "train", document
@@ -113,22 +121,25 @@ def passkey_documents(options: PasskeyOptions) -> Iterator[tuple[str, Document]]
 def passkey_text(n_chars: int, generator: np.random.Generator) -> str:
     """At most `n_chars` of filler with the key at a uniform place, the question and the answer."""
     key = random_key(generator)
-    needle = statement(key)
-    n_filler = (n_chars - len(needle) - len(QUESTION) - N_DIGITS - 3) // (max(map(len, FILLER)) + 1)
+    return _with_filler(statement(key), f"{QUESTION}{key}.", n_chars, generator)
+
+
+def list_text(n_chars: int, generator: np.random.Generator) -> str:
+    """At most `n_chars` of filler with a list of 5 to 20 different words at a uniform place, and again at the end."""
+    n_words = int(generator.integers(5, 21))
+    while True:
+        words = " ".join(WORDS[index] for index in generator.permutation(len(WORDS))[:n_words])
+        needle, ending = f"The list is {words}. Remember it.", f"What is the list? The list is {words}."
+        if len(needle) + len(ending) + 1 <= n_chars or n_words == 1:
+            return _with_filler(needle, ending, n_chars, generator)
+        n_words -= 1
+
+
+def _with_filler(needle: str, ending: str, n_chars: int, generator: np.random.Generator) -> str:
+    n_filler = (n_chars - len(needle) - len(ending) - 1) // (max(map(len, FILLER)) + 1)
     sentences = random_filler(max(0, n_filler), generator)
     sentences.insert(int(generator.integers(len(sentences) + 1)), needle)
-    return f"{' '.join(sentences)} {QUESTION}{key}."
-
-
-def copy_text(n_chars: int, generator: np.random.Generator) -> str:
-    """Two equal lines of made-up words, each about half of `n_chars` long."""
-    words: list[str] = []
-    left = n_chars // 2
-    while left > 0:
-        words.append("".join(chr(ord("a") + letter) for letter in generator.integers(0, 26, generator.integers(2, 6))))
-        left -= len(words[-1]) + 1
-    line = " ".join(words)
-    return f"{line}\n{line}\n"
+    return f"{' '.join(sentences)} {ending}"
 
 
 def random_key(generator: np.random.Generator) -> str:

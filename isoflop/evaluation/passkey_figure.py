@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from isoflop.scaling.canvas import INK, MUTED, PAPER, VERMILION, count, new_figure, style
+from isoflop.scaling.canvas import INK, PAPER, count, new_figure, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,7 +21,7 @@ TITLES = {"before": "Before extension", "after": "After extension", "run": "Pass
 
 
 def passkey_figure(found: Mapping[str, Any]) -> "Figure":
-    """One panel per run; a line marks the length that the model was first trained at."""
+    """One panel per run; a dark line ends the length that the model was first trained at."""
     names = list(found["runs"])
     with style():
         from matplotlib.cm import ScalarMappable
@@ -55,18 +55,12 @@ def _draw(axes: "Axes", cells: list[dict[str, Any]], original: int, paint: Any) 
             dark = share < 0.12 or share > 0.85
             label = "-" if np.isnan(share) else f"{100 * share:.0f}"
             axes.text(column, row, label, ha="center", va="center", fontsize=9, color=PAPER if dark else INK)
-    inside = sum(length <= original for length in lengths)
-    if 0 < inside < len(lengths):
-        axes.axvline(inside - 0.5, color=VERMILION, linewidth=1.6)
-        axes.annotate(
-            "trained length",
-            (inside - 0.5, len(depths) - 0.5),
-            xytext=(-4, 4),
-            textcoords="offset points",
-            ha="right",
-            color=MUTED,
-            fontsize=8.5,
-        ).set_in_layout(False)
-    axes.set_xticks(range(len(lengths)), [f"{length:,}" for length in lengths])
+    for row in range(len(depths) - 1):
+        axes.axhline(row + 0.5, color=PAPER, linewidth=1.2)
+    for column in range(len(lengths) - 1):
+        edge = lengths[column] <= original < lengths[column + 1]
+        axes.axvline(column + 0.5, color=INK if edge else PAPER, linewidth=2.4 if edge else 1.2)
+    marks = [f"{length:,}" + ("\n(trained length)" if length == original else "") for length in lengths]
+    axes.set_xticks(range(len(lengths)), marks)
     axes.set_yticks(range(len(depths)), [f"{100 * depth:g}" for depth in depths])
     axes.set_ylabel("depth of the key (%)")

@@ -144,8 +144,9 @@ class Tokenizer:
         """Padded size: what the model's embedding and head have."""
         self.bos_id: int = backend.get_vocab()[BOS]
         self.eos_id: int = backend.get_vocab()[EOS]
-        fim = [backend.token_to_id(name) for name in (FIM_BEGIN, FIM_HOLE, FIM_END)]
-        self.fim_ids: tuple[int, int, int] | None = None if None in fim else (fim[0], fim[1], fim[2])
+        begin, hole, end = (backend.token_to_id(name) for name in (FIM_BEGIN, FIM_HOLE, FIM_END))
+        has_fim = begin is not None and hole is not None and end is not None
+        self.fim_ids: tuple[int, int, int] | None = (begin, hole, end) if has_fim else None
         """Begin, hole and end of fill-in-the-middle, where the tokenizer has them."""
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Passkey and copy documents: what is asked for is in the text, once, anywhere; and a corpus holds them as made."""
+"""Passkey documents: what is asked for is in the text, once, anywhere; and a corpus holds them as made."""
 
 import dataclasses
 import re
@@ -9,11 +9,11 @@ import pytest
 
 from isoflop.corpus.build import CorpusRecipe, SplitOptions, build_corpus
 from isoflop.corpus.dedup import DedupOptions
-from isoflop.corpus.passkey import FILLER, QUESTION, PasskeyOptions, passkey_documents, statement
+from isoflop.corpus.passkey import FILLER, QUESTION, WORDS, PasskeyOptions, passkey_documents, statement
 from isoflop.corpus.sources import SourceOptions, read_texts
 from isoflop.errors import RecipeError
 
-OPTIONS = PasskeyOptions(n_documents=600, min_chars=120, max_chars=400, copy_share=0.25, valid_share=0.1)
+OPTIONS = PasskeyOptions(n_documents=600, min_chars=120, max_chars=400, list_share=0.25, valid_share=0.1)
 
 
 def texts_of(options: PasskeyOptions) -> list[str]:
@@ -33,16 +33,18 @@ def test_the_answer_is_the_key_stated_once_before() -> None:
     assert min(places) == 0.0 and max(places) > 0.8 and 0.25 < np.mean(places) < 0.55  # a sentence before the end
 
 
-def test_a_copy_is_two_equal_lines_of_about_the_wanted_length() -> None:
-    copies = [text for text in texts_of(OPTIONS) if QUESTION not in text]
-    assert abs(len(copies) - 150) < 45
-    for text in copies:
-        first, second, rest = text.split("\n")
-        assert first == second and not rest and 100 <= len(text) <= OPTIONS.max_chars + 14
+def test_a_list_is_asked_for_in_its_own_words() -> None:
+    lists = [text for text in texts_of(OPTIONS) if QUESTION not in text]
+    assert abs(len(lists) - 150) < 45
+    for text in lists:
+        body, _, words = text.removesuffix(".").partition("What is the list? The list is ")
+        assert body.count(f"The list is {words}. Remember it.") == 1 and len(text) <= OPTIONS.max_chars
+        assert set(words.split()) <= set(WORDS) and len(set(words.split())) == len(words.split()) >= 3
 
 
-def test_filler_says_nothing_about_keys() -> None:
-    assert not any(re.search(r"\d|key", sentence) for sentence in FILLER)
+def test_filler_says_nothing_about_keys_and_lists() -> None:
+    assert not any(re.search(r"\d|key|list", sentence) for sentence in FILLER)
+    assert not {word.strip(".").lower() for sentence in FILLER for word in sentence.split()} & set(WORDS)
 
 
 def test_a_document_depends_on_seed_and_number_alone_and_lengths_spread() -> None:
@@ -50,7 +52,7 @@ def test_a_document_depends_on_seed_and_number_alone_and_lengths_spread() -> Non
     assert texts_of(longer)[:600] == texts_of(OPTIONS)
     assert texts_of(dataclasses.replace(OPTIONS, seed=1)) != texts_of(OPTIONS)
     lengths = np.array(list(map(len, texts_of(OPTIONS))))
-    assert np.percentile(lengths, 20) < 190 and np.percentile(lengths, 80) > 320
+    assert np.percentile(lengths, 20) < 190 and np.percentile(lengths, 80) > 290
 
 
 def test_a_corpus_has_them_as_a_domain_with_both_splits(tmp_path: Path) -> None:
@@ -77,7 +79,7 @@ def test_a_corpus_has_them_as_a_domain_with_both_splits(tmp_path: Path) -> None:
     [
         ({"min_chars": 50}, r"passkey\.min_chars = 50 must be at least \d+"),
         ({"min_chars": 500}, r"at most passkey\.max_chars = 400"),
-        ({"copy_share": 1.5}, r"passkey\.copy_share = 1\.5 must lie in \[0, 1\]"),
+        ({"list_share": 1.5}, r"passkey\.list_share = 1\.5 must lie in \[0, 1\]"),
         ({"domain": "prose"}, "passkey.domain = 'prose' must be passkey or begin with passkey_"),
         ({"n_documents": 0}, r"passkey\.n_documents = 0 must be at least 1"),
     ],
