@@ -145,8 +145,9 @@ class Tokenizer:
         self.bos_id: int = backend.get_vocab()[BOS]
         self.eos_id: int = backend.get_vocab()[EOS]
         begin, hole, end = (backend.token_to_id(name) for name in (FIM_BEGIN, FIM_HOLE, FIM_END))
-        has_fim = begin is not None and hole is not None and end is not None
-        self.fim_ids: tuple[int, int, int] | None = (begin, hole, end) if has_fim else None
+        self.fim_ids: tuple[int, int, int] | None = None
+        if begin is not None and hole is not None and end is not None:
+            self.fim_ids = (begin, hole, end)
         """Begin, hole and end of fill-in-the-middle, where the tokenizer has them."""
 
     @classmethod
