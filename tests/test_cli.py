@@ -110,7 +110,7 @@ def test_tokens_of_a_corpus_that_is_not_there_are_refused(refused, files, tmp_pa
         (
             "train",
             "train.schedule=cosin",
-            "must be one of multi_step, cosine, constant_cooldown; did you mean 'cosine'?",
+            "must be one of multi_step, cosine, constant_cooldown, constant; did you mean 'cosine'?",
         ),
         ("train", "train.seed", "override 'train.seed' must read section.key=value"),
         ("train", "train.n_tokens=63", "train.n_tokens = 63 is less than one optimizer step"),

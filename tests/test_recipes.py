@@ -16,7 +16,7 @@ from isoflop.scaling.speed import SpeedModel
 from isoflop.scaling.sweep import run_sweep
 from isoflop.scaling.target import ladder_on_tokens
 from isoflop.tokens.shards import TokensRecipe, build_tokens
-from isoflop.training.extend import ExtendRecipe
+from isoflop.training.extend import ExtendRecipe, extension
 from isoflop.training.pretrain import PretrainRecipe, check, run_pretrain
 
 ROOT = Path(__file__).parents[1]
@@ -110,6 +110,28 @@ def test_a_pretrain_recipe_keeps_its_rules_and_runs_when_made_small(path, tmp_pa
     shrunk = load_recipe(path, PretrainRecipe, [f"{key}={value}" for key, value in small.items()])
     result = run_pretrain(shrunk, tmp_path)
     assert (result["status"], result["step"]) == ("finished", 4) and result["bits_per_byte"] > 0
+
+
+@pytest.mark.parametrize("path", of_kind("extend"), ids=label)
+def test_an_extend_recipe_runs_when_made_small(path, tmp_path, tiny_recipe):
+    run_pretrain(tiny_recipe(train={"n_tokens": 64}), tmp_path / "short")
+    small = {
+        "extend.run": f'"{tmp_path / "short"}"',
+        "extend.seq_len": 64,
+        "extend.factor": 0,
+        "data.tokens": '""',  # those of the run
+        "data.weights": "{}",
+        "train.n_tokens": 256,
+        "train.batch_tokens": 128,
+        "train.micro_batch": 1,
+        "train.precision": "float32",
+        "train.device": "cpu",
+        "train.threads": 1,
+        "validate.max_tokens": 256,
+    }
+    made = extension(load_recipe(path, ExtendRecipe, [f"{key}={value}" for key, value in small.items()]))
+    result = run_pretrain(made, tmp_path / "long")
+    assert (result["status"], result["step"]) == ("finished", 2) and made.model.seq_len == 64
 
 
 @pytest.mark.parametrize("path", of_kind("sweep"), ids=label)

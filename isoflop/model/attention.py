@@ -59,13 +59,26 @@ class LatentCache:
         return self.joint[:, :, :end]
 
 
-def attend(q_BHTC: Tensor, k_BGSC: Tensor, v_BGSC: Tensor, scale: float | None = None) -> Tensor:
+def document_mask(documents_BT: Tensor) -> Tensor:
+    """Where a token may look: its own document, up to itself; bool [B, 1, T, T] from document numbers [B, T]."""
+    same_BTT = documents_BT[:, :, None] == documents_BT[:, None, :]
+    return same_BTT.tril()[:, None]
+
+
+def attend(
+    q_BHTC: Tensor, k_BGSC: Tensor, v_BGSC: Tensor, scale: float | None = None, mask_B1TT: Tensor | None = None
+) -> Tensor:
     """Causal softmax attention where the last query sees all S keys; returns [B, H, T, channels of a value].
 
-    Grouped-query attention repeats each key/value head over H / G query heads. `scale` defaults to 1 / sqrt(C).
+    Grouped-query attention repeats each key/value head over H / G query heads. `scale` defaults to 1 / sqrt(C);
+    a mask (see `document_mask`) takes the place of the causal one.
     """
     n_new, n_seen = q_BHTC.shape[2], k_BGSC.shape[2]
     grouped = q_BHTC.shape[1] != k_BGSC.shape[1]
+    if mask_B1TT is not None:
+        return F.scaled_dot_product_attention(
+            q_BHTC, k_BGSC, v_BGSC, attn_mask=mask_B1TT, scale=scale, enable_gqa=grouped
+        )
     if n_new == n_seen:
         return F.scaled_dot_product_attention(q_BHTC, k_BGSC, v_BGSC, is_causal=True, scale=scale, enable_gqa=grouped)
     mask_TS = torch.ones(n_new, n_seen, dtype=torch.bool, device=q_BHTC.device).tril(n_seen - n_new)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from isoflop.model.attention import Cache, LatentCache, attend
+from isoflop.model.attention import Cache, LatentCache, attend, document_mask
 from isoflop.model.config import ExpertConfig, LatentConfig, ModelConfig, YarnConfig
 from isoflop.model.experts import MixtureOfExperts, Router, Routing
 from isoflop.model.loss import chunked_cross_entropy
@@ -84,7 +84,14 @@ class Attention(nn.Module):
         self.out = Linear(config.n_heads * config.d_head, config.d_model)
         self.scale = None if config.yarn is None else config.softmax_scale()
 
-    def forward(self, x_BTD: Tensor, cos_TC: Tensor, sin_TC: Tensor, cache: Cache | None = None) -> Tensor:
+    def forward(
+        self,
+        x_BTD: Tensor,
+        cos_TC: Tensor,
+        sin_TC: Tensor,
+        cache: Cache | None = None,
+        mask_B1TT: Tensor | None = None,
+    ) -> Tensor:
         batch, n_tokens, _ = x_BTD.shape
         heads_BTHC = self.qkv(x_BTD).view(batch, n_tokens, -1, self.d_head)
         # split, not slices: the backward of a split is one concatenation, that of a slice fills a zero tensor
@@ -94,7 +101,7 @@ class Attention(nn.Module):
         v_BGTC = v_BTGC.transpose(1, 2)
         if cache is not None:
             k_BGTC, v_BGTC = cache.append(k_BGTC, v_BGTC)
-        mixed_BHTC = attend(q_BHTC, k_BGTC, v_BGTC, self.scale)
+        mixed_BHTC = attend(q_BHTC, k_BGTC, v_BGTC, self.scale, mask_B1TT)
         return self.out(mixed_BHTC.transpose(1, 2).reshape(batch, n_tokens, -1))
 
 
@@ -122,7 +129,14 @@ class LatentAttention(nn.Module):
         self.kv_up = Linear(latent.d_kv_latent, config.n_heads * (latent.d_nope + latent.d_value))
         self.out = Linear(config.n_heads * latent.d_value, config.d_model)
 
-    def forward(self, x_BTD: Tensor, cos_TC: Tensor, sin_TC: Tensor, cache: LatentCache | None = None) -> Tensor:
+    def forward(
+        self,
+        x_BTD: Tensor,
+        cos_TC: Tensor,
+        sin_TC: Tensor,
+        cache: LatentCache | None = None,
+        mask_B1TT: Tensor | None = None,
+    ) -> Tensor:
         batch, n_tokens, _ = x_BTD.shape
         sizes = self.latent
         q_BTC = self.q_up(self.q_norm(self.q_down(x_BTD))) if sizes.d_q_latent else self.q(x_BTD)
@@ -138,17 +152,24 @@ class LatentAttention(nn.Module):
         if earlier:
             mixed_BTHC = self._absorbed(q_nope_BTHC, q_rope_BTHC, joint_B1SL)
         else:
-            mixed_BTHC = self._naive(q_nope_BTHC, q_rope_BTHC, latent_BTL, k_rope_BT1C)
+            mixed_BTHC = self._naive(q_nope_BTHC, q_rope_BTHC, latent_BTL, k_rope_BT1C, mask_B1TT)
         return self.out(mixed_BTHC.reshape(batch, n_tokens, -1))
 
-    def _naive(self, q_nope_BTHC: Tensor, q_rope_BTHC: Tensor, latent_BTL: Tensor, k_rope_BT1C: Tensor) -> Tensor:
+    def _naive(
+        self,
+        q_nope_BTHC: Tensor,
+        q_rope_BTHC: Tensor,
+        latent_BTL: Tensor,
+        k_rope_BT1C: Tensor,
+        mask_B1TT: Tensor | None,
+    ) -> Tensor:
         """Keys and values of every head, made from the latents of these tokens."""
         kv_BTHC = self.kv_up(latent_BTL).unflatten(-1, (self.n_heads, -1))
         k_nope_BTHC, v_BTHC = kv_BTHC.split((self.latent.d_nope, self.latent.d_value), -1)
         q_BTHC = torch.cat((q_nope_BTHC, q_rope_BTHC), -1)
         k_BTHC = torch.cat((k_nope_BTHC, k_rope_BT1C.expand(-1, -1, self.n_heads, -1)), -1)
         q_BHTC, k_BHTC, v_BHTC = (part.transpose(1, 2) for part in (q_BTHC, k_BTHC, v_BTHC))
-        return attend(q_BHTC, k_BHTC, v_BHTC, self.scale).transpose(1, 2)
+        return attend(q_BHTC, k_BHTC, v_BHTC, self.scale, mask_B1TT).transpose(1, 2)
 
     def _absorbed(self, q_nope_BTHC: Tensor, q_rope_BTHC: Tensor, joint_B1SL: Tensor) -> Tensor:
         """Scores against the cached latents themselves, values made from the mixed latent."""
@@ -191,9 +212,14 @@ class Block(nn.Module):
         self.mlp = MLP(d, config.d_ff) if experts is None else _mixture(d, experts)
 
     def forward(
-        self, x_BTD: Tensor, cos_TC: Tensor, sin_TC: Tensor, cache: Cache | LatentCache | None = None
+        self,
+        x_BTD: Tensor,
+        cos_TC: Tensor,
+        sin_TC: Tensor,
+        cache: Cache | LatentCache | None = None,
+        mask_B1TT: Tensor | None = None,
     ) -> tuple[Tensor, Routing | None]:
-        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), cos_TC, sin_TC, cache)
+        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), cos_TC, sin_TC, cache, mask_B1TT)
         normed_BTD, routing = self.mlp_norm(x_BTD), None
         if isinstance(self.mlp, MixtureOfExperts):
             update_BTD, routing = self.mlp(normed_BTD)
@@ -219,10 +245,15 @@ class FurtherToken(nn.Module):
         self.norm = RMSNorm(config.d_model, config.norm_eps)
 
     def forward(
-        self, hidden_BTD: Tensor, embedded_BTD: Tensor, cos_TC: Tensor, sin_TC: Tensor
+        self,
+        hidden_BTD: Tensor,
+        embedded_BTD: Tensor,
+        cos_TC: Tensor,
+        sin_TC: Tensor,
+        mask_B1TT: Tensor | None = None,
     ) -> tuple[Tensor, Routing | None]:
         joined_BTD = torch.cat((self.embedding_norm(embedded_BTD), self.hidden_norm(hidden_BTD)), dim=-1)
-        x_BTD, routing = self.block(self.project(joined_BTD), cos_TC, sin_TC)
+        x_BTD, routing = self.block(self.project(joined_BTD), cos_TC, sin_TC, mask_B1TT=mask_B1TT)
         return self.norm(x_BTD), routing
 
 
@@ -240,10 +271,14 @@ class Losses(NamedTuple):
 class Transformer(nn.Module):
     """Tokens in, hidden states, logits or loss out."""
 
-    def __init__(self, config: ModelConfig, dtype: torch.dtype = torch.float32):
-        """`dtype` is the format of activations and products; parameters are always float32."""
+    def __init__(self, config: ModelConfig, dtype: torch.dtype = torch.float32, document_start: int | None = None):
+        """`dtype` is the format of activations and products; parameters are always float32.
+
+        Given the token that begins a document, `document_start`, a token attends to its own document only (except
+        in cached decoding, which holds one document); without it, to all before it.
+        """
         super().__init__()
-        self.config, self.dtype = config, dtype
+        self.config, self.dtype, self.document_start = config, dtype, document_start
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
         self.norm = RMSNorm(config.d_model, config.norm_eps)
@@ -308,10 +343,11 @@ class Transformer(nn.Module):
     ) -> tuple[Tensor, list[Routing]]:
         start = cache[0].length if cache else 0
         cos_TC, sin_TC = self._angles(start, start + tokens_BT.shape[1])
+        mask_B1TT = None if cache else self._mask(tokens_BT)
         x_BTD = self.embedding(tokens_BT).to(self.dtype)
         routings = []
         for index, block in enumerate(self.blocks):
-            x_BTD, routing = block(x_BTD, cos_TC, sin_TC, cache[index] if cache else None)
+            x_BTD, routing = block(x_BTD, cos_TC, sin_TC, cache[index] if cache else None, mask_B1TT)
             if routing is not None:
                 routings.append(routing)
         return self.norm(x_BTD), routings
@@ -319,6 +355,12 @@ class Transformer(nn.Module):
     def _angles(self, start: int, end: int) -> tuple[Tensor, Tensor]:
         assert end <= self.config.seq_len, f"{end} tokens, the model was built for {self.config.seq_len}"
         return self.get_buffer("cos")[start:end], self.get_buffer("sin")[start:end]
+
+    def _mask(self, tokens_BT: Tensor) -> Tensor | None:
+        """None is the plain causal mask, which has the fastest kernels."""
+        if self.document_start is None:
+            return None
+        return document_mask((tokens_BT == self.document_start).cumsum(1))
 
     def further(self, hidden_BTD: Tensor, tokens_BT: Tensor) -> tuple[list[Tensor], list[Routing]]:
         """What the head reads for tokens further ahead: of depth k, position i predicts token i + k + 1.
@@ -329,7 +371,8 @@ class Transformer(nn.Module):
         for depth, module in enumerate(self.mtp, start=1):
             embedded_BTD = self.embedding(tokens_BT[:, depth:]).to(self.dtype)
             cos_TC, sin_TC = self._angles(0, embedded_BTD.shape[1])
-            hidden_BTD, routing = module(hidden_BTD[:, :-1], embedded_BTD, cos_TC, sin_TC)
+            mask_B1TT = self._mask(tokens_BT[:, :-depth])
+            hidden_BTD, routing = module(hidden_BTD[:, :-1], embedded_BTD, cos_TC, sin_TC, mask_B1TT)
             depths.append(hidden_BTD)
             if routing is not None:
                 routings.append(routing)

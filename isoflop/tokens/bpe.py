@@ -138,7 +138,9 @@ class Tokenizer:
     def __init__(self, backend: tokenizers.Tokenizer, vocab_size: int):
         self._backend = backend
         self._backend.encode_special_tokens = True  # text that spells a special token stays text
-        self._split = re.compile(PIECES).findall if _is_v1(backend) else None
+        self.is_v1 = _is_v1(backend)
+        """Cut by the rules v1: no token joins punctuation and line breaks."""
+        self._split = re.compile(PIECES).findall if self.is_v1 else None
         self._ids_of_piece: dict[str, list[int]] = {}
         self.vocab_size = vocab_size
         """Padded size: what the model's embedding and head have."""

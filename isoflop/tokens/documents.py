@@ -13,7 +13,6 @@ split tokens is not stated there, nor where documents are cut: both are our choi
 """
 
 import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -41,7 +40,7 @@ class Texts(NamedTuple):
     domain: str
     first: int
     """Number of the first of them within the shard."""
-    texts: Sequence[str]
+    texts: list[str]
 
 
 def check(options: DocumentOptions, tokenizer: Tokenizer) -> None:
@@ -55,27 +54,27 @@ def check(options: DocumentOptions, tokenizer: Tokenizer) -> None:
             f"documents.fim_rate = {options.fim_rate} needs the three fill-in-the-middle tokens, which this tokenizer "
             f"lacks; train one with tokenizer.fim_tokens = true, or set fim_rate = 0"
         )
-    if options.split_rate and not tokenizer.line_break_splits:
+    if options.split_rate and tokenizer.is_v1:
         raise RecipeError(
-            f"documents.split_rate = {options.split_rate} but no token of this tokenizer joins punctuation and line "
-            f'breaks; tokenizer.rules = "v3" makes such tokens, or set split_rate = 0'
+            f"documents.split_rate = {options.split_rate} but this tokenizer never joins punctuation and line breaks; "
+            f'tokenizer.rules = "v3" does, or set split_rate = 0'
         )
 
 
 def encode_documents(tokenizer: Tokenizer, options: DocumentOptions, documents: Texts) -> np.ndarray:
     """Tokens of each document between BOS and EOS, one after the other, int32."""
-    options = options if documents.split == "train" else DocumentOptions()
+    bos, eos = (np.array([index], dtype=np.int32) for index in (tokenizer.bos_id, tokenizer.eos_id))
+    if documents.split != "train" or not (options.fim_rate or options.split_rate):
+        return np.concatenate([part for ids in tokenizer.encode_batch(documents.texts) for part in (bos, ids, eos)])
     parts: list[str] = []
-    generators = []
+    plans = []
     for number, text in enumerate(documents.texts, start=documents.first):
         generator = _generator(options, documents.domain, number)
         cut = cut_for_fim(text, options.fim_rate, generator)
         parts.extend(cut or (text,))
-        generators.append((generator, cut is not None))
-    encoded = iter(tokenizer.encode_batch(parts))
-    bos, eos = (np.array([index], dtype=np.int32) for index in (tokenizer.bos_id, tokenizer.eos_id))
-    out = []
-    for generator, is_cut in generators:
+        plans.append((generator, cut is not None))
+    encoded, out = iter(tokenizer.encode_batch(parts)), []
+    for generator, is_cut in plans:
         ids = _middle_last(tokenizer, [next(encoded) for _ in range(3)]) if is_cut else next(encoded)
         out += [bos, split_line_breaks(tokenizer, ids, options.split_rate, generator), eos]
     return np.concatenate(out)

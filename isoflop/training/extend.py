@@ -124,8 +124,9 @@ def dry_run(recipe: PretrainRecipe) -> dict[str, Any]:
     """Steps, FLOPs and memory of an extension; the model is built on the meta device and counted there too."""
     with torch.device("meta"):
         built = Transformer(recipe.model)
-    n_built = sum(parameter.numel() for parameter in built.parameters())
-    counted = count_parameters(recipe.model).n_params_total
+    n_built = sum(tensor.numel() for tensor in built.state_dict().values())  # routers' biases included, as counted
+    count = count_parameters(recipe.model)
+    counted = count.n_params_total + count.n_params_mtp
     assert n_built == counted, f"{n_built} parameters built, {counted} counted"
     t, yarn = recipe.train, recipe.model.yarn
     assert yarn is not None

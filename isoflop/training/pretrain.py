@@ -258,7 +258,8 @@ def run_pretrain(
         torch.set_num_threads(recipe.train.threads)
     device = choose_device(recipe.train.device)
     dtype = _precision(recipe.train.precision, device)
-    model = Transformer(recipe.model, dtype).to(device)
+    document_start = None if recipe.data.cross_document else token_set.tokenizer.bos_id
+    model = Transformer(recipe.model, dtype, document_start).to(device)
     t = recipe.train
     optimizer = adamw(
         model, learning_rate=t.learning_rate, betas=(t.beta1, t.beta2), eps=t.eps, weight_decay=t.weight_decay

@@ -92,10 +92,11 @@ def test_unknown_domain_lists_the_known_ones(token_set: TokenSet) -> None:
         token_set.tokens("train", "law")
 
 
-@pytest.mark.parametrize("name", ["default", "demo"])
+@pytest.mark.parametrize("name", ["default", "demo", "deepseek-v3"])
 def test_tokens_recipes_have_room_for_the_special_tokens(name: str) -> None:
     options = load_recipe(ROOT / "recipes" / "tokens" / f"{name}.toml", TokensRecipe).tokenizer
-    assert options.vocab_size + 2 + options.n_reserved <= options.padded_vocab_size
+    n_special = 2 + 3 * options.fim_tokens + options.n_reserved
+    assert options.vocab_size + n_special <= options.padded_vocab_size
 
 
 def test_a_folder_of_somebody_else_is_never_replaced(

@@ -313,3 +313,15 @@ def test_a_run_on_a_disk_that_fills_up_stops_with_one_error_and_resumes_when_the
     run_pretrain(recipe, run_dir)
     run_pretrain(recipe, tmp_path / "whole")
     assert_same_run(run_dir, tmp_path / "whole")
+
+
+def test_documents_masked_from_each_other_make_another_run_with_its_own_loss(tmp_path, tiny_recipe, tiny_tokens):
+    open_, masked = tiny_recipe(), tiny_recipe(data={"cross_document": False})
+    token_set = TokenSet.open(tiny_tokens)
+    assert trajectory_of(open_, token_set) != trajectory_of(masked, token_set)
+    results = [run_pretrain(recipe, tmp_path / str(index)) for index, recipe in enumerate((open_, masked))]
+    assert results[0]["loss_nats"] != results[1]["loss_nats"] and results[1]["status"] == "finished"
+    stopped = run_pretrain(masked, tmp_path / "parts", should_stop=stopping_after(9))
+    assert stopped["status"] == "interrupted"
+    run_pretrain(masked, tmp_path / "parts")
+    assert_same_run(tmp_path / "parts", tmp_path / "1")
