@@ -190,7 +190,16 @@ def _duplicates(table: Table) -> list[str]:
     copies = len(rows) - len(set(rows))
     if copies:
         found.append(f"{copies} rows are exact copies of another row; they count twice: remove them")
-    names = ("n_params", "flops_per_token", "n_tokens", "learning_rate", "batch_tokens", "seed")
+    names = (
+        "n_params",
+        "flops_per_token",
+        "n_tokens",
+        "learning_rate",
+        "batch_tokens",
+        "seed",
+        "n_experts",
+        "n_active",
+    )
     identity = [name for name in names if table.has(name)]
     loss = next((name for name in ("loss_nats", "bits_per_byte") if table.has(name)), None)
     if loss and len(identity) >= 2:
@@ -217,6 +226,31 @@ def _several_sources(table: Table) -> list[str]:
         if name in table.columns and len(set(table.text(name).tolist())) > 1 and not table.has("bits_per_byte"):
             found.append(f"column {name} differs between rows: losses per token cannot be compared; use bits_per_byte")
     return found
+
+
+def families(table: Table) -> dict[str, int]:
+    """Kinds of models in a table by what their columns say of experts and latents, with the number of rows of each."""
+
+    def column(name: str, default: float) -> np.ndarray:
+        values = table.columns[name] if table.has(name) else np.full(table.n_rows, default)
+        return np.where(np.isfinite(values), values, default)
+
+    experts, active, shared = column("n_experts", 1.0), column("n_active", 1.0), column("n_shared", 0.0)
+    latent = column("d_kv_latent", 0.0) > 0
+    kinds = [
+        ("dense" if e <= 1 else f"{e:g} experts, {a:g} active, {s:g} shared") + (", latent attention" if m else "")
+        for e, a, s, m in zip(experts, active, shared, latent)
+    ]
+    return dict(Counter(kinds))
+
+
+def mixed_families(table: Table) -> list[str]:
+    """A warning where one law would be fitted to models of several kinds."""
+    kinds = families(table)
+    if len(kinds) < 2:
+        return []
+    shown = "; ".join(f"{name} ({count} rows)" for name, count in kinds.items())
+    return [f"{len(kinds)} kinds of models share one law: {shown}; fit each alone (--where), or --law experts to all"]
 
 
 def _units(table: Table) -> list[str]:

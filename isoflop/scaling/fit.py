@@ -13,7 +13,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from isoflop.errors import FitError
-from isoflop.scaling.checks import fit_rows, import_checks
+from isoflop.scaling.checks import fit_rows, import_checks, mixed_families
+from isoflop.scaling.experts import fit_experts
 from isoflop.scaling.hyper import fit_hyper
 from isoflop.scaling.isoflop_curve import check_sizes, fit_curves, fit_parabola, group_budgets
 from isoflop.scaling.law_set import fit_law_set
@@ -23,7 +24,7 @@ from isoflop.scaling.table import LOSSES, Table, load_table
 
 logger = logging.getLogger(__name__)
 
-Law = Literal["parabola", "surface", "lstar", "hyper", "power"]
+Law = Literal["parabola", "surface", "lstar", "hyper", "power", "experts"]
 LAWS = get_args(Law)
 __all__ = ["LAWS", "Law", "fit_law_set", "fit_table", "run_fit"]
 
@@ -41,6 +42,7 @@ def run_fit(
     interpolation: str = "auto",
     group: str = "setting",
     at_flops: float | None = None,
+    form: str = "",
 ) -> dict[str, Any]:
     """Fit one law to tables on disk, as `isoflop fit` does.
 
@@ -50,7 +52,14 @@ def run_fit(
     """
     table = load_table(tables, mapping=mapping, where=where, drop_highest_loss=drop_highest_loss, weights=weights)
     return fit_table(
-        table, law, bootstrap=bootstrap, seed=seed, interpolation=interpolation, group=group, at_flops=at_flops
+        table,
+        law,
+        bootstrap=bootstrap,
+        seed=seed,
+        interpolation=interpolation,
+        group=group,
+        at_flops=at_flops,
+        form=form,
     )
 
 
@@ -65,11 +74,13 @@ def fit_table(
     at_flops: float | None = None,
     loss: str | None = None,
     scale: str | None = None,
+    form: str = "",
 ) -> dict[str, Any]:
     """Fit one law to a table; the result holds the law's numbers, `warnings` and `conventions`.
 
     `group`: what one bootstrap draw of the surface is (row, setting or budget). `interpolation`: how the bottom of an
-    IsoFLOP curve is found (auto, parabola, akima). `at_flops`: where the surface's optimum is reported.
+    IsoFLOP curve is found (auto, parabola, akima). `at_flops`: where the surface's optimum is reported. `form`: which
+    law of experts (clark, joint, granularity, leverage; empty: every one that the columns allow).
 
     Raises:
         FitError: unknown law, a missing column, or runs that cannot carry the law.
@@ -82,6 +93,8 @@ def fit_table(
     if 0 < bootstrap < 100:
         warnings.append(f"bootstrap = {bootstrap}: 95% intervals from so few resamples are rough; 1000 is usual")
     loss_name = loss or next((name for name in LOSSES if table.has(name)), None)
+    if law != "experts":
+        warnings += mixed_families(table)
     table, left_out = fit_rows(table, _columns_read(table, law, loss_name, scale))
     options: dict[str, Any] = {"bootstrap": bootstrap, "seed": seed}
     if law == "surface":
@@ -90,6 +103,8 @@ def fit_table(
         result = fit_parabola(table, interpolation=interpolation, loss=loss, scale=scale, **options)
     elif law == "power":
         result = fit_power(table, scale=scale, **options)
+    elif law == "experts":
+        result = fit_experts(table, form=form, loss=loss, **options)
     elif law == "lstar":
         result = _fit_lstar_table(table, interpolation=interpolation, loss=loss, scale=scale, **options)
     else:
@@ -109,8 +124,8 @@ def _columns_read(table: Table, law: str, loss: str | None, scale: str | None) -
     """The columns whose gaps cost a law a row; a bad value in a column that it does not read costs nothing."""
     scales = [scale] if scale else [name for name in ("n_params", "flops_per_token") if table.has(name)][:1]
     compute = [name for name in ("total_flops", "budget_flops") if table.has(name)][:1]
-    if law == "hyper":
-        return []  # it sorts its own rows
+    if law in ("hyper", "experts"):
+        return []  # they sort their own rows
     if law == "power":
         return [*scales, "n_tokens", *compute]
     derived = len(scales) + table.has("n_tokens") < 2

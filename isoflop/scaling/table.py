@@ -3,7 +3,8 @@
 A foreign table keeps its own names; `mapping` adds ours (`n_params=params,batch_tokens=batch_seqs*seq_len`), `where`
 keeps rows by either name, and nothing is guessed silently: a missing column is one error that suggests a mapping, a
 derived one is stated in `conventions`. Ours are n_params or flops_per_token, n_tokens, total_flops (counted),
-budget_flops (planned label), loss_nats or bits_per_byte, learning_rate, batch_tokens, weight.
+budget_flops (planned label), loss_nats or bits_per_byte, learning_rate, batch_tokens, weight; of mixtures of experts
+n_params_active, n_experts, n_active, n_shared, d_expert, granularity, activated_share.
 """
 
 import csv
@@ -33,6 +34,13 @@ OTHER_NAMES = {
     "bits_per_byte": ("bpb", "val_bpb", "bits_byte"),
     "learning_rate": ("lr", "eta", "peak_lr", "max_lr"),
     "batch_tokens": ("batch", "batch_size", "bs", "batch_seqs"),
+    "n_params_active": ("active_params", "n_act", "dense_parameter_count", "params_active"),
+    "n_experts": ("num_experts", "experts", "e", "n_routed_experts", "num_local_experts"),
+    "n_active": ("k", "top_k", "num_experts_per_tok"),
+    "n_shared": ("num_shared", "n_shared_experts", "shared_experts"),
+    "d_expert": ("moe_intermediate_size", "expert_width"),
+    "granularity": ("g",),
+    "activated_share": ("activation_ratio", "a"),
 }
 LOSSES = ("loss_nats", "bits_per_byte")
 
