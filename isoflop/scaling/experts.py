@@ -98,12 +98,12 @@ def fit_form(
     def residuals(theta: np.ndarray) -> np.ndarray:
         return form.log_loss(theta, runs) - ln_loss
 
-    bounds = {"lower": lower, "upper": upper}
+    bounds = (lower, upper)
     scouted, cost = least_squares(
-        residuals, starts, weight[None], free=free, max_steps=40, relative_decrease=1e-6, **bounds
+        residuals, starts, weight[None], free=free, max_steps=40, relative_decrease=1e-6, bounds=bounds
     )
     best = scouted[np.argsort(cost, kind="stable")[:6]]
-    finished, cost = least_squares(residuals, best, weight[None], free=free, max_steps=600, **bounds)
+    finished, cost = least_squares(residuals, best, weight[None], free=free, max_steps=600, bounds=bounds)
     theta = finished[int(cost.argmin())]
     constants = form.natural(theta[None], centre)[0]  # type: ignore[arg-type]
     rmse = float(np.sqrt((residuals(theta[None])[0].real ** 2).mean()))
@@ -125,7 +125,7 @@ def fit_form(
     resamples = np.empty((0, len(theta)))
     if bootstrap:
         weight_RS = _resample_weights(len(losses), int(free.sum()), bootstrap, seed) * weight
-        moved, _ = least_squares(residuals, np.tile(theta, (bootstrap, 1)), weight_RS, free=free, **bounds)
+        moved, _ = least_squares(residuals, np.tile(theta, (bootstrap, 1)), weight_RS, free=free, bounds=bounds)
         resamples = form.natural(moved, centre)  # type: ignore[arg-type]
         low_high = np.percentile(resamples, [2.5, 97.5], axis=0).T
         result["interval_95"] = dict(zip(form.constants, low_high.tolist()))

@@ -23,18 +23,17 @@ def least_squares(
     theta_RP: np.ndarray,
     weight_RS: np.ndarray,
     *,
-    lower: np.ndarray,
-    upper: np.ndarray,
+    bounds: tuple[np.ndarray, np.ndarray],
     free: np.ndarray | None = None,
     max_steps: int = 200,
     relative_decrease: float = 1e-11,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Descend from every row of `theta_RP`; `free` (P, bool) says which parameters move.
+    """Descend from every row of `theta_RP` inside `bounds` (lower, upper); `free` (P, bool) says what moves.
 
     Weights may be one row for all. Returns theta (R, P) and the weighted sum of squares (R,); where residuals are not
     finite the cost is infinity.
     """
-    theta = np.clip(np.array(theta_RP, dtype=float), lower, upper)
+    theta = np.clip(np.array(theta_RP, dtype=float), *bounds)
     moving = np.flatnonzero(np.ones(theta.shape[1], dtype=bool) if free is None else free)
     n_rows = weight_RS.shape[-1]
     weight_RS = np.broadcast_to(weight_RS, (len(theta), n_rows))
@@ -46,8 +45,7 @@ def least_squares(
             residuals,
             theta[part],
             weight_RS[part],
-            lower=lower,
-            upper=upper,
+            bounds=bounds,
             moving=moving,
             max_steps=max_steps,
             relative_decrease=relative_decrease,
@@ -60,12 +58,12 @@ def _descend(
     theta: np.ndarray,
     weight: np.ndarray,
     *,
-    lower: np.ndarray,
-    upper: np.ndarray,
+    bounds: tuple[np.ndarray, np.ndarray],
     moving: np.ndarray,
     max_steps: int,
     relative_decrease: float,
 ) -> tuple[np.ndarray, np.ndarray]:
+    lower, upper = bounds
     damping = np.full(len(theta), 1e-2)
     still = np.zeros(len(theta), dtype=int)
     cost, gradient, curvature = _derivatives(residuals, theta, weight, moving)
@@ -105,7 +103,7 @@ def _derivatives(
     shifted[np.arange(n_moving), :, moving] += 1j * _HAIR
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         found = residuals(shifted.reshape(n_moving * n_problems, -1)).reshape(n_moving, n_problems, -1)
-    slope_PRS, residual_RS = found.imag / _HAIR, found[0].real
+    slope_PRS, residual_RS = np.imag(found) / _HAIR, np.real(found[0])
     fine = np.isfinite(residual_RS).all(axis=1) & np.isfinite(slope_PRS).all(axis=(0, 2))
     residual_RS = np.where(fine[:, None], residual_RS, 0.0)
     slope_PRS = np.where(fine[None, :, None], slope_PRS, 0.0)
