@@ -9,7 +9,6 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from isoflop.model.accounting import count_parameters
 from isoflop.model.config import ModelConfig
 from isoflop.recipe import from_tree, to_tree
 from isoflop.scaling.ladder import LadderRecipe
@@ -92,14 +91,11 @@ def measure_ladder(recipe: LadderRecipe) -> SpeedModel:
     shapes = []
     for share in (0.0, 0.35, 0.7, 1.0):
         scale = low ** (1 - share) * high**share
-        config = shape_near(scale, vocab_size=recipe.model.vocab_size, seq_len=recipe.model.seq_len)
-        budget = recipe.allocation.budget_at(scale)
-        choice = law.choose(
-            seq_len=recipe.model.seq_len,
-            total_flops=budget,
-            flops_per_token=scale,
-            n_params=count_parameters(config).n_params_non_embedding,
+        config = shape_near(
+            scale, vocab_size=recipe.model.vocab_size, seq_len=recipe.model.seq_len, family=recipe.family
         )
+        budget = recipe.allocation.budget_at(scale)
+        choice = law.choose_for(config, total_flops=budget, n_tokens=budget / scale)
         shapes.append((config, choice.batch_tokens))
     return measure_speed(
         shapes, workers=recipe.ladder.workers, threads=recipe.train.threads or 1, device=recipe.train.device

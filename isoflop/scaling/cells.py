@@ -5,7 +5,6 @@ tell a finished cell from a changed one; where it runs (device, compile, paths) 
 exactly the same thing up to their branch steps.
 """
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable
@@ -14,6 +13,7 @@ from typing import Any
 
 from isoflop.model.accounting import flops_per_token
 from isoflop.model.config import ModelConfig
+from isoflop.recipe import to_tree
 from isoflop.training.schedule import cooldown_start
 
 _WHERE_NOT_WHAT = ("device", "compile", "cuda_graph", "threads", "micro_batch")
@@ -24,6 +24,12 @@ def stable_hash(value: Any) -> str:
     """Twelve hexadecimal digits that depend on plain data only, not on key order or process."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def model_tree(config: ModelConfig) -> dict[str, Any]:
+    """The `[model]` section of a shape; what it does not have is left out, so that dense cells keep their ids."""
+    tree = to_tree(config)
+    return tree if config.mtp_depth else {key: value for key, value in tree.items() if key != "mtp_depth"}
 
 
 @dataclass(frozen=True)
@@ -92,7 +98,7 @@ class Cell:
             "learning_rate": self.learning_rate,
         }
         return {
-            "model": dataclasses.asdict(self.config),
+            "model": model_tree(self.config),
             "data": dict(self.sections["data"]),
             "train": {**own, **self.sections["train"]},
             "validate": dict(self.sections["validate"]),
@@ -101,9 +107,11 @@ class Cell:
 
     def _trunk_identity(self) -> dict[str, Any]:
         train = {key: value for key, value in self.sections["train"].items() if key not in _WHERE_NOT_WHAT}
+        if "balance" in train:  # how often loads are written decides nothing
+            train["balance"] = {key: value for key, value in train["balance"].items() if key != "report_every"}
         data = {key: value for key, value in self.sections["data"].items() if key != "tokens"}
         return {
-            "model": dataclasses.asdict(self.config),
+            "model": model_tree(self.config),
             "train": {**train, "batch_tokens": self.batch_tokens, "learning_rate": self.learning_rate},
             "data": {**data, "data_sha256": self.data_sha256},
             "validate": self.sections["validate"].get("max_tokens", 0),

@@ -118,7 +118,8 @@ class Draft:
             return float(flops_per_token(config, "M"))
         counts = count_parameters(config)
         convention = str((self.laws.get("conventions") or {}).get("params", ""))
-        return float(counts.n_params_non_embedding if "non" in convention.lower() else counts.n_params_total)
+        idle = counts.n_params_total - counts.n_params_active  # experts that a token does not use cost no compute
+        return float((counts.n_params_non_embedding if "non" in convention.lower() else counts.n_params_total) - idle)
 
     def at(self, budget: float) -> Run:
         """The run for a budget, in the order of the module's docstring."""
@@ -130,13 +131,7 @@ class Draft:
         compute = factor * split.scale * split.n_tokens
         wanted = compute / (factor * scale)
         m = float(flops_per_token(config, "M"))
-        choice = self.law.choose(
-            seq_len=self.seq_len,
-            total_flops=m * wanted,
-            flops_per_token=m,
-            n_params=count_parameters(config).n_params_non_embedding,
-            n_tokens=wanted,
-        )
+        choice = self.law.choose_for(config, total_flops=m * wanted, n_tokens=wanted)
         unit = self.seq_len * self.machine.n_gpus  # every device gets whole sequences
         units = choice.batch_tokens_exact / unit
         coarse = 2 ** max(0, math.floor(math.log2(max(units, 1) / 32)))  # at most 1.6% off, and micro-batches divide it

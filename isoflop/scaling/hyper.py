@@ -15,13 +15,14 @@ What `fit_hyper` returns (a part that the runs cannot give is absent, and `warni
     regret.{own_law,surface_law,band_law,deepseek,steplaw,published_law}.{mean, max, settings}
                 own_law is the one below; published_law is steplaw, the one published in the same variables
     own_law     what `isoflop.scaling.transfer.hyper_law` reads: the surface, else the band
+    by_total_parameters.{learning_rate,regret}   of mixtures, N counting all experts; above it is the active ones
     settings    one row per setting: N, D, C, best loss, optimum, curvature or why it was refused
     conventions, warnings
 """
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -34,6 +35,10 @@ WITHIN = 0.02
 """The quadratic surface holds for runs this close to the best (scaling-law fact sheet, section 4)."""
 SAME_SETTING = 0.03
 """Sizes and token counts closer than this (relative) are one setting: token counts are rounded to whole steps."""
+
+
+ACTIVE = "n_params_non_embedding less the experts that a token does not use"
+"""What N is of a mixture."""
 
 
 @dataclass(frozen=True)
@@ -61,17 +66,25 @@ class Optimum:
 
 
 def fit_hyper(
-    table: Any, *, bootstrap: int = 1000, seed: int = 0, band: float = BAND, within: float = WITHIN
+    table: Any,
+    *,
+    bootstrap: int = 1000,
+    seed: int = 0,
+    band: float = BAND,
+    within: float = WITHIN,
+    count: Literal["active", "total"] = "active",
 ) -> dict[str, Any]:
     """Fit laws of learning rate and batch to grids of runs (see the module's docstring for the keys).
 
     `table` maps column names to numpy columns: learning_rate, loss_nats or bits_per_byte, two of scale, tokens and
     compute (n_params or flops_per_token; n_tokens; total_flops or budget_flops), and batch_tokens if it was varied.
+    `count` says which parameters of a mixture of experts N counts in own records; which of them enters a law is an open
+    question, so that by default the law of the other count is reported beside it.
 
     Raises:
         FitError: a column is missing, or fewer than two settings have an optimum by either method.
     """
-    columns = _columns(table)
+    columns = _columns(table, count)
     settings, warnings = _settings(columns)
     regressors = _regressors(settings)
     optima = [quadratic_optimum(setting, within) for setting in settings]
@@ -111,6 +124,9 @@ def fit_hyper(
         "bootstrap": f"{bootstrap} resamples of whole settings, seed {seed}",
     }
     result["warnings"] = warnings
+    if columns["_params_name"] == ACTIVE:
+        other = fit_hyper(table, bootstrap=bootstrap, seed=seed, band=band, within=within, count="total")
+        result["by_total_parameters"] = {key: other[key] for key in ("learning_rate", "regret")}
     return result
 
 
@@ -174,13 +190,17 @@ def regret(law: HyperLaw, settings: list[Setting]) -> np.ndarray:
     return np.array(lost)
 
 
-def _columns(table: Any) -> dict[str, Any]:
+def _columns(table: Any, count: str) -> dict[str, Any]:
     given = getattr(table, "columns", table)
     values = {name: np.asarray(given[name]) for name in given}
     values = {name: v.astype(float) for name, v in values.items() if v.dtype.kind in "fiu" and np.isfinite(v).any()}
     params_name = "n_params"
     if "n_params" not in values and "n_params_non_embedding" in values:  # own records count both
         values["n_params"], params_name = values["n_params_non_embedding"], "n_params_non_embedding"
+        idle = values.get("n_params_total", np.zeros(1)) - values.get("n_params_active", np.nan)
+        idle = np.nan_to_num(idle)
+        if count == "active" and (idle > 0).any():
+            values["n_params"], params_name = values["n_params"] - idle, ACTIVE
     present = {name for name in _NAMES if name in values}
     loss = next((name for name in ("bits_per_byte", "loss_nats") if name in present), None)
     scale = next((name for name in ("n_params", "flops_per_token") if name in present), None)

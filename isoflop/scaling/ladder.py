@@ -104,6 +104,7 @@ class Ladder:
             "shape": f"{config.n_layers}x{config.d_model}",
             "flops_per_token": cell.flops_per_token,
             "n_params_total": count_parameters(config).n_params_total,
+            **({"n_params_active": count_parameters(config).n_params_active} if config.experts else {}),
             "n_tokens": cell.n_tokens,
             "batch_tokens": cell.batch_tokens,
             "learning_rate": cell.learning_rate,
@@ -196,7 +197,7 @@ def _grid(recipe: LadderRecipe) -> list[tuple[float, ModelConfig]]:
     """(planned M D, shape) pairs of sizes x tokens per parameter."""
     shapes = dict.fromkeys(_shape(recipe, target) for target in recipe.ladder.sizes)
     return [
-        (ratio * count_parameters(config).n_params_total * float(flops_per_token(config)), config)
+        (ratio * count_parameters(config).n_params_active * float(flops_per_token(config)), config)
         for config in shapes
         for ratio in sorted(recipe.ladder.tokens_per_param)
     ]
@@ -204,7 +205,13 @@ def _grid(recipe: LadderRecipe) -> list[tuple[float, ModelConfig]]:
 
 def _shape(recipe: LadderRecipe, scale: float) -> ModelConfig:
     common = recipe.model
-    return shape_near(scale, vocab_size=common.vocab_size, seq_len=common.seq_len, init_std=common.init_std)
+    return shape_near(
+        scale,
+        vocab_size=common.vocab_size,
+        seq_len=common.seq_len,
+        init_std=common.init_std,
+        family=recipe.family,
+    )
 
 
 def _cells_of_size(
@@ -215,13 +222,7 @@ def _cells_of_size(
     # Shared trunks must not know how long a run gets: rate and batch are those of the budget where the size is optimal.
     law_budget = recipe.allocation.budget_at(scale) if spec.share_trunks else budgets[0]
     law_tokens = law_budget / scale
-    choice = law.choose(
-        seq_len=config.seq_len,
-        total_flops=law_budget,
-        flops_per_token=scale,
-        n_params=count_parameters(config).n_params_non_embedding,
-        n_tokens=law_tokens,
-    )
+    choice = law.choose_for(config, total_flops=law_budget, n_tokens=law_tokens)
     tokens = [budget / scale for budget in budgets]
     cells: list[Cell] = []
     for batch_factor in spec.batch_factors:
@@ -294,6 +295,7 @@ def _sections(recipe: LadderRecipe, batch_sequences: int, warmup_steps: int, see
     train = dataclasses.asdict(recipe.train)
     limit = train.pop("max_micro_batch")
     fits = (n for n in range(min(limit, batch_sequences), 0, -1) if batch_sequences % n == 0)
+    train = {key: value for key, value in train.items() if value or key not in ("balance", "mtp")}
     train.update(micro_batch=next(fits, 0), warmup_steps=warmup_steps, seed=seed)
     return {
         "data": dataclasses.asdict(recipe.data),
@@ -322,7 +324,7 @@ def _fit_into_time(recipe: LadderRecipe, speed: Speed, data_sha256: str) -> Ladd
         return ladder, seconds <= limit_s and (not spec.max_tokens or tokens <= spec.max_tokens)
 
     # Above `high` the family has no shapes left, so that a ladder that can't be planned is always too small.
-    widest = largest_scale(recipe.model.seq_len) / spec.size_span / spec.budget_ratio
+    widest = largest_scale(recipe.model.seq_len, recipe.family) / spec.size_span / spec.budget_ratio
     high = math.log(recipe.allocation.budget_at(widest) / spec.budget_ratio ** (spec.n_budgets - 1))
     low, best = math.log(1e3), None
     for _ in range(24):

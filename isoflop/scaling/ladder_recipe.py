@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from isoflop.errors import RecipeError
+from isoflop.scaling.family import DENSE, Family, check_family
 from isoflop.training.schedule import Schedule
 
 
@@ -36,7 +37,7 @@ class LadderSection:
     sizes: tuple[float, ...] = ()
     """Explicit model scales M, FLOPs per token: for a grid, or instead of the centred sizes of a hyper ladder."""
     tokens_per_param: tuple[float, ...] = ()
-    """For a grid: training tokens per parameter, all parameters counted."""
+    """For a grid: training tokens per parameter, all parameters that a token uses counted."""
     learning_rate_factors: tuple[float, ...] = (1.0,)
     """Multiples of the law's rate, each a cell."""
     batch_factors: tuple[float, ...] = (1.0,)
@@ -107,6 +108,10 @@ class LadderTrainSection:
     cuda_graph: bool = True
     device: str = "auto"
     threads: int = 0
+    balance: dict[str, Any] = field(default_factory=dict)
+    """`[train.balance]` of a pretrain recipe, for a mixture of experts; empty: its defaults."""
+    mtp: dict[str, Any] = field(default_factory=dict)
+    """`[train.mtp]` of a pretrain recipe, for multi-token prediction; empty: its defaults."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +124,8 @@ class LadderRecipe:
     hyper: dict[str, Any] = field(default_factory=lambda: {"law": "deepseek"})
     """`law = "deepseek"`, or two power laws `learning_rate` and `batch_tokens` (see isoflop.scaling.transfer)."""
     model: LadderModelSection = LadderModelSection()
+    family: Family = DENSE
+    """Dense or mixture of experts, MHA, GQA or latent attention: the same at every size."""
     data: LadderDataSection = LadderDataSection()
     train: LadderTrainSection = LadderTrainSection()
     validate: dict[str, Any] = field(default_factory=dict)
@@ -128,6 +135,7 @@ class LadderRecipe:
 def check(recipe: LadderRecipe) -> None:
     """Rules between keys. Raises RecipeError naming the key, the value, the rule and a way out."""
     spec, prior, train = recipe.ladder, recipe.allocation, recipe.train
+    check_family(recipe.family)
     if spec.purpose == "grid":
         if not spec.sizes or not spec.tokens_per_param:
             raise RecipeError(
@@ -171,5 +179,11 @@ def check(recipe: LadderRecipe) -> None:
             f'ladder.share_trunks = true needs train.schedule = "constant_cooldown", not "{train.schedule}": '
             f"only there a run does not know its length; set ladder.share_trunks = false to keep the schedule"
         )
+    for name, of, part in (
+        ("balance", "experts", recipe.family.experts),
+        ("mtp", "mtp_depth", recipe.family.mtp_depth),
+    ):
+        if getattr(train, name) and not part:
+            raise RecipeError(f"train.{name} is set but the models have none: leave it out or set family.{of}")
     if not 0 < train.cooldown_fraction < 1:
         raise RecipeError(f"train.cooldown_fraction = {train.cooldown_fraction} must be above 0 and below 1")

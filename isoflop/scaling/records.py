@@ -45,10 +45,31 @@ class RunRecord:
     d_ff: int | None = None
     vocab_size: int | None = None
     seq_len: int | None = None
+    n_experts: int | None = None
+    """Routed experts of a block; this and the next six are absent where the model is dense."""
+    n_active: int | None = None
+    """Routed experts that a token uses."""
+    n_shared: int | None = None
+    """Experts that every token uses."""
+    d_expert: int | None = None
+    n_dense_layers: int | None = None
+    affinity: str | None = None
+    activated_share: float | None = None
+    """(n_active + n_shared) / (n_experts + n_shared)."""
+    d_kv_latent: int | None = None
+    """Channels that keys and values are made from; this and the next four are absent without latent attention."""
+    d_q_latent: int | None = None
+    d_nope: int | None = None
+    d_rope: int | None = None
+    d_value: int | None = None
+    mtp_depth: int | None = None
     n_params_total: int | None = None
+    n_params_active: int | None = None
+    """Used by one token, embedding and head included."""
     n_params_non_embedding: int | None = None
+    """All experts counted."""
     flops_per_token: float | None = None
-    """Non-embedding matmul weights x 6 plus full attention: the paper's M, generalised."""
+    """Non-embedding matmul weights that a token uses x 6 plus full attention: the paper's M, generalised."""
     flops_per_token_exact: float | None = None
     """flops_per_token plus the output head."""
     planned_tokens: int | None = None
@@ -71,6 +92,10 @@ class RunRecord:
     """Validation, all domains pooled by bytes."""
     bits_per_byte_by_domain: dict[str, float] | None = None
     train_loss_nats: float | None = None
+    expert_load: dict[str, Any] | None = None
+    """Mixtures only: how evenly the validation tokens were spread over the experts of each block, as the run said."""
+    max_violation_global: float | None = None
+    """Mean over its layers of largest load / mean load - 1, over the whole validation set."""
     unique_tokens: int | None = None
     epochs: float | None = None
     wall_s: float | None = None

@@ -10,6 +10,7 @@ Killing a worker costs the steps since its last checkpoint; killing the sweep co
 continues at the missing cells. Training, records and ladders know nothing of processes: this file is all there is.
 """
 
+import dataclasses
 import json
 import logging
 import multiprocessing
@@ -28,6 +29,7 @@ from isoflop.model.config import ModelConfig
 from isoflop.recipe import from_tree, write_json
 from isoflop.run import only_one
 from isoflop.scaling.cells import Cell, group_cells
+from isoflop.scaling.family import activated_share, family_text
 from isoflop.scaling.records import RunRecord, append_record, read_records
 from isoflop.scaling.worker import work
 from isoflop.training.checkpoint import damage
@@ -366,6 +368,7 @@ def record_of(cell: Cell, result: dict[str, Any], study: str) -> RunRecord:
 
 
 _MODEL_KEYS = ("n_layers", "d_model", "n_heads", "n_kv_heads", "d_head", "d_ff", "vocab_size", "seq_len")
+_EXPERT_KEYS = ("n_experts", "n_active", "n_shared", "d_expert", "n_dense_layers", "affinity")
 _RESULT_KEYS = (
     *("n_tokens", "flops_per_token", "flops_per_token_exact", "total_flops", "total_flops_exact", "train_loss_nats"),
     *("unique_tokens", "epochs", "wall_s", "tokens_per_s", "device", "threads", "tokenizer_sha256", "data_sha256"),
@@ -385,7 +388,8 @@ def record_of_run(
 ) -> RunRecord:
     """Planned values from a recipe tree, achieved ones from the result of its run, conventions beside both."""
     t = recipe["train"]
-    count = count_parameters(from_tree(recipe["model"], ModelConfig))
+    config = from_tree(recipe["model"], ModelConfig)
+    count = count_parameters(config)
     cools = t["schedule"] == "constant_cooldown"
     finished = result["status"] == "finished"
     return RunRecord(
@@ -396,7 +400,9 @@ def record_of_run(
         seed=int(t.get("seed", 0)),
         budget_flops=budget_flops,
         **{key: recipe["model"][key] for key in _MODEL_KEYS},
+        **_family_fields(config),
         n_params_total=count.n_params_total,
+        n_params_active=count.n_params_active,
         n_params_non_embedding=count.n_params_non_embedding,
         planned_tokens=int(t["n_tokens"]),
         batch_tokens=int(t["batch_tokens"]),
@@ -410,15 +416,31 @@ def record_of_run(
         loss_nats=result.get("loss_nats"),
         bits_per_byte=result.get("bits_per_byte"),
         bits_per_byte_by_domain=result.get("bits_per_byte_by_domain", {}),
+        expert_load=result.get("expert_load"),
+        max_violation_global=result.get("max_violation_global"),
         eval_name=f"held-out split of data {result['data_sha256'][:12]}",
-        conventions=conventions(t["schedule"]),
+        conventions=conventions(t["schedule"], config),
         **{key: result[key] for key in _RESULT_KEYS},
     )
 
 
-def conventions(schedule: str) -> dict[str, str]:
+def _family_fields(config: ModelConfig) -> dict[str, Any]:
+    """Record fields that only mixtures of experts, latent attention or multi-token prediction have."""
+    fields: dict[str, Any] = {}
+    if config.experts is not None:
+        fields = {key: getattr(config.experts, key) for key in _EXPERT_KEYS}
+        fields["activated_share"] = activated_share(config)
+    if config.latent is not None:
+        fields |= dataclasses.asdict(config.latent)
+    return fields | ({"mtp_depth": config.mtp_depth} if config.mtp_depth else {})
+
+
+def conventions(schedule: str, config: ModelConfig) -> dict[str, str]:
     """How the numbers of a record were counted."""
+    experts = {"experts": "FLOPs of the experts that a token uses and of the router"} if config.experts else {}
     return {
+        "family": family_text(config),
+        **experts,
         "flops": "M D with M = 6 x block matmul weights + 12 n (heads d_head) s; exact adds the output head 6 d V",
         "params": "n_params_non_embedding leaves out embedding and head; norms are in",
         "attention": "full s x s, causal half not taken out",

@@ -10,12 +10,16 @@ import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from isoflop.errors import RecipeError
+from isoflop.model.accounting import count_parameters, flops_per_token
+from isoflop.model.config import ModelConfig
+from isoflop.scaling.family import activated_share
 
-QUANTITIES = ("total_flops", "flops_per_token", "n_params", "n_tokens")
-"""What a law may depend on: training FLOPs C, FLOPs per token M, parameters N (see the law's `counts`), tokens D."""
+QUANTITIES = ("total_flops", "flops_per_token", "n_params", "n_tokens", "n_experts")
+"""What a law may depend on: training FLOPs C, FLOPs per token M, parameters N (see the law's `counts`; of a mixture the
+active ones), tokens D, experts E for every one that a token uses (dense: 1)."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,7 @@ class HyperLaw:
         flops_per_token: float | None = None,
         n_params: float | None = None,
         n_tokens: float | None = None,
+        n_experts: float = 1.0,
     ) -> HyperChoice:
         """Learning rate and batch at this scale, the batch rounded to whole sequences.
 
@@ -112,9 +117,29 @@ class HyperLaw:
             "flops_per_token": flops_per_token,
             "n_params": n_params,
             "n_tokens": n_tokens,
+            "n_experts": n_experts,
         }
         batch = self.batch_tokens.at(**scale)
         return HyperChoice(self.learning_rate.at(**scale), whole_batch(batch, seq_len), batch)
+
+    def choose_for(
+        self, config: ModelConfig, *, total_flops: float, n_tokens: float, count: Literal["active", "total"] = "active"
+    ) -> HyperChoice:
+        """`choose` for a shape, N being its parameters without embedding and head.
+
+        Which parameters of a mixture enter a law of N is an open question, so that both can be asked for: those that
+        one token uses, or all.
+        """
+        counts = count_parameters(config)
+        idle = counts.n_params_total - counts.n_params_active if count == "active" else 0
+        return self.choose(
+            seq_len=config.seq_len,
+            total_flops=total_flops,
+            flops_per_token=float(flops_per_token(config, "M")),
+            n_params=counts.n_params_non_embedding - idle,
+            n_tokens=n_tokens,
+            n_experts=1 / activated_share(config),
+        )
 
     def tree(self) -> dict[str, Any]:
         """Plain form for a recipe's `[hyper]` section or for JSON; `hyper_law` reads it back."""
@@ -227,5 +252,13 @@ LING = HyperLaw(
     grade="read",
     counts="C = M D of models with experts (active FLOPs)",
 )
-HYPER_LAWS: dict[str, HyperLaw] = {law.name: law for law in (DEEPSEEK, STEPLAW, PORIAN, LING)}
+JOINT = HyperLaw(
+    name="joint_experts",
+    learning_rate=PowerLaw(math.exp(8.39), {"n_params": -0.81, "n_experts": -0.25}),
+    batch_tokens=LING.batch_tokens,
+    source="rate: joint law of experts, arXiv 2502.05172; batch: Ling, arXiv 2507.17702",
+    grade="read",
+    counts="N active parameters, E experts of which one is active (fine-grained experts: E for every active one)",
+)
+HYPER_LAWS: dict[str, HyperLaw] = {law.name: law for law in (DEEPSEEK, STEPLAW, PORIAN, LING, JOINT)}
 """Published laws by name."""

@@ -71,3 +71,12 @@ def test_a_damaged_line_in_the_middle_is_named(tmp_path):
         read_records(path)
     with pytest.raises(DataError, match="does not exist"):
         read_records(tmp_path / "none.jsonl")
+
+
+def test_fields_of_a_mixture_are_kept_and_absent_in_dense_and_imported_records(tmp_path):
+    path = tmp_path / "records.jsonl"
+    mixture = RunRecord("a", n_experts=64, n_active=6, n_shared=2, d_expert=88, d_kv_latent=64, n_params_active=5)
+    append_record(path, mixture)
+    append_record(path, RunRecord("b", n_params_total=7))
+    assert read_records(path) == [mixture, RunRecord("b", n_params_total=7)]
+    assert set(json.loads(path.read_text().splitlines()[1])).isdisjoint({"n_experts", "d_kv_latent", "expert_load"})

@@ -230,3 +230,22 @@ def test_control_c_on_a_sweep_saves_exits_with_130_and_leaves_no_process(tmp_pat
     assert code == 130 and "Traceback" not in errors, errors
     assert list(out.glob("cells/*/checkpoints/step_*"))  # what was under way was saved
     assert workers and not any(Path(f"/proc/{pid}").exists() for pid in workers)
+
+
+def test_the_record_of_a_mixture_says_what_it_is_made_of():
+    family = {"experts": {"n_experts": 16, "n_active": 3, "granularity": 4.0}, "latent": {}, "mtp_depth": 1}
+    recipe = {"ladder": {"budgets": [1e12], "n_sizes": 3}, "family": family}
+    recipe |= {"hyper": {"learning_rate": 0.003, "batch_tokens": 4096}}
+    cell = plan_ladder(from_tree(recipe, LadderRecipe)).cells[0]
+    keys = ("n_tokens", "flops_per_token", "flops_per_token_exact", "total_flops", "total_flops_exact", "wall_s")
+    keys += ("train_loss_nats", "unique_tokens", "epochs", "tokens_per_s", "threads")
+    texts = ("device", "tokenizer_sha256", "data_sha256", "commit", "started_at", "finished_at")
+    load = {"max_violation": [0.1]}
+    result = {**dict.fromkeys(keys, 1.0), **dict.fromkeys(texts, "x"), "start_step": 0, "step": 1, "expert_load": load}
+    record = sweep.record_of(cell, {**result, "status": "finished", "loss_nats": 2.0}, "study")
+    assert cell.config.experts is not None and cell.config.latent is not None
+    assert (record.n_experts, record.n_active, record.n_shared, record.affinity) == (16, 3, 1, "sigmoid")
+    assert record.d_expert == cell.config.experts.d_expert and record.activated_share == 4 / 17
+    assert record.d_kv_latent == cell.config.latent.d_kv_latent and record.mtp_depth == 1
+    assert record.n_params_active < record.n_params_total and record.expert_load == load
+    assert record.conventions["family"].startswith("16 experts") and "router" in record.conventions["experts"]
