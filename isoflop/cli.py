@@ -162,7 +162,7 @@ def fit(
     /,
     *,
     law: Annotated[
-        Literal["all", "parabola", "surface", "lstar", "hyper", "power"],
+        Literal["all", "parabola", "surface", "lstar", "hyper", "power", "experts"],
         tyro.conf.arg(help="one law; all fits every law to the records of a sweep and writes laws.json"),
     ] = "all",
     map: Annotated[str, tyro.conf.arg(metavar="OURS=THEIRS,...", help="column names; products: a=b*c")] = "",
@@ -176,6 +176,10 @@ def fit(
     interpolation: Annotated[str, tyro.conf.arg(help="auto, parabola or akima")] = "auto",
     group: Annotated[str, tyro.conf.arg(help="what a resample draws: setting, row or budget")] = "setting",
     at_flops: Annotated[float | None, tyro.conf.arg(help="state the optimum at this compute")] = None,
+    form: Annotated[
+        Literal["", "clark", "joint", "granularity", "leverage"],
+        tyro.conf.arg(help="law of experts; empty: every one that the columns allow"),
+    ] = "",
     seed: int = 0,
     out: Annotated[Path, tyro.conf.arg(metavar="FILE", help="laws file of --law all")] = Path("runs/laws.json"),
     json: Json = None,
@@ -207,6 +211,7 @@ def fit(
             interpolation=interpolation,
             group=group,
             at_flops=at_flops,
+            form=form,
         )
         report_found(found, json, f"{law} law of {', '.join(map_names(tables))}", list(flat(found, depth=3)))
     print_warnings(found.get("warnings", ()))
@@ -227,7 +232,11 @@ def plan(
     max_micro_batch: Annotated[int, tyro.conf.arg(help="most sequences of a forward pass on a device")] = 16,
     ladder: Annotated[
         Path | None,
-        tyro.conf.arg(metavar="RECIPE", help="the sweep's ladder.toml: data, schedule, vocabulary, batch and rate"),
+        tyro.conf.arg(metavar="RECIPE", help="the sweep's ladder.toml: family, data, schedule, batch and rate"),
+    ] = None,
+    dense: Annotated[
+        Path | None,
+        tyro.conf.arg(metavar="LAWS", help="laws of a dense sweep: what is this family worth over it?"),
     ] = None,
     vocab_size: int = 102_400,
     seq_len: int = 4096,
@@ -245,11 +254,13 @@ def plan(
     template: dict[str, Any] | None = None
     law: Any = hyper or None
     exact: float | None = None
+    kind: dict[str, Any] = {}
     if ladder is not None:
         swept = _ladder(ladder, (), calibrate=False)
         cell: dict[str, Any] = swept.cells[-1].recipe
         template, vocab_size, seq_len = cell, cell["model"]["vocab_size"], cell["model"]["seq_len"]
         law = law or swept.recipe.hyper
+        kind["family"] = swept.recipe.family
         exact = max(cell.total_flops_exact for cell in swept.cells)
     made = make_plan(
         laws,
@@ -273,6 +284,8 @@ def plan(
         unique_tokens=unique_tokens,
         max_epochs=max_epochs,
         serve_tokens=serve_tokens,
+        dense_laws=dense,
+        **kind,
     )
     made.write(out)
     found = made.tree()
@@ -310,7 +323,7 @@ def compare(
 
 
 def report(
-    study: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="STUDY", help="folder with records.jsonl")],
+    study: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="STUDY", help="folder of a study or of a run")],
     /,
     *,
     out: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help="default: STUDY/report.html")] = None,

@@ -16,7 +16,7 @@ import numpy as np
 
 from isoflop.errors import PlanError
 from isoflop.scaling.allocation import best_split
-from isoflop.scaling.plan import load_laws
+from isoflop.scaling.laws_file import load_laws
 from isoflop.scaling.prediction import (
     central_constants,
     flops_factor,
@@ -31,6 +31,8 @@ NEXT_CELLS = 4
 """How many further runs a verdict without a decision asks for."""
 SIGNIFICANT = 0.05
 """Chance of calling any exponent different when none is; divided by the number of tests (Bonferroni)."""
+FAMILY_KEYS = ("family", "experts")
+"""Conventions that say what kind of model was trained: a difference there is what is compared, not a warning."""
 WIDE = 3.0
 """An interval whose ends differ more than this deserves more runs even if it decides who is better."""
 
@@ -59,7 +61,8 @@ def compare(
 
     Returns a dict: `multiplier` {center, low, high, by_law, resamples, at_limit}, `needed` (B's compute over A's at
     A's loss, 1 / m where exponents agree), `loss` of A and B at the budget, `exponents` (one row per exponent: a, b,
-    difference, interval, p, differs), `decided`, `verdict`, `next_cells`, `warnings`.
+    difference, interval, p, differs), `families` (the kind of model on each side, where the records say it),
+    `decided`, `verdict`, `next_cells`, `warnings`.
 
     Raises:
         PlanError: no law in common, no resamples, or laws that measure loss or scale differently.
@@ -125,6 +128,7 @@ def compare(
             "unit": laws_a["loss"],
         },
         "exponents": exponents,
+        "families": {side: _family(laws) for side, laws in (("a", laws_a), ("b", laws_b))},
         "decided": decided,
         "next_cells": cells,
         "warnings": warnings,
@@ -237,6 +241,10 @@ def _next_cells(
     return chosen
 
 
+def _family(laws: Mapping[str, Any]) -> str | None:
+    return (laws.get("conventions") or {}).get("family")
+
+
 def _budgets(laws: Mapping[str, Any], budget_flops: float) -> list[float]:
     tested = sorted(float(b) for b in laws.get("budgets") or [])
     tested = tested or [float(laws.get("largest_budget_flops") or budget_flops / 10)]
@@ -246,7 +254,7 @@ def _budgets(laws: Mapping[str, Any], budget_flops: float) -> list[float]:
 def _check_conventions(laws_a: Mapping[str, Any], laws_b: Mapping[str, Any], budget_flops: float) -> list[str]:
     warnings = []
     a, b = laws_a.get("conventions") or {}, laws_b.get("conventions") or {}
-    for key in sorted({*a, *b}):
+    for key in sorted({*a, *b} - set(FAMILY_KEYS)):
         if a.get(key) != b.get(key):
             warnings.append(f"conventions.{key} differs: {a.get(key)!r} and {b.get(key)!r}")
     tokenizer = next((key for key in ("tokenizer_sha256", "tokenizer") if a.get(key) != b.get(key)), "")
@@ -261,6 +269,9 @@ def _check_conventions(laws_a: Mapping[str, Any], laws_b: Mapping[str, Any], bud
 
 def _verdict(result: Mapping[str, Any]) -> str:
     m, level = result["multiplier"], f"{result['level']:.0%}"
+    of = {side: f" ({kind})" if kind else "" for side, kind in result["families"].items()}
+    if of["a"] == of["b"]:
+        of = {"a": "", "b": ""}
     span = f"{level} {_times(m['low'])} to {_times(m['high'])}"
     budget = f"{result['budget_flops']:.3g} FLOPs"
     different = [row["exponent"] for row in result["exponents"] if row["differs"]]
@@ -278,9 +289,11 @@ def _verdict(result: Mapping[str, Any]) -> str:
     left = result["next_cells"][-1]["interval_width_left"] if result["next_cells"] else 1.0
     if result["decided"]:
         more = f" To narrow it run next: {runs} (expected to leave {left:.0%} of the interval)." if runs else ""
-        return f"At {budget}, B is worth {_times(m['center'])} the compute of A ({span}).{growth}{more}"
+        worth = f"B{of['b']} is worth {_times(m['center'])} the compute of A{of['a']} ({span})"
+        return f"At {budget}, {worth}.{growth}{more}"
     return (
-        f"At {budget}, can't tell yet: B is worth {_times(m['center'])} the compute of A ({span}), which includes 1. "
+        f"At {budget}, can't tell yet: B{of['b']} is worth {_times(m['center'])} the compute of A{of['a']} ({span}), "
+        f"which includes 1. "
         f"Run these cells next: {runs or 'more seeds at the largest budgets'} "
         f"(expected to leave {left:.0%} of the interval).{growth}"
     )

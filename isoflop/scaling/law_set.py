@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from isoflop.errors import FitError
-from isoflop.scaling.checks import fit_rows, import_checks
+from isoflop.scaling.checks import families, fit_rows, import_checks
 from isoflop.scaling.hyper import fit_hyper
 from isoflop.scaling.isoflop_curve import (
     Budget,
@@ -72,7 +72,7 @@ def fit_law_set(
     where the records have it, `scale` flops_per_token; without them loss_nats and n_params.
 
     Raises:
-        FitError: fewer than 9 cells or 3 budgets with three sizes.
+        FitError: fewer than 9 cells or 3 budgets with three sizes, or cells of several families.
     """
     table = records if isinstance(records, Table) else Table.from_records(records)
     scale = scale or ("flops_per_token" if table.has("flops_per_token") else table.scale(LAW)[0])
@@ -148,6 +148,13 @@ def _cells(table: Table, scale: str, loss: str) -> tuple[Table, list[str]]:
         if target.any():
             warnings.append(f"{int(target.sum())} target runs left out: a law is not fitted to what it predicts")
         table = table.select(~target & ~control)
+    kinds = families(table)
+    if len(kinds) > 1:
+        shown = ", ".join(f"{name} ({count})" for name, count in kinds.items())
+        raise FitError(
+            f"{LAW}: the records hold {len(kinds)} families of models: {shown}; a law holds for one of them: give the "
+            "records of one sweep, and compare the laws of two with isoflop compare"
+        )
     table, left_out = fit_rows(table, [name for name in (scale, "n_tokens", "total_flops", loss) if table.has(name)])
     return table, import_checks(table) + warnings + left_out
 
@@ -354,6 +361,12 @@ def _conventions(records: Table | Sequence[RunRecord], table: Table, scale: str,
     given: dict[str, Any] = {}
     if not isinstance(records, Table):
         given = next((dict(record.conventions) for record in records if record.conventions), {})
+        largest = max(records, key=lambda record: record.flops_per_token or 0.0)
+        if (largest.conventions or {}).get("family"):  # of the largest: a tiny model has one head, which is no GQA yet
+            given["family"] = (largest.conventions or {})["family"]
+        tokenizers = {record.tokenizer_sha256 for record in records if record.tokenizer_sha256}
+        if len(tokenizers) == 1:
+            given.setdefault("tokenizer_sha256", tokenizers.pop())
     return {
         **given,
         **table.conventions,

@@ -6,8 +6,7 @@ optimal scale and tokens -> whole shape -> batch and rate -> whole steps -> memo
 """
 
 import dataclasses
-import hashlib
-import json
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,9 +20,12 @@ from isoflop.model.accounting import count_parameters, flops_per_token, kv_bytes
 from isoflop.model.config import ModelConfig
 from isoflop.recipe import write_json, write_recipe
 from isoflop.run import now
+from isoflop.scaling.cells import model_tree
 from isoflop.scaling.draft import Draft, Machine, Run, ShapeNear, check_machine, memory_plan
+from isoflop.scaling.family import DENSE, Family, family_text
+from isoflop.scaling.laws_file import load_laws
+from isoflop.scaling.plan_family import by_total_parameters, check_laws_family, family_rows, leverage_of, leverage_rows
 from isoflop.scaling.prediction import Prediction, central_loss, flops_factor, predict
-from isoflop.scaling.published import names, published_laws
 from isoflop.scaling.transfer import HyperLaw, hyper_law
 
 __all__ = ["Machine", "Plan", "Prediction", "load_laws", "make_plan", "predict"]
@@ -60,6 +62,9 @@ class Plan:
     serving: dict[str, float]
     unique_tokens: float | None
     hyper: dict[str, Any]
+    leverage: dict[str, Any] | None
+    """Mixtures only: what the experts are expected to be worth in compute (`expected`, by published laws), and what
+    this study's own laws say against a dense one (`measured`), where those were given."""
     warnings: list[str]
     recipe: dict[str, Any]
     """Pretrain recipe as a TOML tree."""
@@ -71,11 +76,13 @@ class Plan:
         tree = {
             f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("config", "prediction")
         }
-        tree["model"] = dataclasses.asdict(config)
+        tree["model"] = model_tree(config)
+        tree["family"] = family_text(config)
         tree["n_params_total"], tree["n_params_non_embedding"] = counts.n_params_total, counts.n_params_non_embedding
+        tree["n_params_active"] = counts.n_params_active
         tree["flops_per_token"] = flops_per_token(config, "M")
         tree["flops_per_token_exact"] = flops_per_token(config, "exact")
-        tree["tokens_per_param"] = self.n_tokens / counts.n_params_total
+        tree["tokens_per_param"] = self.n_tokens / counts.n_params_active
         tree["kv_bytes_per_token"] = kv_bytes_per_token(config)
         tree["prediction"] = None
         if self.prediction is not None:
@@ -91,8 +98,10 @@ class Plan:
             ("shape", f"{config.n_layers} layers x {config.d_model}, {config.n_heads} heads, d_ff {config.d_ff}"),
             (
                 "parameters",
-                f"{tree['n_params_total']:.4g}, {tree['n_params_non_embedding']:.4g} without embedding and head",
+                f"{tree['n_params_total']:.4g}, {tree['n_params_non_embedding']:.4g} without embedding and head"
+                + (f"; {tree['n_params_active']:.4g} active" if config.experts else ""),
             ),
+            *family_rows(config),
             ("model scale", f"{self.scale:.4g} {self.scale_name}; optimum by law: {optima}"),
             ("tokens", f"{self.n_tokens:.4g} ({tree['tokens_per_param']:.3g} per parameter), {self.steps} steps"),
             ("batch", batch),
@@ -114,6 +123,7 @@ class Plan:
             rows.append(
                 (f"within {NEAR_OPTIMAL:.1%} loss", f"{len(near)} shapes, scale {near[0]:.3g} to {near[-1]:.3g}")
             )
+        rows.extend(leverage_rows(self.leverage))
         if self.prediction is not None:
             p = self.prediction
             rows.append(("predicted", f"{p.center:.4f} {p.unit}, {p.level:.0%} interval {p.low:.4f} to {p.high:.4f}"))
@@ -133,35 +143,6 @@ class Plan:
             write_json(json_path, self.tree())
 
 
-def load_laws(laws: Mapping[str, Any] | str | Path) -> tuple[dict[str, Any], str, str]:
-    """Laws, their name or path, and their SHA-256; `laws` is a dict, a laws file, or the name of a published law.
-
-    Raises:
-        PlanError: neither a file nor a known name, or a file that is not a laws file.
-    """
-    if isinstance(laws, Mapping):
-        text = json.dumps(laws, sort_keys=True, default=lambda value: value.tolist())
-        return dict(laws), str(laws.get("name", "laws")), hashlib.sha256(text.encode()).hexdigest()
-    path = Path(laws)
-    if str(laws) in names() or not path.is_file():
-        found = published_laws(str(laws))
-        return found, str(laws), hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
-    data = path.read_bytes()
-    try:
-        found = json.loads(data)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise PlanError(f"laws {path} is not JSON ({error}); write it with isoflop fit") from error
-    if (
-        not isinstance(found, dict)
-        or found.get("law_set") != 1
-        or found.get("scale") not in ("flops_per_token", "n_params")
-    ):
-        raise PlanError(
-            f"laws {path} is not a set of laws (law_set, scale); fit a sweep with isoflop fit records.jsonl"
-        )
-    return found, str(laws), hashlib.sha256(data).hexdigest()
-
-
 def make_plan(
     laws: Mapping[str, Any] | str | Path,
     *,
@@ -179,6 +160,8 @@ def make_plan(
     init_std: float = 0.0,
     largest_sweep_flops_exact: float | None = None,
     shape_near: ShapeNear | None = None,
+    family: Family = DENSE,
+    dense_laws: Mapping[str, Any] | str | Path | None = None,
 ) -> Plan:
     """Decide one run for a compute budget, given in FLOPs or in GPU-hours (of all devices together) of a machine.
 
@@ -190,18 +173,20 @@ def make_plan(
             sections carry over, so that the run differs from the sweep in nothing but size, tokens, batch and rate.
         unique_tokens: size of the corpus; fewer than planned makes the repeated-data law apply.
         serve_tokens: tokens expected in serving; above 0 the size is the cheapest for training plus serving.
+        family: what the shapes are made of; a mixture of experts gets its expected leverage over dense models.
+        dense_laws: laws of a dense sweep of one's own, against which the leverage is also measured.
 
     Raises:
         PlanError: no or two budgets, a budget below one optimizer step, a plan that does not fit the memory, a vertex
-            outside the tested range, no interval available, laws for another tokenizer.
+            outside the tested range, no interval available, laws for another tokenizer or another family.
     """
     machine = machine or Machine()
     found, laws_name, laws_sha256 = load_laws(laws)
     template = template or {}
     if shape_near is None:
-        from isoflop.scaling.shapes import shape_near as family
+        from isoflop.scaling.shapes import shape_near as nearest
 
-        shape_near = family
+        shape_near = functools.partial(nearest, family=family)
     if (budget_flops is None) == (gpu_hours is None):
         raise PlanError(
             f"budget_flops = {budget_flops} and gpu_hours = {gpu_hours}: give exactly one of them; "
@@ -216,6 +201,7 @@ def make_plan(
     if not (math.isfinite(budget) and budget > 0):
         raise PlanError(f"budget_flops = {budget} must be a finite number above 0")
     run = draft.at(budget)
+    check_laws_family(found, run.config)
     warnings = [*run.split.warnings, *_warnings(found, template, run, unique_tokens, machine, gpu_hours)]
     factor = flops_factor(found)
     memory, micro_batch = memory_plan(run, machine, template)
@@ -252,6 +238,8 @@ def make_plan(
     near = _near_optimal(found, run, draft, total_flops, unique_tokens)
     if not near:
         warnings.append("no list of near-optimal plans: these laws give an allocation but no loss")
+    leverage = leverage_of(found, run.config, paper_flops, total_flops, dense_laws, level)
+    warnings += (leverage or {}).pop("warnings", [])
     device_hours = None if seconds is None else seconds / 3600
     return Plan(
         config=run.config,
@@ -272,7 +260,8 @@ def make_plan(
         near_optimal=near,
         serving=run.split.serving,
         unique_tokens=unique_tokens,
-        hyper=law.tree(),
+        hyper={**law.tree(), **by_total_parameters(law, run, paper_flops)},
+        leverage=leverage,
         warnings=warnings,
         recipe=recipe,
     )
@@ -305,6 +294,7 @@ def _near_optimal(
             "n_layers": row["config"].n_layers,
             "d_model": row["config"].d_model,
             "n_params_total": count_parameters(row["config"]).n_params_total,
+            "n_params_active": count_parameters(row["config"]).n_params_active,
             "scale": row["scale"],
             "n_tokens": row["n_tokens"],
             "loss": row["loss"],
@@ -337,7 +327,7 @@ def _recipe(run: Run, template: Mapping[str, Any], laws: Mapping[str, Any], micr
         "warmup_steps": max(1, min(2000, round(0.02 * run.steps))),
     }
     data = {"tokens": "tokens", **(template.get("data") or {})}
-    recipe: dict[str, Any] = {"model": dataclasses.asdict(run.config), "data": data, "train": train}
+    recipe: dict[str, Any] = {"model": model_tree(run.config), "data": data, "train": train}
     for section in ("validate", "checkpoint"):
         if template.get(section):
             recipe[section] = dict(template[section])

@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 from law_examples import TRUTH, example_laws, fitted_laws
 
-from isoflop.errors import PlanError
+from isoflop.errors import FitError, PlanError
 from isoflop.recipe import write_json
 from isoflop.scaling.compare import compare, compare_files
+from isoflop.scaling.law_set import fit_law_set
+from isoflop.scaling.prediction import surface_loss, surface_optimum
+from isoflop.scaling.records import RunRecord
 from isoflop.scaling.table import load_table
 
 BASE = example_laws(seed=1)
@@ -121,3 +124,62 @@ def test_two_corpora_of_marin_differ_in_level_and_not_measurably_in_exponents():
     far = compare(comma, nemotron, budget_flops=1e22)
     assert far["multiplier"]["high"] / far["multiplier"]["low"] > 10 and far["next_cells"]
     assert any("times the largest run" in text for text in far["warnings"])
+
+
+DENSE_TRUTH = np.array([0.9, 40.0, 60.0, 0.30, 0.33])
+
+
+def sweep_records(family, leverage, seed, noise=0.002):
+    """Cells of a sweep whose family is worth `leverage` times the compute of the dense one, in active FLOPs."""
+    generator = np.random.default_rng(seed)
+    experts = {"n_experts": 64, "n_active": 6, "n_shared": 2, "d_expert": 88} if "experts" in family else {}
+    records = []
+    for budget in (1e13, 3e13, 1e14, 3e14, 9e14):
+        best = float(surface_optimum(DENSE_TRUTH, budget, 1.0)[0])
+        for spread in (0.35, 0.6, 1.0, 1.7, 2.9):
+            scale = best * spread
+            tokens = budget / scale
+            loss = surface_loss(DENSE_TRUTH, scale * np.sqrt(leverage), tokens * np.sqrt(leverage))
+            records.append(
+                RunRecord(
+                    f"{budget:g}-{spread}",
+                    budget_flops=budget,
+                    flops_per_token=scale,
+                    n_tokens=round(tokens),
+                    total_flops=budget,
+                    bits_per_byte=float(loss * (1 + noise * generator.standard_normal())),
+                    learning_rate=1e-3,
+                    batch_tokens=4096,
+                    cooled=True,
+                    conventions={"flops": "M D", "family": family},
+                    **experts,
+                )
+            )
+    return records
+
+
+def test_a_mixture_worth_known_compute_over_a_dense_sweep_is_found_and_both_families_are_named():
+    dense = fit_law_set(sweep_records("dense; MHA", 1.0, seed=1), bootstrap=200)
+    found, inside = [], []
+    for seed in range(2, 6):
+        mixture = fit_law_set(sweep_records("64 experts, 6 active; MHA", 2.5, seed=seed), bootstrap=200)
+        result = compare(dense, mixture, budget_flops=9e14)
+        found.append(result["multiplier"]["center"])
+        inside.append(result["multiplier"]["low"] < 2.5 < result["multiplier"]["high"])
+        assert result["decided"] and result["families"]["b"].startswith("64 experts")
+        assert "B (64 experts, 6 active; MHA) is worth" in result["verdict"] and "A (dense; MHA)" in result["verdict"]
+        assert not any("family" in text for text in result["warnings"])
+    assert sum(inside) >= 3 and np.exp(np.mean(np.log(found))) == pytest.approx(2.5, rel=0.15)
+
+
+def test_laws_are_not_fitted_to_a_mixture_and_dense_runs_together():
+    records = sweep_records("dense; MHA", 1.0, seed=1) + sweep_records("64 experts; MHA", 2.5, seed=2)
+    with pytest.raises(FitError, match=r"2 families of models: dense \(25\), 64 experts, 6 active, 2 shared \(25\)"):
+        fit_law_set(records, bootstrap=0)
+
+
+def test_other_conventions_that_differ_are_still_warned_about():
+    other = {**BASE, "conventions": {**BASE["conventions"], "family": "64 experts", "schedule": "cosine"}}
+    warnings = compare(BASE, other, budget_flops=1e15)["warnings"]
+    assert any("conventions.schedule differs" in text for text in warnings)
+    assert not any("family" in text for text in warnings)

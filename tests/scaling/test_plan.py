@@ -8,8 +8,9 @@ import pytest
 from law_examples import example_laws
 
 from isoflop.errors import PlanError
-from isoflop.model.accounting import flops_per_token
+from isoflop.model.accounting import count_parameters, flops_per_token
 from isoflop.recipe import from_tree, to_toml, write_json
+from isoflop.scaling.family import ExpertFamily, Family, LatentFamily
 from isoflop.scaling.plan import Machine, load_laws, make_plan
 
 LAWS = example_laws()
@@ -213,3 +214,60 @@ def test_a_file_that_is_no_laws_file_is_refused(tmp_path):
         make_plan(tmp_path / "a.json", budget_flops=1e15)
     with pytest.raises(PlanError, match="is not a set of laws"):
         make_plan(tmp_path / "b.json", budget_flops=1e15)
+
+
+MIXTURE = Family(experts=ExpertFamily(n_experts=16, n_active=3, granularity=4.0), latent=LatentFamily())
+
+
+def test_a_mixture_is_planned_in_active_flops_with_what_it_should_be_worth():
+    plan = make_plan(LAWS, budget_flops=1.5e15, family=MIXTURE, **SMALL)
+    assert plan.config.experts is not None and plan.config.latent is not None
+    assert plan.total_flops == flops_per_token(plan.config, "M") * plan.n_tokens
+    counts = count_parameters(plan.config)
+    tree, rows = plan.tree(), dict(plan.rows())
+    assert tree["n_params_active"] == counts.n_params_active < tree["n_params_total"]
+    assert plan.leverage is not None and plan.leverage["measured"] is None
+    expected = plan.leverage["expected"]
+    assert expected["low"] < expected["center"] < expected["high"] and "2507.17702" in expected["source"]
+    assert "over published laws" in rows["expected leverage"] and "16 of width" in rows["experts"]
+    assert "active" in rows["parameters"] and "rotary channels" in rows["latent attention"]
+    assert any("lie below the compute" in text for text in plan.warnings)
+    assert all(row["n_params_active"] < row["n_params_total"] for row in plan.near_optimal)
+
+
+def test_train_reads_the_recipe_of_a_mixture_as_it_is():
+    pretrain = pytest.importorskip("isoflop.training.pretrain")
+    plan = make_plan(LAWS, budget_flops=1.5e15, family=MIXTURE, **SMALL)
+    recipe = from_tree(tomllib.loads(to_toml(plan.recipe)), pretrain.PretrainRecipe)
+    pretrain.check(recipe)
+    assert recipe.model == plan.config
+
+
+def test_laws_of_a_dense_sweep_measure_what_the_experts_are_worth():
+    better = example_laws(seed=2, data_gain=2.0)
+    plan = make_plan(better, budget_flops=1e15, family=MIXTURE, dense_laws=LAWS, **SMALL)
+    assert plan.leverage is not None
+    measured = plan.leverage["measured"]
+    assert measured["low"] < 2.0 < measured["high"] and measured["center"] == pytest.approx(2.0, rel=0.03)
+    assert "over laws" in dict(plan.rows())["measured leverage"]
+
+
+def test_a_dense_plan_says_nothing_of_experts():
+    plan = make_plan(LAWS, budget_flops=1.5e15, **SMALL)
+    assert plan.leverage is None and "experts" not in dict(plan.rows())
+    assert set(plan.recipe["model"]).isdisjoint({"experts", "latent", "mtp_depth"})
+
+
+def test_laws_of_one_family_do_not_plan_another():
+    laws = {**LAWS, "conventions": {**LAWS["conventions"], "family": "16 experts, 3 active, 1 shared, sigmoid; MHA"}}
+    with pytest.raises(PlanError, match=r"conventions.family = '16 experts.* give the ladder recipe"):
+        make_plan(laws, budget_flops=1.5e15, **SMALL)
+
+
+def test_a_law_of_parameters_shows_both_counts_of_a_mixture():
+    hyper = {**SMALL, "hyper": "joint_experts", "seq_len": 128}
+    plan = make_plan(LAWS, budget_flops=1.5e15, family=MIXTURE, **hyper)
+    other = plan.hyper["by_total_parameters"]
+    assert other["learning_rate"] < plan.learning_rate  # more parameters, lower rate
+    dense = make_plan(LAWS, budget_flops=1.5e15, **hyper)
+    assert "by_total_parameters" not in dense.hyper
