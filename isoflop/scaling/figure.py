@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from isoflop.errors import DataError
 from isoflop.scaling.canvas import save
 from isoflop.scaling.law_figure import allocation_figure, isoflop_figure
+from isoflop.scaling.load_figure import load_figure
 from isoflop.scaling.prediction_figure import compute_figure, residual_figure
 from isoflop.scaling.run_figure import hyper_figure, training_figure, trunk_figure
 from isoflop.scaling.study import Study, read_study
@@ -27,7 +28,7 @@ FIGURES = {
     "hyper": hyper_figure,
     "trunks": trunk_figure,
 }
-"""File name -> function of a Study. The target's training curve (`training`) is drawn from metrics beside these."""
+"""File name -> function of a Study. The target's `training` curve and expert `load` are drawn from its metrics."""
 
 _log = logging.getLogger(__name__)
 
@@ -37,6 +38,7 @@ def figures_of(study: Study, target_metrics: Sequence[Mapping[str, Any]] | None 
     drawn = {name: function(study) for name, function in FIGURES.items()}
     if target_metrics:
         drawn["training"] = training_figure(target_metrics, study.target)
+        drawn["load"] = load_figure(target_metrics)
     return {name: figure for name, figure in drawn.items() if figure is not None}
 
 

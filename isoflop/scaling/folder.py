@@ -5,16 +5,24 @@ STUDY/corpus, tokens, sweep/    what the stages of the same name wrote
       ladder.json, laws.json, plan.json, plan.toml, score.json
       target/                   the run that was planned
       report.html, figures/
+
+The folder of a single run (metrics.jsonl, result.json, recipe.toml) gives a page of its own.
 """
 
 import json
+import tomllib
 from pathlib import Path
 from typing import Any
 
 from isoflop.errors import DataError
+from isoflop.model.config import ModelConfig
+from isoflop.recipe import from_tree
+from isoflop.scaling.canvas import save
 from isoflop.scaling.figure import draw_figures
 from isoflop.scaling.records import read_json_lines, read_records
-from isoflop.scaling.report import write_report
+from isoflop.scaling.report import write_report, write_run_report
+
+FORMATS = (".svg", ".png")
 
 
 def report_study(study: Path, out: Path, *, figures: Path | None = None, title: str = "") -> dict[str, Any]:
@@ -25,7 +33,11 @@ def report_study(study: Path, out: Path, *, figures: Path | None = None, title: 
     """
     records_path = next((p for p in (study / "records.jsonl", study / "sweep/records.jsonl") if p.is_file()), None)
     if records_path is None:
-        raise DataError(f"{study} has no records.jsonl; run isoflop sweep first, or give the folder of a study")
+        if (study / "metrics.jsonl").is_file():
+            return _report_run(study, out, figures=figures, title=title)
+        raise DataError(
+            f"{study} has no records.jsonl; run isoflop sweep first, or give the folder of a study or a run"
+        )
     records = read_records(records_path)
     laws, plan, score = (_json(study / name) for name in ("laws.json", "plan.json", "score.json"))
     metrics = _lines(study / "target/metrics.jsonl")
@@ -48,6 +60,21 @@ def report_study(study: Path, out: Path, *, figures: Path | None = None, title: 
             figures, records=records, laws=laws, plan=plan, score=score, target_metrics=metrics or None
         )
     return {"report": str(out), "figures": {name: [str(p) for p in paths] for name, paths in drawn.items()}}
+
+
+def _report_run(run_dir: Path, out: Path, *, figures: Path | None, title: str) -> dict[str, Any]:
+    """The page of one run: what isoflop train left in its folder."""
+    metrics, result = _lines(run_dir / "metrics.jsonl"), _json(run_dir / "result.json") or {}
+    config = None
+    if (run_dir / "recipe.toml").is_file():
+        tree = tomllib.loads((run_dir / "recipe.toml").read_text(encoding="utf-8"))
+        config = from_tree(tree["model"], ModelConfig)
+    sizes = {} if config is None else {"n_layers": config.n_layers, "d_model": config.d_model, "config": config}
+    drawn = write_run_report(
+        out, run={**sizes, **result}, metrics=metrics, title=title or f"Run: {run_dir.resolve().name}"
+    )
+    saved = {} if figures is None else {n: [save(f, figures / f"{n}{e}") for e in FORMATS] for n, f in drawn.items()}
+    return {"report": str(out), "figures": {name: [str(path) for path in paths] for name, paths in saved.items()}}
 
 
 def _json(path: Path) -> Any:

@@ -9,14 +9,19 @@ import importlib.metadata
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from isoflop.recipe import write_text
 from isoflop.scaling import run_sections, study_sections
 from isoflop.scaling.canvas import svg_text
 from isoflop.scaling.figure import figures_of
+from isoflop.scaling.load_figure import load_figure, load_section
 from isoflop.scaling.page import Markup, page
+from isoflop.scaling.run_figure import training_figure
 from isoflop.scaling.study import plain_row, read_study
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _SHOWN_VERSIONS = ("isoflop", "numpy", "scipy", "torch", "tokenizers")
 
@@ -60,6 +65,7 @@ def write_report(
         ("hyper", "Learning rate", study_sections.hyper(study, pictures)),
         ("plan", "Plan", run_sections.plan(plan)),
         ("target", "Target run", run_sections.target(study, record, score, pictures)),
+        ("load", "Expert load", load_section(target_metrics, record, pictures)),
         ("savings", "Savings", run_sections.savings(study, pictures)),
         ("caveats", "Warnings", run_sections.caveats(study, ladder)),
         ("conventions", "Conventions", run_sections.conventions(study)),
@@ -71,6 +77,33 @@ def write_report(
     return Path(out_html)
 
 
+def write_run_report(
+    out_html: str | Path,
+    *,
+    run: Mapping[str, Any],
+    metrics: Sequence[Mapping[str, Any]],
+    title: str,
+) -> dict[str, "Figure"]:
+    """One page about one run, from its sizes and result (`run`) and its metrics; returns the figures that it shows.
+
+    Raises:
+        DataError: matplotlib is missing.
+    """
+    drawn = {"training": training_figure(metrics), "load": load_figure(metrics)}
+    figures = {name: figure for name, figure in drawn.items() if figure is not None}
+    pictures = {
+        name: svg_text(figure, f"figure-{name}", html.escape(_LABELS[name], quote=True))
+        for name, figure in figures.items()
+    }
+    parts = [
+        ("training", "Run", run_sections.single_run(run, pictures)),
+        ("load", "Expert load", load_section(metrics, run, pictures)),
+    ]
+    footer = Markup("Written by isoflop from the metrics and the result of the run.")
+    write_text(out_html, page(title, Markup(""), parts, footer))
+    return figures
+
+
 _LABELS = {
     "isoflop": "Validation loss against model scale, one curve per compute budget",
     "compute": "Loss against compute with the laws, the prediction and the measured value",
@@ -79,6 +112,7 @@ _LABELS = {
     "hyper": "Loss over learning rate and batch size",
     "trunks": "Shared trunks and cooldown branches",
     "training": "Training loss, validation and learning rate of the target run",
+    "load": "Load of the experts of every layer over training",
 }
 
 

@@ -6,6 +6,7 @@ Each function takes what is known and returns HTML, or an empty string where not
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from isoflop.scaling.family import family_text
 from isoflop.scaling.page import (
     Markup,
     Pictures,
@@ -16,6 +17,7 @@ from isoflop.scaling.page import (
     fingerprint,
     join,
     listed,
+    markup,
     percent,
     picture,
     scientific,
@@ -42,6 +44,10 @@ def plan(chosen: Mapping[str, Any] | None) -> Markup:
         ("shape", shape(model) if model else None),
         ("heads", model.get("n_heads")),
         ("feed-forward width", model.get("d_ff")),
+        ("family", chosen.get("family")),
+        ("experts", _experts(model)),
+        ("expected compute multiplier over dense", _leverage(chosen, "expected")),
+        ("measured compute multiplier over dense", _leverage(chosen, "measured")),
         ("context", model.get("seq_len")),
         ("parameters", _params(chosen)),
         ("tokens", short(chosen.get("n_tokens")) if number(chosen.get("n_tokens")) else None),
@@ -89,16 +95,6 @@ def target(
 ) -> Markup:
     """The run that was predicted, as it went."""
     run = record or {}
-    known = [
-        ("run", run.get("run_id")),
-        ("shape", shape(run) if run.get("n_layers") else None),
-        ("tokens", short(run["n_tokens"]) if number(run.get("n_tokens")) else None),
-        ("time", duration(run["wall_s"]) if number(run.get("wall_s")) else None),
-        ("speed", Markup(f"{short(run['tokens_per_s'])} tokens/s") if number(run.get("tokens_per_s")) else None),
-        ("device", _device(run)),
-    ]
-    by_domain = run.get("bits_per_byte_by_domain") or {}
-    rows = [(name, decimal(value)) for name, value in by_domain.items()]
     known_score = []
     for key, label in (
         ("ratio", "compute over the largest sweep run, M D"),
@@ -113,10 +109,41 @@ def target(
     return section(
         "target",
         "The target run",
-        facts(known + known_score),
+        facts(_run_facts(run) + known_score),
         picture(pictures, "training", caption),
-        table(["domain", "validation bits per byte"], rows),
+        _domains(run),
     )
+
+
+def single_run(run: Mapping[str, Any], pictures: Pictures) -> Markup:
+    """A run by itself: `run` holds its sizes and its result."""
+    known = [
+        ("family", family_text(run["config"]) if run.get("config") else None),
+        ("validation", Markup(f"{decimal(run['bits_per_byte'])} bits per byte") if run.get("bits_per_byte") else None),
+        ("status", run.get("status")),
+        ("commit", run.get("commit")),
+    ]
+    caption = "Training loss per step (light) and smoothed; validation in bits per byte."
+    return section(
+        "training", "The run", facts(_run_facts(run) + known), picture(pictures, "training", caption), _domains(run)
+    )
+
+
+def _run_facts(run: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    return [
+        ("run", run.get("run_id")),
+        ("shape", shape(run) if run.get("n_layers") else None),
+        ("tokens", short(run["n_tokens"]) if number(run.get("n_tokens")) else None),
+        ("time", duration(run["wall_s"]) if number(run.get("wall_s")) else None),
+        ("speed", Markup(f"{short(run['tokens_per_s'])} tokens/s") if number(run.get("tokens_per_s")) else None),
+        ("device", _device(run)),
+    ]
+
+
+def _domains(run: Mapping[str, Any]) -> Markup:
+    by_domain = run.get("bits_per_byte_by_domain") or {}
+    rows = [(name, decimal(value)) for name, value in by_domain.items()]
+    return table(["domain", "validation bits per byte"], rows)
 
 
 def savings(study: Study, pictures: Pictures) -> Markup:
@@ -223,7 +250,28 @@ def _params(chosen: Mapping[str, Any]) -> Markup | None:
     if total is None:
         return None
     inner = number(chosen.get("n_params_non_embedding"))
-    return Markup(f"{short(total)}" + (f", {short(inner)} without embeddings" if inner else ""))
+    active = number(chosen.get("n_params_active"))
+    used = f", {short(active)} used by one token" if active and active < total else ""
+    return Markup(f"{short(total)}" + (f", {short(inner)} without embeddings" if inner else "") + used)
+
+
+def _experts(model: Mapping[str, Any]) -> str | None:
+    found = model.get("experts") or {}
+    if not found:
+        return None
+    return f"{found.get('n_experts')} of width {found.get('d_expert')}, {found.get('n_active')} active, " + (
+        f"{found.get('n_shared')} shared"
+    )
+
+
+def _leverage(chosen: Mapping[str, Any], kind: str) -> Markup | None:
+    """Centre and range, with where they come from."""
+    found = (chosen.get("leverage") or {}).get(kind) or {}
+    if number(found.get("center")) is None:
+        return None
+    low, high = decimal(found.get("low"), 3), decimal(found.get("high"), 3)
+    origin = found.get("source") or f"this study over {found.get('over')}"
+    return Markup(f"{decimal(found['center'], 3)} ({low} to {high}; {markup(origin)})")
 
 
 def _epochs(chosen: Mapping[str, Any]) -> Markup | None:

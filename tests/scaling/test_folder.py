@@ -7,8 +7,11 @@ import pytest
 from synthetic_study import make_corpus_manifest, make_metrics, make_study, make_tokens_manifest
 
 from isoflop.errors import DataError
-from isoflop.recipe import write_json
+from isoflop.recipe import write_json, write_recipe
+from isoflop.scaling.cells import model_tree
+from isoflop.scaling.family import ExpertFamily, Family
 from isoflop.scaling.folder import report_study
+from isoflop.scaling.shapes import shape
 
 pytest.importorskip("matplotlib", reason="the report needs matplotlib: pip install isoflop[report]")
 
@@ -77,3 +80,17 @@ def test_a_damaged_part_of_a_study_is_named(study):
     (study / "laws.json").write_text("{", encoding="utf-8")
     with pytest.raises(DataError, match=r"laws.json is not JSON .*; make it again"):
         report_study(study, study / "report.html")
+
+
+def test_the_folder_of_one_run_gives_a_page_with_its_expert_load(tmp_path):
+    config = shape(128, vocab_size=512, seq_len=64, family=Family(experts=ExpertFamily(16, 3)))
+    lines = make_metrics()
+    load = {"max_violation": [0.5, 0.2], "entropy": [0.9, 0.99], "dead": [0, 0]}
+    lines += [{"step": step, "expert_load": load} for step in (100, 200, 300)]
+    write_lines(tmp_path / "metrics.jsonl", lines)
+    write_recipe(tmp_path / "recipe.toml", {"model": model_tree(config)})
+    write_json(tmp_path / "result.json", {"status": "finished", "bits_per_byte": 1.234, "n_tokens": 614400})
+    found = report_study(tmp_path, tmp_path / "report.html", figures=tmp_path / "figures")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert set(found["figures"]) == {"training", "load"}
+    assert "16 experts, 3 active" in page and "1.234" in page and "Load of the experts" in page
