@@ -63,7 +63,8 @@ def _measure(jobs: list[tuple[dict[str, Any], int]], threads: int, device_name: 
         for window_s in (0.0, *[seconds / WINDOWS] * WINDOWS):  # the first is warm-up
             steps, began = 0, time.perf_counter()
             while steps < 2 or time.perf_counter() - began < window_s:
-                (model.loss_sum(windows[:, :-1], windows[:, 1:]) / batch_tokens).backward()
+                losses = model.losses(windows[:, :-1], windows[:, 1:])
+                (torch.stack([losses.nats, *losses.further_nats]).sum() / batch_tokens).backward()
                 torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)

@@ -17,6 +17,7 @@ from isoflop.scaling.canvas import (
     VERMILION,
     count,
     light_grid,
+    log_axis,
     new_figure,
     style,
     subtitle,
@@ -66,8 +67,7 @@ def load_figure(metrics: Sequence[Mapping[str, Any]]) -> "Figure | None":
         figure = new_figure(6.4)
         violation, entropy, dead = figure.subplots(3, 1, sharex=True, height_ratios=[3.0, 1.6, 1.0])
         _draw_layers(violation, load["step"], load["max_violation"])
-        violation.set_yscale("log")
-        violation.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        log_axis(violation, "y", "count")
         violation.set_ylabel("MaxVio of a batch")
         n_layers = load["max_violation"].shape[1]
         text = f"{n_layers} layers with experts, light is shallow and dark is deep; the heavy line is their mean"

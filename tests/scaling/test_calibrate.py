@@ -2,9 +2,10 @@
 
 import pytest
 
-from isoflop.recipe import from_tree
+from isoflop.recipe import from_tree, to_tree
 from isoflop.scaling import calibrate
 from isoflop.scaling.calibrate import measure_ladder, measure_speed
+from isoflop.scaling.family import DENSE, ExpertFamily, Family, LatentFamily
 from isoflop.scaling.ladder import LadderRecipe, plan_ladder
 from isoflop.scaling.shapes import shape
 from isoflop.scaling.speed import SpeedModel
@@ -22,9 +23,11 @@ def test_two_processes_are_measured_and_larger_models_are_slower():
     assert rates[0] > rates[2] and all(1e2 < rate < 1e9 for rate in rates)
 
 
-def test_one_measurement_is_tokens_per_second_of_training_steps():
-    (rate,) = calibrate._measure([(vars(small(8)), 256)], 1, "cpu", 0.02)
-    assert 1e3 < rate < 1e8
+@pytest.mark.parametrize("family", [DENSE, Family(experts=ExpertFamily(8, 2), latent=LatentFamily(), mtp_depth=1)])
+def test_one_measurement_is_tokens_per_second_of_training_steps(family):
+    config = shape(8, vocab_size=64, seq_len=16, family=family)
+    (rate,) = calibrate._measure([(to_tree(config), 256)], 1, "cpu", 0.02)
+    assert 1e2 < rate < 1e8
 
 
 @pytest.mark.parametrize("section", [{"budgets": [1e12, 9e12]}, {"minutes": 3.0}])
