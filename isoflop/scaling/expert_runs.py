@@ -71,6 +71,9 @@ def rows_for(
     unknown = [name for name in form.needs if not np.isfinite(getattr(runs, name)).any()]
     if unknown:
         return nothing, f"{' and '.join(unknown)} missing: no such column, or an empty one", []
+    seen = runs.n_tokens[np.isfinite(runs.n_tokens)]
+    if form.name == "clark" and seen.size and seen.max() > (1 + SAME_CUT) * seen.min():
+        return nothing, f"n_tokens runs from {seen.min():.3g} to {seen.max():.3g}; this law holds at one count", []
     dense = runs.n_experts <= 1 + SAME
     keep = np.isfinite(losses) & (losses > 0)
     for name in form.needs:

@@ -137,6 +137,14 @@ def test_one_family_beside_dense_runs_fixes_the_level_and_holds_the_rest_at_the_
     assert row["leverage"] == pytest.approx(leverage_at(LING, 1 / 16, 8, 1e22), rel=0.1)
 
 
+def test_clarks_law_is_not_fitted_across_token_counts():
+    table = joint_table()
+    with pytest.raises(FitError, match=r"n_tokens runs from 1e.09 to 1e.11; this law holds at one count"):
+        fit_experts(table, form="clark", bootstrap=0)
+    one = table.select(table.columns["n_tokens"] == table.columns["n_tokens"][0])
+    assert fit_experts(one, form="clark", bootstrap=0)["fits"]["clark"]["rmse_ln"] < 0.01
+
+
 def test_few_expert_counts_hold_the_saturation():
     fit = fit_experts(joint_table(experts=(1, 8)), form="joint", bootstrap=0)["fits"]["joint"]
     assert set(fit["held"]) == {"E_start", "E_max"} and fit["rmse_ln"] < 0.003

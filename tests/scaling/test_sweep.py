@@ -18,7 +18,9 @@ from isoflop.recipe import from_tree, write_recipe
 from isoflop.run import only_one
 from isoflop.scaling import sweep
 from isoflop.scaling.cells import group_cells
+from isoflop.scaling.family import Family
 from isoflop.scaling.ladder import LadderRecipe, plan_ladder
+from isoflop.scaling.load_figure import read_load
 from isoflop.scaling.records import read_records
 from isoflop.scaling.shapes import shape
 from isoflop.scaling.sweep import run_sweep
@@ -249,3 +251,23 @@ def test_the_record_of_a_mixture_says_what_it_is_made_of():
     assert record.d_kv_latent == cell.config.latent.d_kv_latent and record.mtp_depth == 1
     assert record.n_params_active < record.n_params_total and record.expert_load == load
     assert record.conventions["family"].startswith("16 experts") and "router" in record.conventions["experts"]
+
+
+@pytest.mark.dist
+def test_a_sweep_of_a_mixture_shares_trunks_and_records_how_its_experts_were_used(tmp_path, tiny_tokens):
+    dense = ladder_recipe(tiny_tokens, ratios=(0.25, 0.5), balance={"report_every": 2})
+    experts = {"n_experts": 8, "n_active": 2, "n_shared": 1, "granularity": 2.0}
+    family = from_tree({"experts": experts, "latent": {}}, Family)
+    sizes = tuple(float(flops_per_token(shape(d, vocab_size=512, seq_len=16, family=family))) for d in (8, 16))
+    recipe = dataclasses.replace(dense, family=family, ladder=dataclasses.replace(dense.ladder, sizes=sizes))
+    cells = cells_of(recipe)
+    assert len(cells) == 4 and len(group_cells(cells)) == 2
+    records = run_sweep(cells, tmp_path, study="test", workers=2)
+    for cell, record in zip(cells, records, strict=True):
+        assert record.status == "finished" and record.n_experts == 8 and record.d_kv_latent
+        assert record.total_flops == cell.total_flops
+        layers = cell.config.n_layers - 1
+        assert len(record.expert_load["max_violation"]) == layers and record.max_violation_global > 0
+    metrics = (tmp_path / "trunks" / cells[0].trunk_id / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    load = read_load([json.loads(line) for line in metrics])
+    assert load is not None and load["max_violation"].shape[1] == cells[0].config.n_layers - 1
