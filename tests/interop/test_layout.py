@@ -2,15 +2,19 @@
 
 import math
 import re
+import tomllib
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from interop_models import FAMILIES, V3
 
-from isoflop.interop.formats import derived_format
+from isoflop.interop.formats import check_fits, derived_format
 from isoflop.interop.layout import Rotary, copies, layout, to_ours, to_theirs
+from isoflop.model.config import ModelConfig
 from isoflop.model.transformer import Transformer
+from isoflop.recipe import from_tree
 
 EACH = pytest.mark.parametrize("config", FAMILIES.values(), ids=FAMILIES)
 
@@ -117,3 +121,21 @@ def test_llama_has_the_released_names():
         + [f"model.layers.0.mlp.{side}_proj.weight" for side in ("gate", "up", "down")]
         + [f"model.layers.0.{norm}_layernorm.weight" for norm in ("input", "post_attention")]
     )
+
+
+@pytest.mark.parametrize(
+    "recipe, format, n_values",
+    [
+        ("deepseek-7b", "llama", 6_910_365_696),
+        ("deepseek-67b", "llama", 67_425_001_472),
+        ("deepseek_v2_lite", "deepseek_v2", 15_706_484_224),
+        ("deepseek_v2", "deepseek_v2", 235_741_434_880),
+        ("deepseek_v3", "deepseek_v3", 671_026_419_200),
+    ],
+)
+def test_published_models_have_a_format_and_as_many_values_as_published(recipe, format, n_values):
+    text = (Path(__file__).parents[2] / "recipes" / "pretrain" / f"{recipe}.toml").read_text(encoding="utf-8")
+    config = replace(from_tree(tomllib.loads(text)["model"], ModelConfig), mtp_depth=0)
+    assert derived_format(config) == format
+    check_fits(config, format)
+    assert sum(math.prod(piece.shape) for target in layout(config, format) for piece in target.pieces) == n_values

@@ -1,6 +1,7 @@
 """Checkpoints are complete, checksummed and atomic; damage is named and the one before is used."""
 
 import errno
+import hashlib
 import json
 import logging
 import os
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from isoflop.errors import CheckpointError
 from isoflop.training import checkpoint
@@ -92,6 +94,22 @@ def test_all_damaged_is_an_error_that_says_what_to_do(tmp_path):
         CheckpointError, match=r"all 2 checkpoints in .* are damaged.*restore one.*or delete the folder"
     ):
         checkpoint.newest(tmp_path)
+
+
+def test_adopted_weights_are_a_checkpoint_of_step_0_without_optimizer_state(tmp_path):
+    model, _ = model_and_optimizer(seed=1)
+
+    def write(path):
+        save_file({name: value.half() for name, value in model.state_dict().items()}, path)  # any number format
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+
+    adopted = checkpoint.adopt(tmp_path, write, state={"imported": "x"})
+    assert checkpoint.newest(tmp_path) == adopted == tmp_path / "step_00000000"
+    other, other_optimizer = model_and_optimizer(seed=2)
+    state = checkpoint.load(adopted, other, other_optimizer)
+    assert (state["step"], state["imported"]) == (0, "x") and not other_optimizer.state
+    for name, value in other.state_dict().items():
+        assert value.dtype == torch.float32 and torch.equal(value, model.state_dict()[name].half().float())
 
 
 def test_no_checkpoint_yet_is_no_error(tmp_path):
