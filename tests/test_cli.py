@@ -323,7 +323,7 @@ def test_help_lists_the_commands_in_the_order_of_the_data_flow(capsys):
     text = capsys.readouterr().out
     assert stopped.value.code == 0
     order = ["corpus", "tokens", "inspect", "ladder", "sweep", "fit"]
-    order += ["plan", "train", "extend", "passkey", "score", "compare", "report", "demo"]
+    order += ["plan", "train", "extend", "passkey", "score", "export", "import", "compare", "report", "demo"]
     shown = re.findall(r"^\W+([a-z]+) +[A-Z]", text, flags=re.M)  # a name, then its sentence
     assert list(cli.STAGES) == order and shown == order
 
