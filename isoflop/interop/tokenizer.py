@@ -18,7 +18,7 @@ from tokenizers.processors import TemplateProcessing
 
 from isoflop.errors import CheckpointError
 from isoflop.recipe import write_text
-from isoflop.tokens.bpe import Tokenizer
+from isoflop.tokens.bpe import BOS, EOS, Tokenizer
 
 CONFIG, MAIN = "tokenizer_config.json", "tokenizer.json"
 FILES = (MAIN, CONFIG, "special_tokens_map.json", "chat_template.jinja")
@@ -74,10 +74,11 @@ def bring_in(source: Path, out: Path) -> None:
     """
     backend, config = load(source), _config(source)
     _copy(source, out)
-    if _OURS in config:
+    padded = config.get("padded_vocab_size")
+    if isinstance(padded, int) and None not in (backend.token_to_id(BOS), backend.token_to_id(EOS)):
         backend.post_processor = None  # type: ignore[assignment]
-        before = Tokenizer(backend, int(config["padded_vocab_size"]))
-        if before.sha256 == config[_OURS]:
+        before = Tokenizer(backend, padded)
+        if before.sha256 == config.get(_OURS):
             write_text(out / MAIN, before.to_json())
 
 
@@ -89,10 +90,10 @@ def write(source: Path, out: Path, *, seq_len: int) -> None:
     """
     backend, config = load(source), _config(source)
     _copy(source, out)
-    if _OURS in config and config.get("add_bos_token") and backend.post_processor is None:
-        bos = config["bos_token"]
+    bos_id = backend.token_to_id(BOS)
+    if _OURS in config and config.get("add_bos_token") and backend.post_processor is None and bos_id is not None:
         backend.post_processor = TemplateProcessing(  # type: ignore[assignment]
-            single=f"{bos}:0 $A:0", pair=f"{bos}:0 $A:0 $B:1", special_tokens=[(bos, backend.token_to_id(bos))]
+            single=f"{BOS}:0 $A:0", pair=f"{BOS}:0 $A:0 $B:1", special_tokens=[(BOS, bos_id)]
         )
         write_text(out / MAIN, backend.to_str(pretty=True) + "\n")
     config.setdefault("tokenizer_class", "PreTrainedTokenizerFast")
