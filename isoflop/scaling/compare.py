@@ -107,9 +107,12 @@ def compare(
         warnings.append(
             f"the laws' multipliers differ by a factor {math.exp(spread):.3g}: the budget is far from the data"
         )
-    cells = (
-        [] if decided and high < WIDE * low else _next_cells(laws_a, laws_b, draws_a, draws_b, ln_by_law, budget_flops)
-    )
+    cells: list[dict[str, Any]] = []
+    if not decided or high >= WIDE * low:
+        try:
+            cells = _next_cells(laws_a, laws_b, draws_a, draws_b, ln_by_law, budget_flops)
+        except PlanError as error:  # a sweep whose optima lie outside its sizes can be compared, but places no cells
+            warnings.append(f"no further cells were placed: {error}")
     result: dict[str, Any] = {
         "budget_flops": budget_flops,
         "level": level,
@@ -287,15 +290,18 @@ def _verdict(result: Mapping[str, Any]) -> str:
         for cell in result["next_cells"]
     )
     left = result["next_cells"][-1]["interval_width_left"] if result["next_cells"] else 1.0
+    following = (
+        f"Run these cells next: {runs} (expected to leave {left:.0%} of the interval)."
+        if runs
+        else "More sizes around the optimum and seeds at the largest budgets would tell."
+    )
     if result["decided"]:
         more = f" To narrow it run next: {runs} (expected to leave {left:.0%} of the interval)." if runs else ""
         worth = f"B{of['b']} is worth {_times(m['center'])} the compute of A{of['a']} ({span})"
         return f"At {budget}, {worth}.{growth}{more}"
     return (
         f"At {budget}, can't tell yet: B{of['b']} is worth {_times(m['center'])} the compute of A{of['a']} ({span}), "
-        f"which includes 1. "
-        f"Run these cells next: {runs or 'more seeds at the largest budgets'} "
-        f"(expected to leave {left:.0%} of the interval).{growth}"
+        f"which includes 1. {following}{growth}"
     )
 
 

@@ -13,8 +13,10 @@ from isoflop.scaling.table import Table
 LAW = "law experts"
 SAME = 0.02
 """Expert counts, shares and granularities closer than this (relative) count as one value."""
-SAME_CUT = 0.15
-"""The same for granularities of one family: widths are rounded, so it moves a little with the size."""
+SAME_CUT = 0.5
+"""The same for granularities: widths are rounded, so that of one family moves with the size, if small by half."""
+SAME_TOKENS = 0.1
+"""The same for token counts: steps are whole."""
 
 
 def read_runs(table: Table) -> tuple[Runs, dict[str, str]]:
@@ -72,7 +74,7 @@ def rows_for(
     if unknown:
         return nothing, f"{' and '.join(unknown)} missing: no such column, or an empty one", []
     seen = runs.n_tokens[np.isfinite(runs.n_tokens)]
-    if form.name == "clark" and seen.size and seen.max() > (1 + SAME_CUT) * seen.min():
+    if form.name == "clark" and seen.size and seen.max() > (1 + SAME_TOKENS) * seen.min():
         return nothing, f"n_tokens runs from {seen.min():.3g} to {seen.max():.3g}; this law holds at one count", []
     dense = runs.n_experts <= 1 + SAME
     keep = np.isfinite(losses) & (losses > 0)
@@ -90,7 +92,8 @@ def rows_for(
     chosen = Runs(
         *(getattr(runs, name)[keep] for name in ("n_params", "n_tokens", "total_flops", "n_experts", "granularity"))
     )
-    distinct = {name: len(distinct_values(getattr(chosen, name))) for name in form.needs}
+    within = {"granularity": SAME_CUT}
+    distinct = {name: len(distinct_values(getattr(chosen, name), within.get(name, SAME))) for name in form.needs}
     least = {"n_params": 3 if form.name != "clark" else 2, "n_tokens": 3, "n_experts": 2, "granularity": 2}
     least["total_flops"] = 3
     if form.name == "leverage":
@@ -147,7 +150,7 @@ def undetermined(form: Form, runs: Runs) -> dict[str, str]:
     n_experts = len(distinct_values(runs.n_experts))
     if form.name in ("clark", "joint") and n_experts < 5:
         held |= dict.fromkeys(("E_start", "E_max"), f"{n_experts} expert counts, saturation needs five")
-    if form.name == "granularity" and len(distinct_values(runs.granularity)) < 3:
+    if form.name == "granularity" and len(distinct_values(runs.granularity, SAME_CUT)) < 3:
         held["gamma"] = "fewer than three granularities"
     if form.name == "leverage":
         if len(distinct_values(runs.granularity[mixture], SAME_CUT)) < 3:
@@ -161,7 +164,9 @@ def undetermined(form: Form, runs: Runs) -> dict[str, str]:
 
 
 def near(values: np.ndarray, value: float, within: float = SAME) -> np.ndarray:
-    return np.abs(values / value - 1) <= within
+    """Which values lie within a factor 1 + `within` of one."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.abs(np.log(values / value)) <= np.log1p(within) + 1e-9
 
 
 def distinct_values(values: np.ndarray, within: float = SAME) -> list[float]:

@@ -183,3 +183,12 @@ def test_other_conventions_that_differ_are_still_warned_about():
     warnings = compare(BASE, other, budget_flops=1e15)["warnings"]
     assert any("conventions.schedule differs" in text for text in warnings)
     assert not any("family" in text for text in warnings)
+
+
+def test_sweeps_whose_optima_lie_outside_are_compared_but_place_no_cells():
+    outside = copy.deepcopy(BASE)
+    for vertex in outside["parabola"]["vertices"]:
+        vertex["inside"] = False
+    found = compare(outside, example_laws(seed=2), budget_flops=1e15)
+    assert found["next_cells"] == [] and "can't tell yet" in found["verdict"]
+    assert any("no further cells were placed: the vertex" in text for text in found["warnings"])
