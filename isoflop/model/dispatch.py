@@ -124,8 +124,6 @@ class _GroupedProduct(torch.autograd.Function):
         d_y_RF = d_y_RF.contiguous()
         d_x_RD = F.grouped_mm(d_y_RF, weight_EFD, offs=ends_E)
         d_weight_EFD = F.grouped_mm(d_y_RF.T, x_RD, offs=ends_E)
-        if not (x_RD.is_cuda and torch.cuda.get_device_properties(x_RD.device).major == 9):
-            # Experts without rows: zero on Hopper, not written by newer devices' kernels (pytorch issue 172439).
-            empty_E11 = torch.diff(ends_E, prepend=ends_E.new_zeros(1)).eq(0)[:, None, None]
-            d_weight_EFD.masked_fill_(empty_E11, 0.0)
-        return d_x_RD, d_weight_EFD, None
+        # Experts without rows: zero on Hopper, left unwritten by newer devices' kernels (pytorch issue 172439).
+        empty_E11 = torch.diff(ends_E, prepend=ends_E.new_zeros(1)).eq(0)[:, None, None]
+        return d_x_RD, d_weight_EFD.masked_fill_(empty_E11, 0.0), None
