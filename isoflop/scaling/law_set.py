@@ -54,6 +54,9 @@ held-out packages cost more. Median and spread are an assumption (docs/scaling.m
 """
 EXPONENT, EXPONENT_SPREAD = 0.35, 0.1
 """Prior of alpha and beta (published fits: 0.28 to 0.46); without it one of them can take all the decline."""
+NEARNESS = (
+    0.5  # weight of a cell: (C / largest C) to this power; the laws are approximations, used beyond the largest C
+)
 PRIOR_STRATA = 8  # resamples are dealt out over so many equally likely means of the prior: its doubt is in the interval
 
 
@@ -84,7 +87,7 @@ def fit_law_set(
     if len(rows) < table.n_rows:
         table = table.select(rows)
         budgets, _ = _budgets(table, scale, loss)
-    points = surface_points(table, loss=loss, scale=scale)
+    points = _nearer_counts_more(surface_points(table, loss=loss, scale=scale))
     generator = np.random.default_rng(seed)
 
     prior = _Prior(FLOOR_BITS_PER_BYTE, FLOOR_SPREAD) if loss == "bits_per_byte" else None
@@ -139,6 +142,12 @@ def fit_law_set(
         if fitted is not None:
             laws["hyper"] = fitted
     return laws
+
+
+def _nearer_counts_more(points: Points) -> Points:
+    """Weights grow with compute: small models are late to learn some things, and the law is wanted at the other end."""
+    weight = (points.scale * points.tokens) ** NEARNESS
+    return dataclasses.replace(points, weight=points.weight * weight / weight.mean())
 
 
 def _cells(table: Table, scale: str, loss: str) -> tuple[Table, list[str]]:

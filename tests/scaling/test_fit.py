@@ -208,3 +208,21 @@ def test_the_priors_tame_a_noisy_narrow_sweep_and_yield_to_a_quiet_one(monkeypat
     assert quiet.max() < 0.005
     without = fit_law_set([dataclasses.replace(r, bits_per_byte=None) for r in sweep()], bootstrap=0, hyper=False)
     assert without["loss"] == "loss_nats" and without["floor_prior"] is None
+
+
+def test_what_only_small_budgets_do_matters_less(monkeypatch):
+    """The smallest budget 2% above the law, as models are that have not yet learnt to use their context."""
+    records = sweep(noise=0.0)
+    least = min(r.budget_flops for r in records)
+    late = [
+        r if r.budget_flops > least else dataclasses.replace(r, bits_per_byte=1.02 * r.bits_per_byte) for r in records
+    ]
+    truth = TRUTH.optimum(2e13)[2]
+
+    def miss():
+        laws = fit_law_set(late, bootstrap=0, hyper=False)
+        return np.abs(np.array(at_optimum(laws, 2e13)) / truth - 1).mean()
+
+    weighted = miss()
+    monkeypatch.setattr(law_set, "NEARNESS", 0.0)
+    assert weighted < 0.9 * miss()
