@@ -1,7 +1,6 @@
 """Real processes of the command line, and ways to kill them: shared by the kill tests."""
 
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -50,12 +49,14 @@ def size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def killed_while_working(path: Path, generator: random.Random, spread_s: float, *arguments: object) -> bool:
-    """Start, wait until `path` grows, then up to `spread_s` longer, then SIGKILL; False when it ended before."""
+def n_lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def killed_after(path: Path, n: int, *arguments: object) -> bool:
+    """Start, wait until `path` was written to and has more than `n` lines, then SIGKILL; False when it ended before."""
     before, process = size(path), start(*arguments)
-    if wait_until(lambda: size(path) != before, process):
-        time.sleep(generator.uniform(0, spread_s))
-    alive = process.poll() is None
+    alive = wait_until(lambda: size(path) != before and n_lines(path) > n, process) and process.poll() is None
     kill(process)
     return alive
 

@@ -6,11 +6,10 @@ import logging
 import os
 import random
 import signal
-import time
 from pathlib import Path
 
 import pytest
-from killing import finish, kill, size, start, wait_until, workers_of
+from killing import finish, kill, n_lines, size, start, wait_until, workers_of
 
 from isoflop.errors import IsoflopError, RecipeError
 from isoflop.model.accounting import flops_per_token
@@ -173,14 +172,19 @@ def assert_survives(tmp_path, tiny_tokens, *, kills: list[str], ratios, widths, 
     cells = cells_of(recipe)
     undisturbed = run_sweep(cells, tmp_path / "whole", study="test", workers=2)
     out, generator, finished = tmp_path / "killed", random.Random(seed), {}
+    # moments are lines of metrics, not seconds, so that a machine whose speed changes is hit as often
+    n_whole = sum(map(n_lines, (tmp_path / "whole").glob("*/*/metrics.jsonl")))
+    moments = sorted(generator.sample(range(n_whole * 3 // 5), len(kills)))
     arguments = ("sweep", tmp_path / "sweep.toml", "--out", out, "--no-calibrate")
     process, hit = start(*arguments), 0
-    for kind in kills:
+    for kind, moment in zip(kills, moments, strict=True):
         before = sum(map(size, out.glob("*/*/metrics.jsonl")))
-        if not wait_until(lambda n=before: sum(map(size, out.glob("*/*/metrics.jsonl"))) != n, process):
-            break
-        time.sleep(generator.uniform(0, 0.7))
-        if process.poll() is not None:
+
+        def reached(size_before=before, n=moment) -> bool:
+            paths = list(out.glob("*/*/metrics.jsonl"))
+            return sum(map(size, paths)) != size_before and sum(map(n_lines, paths)) > n
+
+        if not wait_until(reached, process) or process.poll() is not None:
             break
         hit += 1
         if kind == "parent":
@@ -190,7 +194,7 @@ def assert_survives(tmp_path, tiny_tokens, *, kills: list[str], ratios, widths, 
             os.kill(generator.choice(workers), signal.SIGKILL)
         for path in out.glob("cells/*/result.json"):
             finished.setdefault(path, path.stat().st_mtime_ns)
-    assert hit == len(kills), f"{hit} kills, then it was done: give it more to do"
+    assert hit == len(kills), f"{hit} of {len(kills)} kills, then it was done"
     code, errors = finish(process)
     if "killed its worker" in errors:  # the same long job was hit four times: the one clear error, and on it goes
         code, errors = finish(start(*arguments))
