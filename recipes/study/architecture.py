@@ -3,8 +3,8 @@
     python recipes/study/architecture.py run [VARIANT ...] --out runs/architecture      what is finished is skipped
     python recipes/study/architecture.py report --out docs/studies/architecture         tables on stdout, pictures there
 
-Each variant is architecture.toml with a few values changed. All spend the same C = M D: one with a larger M gets fewer
-tokens. One process per GPU; every run leaves one line in records.jsonl.
+Each variant is the base recipe (architecture.toml, or another with --base) with a few values changed. All spend the
+same C = M D: one with a larger M gets fewer tokens. One process per GPU; every run leaves one line in records.jsonl.
 """
 
 import argparse
@@ -21,21 +21,7 @@ SEEDS = (0, 1, 2)
 STUDENT_90 = {1: 6.314, 2: 2.920, 3: 2.353, 4: 2.132, 5: 2.015}  # two-sided 90% quantile by degrees of freedom
 
 NO_BIAS = ("model.experts.selection_bias=false", "train.balance.bias_speed=0.0")
-VARIANTS: dict[str, tuple[str, ...]] = {
-    "loss-free": (),
-    "aux-loss": (*NO_BIAS, "train.balance.expert_loss=0.001"),
-    "unbalanced": NO_BIAS,
-    "mtp": ("model.mtp_depth=1",),
-    "gqa": ("model.n_kv_heads=2",),
-    "mla": (
-        "model.d_head=48",
-        "model.latent.d_kv_latent=128",
-        "model.latent.d_nope=32",
-        "model.latent.d_rope=16",
-        "model.latent.d_value=32",
-    ),
-    "dense": (),  # the base without its experts, d_ff as wide as all that a token uses
-}
+VARIANTS = ("loss-free", "aux-loss", "unbalanced", "mtp", "gqa", "mla", "dense")
 QUESTIONS = {
     "balance": ("loss-free", "aux-loss", "unbalanced"),
     "multi-token prediction": ("loss-free", "mtp"),
@@ -44,7 +30,26 @@ QUESTIONS = {
 }
 
 
-def recipe_of(variant: str, seed: int, overrides: list[str]) -> Any:
+def changes(variant: str, model: Any) -> tuple[str, ...]:
+    """What a variant changes in the base recipe; sizes follow those of the base's model."""
+    return {
+        "loss-free": (),
+        "aux-loss": (*NO_BIAS, "train.balance.expert_loss=0.001"),
+        "unbalanced": NO_BIAS,
+        "mtp": ("model.mtp_depth=1",),
+        "gqa": (f"model.n_kv_heads={max(1, model.n_heads // 4)}",),
+        "mla": (  # as wide per head as the base, beside half a head for positions
+            f"model.d_head={model.d_head * 3 // 2}",
+            f"model.latent.d_kv_latent={model.d_model // 2}",
+            f"model.latent.d_nope={model.d_head}",
+            f"model.latent.d_rope={model.d_head // 2}",
+            f"model.latent.d_value={model.d_head}",
+        ),
+        "dense": (),  # the base without its experts, d_ff as wide as all that a token uses
+    }[variant]
+
+
+def recipe_of(variant: str, seed: int, base_path: Path, overrides: list[str]) -> Any:
     """The pretrain recipe of one run, its tokens set so that C = M D is the base's."""
     import dataclasses
 
@@ -52,8 +57,8 @@ def recipe_of(variant: str, seed: int, overrides: list[str]) -> Any:
     from isoflop.recipe import load_recipe
     from isoflop.training.pretrain import PretrainRecipe, with_train
 
-    base = load_recipe(BASE, PretrainRecipe, overrides)
-    recipe = load_recipe(BASE, PretrainRecipe, [*overrides, *VARIANTS[variant]])
+    base = load_recipe(base_path, PretrainRecipe, overrides)
+    recipe = load_recipe(base_path, PretrainRecipe, [*overrides, *changes(variant, base.model)])
     if variant == "dense":
         experts = base.model.experts
         width = (experts.n_active + experts.n_shared) * experts.d_expert
@@ -64,7 +69,7 @@ def recipe_of(variant: str, seed: int, overrides: list[str]) -> Any:
     return with_train(recipe, n_tokens=steps * recipe.train.batch_tokens, seed=seed)
 
 
-def work(number: int, jobs: Any, answers: Any, out: Path, overrides: list[str]) -> None:
+def work(number: int, jobs: Any, answers: Any, out: Path, base: Path, overrides: list[str]) -> None:
     """Take jobs until there are none; the GPU follows from the number of the process."""
     import torch
 
@@ -75,7 +80,7 @@ def work(number: int, jobs: Any, answers: Any, out: Path, overrides: list[str]) 
         torch.cuda.set_device(number % torch.cuda.device_count())
     while (job := jobs.get()) is not None:
         variant, seed = job
-        recipe, folder = recipe_of(variant, seed, overrides), out / f"{variant}-{seed}"
+        recipe, folder = recipe_of(variant, seed, base, overrides), out / f"{variant}-{seed}"
         result = run_pretrain(recipe, folder)
         count = count_parameters(recipe.model)
         lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
@@ -99,7 +104,7 @@ def work(number: int, jobs: Any, answers: Any, out: Path, overrides: list[str]) 
         answers.put(record)
 
 
-def run(out: Path, variants: list[str], overrides: list[str]) -> None:
+def run(out: Path, variants: list[str], base: Path, overrides: list[str]) -> None:
     """Train what records.jsonl does not hold yet."""
     import torch
 
@@ -113,7 +118,8 @@ def run(out: Path, variants: list[str], overrides: list[str]) -> None:
     for job in [*wanted, *[None] * n_workers]:
         jobs.put(job)
     workers = [
-        context.Process(target=work, args=(n, jobs, answers, out, overrides), daemon=True) for n in range(n_workers)
+        context.Process(target=work, args=(n, jobs, answers, out, base, overrides), daemon=True)
+        for n in range(n_workers)
     ]
     for worker in workers:
         worker.start()
@@ -203,6 +209,7 @@ def main() -> None:
     parser.add_argument("stage", choices=("run", "report"))
     parser.add_argument("variants", nargs="*", help=f"of {', '.join(VARIANTS)}; all by default")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--base", type=Path, default=BASE, help="recipe that every variant changes")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override of the base recipe")
     arguments = parser.parse_args()
     unknown = set(arguments.variants) - set(VARIANTS)
@@ -211,7 +218,7 @@ def main() -> None:
     if arguments.stage == "report":
         report(arguments.out)
     else:
-        run(arguments.out, arguments.variants or list(VARIANTS), arguments.set)
+        run(arguments.out, arguments.variants or list(VARIANTS), arguments.base, arguments.set)
 
 
 if __name__ == "__main__":
