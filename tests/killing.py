@@ -22,7 +22,7 @@ def start(*arguments: object) -> subprocess.Popen[str]:
     )
 
 
-def finish(process: subprocess.Popen[str], timeout_s: float = 240.0) -> tuple[int, str]:
+def finish(process: subprocess.Popen[str], timeout_s: float = 900.0) -> tuple[int, str]:
     """Exit code and what it wrote to standard error."""
     _, errors = process.communicate(timeout=timeout_s)
     return process.returncode, errors
@@ -33,7 +33,7 @@ def kill(process: subprocess.Popen[str]) -> None:
     process.communicate(timeout=60)
 
 
-def wait_until(condition, process: subprocess.Popen[str], timeout_s: float = 120.0) -> bool:
+def wait_until(condition, process: subprocess.Popen[str], timeout_s: float = 300.0) -> bool:
     """True when the condition came true before the process ended."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
