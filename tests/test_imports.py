@@ -41,7 +41,7 @@ EDGES = {("scaling.target", "tokens.shards"), ("evaluation.passkey_figure", "sca
 RUNS_TRAINING = {"calibrate", "sweep", "target", "worker"}
 """Modules of scaling/ that drive training; the others take from training/ the schedule only: plain arithmetic."""
 
-OPTIONAL = {"pyarrow", "rensa", "matplotlib", "tensorboard", "transformers"}
+OPTIONAL = {"daft", "pyarrow", "rensa", "matplotlib", "tensorboard", "transformers"}
 BASE = {"torch", "numpy", "scipy", "safetensors", "tokenizers", "zstandard", "tyro", "tqdm"}
 
 
