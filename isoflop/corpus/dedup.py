@@ -45,6 +45,12 @@ class DedupOptions:
     """Seed of the hash functions."""
     max_shared_share: float = 0.2
     """Training documents with more than this share of their text in lines of validation documents are removed."""
+    min_line_chars: int = 40
+    """Shorter lines are never compared."""
+    max_line_copies: int = 0
+    """Of equal lines so many stay, in any documents; 0: all."""
+    min_passage_bytes: int = 0
+    """Strings of so many bytes that occur a second time are cut out, wherever they lie; 0: none, usual: 200."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +70,28 @@ def candidate_probability(similarity: float, bands: int, rows: int) -> float:
     return 1.0 - (1.0 - similarity**rows) ** bands
 
 
+def check_options(options: DedupOptions) -> None:
+    """Raises RecipeError for sizes that are not positive, or shares outside 0 to 1."""
+    sizes = {"bands": options.bands, "rows": options.rows, "shingle_words": options.shingle_words}
+    for name, value in sizes.items():
+        if value < 1:
+            raise RecipeError(f"dedup.{name} = {value} must be at least 1; leave it out for the default")
+    if not 0.0 <= options.threshold <= 1.0:
+        raise RecipeError(
+            f"dedup.threshold = {options.threshold} must lie in [0, 1]; usual values are 0.7 to 0.9, "
+            "0 takes every candidate"
+        )
+    if options.min_passage_bytes and options.min_passage_bytes < 16:
+        raise RecipeError(
+            f"dedup.min_passage_bytes = {options.min_passage_bytes} must be 0 (off) or at least 16; 200 is usual"
+        )
+    if options.max_line_copies < 0 or options.min_line_chars < 1:
+        raise RecipeError(
+            f"dedup.max_line_copies = {options.max_line_copies} must not be negative and dedup.min_line_chars = "
+            f"{options.min_line_chars} must be positive; 0 copies keeps every line"
+        )
+
+
 def deduplicate(
     documents: Sequence[Document], options: DedupOptions, *, signatures: np.ndarray | None = None
 ) -> Deduplicated:
@@ -75,12 +103,7 @@ def deduplicate(
         RecipeError: sizes that are not positive, or a threshold outside 0 to 1.
         DataError: near-duplicate search asked for, and rensa is not installed.
     """
-    sizes = {"bands": options.bands, "rows": options.rows, "shingle_words": options.shingle_words}
-    for name, value in sizes.items():
-        if value < 1:
-            raise RecipeError(f"dedup.{name} = {value} must be at least 1; leave it out for the default")
-    if not 0.0 < options.threshold <= 1.0:
-        raise RecipeError(f"dedup.threshold = {options.threshold} must lie in (0, 1]; usual values are 0.7 to 0.9")
+    check_options(options)
     cluster = _exact_clusters(documents)
     firsts = np.flatnonzero(cluster == np.arange(len(documents)))
     n_exact = len(documents) - len(firsts)

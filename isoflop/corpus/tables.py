@@ -82,7 +82,7 @@ def write_batches(path: Path, rows: "pa.Table", counts: Sequence[int] | np.ndarr
     rows = rows.combine_chunks()
     options = pa.ipc.IpcWriteOptions(compression="lz4")
     with (
-        _replacing(path) as temporary,
+        replacing(path) as temporary,
         pa.OSFile(str(temporary), "wb") as sink,
         pa.ipc.new_file(sink, rows.schema, options=options) as writer,
     ):
@@ -118,7 +118,7 @@ def write_partition(folder: Path, partition: int, rows: "pa.Table") -> None:
     import pyarrow.parquet as pq
 
     folder.mkdir(parents=True, exist_ok=True)
-    with _replacing(partition_path(folder, partition)) as temporary:
+    with replacing(partition_path(folder, partition)) as temporary:
         pq.write_table(
             rows.combine_chunks(), temporary, compression="zstd", compression_level=3, row_group_size=ROW_GROUP
         )
@@ -210,7 +210,7 @@ def _one_batch(rows: "pa.Table") -> "list[pa.RecordBatch]":
     return rows.to_batches()
 
 
-class _replacing:
+class replacing:
     """A temporary path beside `path` that takes its place if the block ends well, and is gone if it does not."""
 
     def __init__(self, path: Path):
