@@ -32,15 +32,16 @@ from isoflop.terminal import (
 Laws = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="LAWS", help="laws.json, or a published law")]
 
 
-def corpus(recipe: Recipe, overrides: Overrides = (), /, *, out: Out = Path("runs/corpus"), json: Json = None) -> None:
-    """Raw text -> clean corpus: read, filter, deduplicate, hold out validation."""
+def corpus_build(
+    recipe: Recipe, overrides: Overrides = (), /, *, out: Out = Path("runs/corpus"), json: Json = None
+) -> None:
+    """Raw text -> clean corpus: read, deduplicate, filter, hold out validation, remix, report."""
     from isoflop.corpus.build import CorpusRecipe, build_corpus
 
     with Bar("B") as bar:
         found = build_corpus(load_recipe(recipe, CorpusRecipe, overrides), out, on_progress=bar.stage)
-    report_found(
-        found, json, f"corpus in {out}" + (" (was up to date)" if found.get("reused") else ""), corpus_rows(found)
-    )
+    state = " (was up to date)" if found.get("reused") else f"; report in {out / 'report.html'}"
+    report_found(found, json, f"corpus in {out}{state}", corpus_rows(found))
 
 
 def tokens(
@@ -354,7 +355,7 @@ def demo(
 
 
 STAGES = {
-    "corpus": corpus,
+    "corpus build": corpus_build,
     "tokens": tokens,
     "inspect": inspect,
     "ladder": ladder,
@@ -379,6 +380,7 @@ def main(arguments: list[str] | None = None) -> None:
     logging.getLogger("isoflop").setLevel(logging.INFO)
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
+        arguments = _join_names(arguments)
         _check_options(arguments)
         tyro.extras.subcommand_cli_from_dict(
             STAGES,
@@ -404,6 +406,18 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("isoflop: stopped; what was done is saved, the same command goes on from there", file=sys.stderr)
         sys.exit(130)
+
+
+def _join_names(arguments: list[str]) -> list[str]:
+    """Names of two words (`corpus build`) as one argument."""
+    two = " ".join(arguments[:2])
+    if two in STAGES:
+        return [two, *arguments[2:]]
+    longer = [name for name in STAGES if arguments and name.startswith(f"{arguments[0]} ")]
+    if longer and not {"-h", "--help"} & set(arguments[1:2]):
+        given = " ".join(arguments[1:2]) or "nothing"
+        raise RecipeError(f"isoflop {arguments[0]} is followed by what to do, not by {given}; isoflop {longer[0]} ...")
+    return [longer[0], *arguments[1:]] if longer else arguments
 
 
 def _check_options(arguments: list[str]) -> None:

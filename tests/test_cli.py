@@ -62,13 +62,13 @@ def sweep_recipe(tokens: Path, **ladder: object) -> dict[str, Any]:
 
 def test_a_missing_corpus_is_refused(refused, files, tmp_path):
     recipe = files("corpus.toml", corpus_recipe(tmp_path / "nowhere"))
-    assert "nowhere" in refused("corpus", recipe, "--out", tmp_path / "out")
+    assert "nowhere" in refused("corpus", "build", recipe, "--out", tmp_path / "out")
 
 
 def test_an_empty_corpus_folder_is_refused(refused, files, tmp_path):
     (tmp_path / "texts").mkdir()
     recipe = files("corpus.toml", corpus_recipe(tmp_path / "texts"))
-    message = refused("corpus", recipe, "--out", tmp_path / "out")
+    message = refused("corpus", "build", recipe, "--out", tmp_path / "out")
     assert "texts" in message and not (tmp_path / "out").exists()
 
 
@@ -76,7 +76,7 @@ def test_an_empty_corpus_folder_is_refused(refused, files, tmp_path):
 def test_a_corpus_without_a_decodable_document_is_refused_with_the_counts(refused, files, tmp_path, content):
     (tmp_path / "texts.jsonl").write_bytes(content)
     recipe = files("corpus.toml", corpus_recipe(tmp_path / "texts.jsonl"))
-    message = refused("corpus", recipe, "--out", tmp_path / "out")
+    message = refused("corpus", "build", recipe, "--out", tmp_path / "out")
     assert "no usable document in 1 files" in message and not (tmp_path / "out").exists()
 
 
@@ -84,7 +84,7 @@ def test_a_single_bad_record_is_counted_and_quarantined_and_no_reason_to_stop(ca
     lines = [json.dumps({"text": f"{i} sentence number {i} of many different ones here. " * 5}) for i in range(40)]
     (tmp_path / "texts.jsonl").write_text("\n".join([*lines, "{broken"]) + "\n", encoding="utf-8")
     recipe = files("corpus.toml", {**corpus_recipe(tmp_path / "texts.jsonl"), "split": {"valid_fraction": 0.2}})
-    cli.main(["corpus", str(recipe), "--out", str(tmp_path / "out"), "--json", str(tmp_path / "found.json")])
+    cli.main(["corpus", "build", str(recipe), "--out", str(tmp_path / "out"), "--json", str(tmp_path / "found.json")])
     assert json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))["n_bad_records"] == 1
     assert "broken" not in capsys.readouterr().err
 
@@ -98,7 +98,7 @@ def test_a_vocabulary_larger_than_the_corpus_supports_is_refused(refused, files,
 
 def test_tokens_of_a_corpus_that_is_not_there_are_refused(refused, files, tmp_path):
     message = refused("tokens", files("tokens.toml", {}), "--corpus", tmp_path / "gone", "--out", tmp_path / "out")
-    assert "gone has no manifest.json; make it with: isoflop corpus RECIPE" in message
+    assert "gone has no manifest.json; make it with: isoflop corpus build RECIPE" in message
 
 
 @pytest.mark.parametrize(
@@ -283,7 +283,9 @@ def test_laws_that_are_not_there_or_not_laws_are_refused(refused, tmp_path):
         (["fit", "t.csv", "--lw", "surface"], "--law"),
         (["fit", "t.csv", "--law", "surfce"], "surface"),
         (["trian", "recipe.toml"], "train"),
-        ([], "corpus"),
+        (["corpus", "recipe.toml"], "isoflop corpus build"),
+        (["corpus", "build", "recipe.toml", "--ot", "x"], "--out"),
+        ([], "corpus build"),
     ],
 )
 def test_a_mistyped_option_or_command_is_refused_with_what_there_is(capsys, arguments, suggestion):
@@ -322,9 +324,9 @@ def test_help_lists_the_commands_in_the_order_of_the_data_flow(capsys):
         cli.main(["--help"])
     text = capsys.readouterr().out
     assert stopped.value.code == 0
-    order = ["corpus", "tokens", "inspect", "ladder", "sweep", "fit"]
+    order = ["corpus build", "tokens", "inspect", "ladder", "sweep", "fit"]
     order += ["plan", "train", "extend", "passkey", "score", "export", "import", "compare", "report", "demo"]
-    shown = re.findall(r"^\W+([a-z]+) +[A-Z]", text, flags=re.M)  # a name, then its sentence
+    shown = re.findall(r"^\W+([a-z]+(?: [a-z]+)?) +[A-Z]", text, flags=re.M)  # a name, then its sentence
     assert list(cli.STAGES) == order and shown == order
 
 

@@ -42,6 +42,8 @@ class Document:
     source: str
     """What is split as a whole between train and valid: a package, or a document of a user's corpus."""
     license: str = ""
+    lang: str = ""
+    """Of its record; empty: not stated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,8 @@ class SourceOptions:
     """Licence of documents that state none themselves."""
     split: Literal["auto", "train", "valid"] = "auto"
     """auto: `split.valid_fraction` of the documents go to validation; or all of them to one side."""
+    priority: int = 0
+    """Of equal or nearly equal documents the one with the smallest priority stays, then the first by origin."""
 
     @property
     def label(self) -> str:

@@ -96,7 +96,7 @@ def build_tokens(
         DataError: no corpus there, a vocabulary larger than it supports, a split without documents.
     """
     corpus, out = Path(corpus), Path(out)
-    manifest = read_manifest(corpus, "isoflop corpus RECIPE")
+    manifest = read_manifest(corpus, "isoflop corpus build RECIPE")
     files = [item for item in manifest["files"] if item["n_documents"]]
     made_from: dict[str, Any] = {
         "corpus_sha256": manifest["corpus_sha256"],
@@ -264,7 +264,7 @@ def _write_shards(
         if n_bytes != item["n_bytes"]:
             raise DataError(
                 f"{corpus / item['path']} has {n_bytes} bytes of text, its manifest says {item['n_bytes']}; "
-                "build the corpus again: isoflop corpus RECIPE"
+                "build the corpus again: isoflop corpus build RECIPE"
             )
         done += n_bytes
         yield Shard(item["split"], item["domain"], path, n_tokens, n_bytes, n_documents, digest.hexdigest())

@@ -8,7 +8,7 @@ stage=$1
 shift
 case "$stage" in
 prepare)
-    $run corpus recipes/study/context_corpus.toml --out "$out/corpus" --json "$out/corpus.json" "$@"
+    $run corpus build recipes/study/context_corpus.toml --out "$out/corpus" --json "$out/corpus.json" "$@"
     $run tokens recipes/study/context_tokens.toml --corpus "$out/corpus" --out "$out/tokens" --json "$out/tokens.json"
     ;;
 train)

@@ -9,7 +9,7 @@ stage=$1
 shift
 case "$stage" in
 prepare)
-    $run corpus recipes/study/h100_corpus.toml --out $out/corpus --json $out/corpus.json
+    $run corpus build recipes/study/h100_corpus.toml --out $out/corpus --json $out/corpus.json
     $run tokens recipes/study/h100_tokens.toml --corpus $out/corpus --out $out/tokens --json $out/tokens.json
     ;;
 hyper)

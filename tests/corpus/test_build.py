@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from isoflop.corpus.build import CorpusRecipe, SplitOptions, build_corpus, cut_pieces
+from isoflop.corpus.build import CorpusRecipe, SplitOptions, build_corpus
 from isoflop.corpus.clean import CleanOptions
 from isoflop.corpus.dedup import DedupOptions
 from isoflop.corpus.environment import EnvironmentOptions
+from isoflop.corpus.pieces import cut_pieces
 from isoflop.corpus.sources import SourceOptions, open_binary, read_texts
 from isoflop.errors import DataError, RecipeError
 from isoflop.recipe import load_recipe

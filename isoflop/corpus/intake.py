@@ -1,0 +1,248 @@
+"""The first two stages: files -> runs of documents, normalised and cut into pieces; runs -> the table of documents.
+
+Reading is shared out by files, a few MB to a task; what can't be read is set aside with its origin. The table then
+gathers the rows of each partition out of all runs, so its files depend on the documents alone and not on the order in
+which they were found. To the columns of `tables.DOCUMENT_COLUMNS` it adds
+
+    split      "train" or "valid": decided for whole sources, before anything is compared
+    priority   the smallest (priority, origin) of equal or nearly equal documents survives; validation comes first
+"""
+
+import hashlib
+import json
+import shutil
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from isoflop.corpus.clean import normalise
+from isoflop.corpus.environment import (
+    EnvironmentFile,
+    EnvironmentOptions,
+    choose_held_out,
+    find_environment_files,
+    read_environment_file,
+)
+from isoflop.corpus.pieces import cut_pieces
+from isoflop.corpus.sources import BadRecord, Document, SourceOptions, find_files, read_file
+from isoflop.corpus.stages import Task, fingerprint
+from isoflop.corpus.summary import Tally
+from isoflop.corpus.tables import document_key, document_schema, partition_path, read_runs, write_partition, write_run
+from isoflop.errors import DataError, RecipeError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+TASK_BYTES = 4_000_000  # assumption: small enough to share out evenly
+RUN_BYTES = 24_000_000  # assumption: text of one run; what a reading process holds at once
+TRAIN_PRIORITY = 1 << 20
+"""Added to the priority of training documents, so that those of validation survive them."""
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """What of a recipe decides how files become documents."""
+
+    unicode_form: str
+    max_piece_kb: float
+    n_partitions: int
+
+
+@dataclass(frozen=True)
+class SplitRule:
+    """How sources are split between training and validation, and who survives; plain data for the tasks."""
+
+    held_out: tuple[str, ...]
+    """Packages of the environment that are validation."""
+    rules: Mapping[str, str]
+    """Label of a source -> auto, train or valid."""
+    priorities: Mapping[str, int]
+    valid_fraction: float
+
+    def split_of(self, origin: str, source: str) -> str:
+        """`train` or `valid`, the same for all documents of a source."""
+        label = origin.partition("/")[0]
+        rule = self.rules.get(label, "package")
+        if rule == "package":
+            return "valid" if source in self.held_out else "train"
+        if rule != "auto":
+            return rule
+        number = int.from_bytes(hashlib.blake2b(source.encode(), digest_size=8).digest(), "big")
+        return "valid" if number < int(self.valid_fraction * 2**64) else "train"
+
+    def priority_of(self, origin: str, split: str) -> int:
+        """Of the document in duplicates: smaller survives."""
+        return self.priorities.get(origin.partition("/")[0], 0) + (TRAIN_PRIORITY if split == "train" else 0)
+
+
+@dataclass(frozen=True, slots=True)
+class InputFile:
+    """A file and how to read it."""
+
+    path: Path
+    id: str
+    n_bytes: int
+    source: SourceOptions | None
+    environment: EnvironmentFile | None
+
+    @property
+    def license(self) -> str:
+        found = self.environment or self.source
+        return found.license if found else ""
+
+
+def find_inputs(sources: Iterable[SourceOptions], environment: EnvironmentOptions) -> list[InputFile]:
+    """All files, sorted by id, whatever order the recipe and the disk have them in.
+
+    Raises:
+        RecipeError: a name used twice. DataError: a path that is missing or empty, or nothing to read at all.
+    """
+    sources = list(sources)
+    labels = Counter(source.label for source in sources)
+    repeated = sorted(label for label, count in labels.items() if count > 1)
+    if repeated:
+        raise RecipeError(f"sources.name = {repeated[0]!r} is used twice; give each source a name of its own")
+    files = []
+    for source in sources:
+        root = Path(source.path)
+        for path in find_files(source):
+            relative = path.relative_to(root).as_posix() if root.is_dir() else path.name
+            files.append(InputFile(path, f"{source.label}/{relative}", path.stat().st_size, source, None))
+    if not sources if environment.enabled is None else environment.enabled:
+        found = find_environment_files(environment)
+        files.extend(InputFile(item.path, item.id, item.n_bytes, None, item) for item in found)
+    if not files:
+        raise DataError("sources: the recipe names none and environment.enabled = false; add [[sources]] with a path")
+    return sorted(files, key=lambda item: item.id)
+
+
+def read_tasks(files: list[InputFile], folder: Path, options: ReadOptions) -> list[Task]:
+    """Files shared out to tasks of a few MB, each named after its files."""
+    tasks, group, size = [], [], 0
+
+    def flush() -> None:
+        name = fingerprint([item.id for item in group])
+        tasks.append(Task(name, (list(group), folder, name, options), sum(item.n_bytes for item in group)))
+
+    for item in files:
+        group.append(item)
+        size += item.n_bytes
+        if size >= TASK_BYTES:
+            flush()
+            group, size = [], 0
+    if group:
+        flush()
+    return tasks
+
+
+def read_files(files: list[InputFile], folder: Path, name: str, options: ReadOptions) -> dict[str, Any]:
+    """Task: read files, write runs `NAME-NUMBER.arrow`, summarise what came in."""
+    tally, bad, inputs = Tally(), list[BadRecord](), list[dict[str, Any]]()
+    n_bytes: Counter[tuple[str, str]] = Counter()
+    runs, rows, size = [], list[dict[str, str]](), 0
+
+    def flush() -> None:
+        path = folder / f"{name}-{len(runs)}.arrow"
+        write_run(path, _table(rows), options.n_partitions)
+        runs.append(path.name)
+        rows.clear()
+
+    for item in files:
+        with item.path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        inputs.append({"id": item.id, "n_bytes": item.n_bytes, "sha256": sha256, "license": item.license})
+        for document in _documents(item, bad.append):
+            for row in _rows(document, options):
+                text_bytes = len(row["text"].encode())
+                rows.append(row)
+                size += text_bytes
+                tally.keep(row, text_bytes)
+                if item.environment:
+                    n_bytes[row["source"], row["domain"]] += text_bytes
+                if size >= RUN_BYTES:
+                    flush()
+                    size = 0
+    if rows or not runs:
+        flush()
+    with (folder / f"{name}.quarantine.jsonl").open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps({"origin": b.origin, "reason": b.reason}, ensure_ascii=False) + "\n" for b in bad)
+    return {
+        "runs": runs,
+        "inputs": inputs,
+        "n_bad": len(bad),
+        "bad": [[record.origin, record.reason] for record in bad[:5]],
+        "packages": [[source, domain, count] for (source, domain), count in sorted(n_bytes.items())],
+        "tally": tally.plain(),
+    }
+
+
+def split_rule(
+    summaries: list[dict[str, Any]], sources: Iterable[SourceOptions], valid_fraction: float, valid_share: float
+) -> SplitRule:
+    """Which sources are validation, known once everything is read."""
+    n_bytes: dict[tuple[str, str], int] = defaultdict(int)
+    for summary in summaries:
+        for source, domain, count in summary["packages"]:
+            n_bytes[source, domain] += count
+    held_out = choose_held_out(n_bytes, valid_share) if n_bytes else set()
+    sources = list(sources)
+    return SplitRule(
+        tuple(sorted(held_out)),
+        {source.label: source.split for source in sources},
+        {source.label: source.priority for source in sources},
+        valid_fraction,
+    )
+
+
+def gather(partition: int, runs: list[Path], folder: Path, rule: SplitRule) -> dict[str, Any]:
+    """Task: one partition of the table of documents, out of all runs."""
+    import pyarrow as pa
+
+    rows = read_runs(runs, partition)
+    splits = [
+        rule.split_of(origin, source)
+        for origin, source in zip(rows["origin"].to_pylist(), rows["source"].to_pylist(), strict=True)
+    ]
+    priorities = [rule.priority_of(o, split) for o, split in zip(rows["origin"].to_pylist(), splits, strict=True)]
+    rows = rows.append_column("split", pa.array(splits, pa.string()))
+    rows = rows.append_column("priority", pa.array(priorities, pa.int32()))
+    write_partition(folder, partition, rows)
+    return {"n_rows": rows.num_rows, "file": partition_path(folder, partition).name}
+
+
+def write_quarantine(path: Path, folder: Path, tasks: list[Task]) -> None:
+    """All records that were set aside, in the order of the files."""
+    with path.open("wb") as out:
+        for task in tasks:
+            with (folder / f"{task.name}.quarantine.jsonl").open("rb") as part:
+                shutil.copyfileobj(part, out)
+
+
+def _documents(item: InputFile, on_bad: Callable[[BadRecord], None]) -> Iterator[Document]:
+    if item.environment:
+        yield from read_environment_file(item.environment, on_bad)
+    elif item.source:
+        yield from read_file(item.path, item.id, item.source, on_bad)
+
+
+def _rows(document: Document, options: ReadOptions) -> Iterator[dict[str, str]]:
+    pieces = cut_pieces(normalise(document.text, options.unicode_form), int(options.max_piece_kb * 1000))
+    for number, piece in enumerate(pieces):
+        named = replace(document, id=f"{document.id}#{number}") if len(pieces) > 1 else document
+        yield {
+            "key": document_key(document.domain, piece),
+            "origin": named.id,
+            "source": document.source,
+            "domain": document.domain,
+            "lang": document.lang,
+            "license": document.license,
+            "text": piece,
+        }
+
+
+def _table(rows: list[dict[str, str]]) -> "pa.Table":
+    import pyarrow as pa
+
+    return pa.Table.from_pylist(rows, schema=document_schema())

@@ -1,0 +1,114 @@
+"""The stages of a build in their order, and what they found as plain data.
+
+read         files -> runs of normalised documents; records that could not be read
+documents    runs -> the table of documents, a Parquet file per partition; validation sources chosen
+filter       documents through the quality rules -> compressed frames per split and domain
+made         documents that are made, not read
+join         frames -> train|valid/DOMAIN.jsonl.zst
+"""
+
+import hashlib
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from isoflop.corpus.environment import environment_versions
+from isoflop.corpus.filtering import all_licenses, filter_partition, made_documents
+from isoflop.corpus.intake import InputFile, ReadOptions, gather, read_files, read_tasks, split_rule, write_quarantine
+from isoflop.corpus.output import join_frames, join_tasks, require_both_splits
+from isoflop.corpus.remix import plan_mixture
+from isoflop.corpus.stages import Build, Task
+from isoflop.corpus.summary import Tally, merged
+from isoflop.errors import DataError
+from isoflop.recipe import to_tree
+
+if TYPE_CHECKING:
+    from isoflop.corpus.build import CorpusRecipe
+
+
+def run_stages(build: Build, recipe: "CorpusRecipe", files: list[InputFile], out: Path) -> tuple[dict, dict]:
+    """Run every stage that is not done, write the texts to `out`; (manifest, funnel for the report).
+
+    Raises:
+        DataError: nothing that can be read, or nothing left for training or validation.
+    """
+    options = ReadOptions(recipe.clean.unicode_form, recipe.split.max_piece_kb, recipe.partitions)
+    read = build.open("read", [to_tree(options), [_identity(item) for item in files]])
+    tasks = read_tasks(files, read.folder, options)
+    came = merged(item["tally"] for item in build.run(read, read_files, tasks))
+    if not came.n_documents:
+        raise _nothing_read(read.summaries, len(files))
+
+    rule = split_rule(read.summaries, recipe.sources, recipe.split.valid_fraction, recipe.environment.valid_share)
+    documents = build.open("documents", to_tree(rule), [read])
+    runs = sorted(read.folder / name for item in read.summaries for name in item["runs"])
+    build.run(documents, gather, _by_partition(recipe, came.n_bytes, runs, documents.folder, rule))
+
+    filtered = build.open("filter", to_tree(recipe.clean), [documents])
+    arguments = (documents.folder, filtered.folder, recipe.clean)
+    build.run(filtered, filter_partition, _by_partition(recipe, came.n_bytes, *arguments))
+    clean = merged(item["tally"] for item in filtered.summaries)
+
+    made = build.open("made", to_tree(recipe.passkey or ()))
+    to_make = enumerate(recipe.passkey or ())
+    build.run(made, made_documents, [Task(f"{i:05d}", (asked, i, made.folder)) for i, asked in to_make])
+
+    join = build.open("join", "", [filtered, made], fresh=True)
+    entries = build.run(join, join_frames, join_tasks([*filtered.summaries, *made.summaries], out))
+    require_both_splits(entries, _by_rule([clean]))
+    write_quarantine(out / "quarantine.jsonl", read.folder, tasks)
+    manifest = {
+        "packages": environment_versions([item.environment for item in files if item.environment]),
+        "held_out": list(rule.held_out),
+        "n_bad_records": sum(item["n_bad"] for item in read.summaries),
+        "duplicates": {},
+        "drops": _drop_table(clean),
+        "files": entries,
+        "corpus_sha256": hashlib.sha256("".join(item["sha256"] for item in entries).encode()).hexdigest(),
+        "n_documents": sum(item["n_documents"] for item in entries),
+        "n_bytes": sum(item["n_bytes"] for item in entries),
+        "licenses": all_licenses([*filtered.summaries, *made.summaries]),
+        "mixture": plan_mixture(_trained_on(entries), recipe.mix),
+        "inputs": [entry for item in read.summaries for entry in item["inputs"]],
+    }
+    stages = [("read", came), ("filter", clean)]
+    return manifest, {"stages": [{"name": name, **tally.plain()} for name, tally in stages]}
+
+
+def _identity(item: InputFile) -> list[Any]:
+    return [item.id, item.n_bytes, item.path.stat().st_mtime_ns, to_tree(item.source or item.environment)]
+
+
+def _by_partition(recipe: "CorpusRecipe", n_bytes: int, *arguments: Any) -> list[Task]:
+    """A task per partition; its number is the first argument."""
+    weight = max(1, n_bytes // recipe.partitions)
+    return [Task(f"{number:05d}", (number, *arguments), weight) for number in range(recipe.partitions)]
+
+
+def _trained_on(entries: list[dict[str, Any]]) -> dict[str, int]:
+    return {item["domain"]: item["n_bytes"] for item in entries if item["split"] == "train" and item["n_bytes"]}
+
+
+def _nothing_read(summaries: list[dict[str, Any]], n_files: int) -> DataError:
+    bad = [record for item in summaries for record in item["bad"]]
+    n_bad = sum(item["n_bad"] for item in summaries)
+    first = f"{bad[0][0]}: {bad[0][1]}" if bad else "none"
+    return DataError(
+        f"sources: no usable document in {n_files} files ({n_bad} records could not be read); first problem: {first}; "
+        "check the paths and text_key"
+    )
+
+
+def _by_rule(tallies: list[Tally]) -> dict[str, int]:
+    counts: Counter[str] = Counter()
+    for tally in tallies:
+        for (rule, _, _), (documents, _) in tally.dropped.items():
+            counts[rule] += documents
+    return dict(counts)
+
+
+def _drop_table(tally: Tally) -> dict[str, dict[str, int]]:
+    table: dict[str, dict[str, int]] = defaultdict(dict)
+    for (rule, domain, _), (documents, _) in sorted(tally.dropped.items()):
+        table[domain][rule] = table[domain].get(rule, 0) + documents
+    return dict(table)

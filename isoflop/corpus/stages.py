@@ -1,0 +1,225 @@
+"""Bookkeeping of a build: stages that are made of tasks, each of which is done once, whatever happens in between.
+
+    ROOT/NAME-FINGERPRINT/        what a stage writes
+        done/TASK.json            summary of a finished task; a task without one is done (again)
+        stage.json                all summaries in order: the stage is complete
+
+A fingerprint covers the options of a stage and the fingerprints of those it reads from, so after a change of the recipe
+exactly the stages that depend on it are made anew. A task is a pure function of its stage's inputs that writes files
+under final names and returns a summary as plain data. Which process or machine runs it, and when, changes nothing.
+"""
+
+import hashlib
+import json
+import logging
+import multiprocessing
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+from isoflop.errors import DataError
+from isoflop.recipe import write_json
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[str, int, int], None]
+"""on_progress(what, done, total): bytes."""
+
+Engine = Literal["native", "ray"]
+FORMAT = 1
+"""Part of every fingerprint: raise it when a stage means something else than before."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One call of a stage's function."""
+
+    name: str
+    """File name of its summary; unique within the stage."""
+    arguments: tuple[Any, ...]
+    weight: int = 1
+    """Bytes, for progress."""
+
+
+def fingerprint(*parts: Any) -> str:
+    """16 hex digits of plain data."""
+    return hashlib.sha256(json.dumps([FORMAT, *parts], sort_keys=True).encode()).hexdigest()[:16]
+
+
+class Workers:
+    """Runs tasks in this process, in several processes, or on a Ray cluster. Processes start when first needed.
+
+    Raises:
+        DataError: engine "ray" without the package ray.
+    """
+
+    def __init__(self, n: int, engine: Engine = "native", address: str = ""):
+        self.n, self.engine = max(1, n), engine
+        self._pool: ProcessPoolExecutor | None = None
+        if engine == "ray":
+            _start_ray(self.n, address)
+
+    def __enter__(self) -> "Workers":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, _value: object, _where: TracebackType | None) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=kind is None, cancel_futures=True)
+        if self.engine == "ray":
+            import ray
+
+            ray.shutdown()
+
+    def map(self, function: Callable[..., Any], tasks: Sequence[Task]) -> Iterator[tuple[Task, Any]]:
+        """(task, result) as they end; at most a few are in flight, so that results never pile up."""
+        if self.engine == "ray":
+            yield from self._on_ray(function, tasks)
+        elif self.n == 1 or len(tasks) < 2:
+            for task in tasks:
+                yield task, function(*task.arguments)
+        else:
+            yield from self._in_processes(function, tasks)
+
+    def _in_processes(self, function: Callable[..., Any], tasks: Sequence[Task]) -> Iterator[tuple[Task, Any]]:
+        if self._pool is None:  # spawn: threads of Arrow and a forked child do not go together
+            self._pool = ProcessPoolExecutor(self.n, mp_context=multiprocessing.get_context("spawn"))
+        pool, waiting, running = self._pool, iter(tasks), dict[Future[Any], Task]()
+
+        def start(count: int) -> None:
+            for task in islice(waiting, count):
+                running[pool.submit(function, *task.arguments)] = task
+
+        try:
+            start(2 * self.n)
+            while running:
+                ended, _ = wait(running, return_when=FIRST_COMPLETED)
+                for future in ended:
+                    yield running.pop(future), future.result()
+                start(len(ended))
+        except BrokenProcessPool as error:
+            raise DataError(
+                f"a worker process was killed, perhaps for want of memory; what is finished is kept: run the same "
+                f"command again, with workers below {self.n} or more partitions if it happens again"
+            ) from error
+
+    def _on_ray(self, function: Callable[..., Any], tasks: Sequence[Task]) -> Iterator[tuple[Task, Any]]:
+        import ray
+
+        remote = ray.remote(function)
+        waiting, running = iter(tasks), dict[Any, Task]()
+        limit = max(2, 2 * int(ray.cluster_resources().get("CPU", self.n)))
+        while True:
+            while len(running) < limit and (task := next(waiting, None)) is not None:
+                running[remote.remote(*task.arguments)] = task
+            if not running:
+                return
+            ended, _ = ray.wait(list(running), num_returns=1)
+            for reference in ended:
+                yield running.pop(reference), ray.get(reference)
+
+
+@dataclass
+class Stage:
+    """One stage of a build: its folder and what its tasks said."""
+
+    name: str
+    folder: Path
+    fingerprint: str
+    summaries: list[Any] = field(default_factory=list)
+    seconds: float = 0.0
+    """Wall time of this process's work on it; 0 for a stage that was there."""
+    n_bytes: int = 0
+    """What its tasks weigh together."""
+
+    @property
+    def is_complete(self) -> bool:
+        return (self.folder / "stage.json").is_file()
+
+
+class Build:
+    """The folder of all stages of one build, and who works on them."""
+
+    def __init__(self, root: Path, workers: Workers, on_progress: Progress | None = None):
+        self.root, self.workers = root, workers
+        self.stages: list[Stage] = []
+        self._on_progress = on_progress
+
+    def open(self, name: str, options: Any, after: Iterable[Stage] = (), *, fresh: bool = False) -> Stage:
+        """The stage with these options on these inputs: its folder with whatever is finished of it.
+
+        Folders of the same stage with other options are removed: they belong to an older recipe. `fresh`: this one too.
+        """
+        mark = fingerprint(name, options, *[stage.fingerprint for stage in after])
+        stage = Stage(name, self.root / f"{name}-{mark}", mark)
+        for old in self.root.glob(f"{name}-*"):
+            if (old != stage.folder or fresh) and len(old.name) == len(stage.folder.name):
+                shutil.rmtree(old)
+        (stage.folder / "done").mkdir(parents=True, exist_ok=True)
+        self.stages.append(stage)
+        return stage
+
+    def run(self, stage: Stage, function: Callable[..., Any], tasks: Sequence[Task]) -> list[Any]:
+        """Do what is missing, and return the summaries of all tasks in their order."""
+        stage.n_bytes = total = sum(task.weight for task in tasks)
+        if stage.is_complete:
+            stage.summaries = json.loads((stage.folder / "stage.json").read_text(encoding="utf-8"))
+            return stage.summaries
+        began = time.monotonic()
+        missing = [task for task in tasks if not _summary(stage, task).is_file()]
+        done = total - sum(task.weight for task in missing)
+        if len(missing) < len(tasks):
+            log.info("%s: going on, %d of %d tasks were done", stage.name, len(tasks) - len(missing), len(tasks))
+        self._report(stage.name, done, total)
+        for task, summary in self.workers.map(function, missing):
+            write_json(_summary(stage, task), summary)
+            done += task.weight
+            self._report(stage.name, done, total)
+        stage.summaries = [json.loads(_summary(stage, task).read_text(encoding="utf-8")) for task in tasks]
+        write_json(stage.folder / "stage.json", stage.summaries)
+        stage.seconds = time.monotonic() - began
+        return stage.summaries
+
+    def once(self, stage: Stage, function: Callable[[], Any], *, weight: int = 1) -> Any:
+        """A stage of one piece that keeps its own books in the stage's folder: run it if it is not complete."""
+        stage.n_bytes = weight
+        if not stage.is_complete:
+            began = time.monotonic()
+            self._report(stage.name, 0, weight)
+            write_json(stage.folder / "stage.json", [function()])
+            self._report(stage.name, weight, weight)
+            stage.seconds = time.monotonic() - began
+        stage.summaries = json.loads((stage.folder / "stage.json").read_text(encoding="utf-8"))
+        return stage.summaries[0]
+
+    def _report(self, what: str, done: int, total: int) -> None:
+        if self._on_progress:
+            self._on_progress(what, done, max(1, total))
+
+
+def n_workers(wanted: int, n_bytes: int, *, parallel_from: int) -> int:
+    """Processes to use: as many as wanted, else one per core up to 8, and none for small inputs."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return wanted or (min(8, cores) if n_bytes >= parallel_from else 1)
+
+
+def _summary(stage: Stage, task: Task) -> Path:
+    return stage.folder / "done" / f"{task.name}.json"
+
+
+def _start_ray(n: int, address: str) -> None:
+    try:
+        import ray
+    except ImportError as error:
+        raise DataError('engine = "ray" needs ray; pip install isoflop[cluster], or set engine = "native"') from error
+    if address:
+        ray.init(address=address, log_to_driver=False)
+    else:
+        ray.init(num_cpus=n, include_dashboard=False, log_to_driver=False)
