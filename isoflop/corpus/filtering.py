@@ -8,18 +8,22 @@ from typing import Any
 from isoflop.corpus.clean import CleanOptions, reason_to_drop
 from isoflop.corpus.output import Frames
 from isoflop.corpus.passkey import PasskeyOptions, passkey_documents
+from isoflop.corpus.split import SplitRule
 from isoflop.corpus.summary import Tally
 from isoflop.corpus.tables import read_partition
 
 
-def filter_partition(partition: int, documents: Path, frames: Path, clean: CleanOptions) -> dict[str, Any]:
+def filter_partition(
+    partition: int, documents: Path, frames: Path, clean: CleanOptions, rule: SplitRule
+) -> dict[str, Any]:
     """Task: keep what breaks no rule, count and sample what does."""
     tally, licenses = Tally(), Counter[str]()
     written = Frames(frames, partition)
     rows = read_partition(documents, partition)
+    splits = iter(rule.splits(rows))
     for batch in rows.to_batches(max_chunksize=1024):
         for row in batch.to_pylist():
-            n_bytes = len(row["text"].encode())
+            row["split"], n_bytes = next(splits), len(row["text"].encode())
             reason = reason_to_drop(row["text"], row["domain"], clean)
             if reason:
                 tally.drop(reason, row, n_bytes)

@@ -2,17 +2,14 @@
 
 Reading is shared out by files, a few MB to a task; what can't be read is set aside with its origin. The table then
 gathers the rows of each partition out of all runs, so its files depend on the documents alone and not on the order in
-which they were found. To the columns of `tables.DOCUMENT_COLUMNS` it adds
-
-    split      "train" or "valid": decided for whole sources, before anything is compared
-    priority   the smallest (priority, origin) of equal or nearly equal documents survives; validation comes first
+which they were found.
 """
 
 import hashlib
 import json
 import shutil
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +18,6 @@ from isoflop.corpus.clean import normalise
 from isoflop.corpus.environment import (
     EnvironmentFile,
     EnvironmentOptions,
-    choose_held_out,
     find_environment_files,
     read_environment_file,
 )
@@ -29,7 +25,7 @@ from isoflop.corpus.pieces import cut_pieces
 from isoflop.corpus.sources import BadRecord, Document, SourceOptions, find_files, read_file
 from isoflop.corpus.stages import Task, fingerprint
 from isoflop.corpus.summary import Tally
-from isoflop.corpus.tables import document_key, document_schema, partition_path, read_runs, write_partition, write_run
+from isoflop.corpus.tables import document_key, document_schema, read_runs, write_partition, write_run
 from isoflop.errors import DataError, RecipeError
 
 if TYPE_CHECKING:
@@ -37,8 +33,6 @@ if TYPE_CHECKING:
 
 TASK_BYTES = 4_000_000  # assumption: small enough to share out evenly
 RUN_BYTES = 24_000_000  # assumption: text of one run; what a reading process holds at once
-TRAIN_PRIORITY = 1 << 20
-"""Added to the priority of training documents, so that those of validation survive them."""
 
 
 @dataclass(frozen=True)
@@ -48,33 +42,6 @@ class ReadOptions:
     unicode_form: str
     max_piece_kb: float
     n_partitions: int
-
-
-@dataclass(frozen=True)
-class SplitRule:
-    """How sources are split between training and validation, and who survives; plain data for the tasks."""
-
-    held_out: tuple[str, ...]
-    """Packages of the environment that are validation."""
-    rules: Mapping[str, str]
-    """Label of a source -> auto, train or valid."""
-    priorities: Mapping[str, int]
-    valid_fraction: float
-
-    def split_of(self, origin: str, source: str) -> str:
-        """`train` or `valid`, the same for all documents of a source."""
-        label = origin.partition("/")[0]
-        rule = self.rules.get(label, "package")
-        if rule == "package":
-            return "valid" if source in self.held_out else "train"
-        if rule != "auto":
-            return rule
-        number = int.from_bytes(hashlib.blake2b(source.encode(), digest_size=8).digest(), "big")
-        return "valid" if number < int(self.valid_fraction * 2**64) else "train"
-
-    def priority_of(self, origin: str, split: str) -> int:
-        """Of the document in duplicates: smaller survives."""
-        return self.priorities.get(origin.partition("/")[0], 0) + (TRAIN_PRIORITY if split == "train" else 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +79,9 @@ def find_inputs(sources: Iterable[SourceOptions], environment: EnvironmentOption
             files.append(InputFile(path, f"{source.label}/{relative}", path.stat().st_size, source, None))
     if not sources if environment.enabled is None else environment.enabled:
         found = find_environment_files(environment)
+        same = sorted(set(labels) & {item.id.partition("/")[0] for item in found})
+        if same:
+            raise RecipeError(f"sources.name = {same[0]!r} is also a package of the environment; give another name")
         files.extend(InputFile(item.path, item.id, item.n_bytes, None, item) for item in found)
     if not files:
         raise DataError("sources: the recipe names none and environment.enabled = false; add [[sources]] with a path")
@@ -140,7 +110,7 @@ def read_tasks(files: list[InputFile], folder: Path, options: ReadOptions) -> li
 def read_files(files: list[InputFile], folder: Path, name: str, options: ReadOptions) -> dict[str, Any]:
     """Task: read files, write runs `NAME-NUMBER.arrow`, summarise what came in."""
     tally, bad, inputs = Tally(), list[BadRecord](), list[dict[str, Any]]()
-    n_bytes: Counter[tuple[str, str]] = Counter()
+    packages: Counter[tuple[str, str]] = Counter()
     runs, rows, size = [], list[dict[str, str]](), 0
 
     def flush() -> None:
@@ -160,7 +130,7 @@ def read_files(files: list[InputFile], folder: Path, name: str, options: ReadOpt
                 size += text_bytes
                 tally.keep(row, text_bytes)
                 if item.environment:
-                    n_bytes[row["source"], row["domain"]] += text_bytes
+                    packages[row["source"], row["domain"]] += text_bytes
                 if size >= RUN_BYTES:
                     flush()
                     size = 0
@@ -173,43 +143,16 @@ def read_files(files: list[InputFile], folder: Path, name: str, options: ReadOpt
         "inputs": inputs,
         "n_bad": len(bad),
         "bad": [[record.origin, record.reason] for record in bad[:5]],
-        "packages": [[source, domain, count] for (source, domain), count in sorted(n_bytes.items())],
+        "packages": [[source, domain, count] for (source, domain), count in sorted(packages.items())],
         "tally": tally.plain(),
     }
 
 
-def split_rule(
-    summaries: list[dict[str, Any]], sources: Iterable[SourceOptions], valid_fraction: float, valid_share: float
-) -> SplitRule:
-    """Which sources are validation, known once everything is read."""
-    n_bytes: dict[tuple[str, str], int] = defaultdict(int)
-    for summary in summaries:
-        for source, domain, count in summary["packages"]:
-            n_bytes[source, domain] += count
-    held_out = choose_held_out(n_bytes, valid_share) if n_bytes else set()
-    sources = list(sources)
-    return SplitRule(
-        tuple(sorted(held_out)),
-        {source.label: source.split for source in sources},
-        {source.label: source.priority for source in sources},
-        valid_fraction,
-    )
-
-
-def gather(partition: int, runs: list[Path], folder: Path, rule: SplitRule) -> dict[str, Any]:
+def gather(partition: int, runs: list[Path], folder: Path) -> dict[str, Any]:
     """Task: one partition of the table of documents, out of all runs."""
-    import pyarrow as pa
-
     rows = read_runs(runs, partition)
-    splits = [
-        rule.split_of(origin, source)
-        for origin, source in zip(rows["origin"].to_pylist(), rows["source"].to_pylist(), strict=True)
-    ]
-    priorities = [rule.priority_of(o, split) for o, split in zip(rows["origin"].to_pylist(), splits, strict=True)]
-    rows = rows.append_column("split", pa.array(splits, pa.string()))
-    rows = rows.append_column("priority", pa.array(priorities, pa.int32()))
     write_partition(folder, partition, rows)
-    return {"n_rows": rows.num_rows, "file": partition_path(folder, partition).name}
+    return {"n_rows": rows.num_rows}
 
 
 def write_quarantine(path: Path, folder: Path, tasks: list[Task]) -> None:

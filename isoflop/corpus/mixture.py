@@ -5,8 +5,9 @@ Draws come in blocks of `BLOCK`; each block holds the same number of draws of ea
 without replaying those before it, and shares are exact in every block.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 
@@ -64,6 +65,12 @@ class Mixture:
             ranks[here] = rank_of_place[places[here]] + block * self._counts[sources[here]]
         return sources, ranks
 
+    def counts_before(self, n: int) -> np.ndarray:
+        """How many of the first `n` draws each source has, int64."""
+        blocks, rest = divmod(n, BLOCK)
+        partial = self._block(blocks)[0][:rest]
+        return blocks * self._counts + np.bincount(partial, minlength=len(self._counts))
+
     def _make_block(self, block: int) -> tuple[np.ndarray, np.ndarray]:
         generator = np.random.Generator(np.random.Philox(np.random.SeedSequence([self.seed, 0x6D6978, block])))
         sources = generator.permutation(np.repeat(np.arange(len(self._counts)), self._counts))
@@ -71,3 +78,44 @@ class Mixture:
         for number, count in enumerate(self._counts):
             ranks[sources == number] = np.arange(count)
         return sources, ranks
+
+
+class Curriculum:
+    """Mixtures one after the other, with the interface of one: each source goes on where it was when shares change."""
+
+    def __init__(self, stages: Sequence[tuple[int, Mapping[str, float]]], *, seed: int):
+        starts = [start for start, _ in stages]
+        if not stages or starts[0] != 0 or any(a >= b for a, b in pairwise(starts)):
+            raise RecipeError(
+                f"curriculum: stages begin at draws {starts}; the first must begin at 0 and each must last at least "
+                "one draw: check from_share, or train longer"
+            )
+        mixtures = [Mixture(weights, seed=seed) for _, weights in stages]
+        self.names = list(dict.fromkeys(name for mixture in mixtures for name in mixture.names))
+        self._starts = np.array(starts, dtype=np.int64)
+        self._mixtures = mixtures
+        self._numbers = [np.array([self.names.index(name) for name in mixture.names]) for mixture in mixtures]
+        self._offsets = [np.zeros(len(self.names), dtype=np.int64)]
+        for index in range(len(stages) - 1):
+            self._offsets.append(self._offsets[-1] + self._counts(index, starts[index + 1] - starts[index]))
+
+    def draws(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(source number, how-manieth draw of that source) for each index, both int64 like `indices`."""
+        sources, ranks = np.empty_like(indices), np.empty_like(indices)
+        stages = np.searchsorted(self._starts, indices, side="right") - 1
+        for stage in np.unique(stages):
+            here = stages == stage
+            found, rank = self._mixtures[stage].draws(indices[here] - self._starts[stage])
+            sources[here] = self._numbers[stage][found]
+            ranks[here] = rank + self._offsets[stage][sources[here]]
+        return sources, ranks
+
+    def counts_before(self, n: int) -> np.ndarray:
+        """How many of the first `n` draws each source has, int64."""
+        stage = int(np.searchsorted(self._starts, n, side="right")) - 1
+        return self._offsets[stage] + self._counts(stage, n - int(self._starts[stage]))
+
+    def _counts(self, stage: int, n: int) -> np.ndarray:
+        counts = np.zeros(len(self.names), dtype=np.int64)
+        counts[self._numbers[stage]] = self._mixtures[stage].counts_before(n)
+        return counts

@@ -9,14 +9,16 @@ join         frames -> train|valid/DOMAIN.jsonl.zst
 
 import hashlib
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from isoflop.corpus.environment import environment_versions
 from isoflop.corpus.filtering import all_licenses, filter_partition, made_documents
-from isoflop.corpus.intake import InputFile, ReadOptions, gather, read_files, read_tasks, split_rule, write_quarantine
-from isoflop.corpus.output import join_frames, join_tasks, require_both_splits
+from isoflop.corpus.intake import InputFile, ReadOptions, gather, read_files, read_tasks, write_quarantine
+from isoflop.corpus.output import join_frames, join_tasks, require_both_splits, shown
 from isoflop.corpus.remix import plan_mixture
+from isoflop.corpus.split import split_rule
 from isoflop.corpus.stages import Build, Task
 from isoflop.corpus.summary import Tally, merged
 from isoflop.errors import DataError
@@ -37,15 +39,16 @@ def run_stages(build: Build, recipe: "CorpusRecipe", files: list[InputFile], out
     tasks = read_tasks(files, read.folder, options)
     came = merged(item["tally"] for item in build.run(read, read_files, tasks))
     if not came.n_documents:
-        raise _nothing_read(read.summaries, len(files))
+        raise nothing_usable(read.summaries, len(files), {})
 
-    rule = split_rule(read.summaries, recipe.sources, recipe.split.valid_fraction, recipe.environment.valid_share)
-    documents = build.open("documents", to_tree(rule), [read])
+    documents = build.open("documents", "", [read])
     runs = sorted(read.folder / name for item in read.summaries for name in item["runs"])
-    build.run(documents, gather, _by_partition(recipe, came.n_bytes, runs, documents.folder, rule))
+    build.run(documents, gather, _by_partition(recipe, came.n_bytes, runs, documents.folder))
 
-    filtered = build.open("filter", to_tree(recipe.clean), [documents])
-    arguments = (documents.folder, filtered.folder, recipe.clean)
+    packages = [tuple(entry) for item in read.summaries for entry in item["packages"]]
+    rule = split_rule(packages, recipe.sources, recipe.split.valid_fraction, recipe.environment.valid_share)
+    filtered = build.open("filter", [to_tree(recipe.clean), to_tree(rule)], [documents])
+    arguments = (documents.folder, filtered.folder, recipe.clean, rule)
     build.run(filtered, filter_partition, _by_partition(recipe, came.n_bytes, *arguments))
     clean = merged(item["tally"] for item in filtered.summaries)
 
@@ -55,6 +58,8 @@ def run_stages(build: Build, recipe: "CorpusRecipe", files: list[InputFile], out
 
     join = build.open("join", "", [filtered, made], fresh=True)
     entries = build.run(join, join_frames, join_tasks([*filtered.summaries, *made.summaries], out))
+    if not clean.n_documents:
+        raise nothing_usable(read.summaries, len(files), _by_rule([clean]))
     require_both_splits(entries, _by_rule([clean]))
     write_quarantine(out / "quarantine.jsonl", read.folder, tasks)
     manifest = {
@@ -89,13 +94,14 @@ def _trained_on(entries: list[dict[str, Any]]) -> dict[str, int]:
     return {item["domain"]: item["n_bytes"] for item in entries if item["split"] == "train" and item["n_bytes"]}
 
 
-def _nothing_read(summaries: list[dict[str, Any]], n_files: int) -> DataError:
+def nothing_usable(summaries: list[dict[str, Any]], n_files: int, dropped: Mapping[str, int]) -> DataError:
+    """No document is left: how many there were, what took them, and where to look."""
     bad = [record for item in summaries for record in item["bad"]]
     n_bad = sum(item["n_bad"] for item in summaries)
     first = f"{bad[0][0]}: {bad[0][1]}" if bad else "none"
     return DataError(
-        f"sources: no usable document in {n_files} files ({n_bad} records could not be read); first problem: {first}; "
-        "check the paths and text_key"
+        f"sources: no usable document in {n_files} files ({n_bad} records could not be read, dropped by rule: "
+        f"{shown(dropped)}); first problem: {first}; check the paths and text_key, or loosen the rule that drops most"
     )
 
 

@@ -50,7 +50,7 @@ class Tally:
             "kept": [[*key, *count] for key, count in sorted(self.kept.items())],
             "dropped": [[*key, *count] for key, count in sorted(self.dropped.items())],
             "lengths": [[*key, count] for key, count in sorted(self.lengths.items())],
-            "samples": {rule: found for rule, found in sorted(self.samples.items())},
+            "samples": dict(sorted(self.samples.items())),
         }
 
     def add(self, found: Mapping[str, Any]) -> None:

@@ -8,12 +8,12 @@ sizes see the same sequences in the same order.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from isoflop.corpus.mixture import Mixture
+from isoflop.corpus.mixture import Curriculum, Mixture
 from isoflop.errors import DataError, RecipeError
 from isoflop.tokens.shards import TokenSet
 
@@ -42,17 +42,21 @@ class Batches:
         batch_sequences: int,
         seed: int,
         weights: Mapping[str, float] | None = None,
+        curriculum: Sequence[tuple[int, Mapping[str, float]]] = (),
     ):
+        """`curriculum`: (first sequence, weights) of each stage, instead of `weights`."""
         self.token_set = token_set
         self.seq_len = seq_len
         self.batch_sequences = batch_sequences
         self.seed = seed
         domains = token_set.domains("train")
-        if weights:
-            unknown = sorted(set(weights) - set(domains))
+        stages = list(curriculum) or ([(0, weights)] if weights else [])
+        if stages:
+            used = {name for _, shares in stages for name, share in shares.items() if share != 0}
+            unknown = sorted({name for _, shares in stages for name in shares} - set(domains))
             if unknown:
                 raise RecipeError(f"data.weights.{unknown[0]}: no such domain; the tokens have: {', '.join(domains)}")
-            domains = [name for name in domains if weights.get(name, 0) > 0]
+            domains = [name for name in domains if name in used]
         self._shards = [np.asarray(token_set.tokens("train", name)) for name in domains]  # a plain view indexes faster
         n_windows = [max(0, (len(shard) - 1) // seq_len) for shard in self._shards]
         empty = [name for name, n in zip(domains, n_windows) if not n]
@@ -62,7 +66,10 @@ class Batches:
                 f"{', '.join(empty) or 'train'} has fewer: shorten seq_len or give more text"
             )
         self._first_window = np.concatenate([[0], np.cumsum(n_windows)]).astype(np.int64)
-        self._mixture = Mixture({name: weights[name] for name in domains}, seed=seed) if weights else None
+        in_order = [(first, {name: w[name] for name in domains if name in w}) for first, w in stages]
+        self._mixture: Curriculum | Mixture | None = None
+        if in_order:
+            self._mixture = Curriculum(in_order, seed=seed) if curriculum else Mixture(in_order[0][1], seed=seed)
         order = {name: index for index, name in enumerate(domains)}
         names = self._mixture.names if self._mixture else [ALL]
         # a pool is a range of windows that is permuted as one
@@ -83,6 +90,9 @@ class Batches:
 
     def epochs_by_domain(self, n_tokens: int) -> dict[str, float]:
         """Epochs per domain; one entry `*` in natural proportions."""
+        if isinstance(self._mixture, Curriculum):
+            counts = self._mixture.counts_before(n_tokens // self.seq_len).tolist()
+            return {name: count / n for name, count, (_, n) in zip(self._mixture.names, counts, self._pools)}
         shares = self._mixture.shares if self._mixture else {ALL: 1.0}
         return {
             name: n_tokens * share / (n * self.seq_len) for (name, share), (_, n) in zip(shares.items(), self._pools)

@@ -40,6 +40,16 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+class CurriculumStage:
+    """One `[[data.curriculum]]` entry: from here on, these shares."""
+
+    from_share: float
+    """Of the training tokens at which the stage begins; 0 for the first, below 1."""
+    weights: dict[str, float]
+    """Share of each domain."""
+
+
+@dataclass(frozen=True)
 class DataSection:
     """What is read."""
 
@@ -49,6 +59,8 @@ class DataSection:
     """Hash that the folder's tokenizer must have; empty accepts any."""
     weights: dict[str, float] = field(default_factory=dict)
     """Share of each domain; empty keeps the natural proportions."""
+    curriculum: tuple[CurriculumStage, ...] = ()
+    """Shares that change during the run, instead of weights; `mixture.toml` of a corpus has them."""
     cross_document: bool = True
     """Documents packed into one window see each other, as in published pre-training; false masks them."""
 
@@ -175,6 +187,13 @@ def check(recipe: PretrainRecipe) -> None:
         check_mtp(t.mtp, recipe.model.mtp_depth)
     if not recipe.data.tokens:
         raise RecipeError('data.tokens = "" must name a tokens folder; build one with isoflop tokens RECIPE')
+    starts = [stage.from_share for stage in recipe.data.curriculum]
+    if starts and (starts[0] != 0 or starts != sorted(set(starts)) or not 0 <= starts[-1] < 1):
+        raise RecipeError(
+            f"data.curriculum: from_share = {starts} must begin with 0 and rise below 1, as in [0.0, 0.9]"
+        )
+    if starts and recipe.data.weights:
+        raise RecipeError(f"data.weights = {recipe.data.weights} and data.curriculum: give one of them, not both")
 
 
 class LanguageModel:
@@ -192,6 +211,7 @@ class LanguageModel:
             batch_sequences=t.batch_tokens // config.seq_len,
             seed=t.seed,
             weights=recipe.data.weights or None,
+            curriculum=_stages(recipe),
         )
         self._max_validation_tokens = recipe.validate.max_tokens
         self._windows: dict[str, list[tuple[Tensor, Tensor, int]]] | None = None
@@ -361,15 +381,24 @@ def trajectory_of(recipe: PretrainRecipe, token_set: TokenSet) -> str:
     else:
         model.pop("mtp_depth")  # a model without it has the trajectory it always had
     if recipe.train.schedule == "constant_cooldown":
-        t.pop("n_tokens")
+        if not recipe.data.curriculum:  # its stages begin at shares of the whole run
+            t.pop("n_tokens")
         t.pop("cooldown_fraction")
-    data = {"weights": tree["data"].get("weights", {}), "tokens": token_set.data_sha256}
+    data: dict[str, Any] = {"weights": tree["data"].get("weights", {}), "tokens": token_set.data_sha256}
     if not recipe.data.cross_document:
         data["cross_document"] = False
+    if recipe.data.curriculum:
+        data["curriculum"] = tree["data"]["curriculum"]
     decides = {"model": model, "train": t, "data": data}
     if recipe.initial is not None:
         decides["initial"] = recipe.initial.model_sha256
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _stages(recipe: PretrainRecipe) -> list[tuple[int, dict[str, float]]]:
+    """(first sequence, weights) of each stage of the curriculum."""
+    n_sequences = recipe.n_steps() * recipe.train.batch_tokens // recipe.model.seq_len
+    return [(round(stage.from_share * n_sequences), stage.weights) for stage in recipe.data.curriculum]
 
 
 def _take_weights(initial: InitialSection, model: Transformer) -> None:

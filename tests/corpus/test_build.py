@@ -137,7 +137,7 @@ def test_contradictions_in_the_recipe_are_refused(folder: Path) -> None:
         build_corpus(CorpusRecipe(environment=EnvironmentOptions(enabled=False)), folder / "corpus")
     with pytest.raises(RecipeError, match=r"split\.valid_fraction = 1\.5 must lie in"):
         build_corpus(_recipe(folder, split=SplitOptions(valid_fraction=1.5)), folder / "corpus")
-    with pytest.raises(DataError, match="no document is left for valid; raise split"):
+    with pytest.raises(DataError, match=r"no document is left for valid \(dropped by rule: .*\); raise split"):
         build_corpus(_recipe(folder, split=SplitOptions(valid_fraction=0.0)), folder / "corpus")
     source = SourceOptions(path=str(folder / "docs.jsonl"))
     with pytest.raises(RecipeError, match="is used twice; give each source a name"):

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from isoflop.corpus.mixture import BLOCK, Mixture, shares_per_block
+from isoflop.corpus.mixture import BLOCK, Curriculum, Mixture, shares_per_block
 from isoflop.errors import RecipeError
 
 
@@ -38,3 +38,29 @@ def test_tiny_weights_are_seen_and_zero_weights_are_not() -> None:
 def test_useless_weights_are_refused(weights: dict[str, float]) -> None:
     with pytest.raises(RecipeError, match="must be numbers >= 0 with a positive sum"):
         shares_per_block(weights)
+
+
+def test_a_curriculum_of_one_stage_is_its_mixture() -> None:
+    indices = np.arange(0, 3 * BLOCK, 7)
+    mixture, one = Mixture({"a": 1, "b": 2}, seed=3), Curriculum([(0, {"a": 1, "b": 2})], seed=3)
+    assert all(np.array_equal(x, y) for x, y in zip(mixture.draws(indices), one.draws(indices), strict=True))
+
+
+def test_a_source_goes_on_where_it_was_when_shares_change() -> None:
+    stages = [(0, {"a": 0.9, "b": 0.1}), (5000, {"b": 0.5, "c": 0.5}), (9000, {"a": 1.0})]
+    plan = Curriculum(stages, seed=4)
+    sources, ranks = plan.draws(np.arange(12_000))
+    for number, name in enumerate(plan.names):
+        seen = ranks[sources == number]
+        assert np.array_equal(np.sort(seen), np.arange(len(seen))), name
+    assert plan.names == ["a", "b", "c"] and set(sources[9000:].tolist()) == {0}
+    for n in (0, 1, 4999, 5000, 7777, 12_000):
+        assert plan.counts_before(n).tolist() == np.bincount(sources[:n], minlength=3).tolist()
+    backwards = plan.draws(np.arange(12_000)[::-1])  # any place is found without replay
+    assert np.array_equal(backwards[0][::-1], sources) and np.array_equal(backwards[1][::-1], ranks)
+
+
+@pytest.mark.parametrize("starts", [[], [1], [0, 0], [0, 5, 3]])
+def test_stages_that_do_not_follow_each_other_are_refused(starts: list[int]) -> None:
+    with pytest.raises(RecipeError, match="the first must begin at 0"):
+        Curriculum([(start, {"a": 1.0}) for start in starts], seed=0)

@@ -63,6 +63,20 @@ def test_weights_set_the_share_of_each_domain(token_set: TokenSet) -> None:
     assert epochs["prose"] > 1.0 > epochs["code"]
 
 
+def test_a_curriculum_changes_the_shares_at_its_place_and_repeats_nothing_early(token_set: TokenSet) -> None:
+    stages = [(0, {"prose": 1.0}), (80, {"prose": 0.25, "code": 0.75})]
+    batches = _batches(token_set, curriculum=stages, batch_sequences=40)
+    prose = _batches(token_set, weights={"prose": 1.0}, batch_sequences=40)
+    for step in (0, 1):
+        assert np.array_equal(batches.batch(step), prose.batch(step))
+    rows = {tuple(row) for step in range(4) for row in batches.batch(step).tolist()}
+    assert len(rows) == 160  # no window twice while there are new ones
+    epochs = batches.epochs_by_domain(160 * 16)
+    windows = {name: (len(token_set.tokens("train", name)) - 1) // 16 for name in ("prose", "code")}
+    seen = {name: round(epochs[name] * windows[name]) for name in windows}
+    assert seen["prose"] + seen["code"] == 160 and 40 <= seen["code"] <= 75
+
+
 def test_validation_counts_every_byte_once(token_set: TokenSet) -> None:
     batches = _batches(token_set, seq_len=50)
     tokenizer = token_set.tokenizer
