@@ -54,7 +54,7 @@ def check(options: DocumentOptions, tokenizer: Tokenizer) -> None:
             f"documents.fim_rate = {options.fim_rate} needs the three fill-in-the-middle tokens, which this tokenizer "
             f"lacks; train one with tokenizer.fim_tokens = true, or set fim_rate = 0"
         )
-    if options.split_rate and tokenizer.is_v1:
+    if options.split_rate and tokenizer.rules == "v1":
         raise RecipeError(
             f"documents.split_rate = {options.split_rate} but this tokenizer never joins punctuation and line breaks; "
             f'tokenizer.rules = "v3" does, or set split_rate = 0'
