@@ -28,14 +28,13 @@ from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trai
 from isoflop.errors import DataError, RecipeError
 from isoflop.recipe import write_text
 from isoflop.tokens.encoder import Encoder
-from isoflop.tokens.rules import PIECES, V3_SPLITS, Rules
+from isoflop.tokens.rules import N_BYTES, PIECES, V3_SPLITS, Rules, byte_symbols
 
 BOS = "<\uff5cbegin\u2581of\u2581sentence\uff5c>"  # paper
 EOS = "<\uff5cend\u2581of\u2581sentence\uff5c>"  # paper
 FIM_BEGIN = "<\uff5cfim\u2581begin\uff5c>"  # paper
 FIM_HOLE = "<\uff5cfim\u2581hole\uff5c>"  # paper
 FIM_END = "<\uff5cfim\u2581end\uff5c>"  # paper
-N_BYTES = 256
 
 
 def train_tokenizer(
@@ -218,16 +217,6 @@ class Tokenizer:
         return [vocabulary[symbol] for symbol in byte_symbols()]
 
 
-def byte_symbols() -> list[str]:
-    """The printable character that stands for each of the 256 bytes in a byte-level vocabulary.
-
-    Source: GPT-2. Bytes that print as themselves in Latin-1 keep their character; the others get U+0100 onwards.
-    """
-    printable = {*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = iter(range(0x100, 0x200))
-    return [chr(byte) if byte in printable else chr(next(others)) for byte in range(N_BYTES)]
-
-
 def _identity(text: str, padded_vocab_size: int) -> str:
     return hashlib.sha256(f"{padded_vocab_size}\n{text}".encode()).hexdigest()
 
@@ -248,8 +237,9 @@ def _rules_of(backend: tokenizers.Tokenizer) -> Rules | None:
     found = json.loads(backend.to_str())
     if found["normalizer"] or not all(token["special"] for token in found["added_tokens"]):
         return None
-    known: dict[Rules, Any] = {rules: json.loads(_untrained(rules).to_str()) for rules in ("v1", "v3")}
-    for rules, ours in known.items():
+    all_rules: tuple[Rules, ...] = ("v1", "v3")
+    for rules in all_rules:
+        ours = json.loads(_untrained(rules).to_str())
         if found["pre_tokenizer"] == ours["pre_tokenizer"] and _options(found["model"]) == _options(ours["model"]):
             return rules
     return None

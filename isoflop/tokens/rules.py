@@ -1,10 +1,12 @@
-"""Where no merge may cross: the two rule sets as regular expressions, for the library and for Python's `re`.
+"""Where no merge may cross: the two rule sets as regular expressions for the library, and the alphabet of bytes.
 
 Source: DeepSeek LLM (arXiv 2401.02954) section 2.1, DeepSeek-V3 (arXiv 2412.19437) section 4.1; character ranges as in
 the released tokenizers. `isoflop.tokens.cuts` makes the same cuts from the same classes without a regular expression.
 """
 
 from typing import Literal
+
+N_BYTES = 256
 
 Rules = Literal["v1", "v3"]
 
@@ -48,3 +50,13 @@ V3_SPLITS = (  # one pass each, in this order; \p classes are resolved by the li
         )
     ),
 )
+
+
+def byte_symbols() -> list[str]:
+    """The printable character that stands for each of the 256 bytes in a byte-level vocabulary.
+
+    Source: GPT-2. Bytes that print as themselves in Latin-1 keep their character; the others get U+0100 onwards.
+    """
+    printable = {*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = iter(range(0x100, 0x200))
+    return [chr(byte) if byte in printable else chr(next(others)) for byte in range(N_BYTES)]
