@@ -1,0 +1,128 @@
+"""Balanced detection and charge integration: leak, full scale, and the variance of every noise term.
+
+Charges are in MAC units (the charge of one symbol with x = w = 1), variances in MAC units squared. Source: A5, A6.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from isoflop.optics.config import CoreConfig, OpticsError
+from isoflop.optics.units import BOLTZMANN_J_PER_K, ELEMENTARY_CHARGE_C
+
+
+@dataclass(frozen=True)
+class Moments:
+    """What noise depends on. Shapes: light_M1 sum of x, light2_M1 sum of x squared, weight2_N mean of w squared."""
+
+    light_M1: Tensor
+    light2_M1: Tensor
+    weight2_N: Tensor
+    n_symbols: int
+
+
+def decay(config: CoreConfig, n_symbols: int, like: Tensor) -> Tensor | None:
+    """Share of each symbol's charge that is left at the end of its window; None without a leak. Shapes: [K].
+
+    Raises:
+        OpticsError: the leak is to be corrected, but weights at the start of a window would have to grow without bound.
+    """
+    if math.isinf(config.leak_s):
+        return None
+    windows = n_symbols * config.symbol_s / config.leak_s
+    if config.leak_correction and windows > 5.0:
+        raise OpticsError(
+            f"leak_s = {config.leak_s:g} is {1 / windows:.2g} of an integration of {n_symbols} symbols: no headroom to "
+            f"correct it; give at least {n_symbols * config.symbol_s / 5.0:.3g} s or leak_correction = false"
+        )
+    left = torch.arange(n_symbols - 1, -1, -1, dtype=torch.float64, device=like.device)
+    return torch.exp(left * (-config.symbol_s / config.leak_s)).to(like.dtype)
+
+
+def constant_variance(config: CoreConfig, n_symbols: int) -> dict[str, float]:
+    """Terms that depend on time alone: dark, amplifier, output, and reset noise of a given capacitor."""
+    electrons = {
+        "dark": 2.0 * config.dark_current_a * n_symbols * config.symbol_s / ELEMENTARY_CHARGE_C,
+        "amplifier": config.amplifier_a_per_rthz**2 * n_symbols * config.symbol_s / (2.0 * ELEMENTARY_CHARGE_C**2),
+        "reset": BOLTZMANN_J_PER_K * config.temperature_k * config.capacitor_f / ELEMENTARY_CHARGE_C**2,
+    }
+    found = {name: value / config.n_e**2 for name, value in electrons.items()}
+    found["output"] = config.output_noise**2
+    return {name: value for name, value in found.items() if name in config.noise and value > 0.0}
+
+
+def reset_slope(config: CoreConfig) -> float:
+    """kT/C noise for each MAC unit of full scale, when the capacitor is sized by it."""
+    if "reset" not in config.noise or config.capacitor_f:
+        return 0.0
+    volts = BOLTZMANN_J_PER_K * config.temperature_k / ELEMENTARY_CHARGE_C
+    return volts / (config.swing_v * config.n_e)
+
+
+def symbol_variance(config: CoreConfig) -> float:
+    """Relative variance of one symbol: fast intensity noise of the laser, and what calibration leaves."""
+    rin = config.rin_per_symbol if "rin" in config.noise else 0.0
+    return rin + (config.residual**2 if "residual" in config.noise else 0.0)
+
+
+def noise_terms(
+    config: CoreConfig, moments: Moments, charge_MN: Tensor, full_scale: Tensor | None
+) -> dict[str, Tensor]:
+    """Variance of each term that is on. Shapes: each broadcasts to charge_MN.
+
+    The fast intensity noise is sum x^2 w^2; the second product that it needs is replaced by sum x^2 times the mean of
+    w^2 of a neuron (A6).
+    """
+    like = moments.light_M1
+    terms = {name: like.new_tensor(value) for name, value in constant_variance(config, moments.n_symbols).items()}
+    if "shot" in config.noise:
+        terms["shot"] = shot_variance(config, moments)
+    for name, relative in (("rin", config.rin_per_symbol), ("residual", config.residual**2)):
+        if name in config.noise and relative > 0.0:
+            terms[name] = relative * moments.light2_M1 * moments.weight2_N
+    if "gain" in config.noise and config.gain_error:
+        terms["gain"] = config.gain_error**2 * charge_MN.square()
+    if full_scale is not None and (slope := reset_slope(config)):
+        terms["reset"] = slope * full_scale
+    return terms
+
+
+def shot_variance(config: CoreConfig, moments: Moments) -> Tensor:
+    """Both diodes see all light, so weights do not enter; in a homodyne receiver half of the light is the reference.
+
+    Field encoding: power (1 + x^2 w^2)/2 a symbol, for a reference as strong as the signal at x = w = 1 (derived here).
+    """
+    if config.signs == "field":
+        return (0.5 / config.n_e) * (moments.n_symbols + moments.light2_M1 * moments.weight2_N)
+    return moments.light_M1 / config.n_e
+
+
+def noise_variance(config: CoreConfig, moments: Moments, charge_MN: Tensor) -> Tensor:
+    """Sum of all terms but the reset noise of a capacitor that is sized by the full scale, in few passes."""
+    constant = sum(constant_variance(config, moments.n_symbols).values())
+    per_row = shot_variance(config, moments) + constant if "shot" in config.noise else constant
+    relative = symbol_variance(config)
+    if relative:
+        variance = (relative * moments.light2_M1) * moments.weight2_N
+        variance = variance.add_(per_row)
+    else:
+        variance = per_row if isinstance(per_row, Tensor) else moments.light_M1.new_full((1, 1), per_row)
+    if "gain" in config.noise and config.gain_error:
+        variance = torch.addcmul(variance, charge_MN, charge_MN, value=config.gain_error**2)
+    return variance
+
+
+def full_scale_of(config: CoreConfig, charge_MN: Tensor, variance: Tensor | None) -> Tensor:
+    """Largest result that will be read, from at most 256 of the rows, inside what a given capacitor holds."""
+    if config.full_scale:
+        found = charge_MN.new_tensor(config.full_scale)
+    else:
+        stride = max(1, charge_MN.shape[0] // 256)
+        sample = charge_MN[::stride]
+        spread, mean = torch.var_mean(sample, correction=0)
+        if variance is not None:
+            spread = spread + (variance[::stride] if variance.shape[0] == charge_MN.shape[0] else variance).mean()
+        found = mean.abs() + config.range_std * spread.sqrt()
+    return found.clamp(1.0 / config.n_e, config.swing_limit)

@@ -1,0 +1,258 @@
+"""The photonic tensor core: y = x W^T as light computes it, in the order the light travels.
+
+A window is one dot product: inputs and weights stream past as symbols, one charge is integrated, one number is read.
+The core here is `analytic`: all windows in one matrix product, and closed-form statistics of what each of them suffers.
+`waveform.py` does the same symbol by symbol. With every imperfection off the product is exact.
+
+Shapes: M windows (rows of x; twice as many for signs = "two_pass"), K symbols (fan-in), N neurons (fan-out).
+Units: charges in MAC units, see CoreConfig.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from isoflop.optics.config import CoreConfig, OpticsError
+from isoflop.optics.converters import digitise, straight_through
+from isoflop.optics.modulator import encode_inputs, encode_weights, weight_phase
+from isoflop.optics.receiver import Moments, decay, full_scale_of, noise_variance, reset_slope
+
+Random = torch.Generator | Callable[[Tensor], Tensor] | None
+"""Where noise comes from: a generator, or a function that returns standard normals like its argument."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """An operand as light: signed values, and the digital scales that turn them back.
+
+    Shapes: inputs [M, K] with scale [M or 1, 1], weights [N, K] with scale [N] or []. `common` is light that a drifted
+    bias lets through whatever the sign of the input; None without drift.
+    """
+
+    value: Tensor
+    scale: Tensor
+    common: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Readout:
+    """Results [..., N], which windows were beyond full scale (None: there is no limit), and full scale in MAC units."""
+
+    y: Tensor
+    clipped: Tensor | None
+    full_scale: Tensor | None
+
+    @property
+    def n_clipped(self) -> int:
+        """How many windows were beyond full scale."""
+        return 0 if self.clipped is None else int(self.clipped.sum())
+
+
+class TensorCore:
+    """A core with one configuration and no state: randomness comes from generators."""
+
+    def __init__(self, config: CoreConfig):
+        self.config = config
+        # A homodyne receiver sees a field and rejects what leaks by its phase: nothing limits the contrast.
+        self._optics = dataclasses.replace(config, extinction_db=math.inf) if config.signs == "field" else config
+
+    def matmul(self, x: Tensor, w: Tensor, generator: Random = None) -> Tensor:
+        """`product` without its particulars."""
+        return self.product(x, w, generator).y
+
+    def product(self, x: Tensor, w: Tensor, generator: Random = None, *, full_scale: Tensor | None = None) -> Readout:
+        """x W^T with everything that the core does to it; differentiable, straight through the converters.
+
+        Shapes: x [..., K], w [N, K] -> y [..., N]. `full_scale` (MAC units) replaces what the config says.
+
+        Raises:
+            OpticsError: fan-in beyond the limit without tiling, or noise without a generator.
+        """
+        size = self.tile_size(x, w)
+        if size == x.shape[-1]:
+            inputs, weights = self.encode_inputs(x, generator), self.encode_weights(w, generator)
+            return self._shaped(self.read(inputs, weights, generator, full_scale=full_scale), x)
+        tiles = [
+            self.product(part, w[:, start : start + size], generator, full_scale=full_scale)
+            for start, part in zip(range(0, x.shape[-1], size), x.split(size, -1), strict=True)
+        ]
+        clipped = [tile.clipped for tile in tiles if tile.clipped is not None]
+        return Readout(
+            y=torch.stack([tile.y for tile in tiles]).sum(0),
+            clipped=torch.stack(clipped).any(0) if clipped else None,
+            full_scale=tiles[0].full_scale,
+        )
+
+    def tile_size(self, x: Tensor, w: Tensor) -> int:
+        """Symbols of one integration for these operands. Raises OpticsError."""
+        fan_in, limit = x.shape[-1], self.config.max_fan_in
+        if w.ndim != 2 or w.shape[1] != fan_in:
+            raise OpticsError(f"w has shape {tuple(w.shape)} and x {tuple(x.shape)}; w must be [fan-out, {fan_in}]")
+        if fan_in > limit and not self.config.tile_fan_in:
+            raise OpticsError(
+                f"fan-in {fan_in} is beyond max_fan_in = {limit}; give at most {limit}, or tile_fan_in = true to cut "
+                f"it into {math.ceil(fan_in / limit)} tiles that are summed digitally"
+            )
+        return min(fan_in, limit)
+
+    def encode_inputs(self, x: Tensor, generator: Random = None) -> Encoded:
+        """Inputs as light, one row a window. Shapes: x [..., K] -> value [M, K]."""
+        u_MK = _at_least_float(x.reshape(-1, x.shape[-1]))
+        scale = _largest(u_MK, self.config.input_scale == "row", keepdim=True) / self._input_top
+        u_MK = u_MK * scale.reciprocal()
+        rounding = self._rounding(generator)
+        if self.config.signs == "field":
+            return Encoded(encode_weights(self._optics, u_MK, rounding), scale)
+        if self.config.signs == "fold":
+            return Encoded(torch.copysign(encode_inputs(self.config, u_MK.abs(), rounding), u_MK), scale)
+        if self.config.signs == "offset":
+            return Encoded(encode_inputs(self.config, 0.5 * u_MK + 0.5, rounding), scale)
+        both = torch.cat([u_MK, -u_MK]).clamp_min(0.0)
+        return Encoded(encode_inputs(self.config, both, rounding), scale)
+
+    def encode_weights(self, w: Tensor, generator: Random = None) -> Encoded:
+        """Weights as light, leak included: what an input in the light of symbol k adds to the charge that is read."""
+        config, v_NK = self._optics, _at_least_float(w)
+        left_K = decay(config, v_NK.shape[1], v_NK)
+        if left_K is not None and config.leak_correction:
+            v_NK = v_NK / left_K
+        # Weights end where the modulator does (raw: at a quarter wave), so that none is clipped by a finite contrast.
+        top = 1.0 if config.encoding == "raw" else config.contrast
+        scale = _largest(v_NK, config.weight_scale == "row", keepdim=config.weight_scale == "row") / top
+        v_NK = v_NK * scale.reciprocal()
+        rounding, common = self._rounding(generator), None
+        if config.bias_error_rad and config.signs == "fold":
+            value, common = _drifted(config, v_NK, rounding)
+        else:
+            value = encode_weights(config, v_NK, rounding)
+        if left_K is not None:
+            value = value * left_K
+            common = None if common is None else common * left_K
+        return Encoded(value, scale.reshape(-1) if scale.ndim else scale, common)
+
+    def signed(self, inputs: Encoded) -> Tensor:
+        """Inputs as the numbers that they stand for after encoding, in the units of x. Shapes: [rows of x, K]."""
+        if self.config.signs == "offset":
+            return (2.0 * inputs.value - 1.0) * inputs.scale
+        if self.config.signs == "two_pass":
+            plus, minus = inputs.value.chunk(2)
+            return (plus - minus) * inputs.scale
+        return inputs.value * inputs.scale
+
+    def charge(self, inputs: Encoded, weights: Encoded, dtype: torch.dtype | None = None) -> Tensor:
+        """Charge of every window without noise: the one matrix product. Shapes: [M, N]."""
+        dtype = dtype or inputs.value.dtype
+        charge_MN = inputs.value.to(dtype) @ weights.value.to(dtype).T
+        if weights.common is not None:
+            charge_MN = charge_MN + (inputs.value.detach().abs().to(dtype) @ weights.common.to(dtype).T)
+        return _at_least_float(charge_MN)
+
+    def moments(self, inputs: Encoded, weights: Encoded) -> Moments:
+        """What noise and imbalance depend on."""
+        light_MK, weight_NK = inputs.value.detach(), weights.value.detach()
+        n_symbols = light_MK.shape[1]
+        droop = n_symbols * self.config.symbol_s / self.config.leak_s
+        left_K = decay(self.config, n_symbols, light_MK) if droop > 1e-3 else None
+        if left_K is None:
+            light_M1 = torch.linalg.vector_norm(light_MK, 1, dim=1, keepdim=True)
+        else:  # early noise leaks away too
+            light_M1 = (light_MK.abs() @ left_K.square()).unsqueeze(1)
+        light2_M1 = torch.linalg.vector_norm(light_MK, 2, dim=1, keepdim=True).square()
+        weight2_N = torch.linalg.vector_norm(weight_NK, 2, dim=1).square() / n_symbols
+        return Moments(light_M1, light2_M1, weight2_N, n_symbols)
+
+    def read(
+        self,
+        inputs: Encoded,
+        weights: Encoded,
+        generator: Random = None,
+        *,
+        full_scale: Tensor | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Readout:
+        """Detect, integrate, convert, undo the scales. `dtype`: of the matrix product (default: of the light)."""
+        config = self.config
+        charge_MN = self.charge(inputs, weights, dtype)
+        moments = self.moments(inputs, weights) if config.noise or config.imbalance else None
+        if config.imbalance and moments is not None:
+            charge_MN = charge_MN + 0.5 * config.imbalance * moments.light_M1
+        with torch.no_grad():
+            variance = noise_variance(config, moments, charge_MN) if moments is not None and config.noise else None
+            if config.is_limited and full_scale is None:
+                full_scale = full_scale_of(config, charge_MN, variance)
+            if variance is not None:
+                if full_scale is not None and (slope := reset_slope(config)):
+                    variance = variance + slope * full_scale
+                noise = variance.sqrt() * _normal(charge_MN, generator)
+        if variance is not None:
+            charge_MN = charge_MN + noise
+        clipped = None
+        if full_scale is not None:
+            clipped = charge_MN.detach().abs() > full_scale
+            charge_MN = digitise(charge_MN, config.adc_bits, full_scale)
+        if config.imbalance and config.remove_imbalance and moments is not None:
+            charge_MN = charge_MN - 0.5 * config.imbalance * moments.light_M1
+        if config.signs == "offset":
+            charge_MN = 2.0 * charge_MN - weights.value.sum(1)
+        elif config.signs == "two_pass":
+            plus, minus = charge_MN.chunk(2)
+            charge_MN = plus - minus
+            clipped = None if clipped is None else torch.logical_or(*clipped.chunk(2))
+        return Readout(charge_MN * inputs.scale * weights.scale, clipped, full_scale)
+
+    @property
+    def _input_top(self) -> float:
+        """Largest input that a finite contrast can encode."""
+        if self.config.encoding != "asin":
+            return 1.0
+        optics = self._optics.contrast
+        return optics if self.config.signs in ("offset", "field") else 0.5 * (1.0 + optics)
+
+    def _rounding(self, generator: Random) -> torch.Generator | None:
+        if not self.config.stochastic_rounding:
+            return None
+        if not isinstance(generator, torch.Generator):
+            raise OpticsError("stochastic_rounding = true needs a torch.Generator; pass one, or set it to false")
+        return generator
+
+    def _shaped(self, found: Readout, x: Tensor) -> Readout:
+        shape = (*x.shape[:-1], found.y.shape[-1])
+        clipped = None if found.clipped is None else found.clipped.reshape(shape)
+        return Readout(found.y.to(x.dtype).reshape(shape), clipped, found.full_scale)
+
+
+def _drifted(config: CoreConfig, v_NK: Tensor, rounding: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    """g sin(s phi + d) for both signs s of an input: s g sin(phi) cos(d), and g cos(phi) sin(d) whatever the sign."""
+    with torch.no_grad():
+        phase = weight_phase(config, v_NK, rounding)
+        value = torch.sin(phase).mul_(config.contrast * math.cos(config.bias_error_rad))
+        common = torch.cos(phase).mul_(config.contrast * math.sin(config.bias_error_rad))
+    return straight_through(v_NK, value), common
+
+
+def _at_least_float(x: Tensor) -> Tensor:
+    # Encoding has more steps than bfloat16 has digits, so it is computed in float32.
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
+def _largest(x: Tensor, per_row: bool, *, keepdim: bool) -> Tensor:
+    """Largest magnitude, 1 where all is zero; a digital scale, without a gradient."""
+    x = x.detach()
+    if per_row:
+        found = torch.linalg.vector_norm(x, math.inf, dim=1, keepdim=keepdim)
+    else:
+        found = torch.linalg.vector_norm(x, math.inf)
+        found = found.reshape(1, 1) if keepdim else found
+    return torch.where(found > 0, found, 1.0)
+
+
+def _normal(like: Tensor, generator: Random) -> Tensor:
+    if generator is None:
+        raise OpticsError("a core with noise needs a generator: pass one, or use config.quiet()")
+    if isinstance(generator, torch.Generator):
+        return torch.randn(like.shape, dtype=like.dtype, device=like.device, generator=generator)
+    return generator(like)
