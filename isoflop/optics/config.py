@@ -180,7 +180,7 @@ class CoreConfig:
             least = self.charge_c / self.swing_v
             raise OpticsError(
                 f"capacitor_f = {self.capacitor_f:g} fills up with {self.swing_limit:.2g} of a full-scale symbol, so "
-                f"every result would clip; give at least {least:.3g} F ({least:.2g} times the square root of the fan-in "
+                f"every result would clip; give at least {least:.3g} F (the square root of the fan-in times that "
                 f"is usual), or 0 to have it sized from the results"
             )
 

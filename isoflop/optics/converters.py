@@ -1,4 +1,7 @@
-"""DAC and ADC: uniform, mid-tread, saturating; the gradient passes straight through and stops where they saturate."""
+"""DAC and ADC: uniform, mid-tread, saturating; the gradient passes straight through and stops where they saturate.
+
+A function whose name ends in _ overwrites its argument: encoding is bound by memory, and half of it is allocation.
+"""
 
 import math
 
@@ -6,6 +9,8 @@ import torch
 from torch import Tensor
 
 from isoflop.optics.config import EXACT_BITS
+
+HALF_PI = math.pi / 2
 
 
 def straight_through(ideal: Tensor, actual: Tensor) -> Tensor:
@@ -18,53 +23,53 @@ def step_of(bits: int, full_scale: float) -> float:
     return 2.0 * full_scale / (2**bits - 1)
 
 
-def rounded(value: Tensor, step: float, generator: torch.Generator | None) -> Tensor:
-    """Multiples of `step`, the nearest, or with a generator the one above with the probability that keeps the mean."""
-    scaled = value * (1.0 / step)
-    if generator is None:
-        return scaled.round_().mul_(step)
-    noise = torch.rand(value.shape, dtype=value.dtype, device=value.device, generator=generator)
-    return scaled.add_(noise).floor_().mul_(step)
-
-
-def to_levels(value: Tensor, bits: int, full_scale: float, generator: torch.Generator | None = None) -> Tensor:
+def to_levels_(value: Tensor, bits: int, full_scale: float, generator: torch.Generator | None = None) -> Tensor:
     """Signed values on 2^bits - 1 levels that include 0; every value within full scale is at most half a bin away.
 
-    One bit is a comparator: half of full scale, with the sign of the value.
+    One bit is a comparator: half of full scale, with the sign of the value. With a generator, rounding goes up with the
+    probability that keeps the mean.
     """
     if bits == EXACT_BITS:
         return value
     if bits == 1:
-        return torch.where(value >= 0, 0.5 * full_scale, -0.5 * full_scale).to(value.dtype)
-    step = step_of(bits, full_scale)
-    top = (2 ** (bits - 1) - 1) * step
-    return rounded(value, step, generator).clamp_(-top, top)
+        return value.copy_(torch.where(value >= 0, 0.5 * full_scale, -0.5 * full_scale))
+    step, top = step_of(bits, full_scale), float(2 ** (bits - 1) - 1)
+    return _round_(value.mul_(1.0 / step), generator).clamp_(-top, top).mul_(step)
 
 
-def to_range_levels(value: Tensor, bits: int, low: float, high: float, generator: torch.Generator | None) -> Tensor:
+def to_range_levels_(value: Tensor, bits: int, low: float, high: float, generator: torch.Generator | None) -> Tensor:
     """Values on 2^bits levels from `low` to `high`, both included: an input modulator from dark to bright."""
     if bits == EXACT_BITS:
         return value
-    step = (high - low) / (2**bits - 1)
-    return rounded(value - low, step, generator).add_(low).clamp_(low, high)
+    top = 2**bits - 1
+    step = (high - low) / top
+    codes = _round_(value.mul_(1.0 / step).sub_(low / step), generator)
+    return codes.clamp_(0.0, float(top)).mul_(step).add_(low)
 
 
-def digitise(y: Tensor, bits: int, full_scale: Tensor) -> Tensor:
-    """What the ADC reads of charges; `full_scale` is a tensor, since it follows from the results.
+def digitise(y: Tensor, bits: int, full_scale: Tensor) -> tuple[Tensor, Tensor]:
+    """What the ADC reads of charges, and which of them were beyond full scale; overwrites y unless it has a gradient.
 
-    Gradients are those of a clamp. Shapes: y [..., N], full_scale [] or what broadcasts.
+    Shapes: y [..., N], full_scale [] (a tensor, since it follows from the results).
     """
-    held = torch.minimum(torch.maximum(y, -full_scale), full_scale)
+    if y.requires_grad:
+        held = torch.minimum(torch.maximum(y, -full_scale), full_scale)
+        read, clipped = digitise(y.detach().clone(), bits, full_scale)
+        return straight_through(held, read), clipped
+    if bits == 1:
+        return torch.where(y >= 0, 0.5 * full_scale, -0.5 * full_scale).to(y.dtype), y.abs() > full_scale
+    half = 1.0 if bits == EXACT_BITS else 0.5 * (2**bits - 1)  # full scale, in bins
+    codes = y.mul_(half / full_scale)
+    clipped = codes.abs() > half
     if bits == EXACT_BITS:
-        return held
-    with torch.no_grad():
-        if bits == 1:
-            read = torch.where(held >= 0, 0.5 * full_scale, -0.5 * full_scale)
-        else:
-            step = full_scale * (2.0 / (2**bits - 1))
-            top = 2 ** (bits - 1) - 1
-            read = (held / step).round_().clamp_(-top, top).mul_(step)
-    return straight_through(held, read)
+        codes.clamp_(-half, half)
+    else:
+        codes.round_().clamp_(0.5 - half, half - 0.5)
+    return codes.mul_(full_scale / half), clipped
 
 
-HALF_PI = math.pi / 2
+def _round_(codes: Tensor, generator: torch.Generator | None) -> Tensor:
+    if generator is None:
+        return codes.round_()
+    up = torch.rand(codes.shape, dtype=codes.dtype, device=codes.device, generator=generator)
+    return codes.add_(up).floor_()

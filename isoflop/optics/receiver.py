@@ -100,29 +100,33 @@ def shot_variance(config: CoreConfig, moments: Moments) -> Tensor:
 
 
 def noise_variance(config: CoreConfig, moments: Moments, charge_MN: Tensor) -> Tensor:
-    """Sum of all terms but the reset noise of a capacitor that is sized by the full scale, in few passes."""
+    """Sum of all terms but the reset noise of a capacitor that is sized by the full scale, in few passes.
+
+    Shapes: [M, N]; the caller may overwrite it.
+    """
     constant = sum(constant_variance(config, moments.n_symbols).values())
     per_row = shot_variance(config, moments) + constant if "shot" in config.noise else constant
-    relative = symbol_variance(config)
-    if relative:
-        variance = (relative * moments.light2_M1) * moments.weight2_N
-        variance = variance.add_(per_row)
+    if relative := symbol_variance(config):
+        variance = (relative * moments.light2_M1 * moments.weight2_N).add_(per_row)
+    elif isinstance(per_row, Tensor):
+        variance = per_row.expand_as(charge_MN).contiguous()
     else:
-        variance = per_row if isinstance(per_row, Tensor) else moments.light_M1.new_full((1, 1), per_row)
+        variance = torch.full_like(charge_MN, per_row)
     if "gain" in config.noise and config.gain_error:
-        variance = torch.addcmul(variance, charge_MN, charge_MN, value=config.gain_error**2)
+        variance.addcmul_(charge_MN, charge_MN, value=config.gain_error**2)
     return variance
 
 
-def full_scale_of(config: CoreConfig, charge_MN: Tensor, variance: Tensor | None) -> Tensor:
-    """Largest result that will be read, from at most 256 of the rows, inside what a given capacitor holds."""
+def full_scale_of(config: CoreConfig, charge_MN: Tensor, variance_MN: Tensor | None) -> Tensor:
+    """Largest result that will be read, from about 128 of the rows, inside what a given capacitor holds."""
     if config.full_scale:
-        found = charge_MN.new_tensor(config.full_scale)
+        found = charge_MN.new_full((), config.full_scale)
     else:
-        stride = max(1, charge_MN.shape[0] // 256)
+        stride = max(1, charge_MN.shape[0] // 128)
         sample = charge_MN[::stride]
-        spread, mean = torch.var_mean(sample, correction=0)
-        if variance is not None:
-            spread = spread + (variance[::stride] if variance.shape[0] == charge_MN.shape[0] else variance).mean()
-        found = mean.abs() + config.range_std * spread.sqrt()
+        mean = sample.mean()
+        variance = sample.square().mean() - mean.square()
+        if variance_MN is not None:
+            variance = variance + variance_MN[::stride].mean()
+        found = mean.abs() + config.range_std * variance.clamp_min(0.0).sqrt()
     return found.clamp(1.0 / config.n_e, config.swing_limit)

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from isoflop.optics.config import CoreConfig, OpticsError
+from isoflop.optics.config import CoreConfig, OpticsError, Scaling
 from isoflop.optics.converters import digitise, straight_through
-from isoflop.optics.modulator import encode_inputs, encode_weights, weight_phase
+from isoflop.optics.modulator import encode_inputs_, encode_weights_, weight_phase_
 from isoflop.optics.receiver import Moments, decay, full_scale_of, noise_variance, reset_slope
 
 Random = torch.Generator | Callable[[Tensor], Tensor] | None
@@ -29,12 +29,13 @@ Random = torch.Generator | Callable[[Tensor], Tensor] | None
 class Encoded:
     """An operand as light: signed values, and the digital scales that turn them back.
 
-    Shapes: inputs [M, K] with scale [M or 1, 1], weights [N, K] with scale [N] or []. `common` is light that a drifted
-    bias lets through whatever the sign of the input; None without drift.
+    Shapes: inputs [M, K] with scale [M or 1, 1] and total light [M, 1], weights [N, K] with scale [N or 1]. `common` is
+    light that a drifted bias lets through whatever the sign of the input; None without drift.
     """
 
     value: Tensor
     scale: Tensor
+    total: Tensor | None = None
     common: Tensor | None = None
 
 
@@ -59,6 +60,7 @@ class TensorCore:
         self.config = config
         # A homodyne receiver sees a field and rejects what leaks by its phase: nothing limits the contrast.
         self._optics = dataclasses.replace(config, extinction_db=math.inf) if config.signs == "field" else config
+        self._input_field = dataclasses.replace(self._optics, weight_bits=config.input_bits)
 
     def matmul(self, x: Tensor, w: Tensor, generator: Random = None) -> Tensor:
         """`product` without its particulars."""
@@ -101,38 +103,40 @@ class TensorCore:
 
     def encode_inputs(self, x: Tensor, generator: Random = None) -> Encoded:
         """Inputs as light, one row a window. Shapes: x [..., K] -> value [M, K]."""
-        u_MK = _at_least_float(x.reshape(-1, x.shape[-1]))
-        scale = _largest(u_MK, self.config.input_scale == "row", keepdim=True) / self._input_top
-        u_MK = u_MK * scale.reciprocal()
-        rounding = self._rounding(generator)
+        x_MK = _at_least_float(x.reshape(-1, x.shape[-1]))
+        scale = _largest(x_MK, self.config.input_scale) / self._input_top
+        rounding, fold = self._rounding(generator), self.config.signs == "fold"
+        u_MK = (x_MK.abs() if fold else x_MK) * scale.reciprocal()
         if self.config.signs == "field":
-            return Encoded(encode_weights(self._optics, u_MK, rounding), scale)
-        if self.config.signs == "fold":
-            return Encoded(torch.copysign(encode_inputs(self.config, u_MK.abs(), rounding), u_MK), scale)
+            light_MK = encode_weights_(self._input_field, u_MK, rounding)
+            return Encoded(light_MK, scale, light_MK.detach().abs().sum(1, keepdim=True))
         if self.config.signs == "offset":
-            return Encoded(encode_inputs(self.config, 0.5 * u_MK + 0.5, rounding), scale)
-        both = torch.cat([u_MK, -u_MK]).clamp_min(0.0)
-        return Encoded(encode_inputs(self.config, both, rounding), scale)
+            u_MK = 0.5 * u_MK + 0.5
+        elif self.config.signs == "two_pass":
+            u_MK = torch.cat([u_MK, -u_MK]).clamp_min(0.0)
+        light_MK = encode_inputs_(self.config, u_MK, rounding)
+        total_M1 = light_MK.detach().sum(1, keepdim=True)
+        if fold:
+            light_MK = torch.copysign(light_MK, x_MK) if light_MK.requires_grad else light_MK.copysign_(x_MK)
+        return Encoded(light_MK, scale, total_M1)
 
     def encode_weights(self, w: Tensor, generator: Random = None) -> Encoded:
         """Weights as light, leak included: what an input in the light of symbol k adds to the charge that is read."""
-        config, v_NK = self._optics, _at_least_float(w)
-        left_K = decay(config, v_NK.shape[1], v_NK)
-        if left_K is not None and config.leak_correction:
-            v_NK = v_NK / left_K
+        config, w_NK = self._optics, _at_least_float(w)
+        left_K = decay(config, w_NK.shape[1], w_NK)
+        grown_NK = w_NK if left_K is None or not config.leak_correction else w_NK / left_K
         # Weights end where the modulator does (raw: at a quarter wave), so that none is clipped by a finite contrast.
-        top = 1.0 if config.encoding == "raw" else config.contrast
-        scale = _largest(v_NK, config.weight_scale == "row", keepdim=config.weight_scale == "row") / top
-        v_NK = v_NK * scale.reciprocal()
+        scale = _largest(grown_NK, config.weight_scale) / (1.0 if config.encoding == "raw" else config.contrast)
+        v_NK = grown_NK * scale.reciprocal()
         rounding, common = self._rounding(generator), None
         if config.bias_error_rad and config.signs == "fold":
             value, common = _drifted(config, v_NK, rounding)
         else:
-            value = encode_weights(config, v_NK, rounding)
+            value = encode_weights_(config, v_NK, rounding)
         if left_K is not None:
-            value = value * left_K
+            value = value * left_K if value.requires_grad else value.mul_(left_K)
             common = None if common is None else common * left_K
-        return Encoded(value, scale.reshape(-1) if scale.ndim else scale, common)
+        return Encoded(value, scale.reshape(-1), None, common)
 
     def signed(self, inputs: Encoded) -> Tensor:
         """Inputs as the numbers that they stand for after encoding, in the units of x. Shapes: [rows of x, K]."""
@@ -154,13 +158,12 @@ class TensorCore:
     def moments(self, inputs: Encoded, weights: Encoded) -> Moments:
         """What noise and imbalance depend on."""
         light_MK, weight_NK = inputs.value.detach(), weights.value.detach()
-        n_symbols = light_MK.shape[1]
-        droop = n_symbols * self.config.symbol_s / self.config.leak_s
-        left_K = decay(self.config, n_symbols, light_MK) if droop > 1e-3 else None
-        if left_K is None:
-            light_M1 = torch.linalg.vector_norm(light_MK, 1, dim=1, keepdim=True)
-        else:  # early noise leaks away too
-            light_M1 = (light_MK.abs() @ left_K.square()).unsqueeze(1)
+        n_symbols, light_M1 = light_MK.shape[1], inputs.total
+        if light_M1 is None:
+            light_M1 = light_MK.abs().sum(1, keepdim=True)
+        if n_symbols * self.config.symbol_s / self.config.leak_s > 1e-3:  # early noise leaks away too
+            left_K = decay(self.config, n_symbols, light_MK)
+            light_M1 = light_M1 if left_K is None else (light_MK.abs() @ left_K.square()).unsqueeze(1)
         light2_M1 = torch.linalg.vector_norm(light_MK, 2, dim=1, keepdim=True).square()
         weight2_N = torch.linalg.vector_norm(weight_NK, 2, dim=1).square() / n_symbols
         return Moments(light_M1, light2_M1, weight2_N, n_symbols)
@@ -174,27 +177,29 @@ class TensorCore:
         full_scale: Tensor | None = None,
         dtype: torch.dtype | None = None,
     ) -> Readout:
-        """Detect, integrate, convert, undo the scales. `dtype`: of the matrix product (default: of the light)."""
+        """Detect, integrate, convert, undo the scales. `dtype`: of the matrix product (default: of the light).
+
+        Shapes: y [rows of x, N]. `full_scale` (MAC units) replaces what the config says.
+        """
         config = self.config
         charge_MN = self.charge(inputs, weights, dtype)
         moments = self.moments(inputs, weights) if config.noise or config.imbalance else None
-        if config.imbalance and moments is not None:
+        if moments is not None and config.imbalance:
             charge_MN = charge_MN + 0.5 * config.imbalance * moments.light_M1
         with torch.no_grad():
-            variance = noise_variance(config, moments, charge_MN) if moments is not None and config.noise else None
+            variance_MN = noise_variance(config, moments, charge_MN) if moments is not None and config.noise else None
             if config.is_limited and full_scale is None:
-                full_scale = full_scale_of(config, charge_MN, variance)
-            if variance is not None:
+                full_scale = full_scale_of(config, charge_MN, variance_MN)
+            if variance_MN is not None:
                 if full_scale is not None and (slope := reset_slope(config)):
-                    variance = variance + slope * full_scale
-                noise = variance.sqrt() * _normal(charge_MN, generator)
-        if variance is not None:
-            charge_MN = charge_MN + noise
+                    variance_MN.add_(slope * full_scale)
+                noise_MN = variance_MN.sqrt_().mul_(_normal(charge_MN, generator))
+        if variance_MN is not None:
+            charge_MN = charge_MN + noise_MN if charge_MN.requires_grad else charge_MN.add_(noise_MN)
         clipped = None
         if full_scale is not None:
-            clipped = charge_MN.detach().abs() > full_scale
-            charge_MN = digitise(charge_MN, config.adc_bits, full_scale)
-        if config.imbalance and config.remove_imbalance and moments is not None:
+            charge_MN, clipped = digitise(charge_MN, config.adc_bits, full_scale)
+        if moments is not None and config.imbalance and config.remove_imbalance:
             charge_MN = charge_MN - 0.5 * config.imbalance * moments.light_M1
         if config.signs == "offset":
             charge_MN = 2.0 * charge_MN - weights.value.sum(1)
@@ -202,7 +207,9 @@ class TensorCore:
             plus, minus = charge_MN.chunk(2)
             charge_MN = plus - minus
             clipped = None if clipped is None else torch.logical_or(*clipped.chunk(2))
-        return Readout(charge_MN * inputs.scale * weights.scale, clipped, full_scale)
+        if charge_MN.requires_grad:
+            return Readout(charge_MN * inputs.scale * weights.scale, clipped, full_scale)
+        return Readout(charge_MN.mul_(inputs.scale).mul_(weights.scale), clipped, full_scale)
 
     @property
     def _input_top(self) -> float:
@@ -228,7 +235,7 @@ class TensorCore:
 def _drifted(config: CoreConfig, v_NK: Tensor, rounding: torch.Generator | None) -> tuple[Tensor, Tensor]:
     """g sin(s phi + d) for both signs s of an input: s g sin(phi) cos(d), and g cos(phi) sin(d) whatever the sign."""
     with torch.no_grad():
-        phase = weight_phase(config, v_NK, rounding)
+        phase = weight_phase_(config, v_NK.detach().clone(), rounding)
         value = torch.sin(phase).mul_(config.contrast * math.cos(config.bias_error_rad))
         common = torch.cos(phase).mul_(config.contrast * math.sin(config.bias_error_rad))
     return straight_through(v_NK, value), common
@@ -239,15 +246,13 @@ def _at_least_float(x: Tensor) -> Tensor:
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
-def _largest(x: Tensor, per_row: bool, *, keepdim: bool) -> Tensor:
-    """Largest magnitude, 1 where all is zero; a digital scale, without a gradient."""
+def _largest(x: Tensor, scaling: Scaling) -> Tensor:
+    """Largest magnitude of each row or of all, 1 where that is zero; a digital scale, so without a gradient."""
     x = x.detach()
-    if per_row:
-        found = torch.linalg.vector_norm(x, math.inf, dim=1, keepdim=keepdim)
-    else:
-        found = torch.linalg.vector_norm(x, math.inf)
-        found = found.reshape(1, 1) if keepdim else found
-    return torch.where(found > 0, found, 1.0)
+    largest = torch.maximum(x.amax(1, keepdim=True), -x.amin(1, keepdim=True))  # two readings, no copy
+    if scaling == "tensor":
+        largest = largest.amax(0, keepdim=True)
+    return torch.where(largest > 0, largest, 1.0)
 
 
 def _normal(like: Tensor, generator: Random) -> Tensor:
