@@ -9,7 +9,6 @@ import difflib
 import math
 import tomllib
 from dataclasses import dataclass, field
-from functools import cached_property
 from importlib import resources
 from typing import Any, Literal, get_args
 
@@ -97,6 +96,8 @@ class CoreConfig:
     """Of the receiver, above 0."""
     output_noise: float = 0.0
     """Noise added to every result whatever the signal, MAC units, 0 or more."""
+    exact_rin: bool = False
+    """Fast intensity noise from a second product instead of the mean weight of each neuron; analytic model only."""
     noise: tuple[Term, ...] = ("shot", "dark", "reset", "amplifier", "rin", "gain", "residual")
     """Which terms are on: shot, dark, reset (kT/C), amplifier, rin, gain, residual, output."""
 
@@ -108,6 +109,8 @@ class CoreConfig:
     """3 dB bandwidth of a modulator with its driver, above 0 to inf; waveform model only."""
     pre_emphasis: bool = True
     """Drive voltages are corrected for the bandwidth, inside the range of the DAC; waveform model only."""
+    headroom: float = 1.0
+    """Range of the DACs over what the encoding needs, 1 to 4: room for pre-emphasis, at the price of coarser steps."""
     skew_s: float = 0.0
     """Weight stream late against the input stream, up to half a symbol; waveform model only."""
     bias_error_rad: float = 0.0
@@ -184,32 +187,45 @@ class CoreConfig:
                 f"is usual), or 0 to have it sized from the results"
             )
 
-    @cached_property
+    @property
     def symbol_s(self) -> float:
         """Duration of a symbol."""
         return 1.0 / self.symbol_rate_hz
 
-    @cached_property
+    @property
     def contrast(self) -> float:
         """g of A3: 1 is a modulator that gets quite dark."""
         return contrast_of_extinction(self.extinction_db)
 
-    @cached_property
+    @property
     def n_e(self) -> float:
         """Electrons that a symbol with x = 1 frees in the diodes of one channel: one MAC unit."""
         return self.charge_c / ELEMENTARY_CHARGE_C
 
-    @cached_property
+    @property
     def charge_c(self) -> float:
         """Charge of one MAC unit."""
         return self.responsivity_a_per_w * 1e-3 * self.power_mw / self.channels * self.symbol_s
 
-    @cached_property
+    @property
     def swing_limit(self) -> float:
         """Largest result that a given capacitor holds, MAC units; inf when it is sized from the results."""
         return self.capacitor_f * self.swing_v / self.charge_c if self.capacitor_f else _INF
 
-    @cached_property
+    @property
+    def drive_limit_rad(self) -> float:
+        """Largest phase that a DAC can ask of a modulator, either sign."""
+        return 0.5 * math.pi * self.headroom
+
+    @property
+    def isi(self) -> float:
+        """Share of the previous symbol in the average of a symbol. Source: A4, first-order stand-in."""
+        if math.isinf(self.bandwidth_hz):
+            return 0.0
+        tau = self.symbol_rate_hz / (2.0 * math.pi * self.bandwidth_hz)  # in symbols
+        return tau * (1.0 - math.exp(-1.0 / tau))
+
+    @property
     def rin_per_symbol(self) -> float:
         """Variance of the relative power of a symbol. Source: A6, RIN times half the symbol rate."""
         return ratio_of_db(self.rin_db_per_hz) * self.symbol_rate_hz / 2.0
@@ -243,6 +259,7 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("output_noise", 0.0, 1e9),
     ("v_pi_v", 1e-3, 1e3),
     ("bandwidth_hz", 1e3, _INF),
+    ("headroom", 1.0, 4.0),
     ("bias_error_rad", -0.5, 0.5),
     ("residual", 0.0, 0.5),
     ("swing_v", 1e-6, 1e3),

@@ -16,19 +16,27 @@ from isoflop.optics.converters import HALF_PI, straight_through, to_levels_, to_
 Random = torch.Generator | None
 
 
-def input_phase_(config: CoreConfig, u: Tensor, generator: Random = None) -> Tensor:
-    """The drive of the input modulator for values u in [0, 1], as its DAC puts it out."""
+def input_phase_(config: CoreConfig, u: Tensor) -> Tensor:
+    """The drive of the input modulator for values u in [0, 1], before its DAC."""
     if config.encoding == "raw":
-        phase = u.mul_(2.0 * HALF_PI).sub_(HALF_PI)
-    else:
-        phase = u.mul_(2.0 / config.contrast).sub_(1.0 / config.contrast).clamp_(-1.0, 1.0).asin_()
-    return to_range_levels_(phase, config.input_bits, -HALF_PI, HALF_PI, generator)
+        return u.mul_(2.0 * HALF_PI).sub_(HALF_PI)
+    return u.mul_(2.0 / config.contrast).sub_(1.0 / config.contrast).clamp_(-1.0, 1.0).asin_()
 
 
-def weight_phase_(config: CoreConfig, v: Tensor, generator: Random = None) -> Tensor:
-    """The drive of the weight modulator for values v in [-1, 1], as its DAC puts it out."""
-    phase = v.mul_(HALF_PI) if config.encoding == "raw" else v.mul_(1.0 / config.contrast).clamp_(-1.0, 1.0).asin_()
-    return to_levels_(phase, config.weight_bits, HALF_PI, generator)
+def weight_phase_(config: CoreConfig, v: Tensor) -> Tensor:
+    """The drive of the weight modulator for values v in [-1, 1], before its DAC."""
+    return v.mul_(HALF_PI) if config.encoding == "raw" else v.mul_(1.0 / config.contrast).clamp_(-1.0, 1.0).asin_()
+
+
+def input_dac_(config: CoreConfig, phase: Tensor, generator: Random = None) -> Tensor:
+    """The drive of the input modulator as its DAC puts it out."""
+    limit = config.drive_limit_rad
+    return to_range_levels_(phase, config.input_bits, -limit, limit, generator)
+
+
+def weight_dac_(config: CoreConfig, phase: Tensor, generator: Random = None) -> Tensor:
+    """The drive of the weight modulator as its DAC puts it out."""
+    return to_levels_(phase, config.weight_bits, config.drive_limit_rad, generator)
 
 
 def input_light_(config: CoreConfig, phase: Tensor) -> Tensor:
@@ -57,7 +65,7 @@ def encode_inputs_(config: CoreConfig, u: Tensor, generator: Random = None) -> T
         if config.encoding == "linear":
             actual = to_range_levels_(u.clamp_(0.0, 1.0), config.input_bits, 0.0, 1.0, generator)
         else:
-            actual = input_light_(config, input_phase_(config, u, generator))
+            actual = input_light_(config, input_dac_(config, input_phase_(config, u), generator))
     return straight_through(ideal, actual)
 
 
@@ -75,7 +83,7 @@ def encode_weights_(config: CoreConfig, v: Tensor, generator: Random = None) -> 
         if config.encoding == "linear":
             actual = to_levels_(v.clamp_(-1.0, 1.0), config.weight_bits, 1.0, generator)
         else:
-            actual = weight_light_(config, weight_phase_(config, v, generator))
+            actual = weight_light_(config, weight_dac_(config, weight_phase_(config, v), generator))
     return straight_through(ideal, actual)
 
 

@@ -15,12 +15,17 @@ from isoflop.optics.units import BOLTZMANN_J_PER_K, ELEMENTARY_CHARGE_C
 
 @dataclass(frozen=True)
 class Moments:
-    """What noise depends on. Shapes: light_M1 sum of x, light2_M1 sum of x squared, weight2_N mean of w squared."""
+    """What noise depends on: sums of x and of x^2 over a window, the mean of w^2 of a neuron, sum x^2 w^2 if asked."""
 
     light_M1: Tensor
     light2_M1: Tensor
     weight2_N: Tensor
     n_symbols: int
+    both2_MN: Tensor | None = None
+
+    def sum_of_squares(self) -> Tensor:
+        """sum x^2 w^2, exact where the second product was made, else as if x^2 and w^2 were uncorrelated (A6)."""
+        return self.light2_M1 * self.weight2_N if self.both2_MN is None else self.both2_MN
 
 
 def decay(config: CoreConfig, n_symbols: int, like: Tensor) -> Tensor | None:
@@ -70,18 +75,14 @@ def symbol_variance(config: CoreConfig) -> float:
 def noise_terms(
     config: CoreConfig, moments: Moments, charge_MN: Tensor, full_scale: Tensor | None
 ) -> dict[str, Tensor]:
-    """Variance of each term that is on. Shapes: each broadcasts to charge_MN.
-
-    The fast intensity noise is sum x^2 w^2; the second product that it needs is replaced by sum x^2 times the mean of
-    w^2 of a neuron (A6).
-    """
+    """Variance of each term that is on. Shapes: each broadcasts to charge_MN."""
     like = moments.light_M1
     terms = {name: like.new_tensor(value) for name, value in constant_variance(config, moments.n_symbols).items()}
     if "shot" in config.noise:
         terms["shot"] = shot_variance(config, moments)
     for name, relative in (("rin", config.rin_per_symbol), ("residual", config.residual**2)):
         if name in config.noise and relative > 0.0:
-            terms[name] = relative * moments.light2_M1 * moments.weight2_N
+            terms[name] = relative * moments.sum_of_squares()
     if "gain" in config.noise and config.gain_error:
         terms["gain"] = config.gain_error**2 * charge_MN.square()
     if full_scale is not None and (slope := reset_slope(config)):
@@ -95,7 +96,7 @@ def shot_variance(config: CoreConfig, moments: Moments) -> Tensor:
     Field encoding: power (1 + x^2 w^2)/2 a symbol, for a reference as strong as the signal at x = w = 1 (derived here).
     """
     if config.signs == "field":
-        return (0.5 / config.n_e) * (moments.n_symbols + moments.light2_M1 * moments.weight2_N)
+        return (0.5 / config.n_e) * (moments.n_symbols + moments.sum_of_squares())
     return moments.light_M1 / config.n_e
 
 
@@ -107,7 +108,7 @@ def noise_variance(config: CoreConfig, moments: Moments, charge_MN: Tensor) -> T
     constant = sum(constant_variance(config, moments.n_symbols).values())
     per_row = shot_variance(config, moments) + constant if "shot" in config.noise else constant
     if relative := symbol_variance(config):
-        variance = (relative * moments.light2_M1 * moments.weight2_N).add_(per_row)
+        variance = (relative * moments.sum_of_squares()).add_(per_row)
     elif isinstance(per_row, Tensor):
         variance = per_row.expand_as(charge_MN).contiguous()
     else:

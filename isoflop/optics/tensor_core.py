@@ -18,8 +18,9 @@ from torch import Tensor
 
 from isoflop.optics.config import CoreConfig, OpticsError, Scaling
 from isoflop.optics.converters import digitise, straight_through
-from isoflop.optics.modulator import encode_inputs_, encode_weights_, weight_phase_
+from isoflop.optics.modulator import encode_inputs_, encode_weights_, weight_dac_, weight_phase_
 from isoflop.optics.receiver import Moments, decay, full_scale_of, noise_variance, reset_slope
+from isoflop.optics.signs import combine, combine_clips, largest_input, signed_light, to_numbers, to_windows
 
 Random = torch.Generator | Callable[[Tensor], Tensor] | None
 """Where noise comes from: a generator, or a function that returns standard normals like its argument."""
@@ -103,22 +104,15 @@ class TensorCore:
 
     def encode_inputs(self, x: Tensor, generator: Random = None) -> Encoded:
         """Inputs as light, one row a window. Shapes: x [..., K] -> value [M, K]."""
-        x_MK = _at_least_float(x.reshape(-1, x.shape[-1]))
-        scale = _largest(x_MK, self.config.input_scale) / self._input_top
-        rounding, fold = self._rounding(generator), self.config.signs == "fold"
-        u_MK = (x_MK.abs() if fold else x_MK) * scale.reciprocal()
-        if self.config.signs == "field":
-            light_MK = encode_weights_(self._input_field, u_MK, rounding)
+        config, u_MK = self.config, _at_least_float(x.reshape(-1, x.shape[-1]))
+        scale = _largest(u_MK, config.input_scale) / largest_input(config)
+        sent_MK = to_windows(config.signs, u_MK * scale.reciprocal())
+        if config.signs == "field":
+            light_MK = encode_weights_(self._input_field, sent_MK, self._rounding(generator))
             return Encoded(light_MK, scale, light_MK.detach().abs().sum(1, keepdim=True))
-        if self.config.signs == "offset":
-            u_MK = 0.5 * u_MK + 0.5
-        elif self.config.signs == "two_pass":
-            u_MK = torch.cat([u_MK, -u_MK]).clamp_min(0.0)
-        light_MK = encode_inputs_(self.config, u_MK, rounding)
+        light_MK = encode_inputs_(config, sent_MK, self._rounding(generator))
         total_M1 = light_MK.detach().sum(1, keepdim=True)
-        if fold:
-            light_MK = torch.copysign(light_MK, x_MK) if light_MK.requires_grad else light_MK.copysign_(x_MK)
-        return Encoded(light_MK, scale, total_M1)
+        return Encoded(signed_light(config.signs, light_MK, u_MK), scale, total_M1)
 
     def encode_weights(self, w: Tensor, generator: Random = None) -> Encoded:
         """Weights as light, leak included: what an input in the light of symbol k adds to the charge that is read."""
@@ -138,14 +132,9 @@ class TensorCore:
             common = None if common is None else common * left_K
         return Encoded(value, scale.reshape(-1), None, common)
 
-    def signed(self, inputs: Encoded) -> Tensor:
+    def numbers(self, inputs: Encoded) -> Tensor:
         """Inputs as the numbers that they stand for after encoding, in the units of x. Shapes: [rows of x, K]."""
-        if self.config.signs == "offset":
-            return (2.0 * inputs.value - 1.0) * inputs.scale
-        if self.config.signs == "two_pass":
-            plus, minus = inputs.value.chunk(2)
-            return (plus - minus) * inputs.scale
-        return inputs.value * inputs.scale
+        return to_numbers(self.config.signs, inputs.value) * inputs.scale
 
     def charge(self, inputs: Encoded, weights: Encoded, dtype: torch.dtype | None = None) -> Tensor:
         """Charge of every window without noise: the one matrix product. Shapes: [M, N]."""
@@ -166,7 +155,8 @@ class TensorCore:
             light_M1 = light_M1 if left_K is None else (light_MK.abs() @ left_K.square()).unsqueeze(1)
         light2_M1 = torch.linalg.vector_norm(light_MK, 2, dim=1, keepdim=True).square()
         weight2_N = torch.linalg.vector_norm(weight_NK, 2, dim=1).square() / n_symbols
-        return Moments(light_M1, light2_M1, weight2_N, n_symbols)
+        both2_MN = light_MK.square() @ weight_NK.square().T if self.config.exact_rin else None
+        return Moments(light_M1, light2_M1, weight2_N, n_symbols, both2_MN)
 
     def read(
         self,
@@ -196,28 +186,22 @@ class TensorCore:
                 noise_MN = variance_MN.sqrt_().mul_(_normal(charge_MN, generator))
         if variance_MN is not None:
             charge_MN = charge_MN + noise_MN if charge_MN.requires_grad else charge_MN.add_(noise_MN)
-        clipped = None
-        if full_scale is not None:
-            charge_MN, clipped = digitise(charge_MN, config.adc_bits, full_scale)
-        if moments is not None and config.imbalance and config.remove_imbalance:
-            charge_MN = charge_MN - 0.5 * config.imbalance * moments.light_M1
-        if config.signs == "offset":
-            charge_MN = 2.0 * charge_MN - weights.value.sum(1)
-        elif config.signs == "two_pass":
-            plus, minus = charge_MN.chunk(2)
-            charge_MN = plus - minus
-            clipped = None if clipped is None else torch.logical_or(*clipped.chunk(2))
-        if charge_MN.requires_grad:
-            return Readout(charge_MN * inputs.scale * weights.scale, clipped, full_scale)
-        return Readout(charge_MN.mul_(inputs.scale).mul_(weights.scale), clipped, full_scale)
+        offset_M1 = 0.5 * config.imbalance * moments.light_M1 if moments is not None and config.imbalance else None
+        return self._converted(charge_MN, full_scale, offset_M1, inputs, weights)
 
-    @property
-    def _input_top(self) -> float:
-        """Largest input that a finite contrast can encode."""
-        if self.config.encoding != "asin":
-            return 1.0
-        optics = self._optics.contrast
-        return optics if self.config.signs in ("offset", "field") else 0.5 * (1.0 + optics)
+    def _converted(
+        self, charge_MN: Tensor, full_scale: Tensor | None, offset_M1: Tensor | None, inputs: Encoded, weights: Encoded
+    ) -> Readout:
+        """From charges to results: the ADC, what is known of the imbalance, windows of one result, scales."""
+        signs, clipped = self.config.signs, None
+        if full_scale is not None:
+            charge_MN, clipped = digitise(charge_MN, self.config.adc_bits, full_scale)
+        if offset_M1 is not None and self.config.remove_imbalance:
+            charge_MN = charge_MN - offset_M1
+        y_MN = combine(signs, charge_MN, weights.value.sum(1) if signs == "offset" else None)
+        if y_MN.requires_grad:
+            return Readout(y_MN * inputs.scale * weights.scale, combine_clips(signs, clipped), full_scale)
+        return Readout(y_MN.mul_(inputs.scale).mul_(weights.scale), combine_clips(signs, clipped), full_scale)
 
     def _rounding(self, generator: Random) -> torch.Generator | None:
         if not self.config.stochastic_rounding:
@@ -235,7 +219,7 @@ class TensorCore:
 def _drifted(config: CoreConfig, v_NK: Tensor, rounding: torch.Generator | None) -> tuple[Tensor, Tensor]:
     """g sin(s phi + d) for both signs s of an input: s g sin(phi) cos(d), and g cos(phi) sin(d) whatever the sign."""
     with torch.no_grad():
-        phase = weight_phase_(config, v_NK.detach().clone(), rounding)
+        phase = weight_dac_(config, weight_phase_(config, v_NK.detach().clone()), rounding)
         value = torch.sin(phase).mul_(config.contrast * math.cos(config.bias_error_rad))
         common = torch.cos(phase).mul_(config.contrast * math.sin(config.bias_error_rad))
     return straight_through(v_NK, value), common
