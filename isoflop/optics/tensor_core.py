@@ -77,8 +77,7 @@ class TensorCore:
         """
         size = self.tile_size(x, w)
         if size == x.shape[-1]:
-            inputs, weights = self.encode_inputs(x, generator), self.encode_weights(w, generator)
-            return self._shaped(self.read(inputs, weights, generator, full_scale=full_scale), x)
+            return self._shaped(self._window(x, w, generator, full_scale), x)
         tiles = [
             self.product(part, w[:, start : start + size], generator, full_scale=full_scale)
             for start, part in zip(range(0, x.shape[-1], size), x.split(size, -1), strict=True)
@@ -102,35 +101,43 @@ class TensorCore:
             )
         return min(fan_in, limit)
 
+    def normalise_inputs(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What the first modulator is to send, the numbers that it stands for (for their signs), the digital scale."""
+        x_MK = _at_least_float(x.reshape(-1, x.shape[-1]))
+        scale_M1 = _largest(x_MK, self.config.input_scale) / largest_input(self.config)
+        return to_windows(self.config.signs, x_MK * scale_M1.reciprocal()), x_MK, scale_M1
+
+    def normalise_weights(self, w: Tensor) -> tuple[Tensor, Tensor]:
+        """What the second modulator is to multiply with, a correction of the leak included, and the digital scale."""
+        config, w_NK = self._optics, _at_least_float(w)
+        left_K = decay(config, w_NK.shape[1], w_NK) if config.leak_correction else None
+        grown_NK = w_NK if left_K is None else w_NK / left_K
+        # Weights end where the modulator does (raw: at a quarter wave), so that none is clipped by a finite contrast.
+        scale_N1 = _largest(grown_NK, config.weight_scale) / (1.0 if config.encoding == "raw" else config.contrast)
+        return grown_NK * scale_N1.reciprocal(), scale_N1.reshape(-1)
+
     def encode_inputs(self, x: Tensor, generator: Random = None) -> Encoded:
         """Inputs as light, one row a window. Shapes: x [..., K] -> value [M, K]."""
-        config, u_MK = self.config, _at_least_float(x.reshape(-1, x.shape[-1]))
-        scale = _largest(u_MK, config.input_scale) / largest_input(config)
-        sent_MK = to_windows(config.signs, u_MK * scale.reciprocal())
-        if config.signs == "field":
+        sent_MK, x_MK, scale_M1 = self.normalise_inputs(x)
+        if self.config.signs == "field":
             light_MK = encode_weights_(self._input_field, sent_MK, self._rounding(generator))
-            return Encoded(light_MK, scale, light_MK.detach().abs().sum(1, keepdim=True))
-        light_MK = encode_inputs_(config, sent_MK, self._rounding(generator))
+            return Encoded(light_MK, scale_M1, light_MK.detach().abs().sum(1, keepdim=True))
+        light_MK = encode_inputs_(self.config, sent_MK, self._rounding(generator))
         total_M1 = light_MK.detach().sum(1, keepdim=True)
-        return Encoded(signed_light(config.signs, light_MK, u_MK), scale, total_M1)
+        return Encoded(signed_light(self.config.signs, light_MK, x_MK), scale_M1, total_M1)
 
     def encode_weights(self, w: Tensor, generator: Random = None) -> Encoded:
         """Weights as light, leak included: what an input in the light of symbol k adds to the charge that is read."""
-        config, w_NK = self._optics, _at_least_float(w)
-        left_K = decay(config, w_NK.shape[1], w_NK)
-        grown_NK = w_NK if left_K is None or not config.leak_correction else w_NK / left_K
-        # Weights end where the modulator does (raw: at a quarter wave), so that none is clipped by a finite contrast.
-        scale = _largest(grown_NK, config.weight_scale) / (1.0 if config.encoding == "raw" else config.contrast)
-        v_NK = grown_NK * scale.reciprocal()
+        config, (v_NK, scale_N) = self._optics, self.normalise_weights(w)
         rounding, common = self._rounding(generator), None
         if config.bias_error_rad and config.signs == "fold":
             value, common = _drifted(config, v_NK, rounding)
         else:
             value = encode_weights_(config, v_NK, rounding)
-        if left_K is not None:
+        if (left_K := decay(config, w.shape[1], value)) is not None:
             value = value * left_K if value.requires_grad else value.mul_(left_K)
             common = None if common is None else common * left_K
-        return Encoded(value, scale.reshape(-1), None, common)
+        return Encoded(value, scale_N, None, common)
 
     def numbers(self, inputs: Encoded) -> Tensor:
         """Inputs as the numbers that they stand for after encoding, in the units of x. Shapes: [rows of x, K]."""
@@ -187,10 +194,20 @@ class TensorCore:
         if variance_MN is not None:
             charge_MN = charge_MN + noise_MN if charge_MN.requires_grad else charge_MN.add_(noise_MN)
         offset_M1 = 0.5 * config.imbalance * moments.light_M1 if moments is not None and config.imbalance else None
-        return self._converted(charge_MN, full_scale, offset_M1, inputs, weights)
+        sum_N = weights.value.sum(1) if config.signs == "offset" else None
+        return self._convert(charge_MN, full_scale, offset_M1, sum_N, (inputs.scale, weights.scale))
 
-    def _converted(
-        self, charge_MN: Tensor, full_scale: Tensor | None, offset_M1: Tensor | None, inputs: Encoded, weights: Encoded
+    def _window(self, x: Tensor, w: Tensor, generator: Random, full_scale: Tensor | None) -> Readout:
+        inputs, weights = self.encode_inputs(x, generator), self.encode_weights(w, generator)
+        return self.read(inputs, weights, generator, full_scale=full_scale)
+
+    def _convert(
+        self,
+        charge_MN: Tensor,
+        full_scale: Tensor | None,
+        offset_M1: Tensor | None,
+        weight_sum_N: Tensor | None,
+        scales: tuple[Tensor, Tensor],
     ) -> Readout:
         """From charges to results: the ADC, what is known of the imbalance, windows of one result, scales."""
         signs, clipped = self.config.signs, None
@@ -198,10 +215,9 @@ class TensorCore:
             charge_MN, clipped = digitise(charge_MN, self.config.adc_bits, full_scale)
         if offset_M1 is not None and self.config.remove_imbalance:
             charge_MN = charge_MN - offset_M1
-        y_MN = combine(signs, charge_MN, weights.value.sum(1) if signs == "offset" else None)
-        if y_MN.requires_grad:
-            return Readout(y_MN * inputs.scale * weights.scale, combine_clips(signs, clipped), full_scale)
-        return Readout(y_MN.mul_(inputs.scale).mul_(weights.scale), combine_clips(signs, clipped), full_scale)
+        y_MN = combine(signs, charge_MN, weight_sum_N)
+        y_MN = y_MN * scales[0] * scales[1] if y_MN.requires_grad else y_MN.mul_(scales[0]).mul_(scales[1])
+        return Readout(y_MN, combine_clips(signs, clipped), full_scale)
 
     def _rounding(self, generator: Random) -> torch.Generator | None:
         if not self.config.stochastic_rounding:
