@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "numerics": {"errors", "optics"},
     "model": {"errors", "numerics"},
     "training": {"errors", "recipe", "run", "numerics", "model", "tokens"},
-    "scaling": {"errors", "recipe", "run", "model", "training"},
+    "scaling": {"errors", "recipe", "run", "numerics", "model", "training"},
     "interop": {"errors", "recipe", "run", "model", "tokens", "training"},
     "evaluation": {"errors", "recipe", "run", "corpus", "tokens", "model", "training"},
     "demo": {"errors", "recipe", "run", "corpus", "tokens", "model", "training", "scaling"},

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from isoflop.numerics.linear import Product
+
 
 class Arrangement(NamedTuple):
     """Where every copy of a token lies once the copies are sorted by expert."""
@@ -93,21 +95,33 @@ def runs_grouped(device: torch.device, dtype: torch.dtype, *widths: int) -> bool
     return torch.cuda.get_device_properties(device).major >= 9  # a constant to torch.compile
 
 
-def grouped_product(x_RD: Tensor, weight_EFD: Tensor, ends_E: Tensor) -> Tensor:
-    """x W_e^T for the rows of each expert e, [R, F]; the float32 weights are cast to the dtype of x at the call."""
+def grouped_product(
+    x_RD: Tensor, weight_EFD: Tensor, ends_E: Tensor, numerics: Product | None = None, first_part: int = 0
+) -> Tensor:
+    """x W_e^T for the rows of each expert e, [R, F]; the float32 weights are cast to the dtype of x at the call.
+
+    With a number format each expert is one call of it, numbered from `first_part`.
+    """
+    if numerics is not None:
+        return looped_product(x_RD, weight_EFD, ends_E, numerics, first_part)
     weight_EFD = weight_EFD.to(x_RD.dtype)
     if runs_grouped(x_RD.device, x_RD.dtype, *weight_EFD.shape[1:]):
         return _GroupedProduct.apply(x_RD, weight_EFD, ends_E)  # type: ignore[return-value]
     return looped_product(x_RD, weight_EFD, ends_E)
 
 
-def looped_product(x_RD: Tensor, weight_EFD: Tensor, ends_E: Tensor) -> Tensor:
+def looped_product(
+    x_RD: Tensor, weight_EFD: Tensor, ends_E: Tensor, numerics: Product | None = None, first_part: int = 0
+) -> Tensor:
     """The same, one product per expert: for every device and format, at the price of asking for the row counts."""
     if ends_E.is_meta:  # nobody knows the counts there, and no shape depends on them
         return x_RD @ weight_EFD[0].T
     counts = torch.diff(ends_E, prepend=ends_E.new_zeros(1)).tolist()
     parts = zip(x_RD.split(counts), weight_EFD.unbind(0), strict=True)
-    return torch.cat([part_RD @ weight_FD.T for part_RD, weight_FD in parts])
+    if numerics is None:
+        return torch.cat([part_RD @ weight_FD.T for part_RD, weight_FD in parts])
+    numbered = enumerate(parts, start=first_part)
+    return torch.cat([numerics(part_RD, weight_FD, part) for part, (part_RD, weight_FD) in numbered])
 
 
 class _GroupedProduct(torch.autograd.Function):

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from isoflop.model.config import ExpertConfig
 from isoflop.model.dispatch import arrange, gather, grouped_product, spread, spread_choices
+from isoflop.numerics.linear import Product
 
 
 class Routing(NamedTuple):
@@ -77,14 +78,16 @@ class Experts(nn.Module):
         super().__init__()
         self.gate_up = nn.Parameter(torch.empty(config.n_experts, 2 * config.d_expert, d_model))
         self.down = nn.Parameter(torch.empty(config.n_experts, d_model, config.d_expert))
+        self.numerics: Product | None = None
 
     def forward(self, x_TD: Tensor, weights_TA: Tensor, chosen_TA: Tensor) -> tuple[Tensor, Tensor]:
         """Weighted sum over the chosen experts [T, D], and the rows of each expert [E]."""
         at = arrange(chosen_TA, len(self.gate_up))
-        gate_RF, up_RF = grouped_product(spread(x_TD, at), self.gate_up, at.ends_E).chunk(2, dim=-1)
+        gate_RF, up_RF = grouped_product(spread(x_TD, at), self.gate_up, at.ends_E, self.numerics).chunk(2, dim=-1)
         # Weighing before the last product, which is linear, spares a table of [R, D] for the backward pass.
         inner_RF = (F.silu(gate_RF) * up_RF * spread_choices(weights_TA, at)).to(x_TD.dtype)
-        return gather(grouped_product(inner_RF, self.down, at.ends_E), at), at.load_E()
+        y_RD = grouped_product(inner_RF, self.down, at.ends_E, self.numerics, first_part=len(self.down))
+        return gather(y_RD, at), at.load_E()
 
 
 class MixtureOfExperts(nn.Module):

@@ -9,6 +9,9 @@ Shapes: R rows (tokens), D d_model, V vocabulary.
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+
+from isoflop.numerics.linear import Linear
 
 
 def chunked_cross_entropy(hidden_RD: Tensor, weight_VD: Tensor, targets_R: Tensor, *, chunk_tokens: int) -> Tensor:
@@ -20,7 +23,22 @@ def chunked_cross_entropy(hidden_RD: Tensor, weight_VD: Tensor, targets_R: Tenso
     for start in range(0, len(hidden_RD), chunk_tokens):
         rows = slice(start, start + chunk_tokens)
         logits = hidden_RD[rows] @ weight.T
-        total += torch.nn.functional.cross_entropy(logits.float(), targets_R[rows], ignore_index=-1, reduction="sum")
+        total += F.cross_entropy(logits.float(), targets_R[rows], ignore_index=-1, reduction="sum")
+    return total
+
+
+def layer_cross_entropy(
+    head: Linear, hidden_RD: Tensor, targets_R: Tensor, *, chunk_tokens: int, depth: int = 0
+) -> Tensor:
+    """The same through a head with a number format of its own, whose backward products autograd calls.
+
+    `depth` tells the multi-token predictions apart that share the head, so that each chunk draws noise of its own.
+    """
+    total = torch.zeros((), device=hidden_RD.device)
+    for chunk, start in enumerate(range(0, len(hidden_RD), chunk_tokens)):
+        rows = slice(start, start + chunk_tokens)
+        logits_RV = head(hidden_RD[rows], part=depth << 20 | chunk).float()
+        total = total + F.cross_entropy(logits_RV, targets_R[rows], ignore_index=-1, reduction="sum")
     return total
 
 

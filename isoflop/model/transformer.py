@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from isoflop.model.attention import Cache, LatentCache, attend, document_mask
 from isoflop.model.config import ExpertConfig, LatentConfig, ModelConfig, YarnConfig
 from isoflop.model.experts import MixtureOfExperts, Router, Routing
-from isoflop.model.loss import chunked_cross_entropy
+from isoflop.model.loss import chunked_cross_entropy, layer_cross_entropy
 from isoflop.numerics.linear import Linear
 
 
@@ -149,7 +149,10 @@ class LatentAttention(nn.Module):
         if cache is not None:
             earlier = cache.length
             joint_B1SL = cache.append(latent_BTL, k_rope_BT1C[:, :, 0])
-        if earlier:
+        if earlier and self.kv_up.numerics is not None:  # folding kv_up away would bypass its number format
+            latent_BSL, k_rope_BSC = joint_B1SL[:, 0].split((sizes.d_kv_latent, sizes.d_rope), -1)
+            mixed_BTHC = self._naive(q_nope_BTHC, q_rope_BTHC, latent_BSL, k_rope_BSC[:, :, None], None)
+        elif earlier:
             mixed_BTHC = self._absorbed(q_nope_BTHC, q_rope_BTHC, joint_B1SL)
         else:
             mixed_BTHC = self._naive(q_nope_BTHC, q_rope_BTHC, latent_BTL, k_rope_BT1C, mask_B1TT)
@@ -398,10 +401,11 @@ class Transformer(nn.Module):
         if not with_mtp:
             return Losses(nats, [], routings)
         depths, further_routings = self.further(hidden_BTD, tokens_BT)
-        further = [self._nats(depths[k - 1], targets_BT[:, k:], chunk_tokens) for k in range(1, len(depths) + 1)]
+        further = [self._nats(depths[k - 1], targets_BT[:, k:], chunk_tokens, k) for k in range(1, len(depths) + 1)]
         return Losses(nats, further, routings + further_routings)
 
-    def _nats(self, hidden_BTD: Tensor, targets_BT: Tensor, chunk_tokens: int) -> Tensor:
-        return chunked_cross_entropy(
-            hidden_BTD.flatten(0, 1), self.head.weight, targets_BT.flatten(), chunk_tokens=chunk_tokens
-        )
+    def _nats(self, hidden_BTD: Tensor, targets_BT: Tensor, chunk_tokens: int, depth: int = 0) -> Tensor:
+        hidden_RD, targets_R = hidden_BTD.flatten(0, 1), targets_BT.flatten()
+        if self.head.numerics is not None:
+            return layer_cross_entropy(self.head, hidden_RD, targets_R, chunk_tokens=chunk_tokens, depth=depth)
+        return chunked_cross_entropy(hidden_RD, self.head.weight, targets_R, chunk_tokens=chunk_tokens)

@@ -44,7 +44,7 @@ class Cell:
     batch_tokens: int
     learning_rate: float
     sections: dict[str, dict[str, Any]] = field(repr=False)
-    """data, train, validate and checkpoint as in a pretrain recipe, without what the fields here say."""
+    """data, train, validate, checkpoint and numerics (if any) as in a pretrain recipe, without what the fields say."""
     data_sha256: str = ""
     """Hash of the tokens where known; part of the id."""
     shared: bool = False
@@ -103,6 +103,7 @@ class Cell:
             "train": {**own, **self.sections["train"]},
             "validate": dict(self.sections["validate"]),
             "checkpoint": dict(self.sections["checkpoint"]),
+            **self._numerics(),
         }
 
     def _trunk_identity(self) -> dict[str, Any]:
@@ -115,7 +116,12 @@ class Cell:
             "train": {**train, "batch_tokens": self.batch_tokens, "learning_rate": self.learning_rate},
             "data": {**data, "data_sha256": self.data_sha256},
             "validate": self.sections["validate"].get("max_tokens", 0),
+            **self._numerics(),
         }
+
+    def _numerics(self) -> dict[str, Any]:
+        """Left out where there is none, so that other cells keep their ids."""
+        return {"numerics": self.sections["numerics"]} if "numerics" in self.sections else {}
 
 
 @dataclass(frozen=True)

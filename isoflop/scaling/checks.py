@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from isoflop.errors import FitError
+from isoflop.numerics.section import by_rule
 from isoflop.scaling.table import Table
 
 CLOSE = 0.02  # labels, counts and products agree within this
@@ -229,7 +230,7 @@ def _several_sources(table: Table) -> list[str]:
 
 
 def families(table: Table) -> dict[str, int]:
-    """Kinds of models in a table by what their columns say of experts and latents, with the number of rows of each."""
+    """Kinds of models in a table by what their columns say of experts, latents and number formats, with row counts."""
 
     def column(name: str, default: float) -> np.ndarray:
         values = table.columns[name] if table.has(name) else np.full(table.n_rows, default)
@@ -237,9 +238,12 @@ def families(table: Table) -> dict[str, int]:
 
     experts, active, shared = column("n_experts", 1.0), column("n_active", 1.0), column("n_shared", 0.0)
     latent = column("d_kv_latent", 0.0) > 0
+    formats = table.text("numerics").tolist() if "numerics" in table.columns else [""] * table.n_rows
     kinds = [
-        ("dense" if e <= 1 else f"{e:g} experts, {a:g} active, {s:g} shared") + (", latent attention" if m else "")
-        for e, a, s, m in zip(experts, active, shared, latent)
+        ("dense" if e <= 1 else f"{e:g} experts, {a:g} active, {s:g} shared")
+        + (", latent attention" if m else "")
+        + (f", {rules}" if (rules := by_rule(text)) else "")
+        for e, a, s, m, text in zip(experts, active, shared, latent, formats)
     ]
     return dict(Counter(kinds))
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from isoflop.errors import PlanError
+from isoflop.numerics.section import by_rule
 from isoflop.scaling.allocation import best_split
 from isoflop.scaling.laws_file import load_laws
 from isoflop.scaling.prediction import (
@@ -31,7 +32,7 @@ NEXT_CELLS = 4
 """How many further runs a verdict without a decision asks for."""
 SIGNIFICANT = 0.05
 """Chance of calling any exponent different when none is; divided by the number of tests (Bonferroni)."""
-FAMILY_KEYS = ("family", "experts")
+FAMILY_KEYS = ("family", "experts", "numerics")
 """Conventions that say what kind of model was trained: a difference there is what is compared, not a warning."""
 WIDE = 3.0
 """An interval whose ends differ more than this deserves more runs even if it decides who is better."""
@@ -245,7 +246,9 @@ def _next_cells(
 
 
 def _family(laws: Mapping[str, Any]) -> str | None:
-    return (laws.get("conventions") or {}).get("family")
+    stated = laws.get("conventions") or {}
+    parts = [stated.get("family"), by_rule(str(stated.get("numerics") or ""))]
+    return ", ".join(part for part in parts if part) or None
 
 
 def _budgets(laws: Mapping[str, Any], budget_flops: float) -> list[float]:

@@ -17,6 +17,7 @@ from typing import Any
 from isoflop.errors import RecipeError
 from isoflop.model.accounting import count_parameters, flops_per_token
 from isoflop.model.config import ModelConfig
+from isoflop.recipe import to_tree
 from isoflop.scaling.cells import Cell, Group, group_cells
 from isoflop.scaling.ladder_recipe import LadderRecipe, check
 from isoflop.scaling.shapes import largest_scale, shape_near
@@ -297,12 +298,13 @@ def _sections(recipe: LadderRecipe, batch_sequences: int, warmup_steps: int, see
     fits = (n for n in range(min(limit, batch_sequences), 0, -1) if batch_sequences % n == 0)
     train = {key: value for key, value in train.items() if value or key not in ("balance", "mtp")}
     train.update(micro_batch=next(fits, 0), warmup_steps=warmup_steps, seed=seed)
-    return {
+    sections: dict[str, dict[str, Any]] = {
         "data": dataclasses.asdict(recipe.data),
         "train": train,
         "validate": dict(recipe.validate),
         "checkpoint": dict(recipe.checkpoint),
     }
+    return sections if recipe.numerics is None else {**sections, "numerics": to_tree(recipe.numerics)}
 
 
 def _fit_into_time(recipe: LadderRecipe, speed: Speed, data_sha256: str) -> Ladder:

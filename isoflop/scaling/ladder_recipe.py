@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from isoflop.errors import RecipeError
+from isoflop.numerics.section import NumericsSection, check_numerics
 from isoflop.scaling.family import DENSE, Family, check_family
 from isoflop.training.schedule import Schedule
 
@@ -130,12 +131,16 @@ class LadderRecipe:
     train: LadderTrainSection = LadderTrainSection()
     validate: dict[str, Any] = field(default_factory=dict)
     checkpoint: dict[str, Any] = field(default_factory=dict)
+    numerics: NumericsSection | None = None
+    """`[numerics]` of a pretrain recipe: the same in every cell."""
 
 
 def check(recipe: LadderRecipe) -> None:
     """Rules between keys. Raises RecipeError naming the key, the value, the rule and a way out."""
     spec, prior, train = recipe.ladder, recipe.allocation, recipe.train
     check_family(recipe.family)
+    if recipe.numerics is not None:
+        check_numerics(recipe.numerics)
     if spec.purpose == "grid":
         if not spec.sizes or not spec.tokens_per_param:
             raise RecipeError(

@@ -18,7 +18,8 @@ import numpy as np
 from isoflop.errors import PlanError
 from isoflop.model.accounting import count_parameters, flops_per_token, kv_bytes_per_token
 from isoflop.model.config import ModelConfig
-from isoflop.recipe import write_json, write_recipe
+from isoflop.numerics.section import NumericsSection, by_rule, numerics_text
+from isoflop.recipe import from_tree, write_json, write_recipe
 from isoflop.run import now
 from isoflop.scaling.cells import model_tree
 from isoflop.scaling.draft import Draft, Machine, Run, ShapeNear, check_machine, memory_plan
@@ -169,8 +170,9 @@ def make_plan(
         laws: laws file, its content, or the name of a published law (then there is no prediction).
         budget_flops: C as the laws count it (M D, or 6 N D).
         hyper: law of batch and rate; by default the one in the laws file, else the one published beside the laws.
-        template: a pretrain recipe tree (for example of a sweep's cell) whose data, train, validate and checkpoint
-            sections carry over, so that the run differs from the sweep in nothing but size, tokens, batch and rate.
+        template: a pretrain recipe tree (for example of a sweep's cell) whose data, train, validate, checkpoint
+            and numerics sections carry over, so that the run differs from the sweep in nothing but size, tokens, batch
+            and rate.
         unique_tokens: size of the corpus; fewer than planned makes the repeated-data law apply.
         serve_tokens: tokens expected in serving; above 0 the size is the cheapest for training plus serving.
         family: what the shapes are made of; a mixture of experts gets its expected leverage over dense models.
@@ -328,7 +330,7 @@ def _recipe(run: Run, template: Mapping[str, Any], laws: Mapping[str, Any], micr
     }
     data = {"tokens": "tokens", **(template.get("data") or {})}
     recipe: dict[str, Any] = {"model": model_tree(run.config), "data": data, "train": train}
-    for section in ("validate", "checkpoint"):
+    for section in ("validate", "checkpoint", "numerics"):
         if template.get(section):
             recipe[section] = dict(template[section])
     return recipe
@@ -358,6 +360,14 @@ def _warnings(
     schedule = (template.get("train") or {}).get("schedule")
     if schedule and _schedule(laws) and schedule != _schedule(laws):
         found.append(f"schedule {schedule} differs from that of the fitted runs ({_schedule(laws)}): losses may differ")
+    formats = template.get("numerics")
+    planned = numerics_text(from_tree(formats, NumericsSection, "numerics.")) if formats else ""
+    fitted = by_rule(str(conventions.get("numerics") or ""))
+    if planned != fitted:
+        found.append(
+            f"numerics of the fitted runs are {fitted or 'plain'}, of this plan {planned or 'plain'}: losses will "
+            "differ; give the ladder recipe of the fitted sweep (--ladder)"
+        )
     trained = str(conventions.get("tokenizer_sha256") or "")
     asked = str((template.get("data") or {}).get("tokenizer_sha256") or "")
     if trained and asked and trained != asked:

@@ -101,6 +101,8 @@ class RunRecord:
     wall_s: float | None = None
     tokens_per_s: float | None = None
     device: str | None = None
+    numerics: str | None = None
+    """Number formats of the products: "float32", or what `[numerics]` said, for example "fp8_block 128 on blocks.*"."""
     threads: int | None = None
     tokenizer_sha256: str | None = None
     data_sha256: str | None = None

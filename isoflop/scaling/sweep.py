@@ -372,7 +372,7 @@ _EXPERT_KEYS = ("n_experts", "n_active", "n_shared", "d_expert", "n_dense_layers
 _RESULT_KEYS = (
     *("n_tokens", "flops_per_token", "flops_per_token_exact", "total_flops", "total_flops_exact", "train_loss_nats"),
     *("unique_tokens", "epochs", "wall_s", "tokens_per_s", "device", "threads", "tokenizer_sha256", "data_sha256"),
-    *("commit", "started_at", "finished_at"),
+    *("commit", "started_at", "finished_at", "numerics"),
 )
 
 
@@ -419,7 +419,7 @@ def record_of_run(
         expert_load=result.get("expert_load"),
         max_violation_global=result.get("max_violation_global"),
         eval_name=f"held-out split of data {result['data_sha256'][:12]}",
-        conventions=conventions(t["schedule"], config),
+        conventions={**conventions(t["schedule"], config), "numerics": result["numerics"]},
         **{key: result[key] for key in _RESULT_KEYS},
     )
 

@@ -19,6 +19,7 @@ from isoflop.errors import CheckpointError, RecipeError
 from isoflop.model.accounting import count_parameters, flops_per_token, inspect
 from isoflop.model.config import ModelConfig, YarnConfig
 from isoflop.model.transformer import Transformer
+from isoflop.numerics.section import NumericsSection
 from isoflop.training import checkpoint
 from isoflop.training.pretrain import (
     CheckpointSection,
@@ -59,6 +60,8 @@ class ExtendRecipe:
     train: TrainSection
     validate: ValidateSection = field(default_factory=ValidateSection)
     checkpoint: CheckpointSection = field(default_factory=CheckpointSection)
+    numerics: NumericsSection | None = None
+    """As in a pretrain recipe; not taken over from the run."""
 
 
 def extended_sizes(config: ModelConfig, section: ExtendSection) -> ModelConfig:
@@ -114,6 +117,7 @@ def extension(recipe: ExtendRecipe) -> PretrainRecipe:
         train=recipe.train,
         validate=recipe.validate,
         checkpoint=recipe.checkpoint,
+        numerics=recipe.numerics,
         initial=initial,
     )
     check(made)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from isoflop.model.accounting import count_parameters
 from isoflop.model.dispatch import runs_grouped
 from isoflop.model.transformer import Transformer
+from isoflop.numerics.linear import Product
 from isoflop.training.workload import Terms, Workload, parts
 
 MAX_PARAMETERS = 100_000_000
@@ -21,12 +22,16 @@ MAX_PARAMETERS = 100_000_000
 def can_capture(model: nn.Module, optimizer: torch.optim.AdamW, micro_batches: list[tuple[Tensor, ...]]) -> bool:
     """Whether a step is worth and fit for capture: CUDA, one micro-batch, a small model, fused AdamW.
 
-    Experts must run as grouped products: looped ones ask the device how many rows each has.
+    Experts must run as grouped products: looped ones ask the device how many rows each has. Noise must come from no
+    key that the host sets.
     """
+    formats = [module for module in model.modules() if isinstance(module, Product)]
+    if any(product.noisy for product in formats):
+        return False
     parameter = next(model.parameters())
     n_used = sum(p.numel() for p in model.parameters())
     if isinstance(model, Transformer) and (experts := model.config.experts) is not None:
-        if not runs_grouped(parameter.device, model.dtype, model.config.d_model, experts.d_expert):
+        if formats or not runs_grouped(parameter.device, model.dtype, model.config.d_model, experts.d_expert):
             return False
         n_used = count_parameters(model.config).n_params_active
     small = n_used <= MAX_PARAMETERS

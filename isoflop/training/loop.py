@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from isoflop.numerics.noise import VALIDATION, Clock
 from isoflop.training import checkpoint
 from isoflop.training.graph import GraphedStep, can_capture
 from isoflop.training.monitor import MetricsFile, Progress
@@ -76,14 +77,16 @@ def train(
     peak_flops_per_s: float | None = None,
     graph: bool = True,
     terms: Terms | None = None,
+    clock: Clock | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> LoopResult:
     """Train from `start_step` to `n_steps` (or `stop_at`), leaving metrics and checkpoints in `run_dir`.
 
     `rate(step)` is the learning rate of a step, `state` is what every checkpoint carries besides the tensors.
-    `graph` replays the steps of small models as one CUDA graph; `terms` surround every step. Losses travel from the
-    device in batches of steps, so the steady state never waits for the device.
+    `graph` replays the steps of small models as one CUDA graph; `terms` surround every step; `clock` is told where the
+    run is, for number formats with noise. Losses travel from the device in batches of steps, so the steady state never
+    waits for the device.
 
     Raises:
         CheckpointError: a checkpoint could not be written (disk full).
@@ -171,7 +174,7 @@ def train(
             if graphed is not None:
                 values = graphed(micro_batches[0], learning_rate)
             else:
-                values = _step(workload, model, optimizer, micro_batches, learning_rate, clip_norm, terms)
+                values = _step(workload, model, optimizer, micro_batches, learning_rate, clip_norm, terms, clock, step)
             step += 1
             reports.add(
                 step,
@@ -188,6 +191,8 @@ def train(
                 status = "diverged"
                 break
             if validating:
+                if clock is not None:
+                    clock.set(step, VALIDATION)
                 figures = workload.validate(model)
                 latest_bits = figures.get("bits_per_byte")  # type: ignore[assignment]
                 metrics.write([{"step": step, "validation": figures}])
@@ -216,13 +221,17 @@ def _step(
     learning_rate: float,
     clip_norm: float,
     terms: Terms | None = None,
+    clock: Clock | None = None,
+    step: int = 0,
 ) -> Tensor:
     """One optimizer step; returns [loss per token, gradient norm, figures of `terms`] on the device."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
     device = next(model.parameters()).device
     total = torch.zeros((), device=device)
-    for micro_batch in micro_batches:
+    for index, micro_batch in enumerate(micro_batches):
+        if clock is not None:
+            clock.set(step, index)
         on_device = tuple(tensor.to(device, non_blocking=True) for tensor in micro_batch)
         objective, reported = parts(workload.loss_sum(model, on_device))
         (objective / workload.tokens_per_step).backward()  # gradients add up in float32, as the parameters are

@@ -22,6 +22,9 @@ from isoflop.model.accounting import flops_per_token
 from isoflop.model.attention import fastest_kernels
 from isoflop.model.config import ModelConfig
 from isoflop.model.transformer import Transformer
+from isoflop.numerics.assign import assign
+from isoflop.numerics.noise import VALIDATION, Clock
+from isoflop.numerics.section import NumericsSection, check_numerics, numerics_text
 from isoflop.recipe import to_tree, write_json, write_recipe
 from isoflop.run import commit, now, processor
 from isoflop.tokens.batches import Batches
@@ -144,6 +147,8 @@ class PretrainRecipe:
     train: TrainSection
     validate: ValidateSection = ValidateSection()
     checkpoint: CheckpointSection = CheckpointSection()
+    numerics: NumericsSection | None = None
+    """Number formats of the layers; left out: all compute in train.precision."""
     initial: InitialSection | None = None
     """Trained weights to start from, as `isoflop extend` does."""
     prediction: dict[str, Any] | None = None
@@ -185,6 +190,8 @@ def check(recipe: PretrainRecipe) -> None:
         check_balance(t.balance, recipe.model.experts)
     if t.mtp is not None:
         check_mtp(t.mtp, recipe.model.mtp_depth)
+    if recipe.numerics is not None:
+        check_numerics(recipe.numerics)
     if not recipe.data.tokens:
         raise RecipeError('data.tokens = "" must name a tokens folder; build one with isoflop tokens RECIPE')
     starts = [stage.from_share for stage in recipe.data.curriculum]
@@ -281,6 +288,10 @@ def run_pretrain(
     document_start = None if recipe.data.cross_document else token_set.tokenizer.bos_id
     model = Transformer(recipe.model, dtype, document_start).to(device)
     t = recipe.train
+    clock = None
+    if recipe.numerics is not None:
+        clock = Clock(t.seed, recipe.numerics.seed)
+        assign(model, recipe.numerics, clock)
     optimizer = adamw(
         model, learning_rate=t.learning_rate, betas=(t.beta1, t.beta2), eps=t.eps, weight_decay=t.weight_decay
     )
@@ -351,6 +362,7 @@ def run_pretrain(
             peak_flops_per_s=peak,
             graph=t.cuda_graph,
             terms=terms,
+            clock=clock,
             on_progress=on_progress,
             should_stop=should_stop,
         )
@@ -358,6 +370,8 @@ def run_pretrain(
     result["wall_s"] = earlier_s + loop.wall_s
     result["peak_flops_per_s"], result["peak_source"] = peak, peak_source
     if loop.status == "finished":
+        if clock is not None:
+            clock.set(loop.step, VALIDATION)
         result.update(workload.validate(model))
         if not math.isfinite(result["loss_nats"]):
             result["status"] = "diverged"
@@ -392,6 +406,8 @@ def trajectory_of(recipe: PretrainRecipe, token_set: TokenSet) -> str:
     decides = {"model": model, "train": t, "data": data}
     if recipe.initial is not None:
         decides["initial"] = recipe.initial.model_sha256
+    if recipe.numerics is not None:
+        decides["numerics"] = to_tree(recipe.numerics)
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -503,6 +519,7 @@ def _result(
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
         "threads": torch.get_num_threads(),
         "precision": str(dtype).removeprefix("torch."),
+        "numerics": numerics_text(recipe.numerics, str(dtype).removeprefix("torch.")),
         "torch": torch.__version__,
         "tokenizer_sha256": token_set.tokenizer_sha256,
         "data_sha256": token_set.data_sha256,

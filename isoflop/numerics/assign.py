@@ -1,0 +1,98 @@
+"""Rules to layers: `assign(model, section, clock)` puts formats in place and says which layer got which."""
+
+import difflib
+import logging
+from collections.abc import Callable
+from fnmatch import fnmatchcase
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from isoflop.errors import RecipeError
+from isoflop.numerics.cast import CastProduct
+from isoflop.numerics.fp8_block import Fp8BlockProduct
+from isoflop.numerics.linear import Product
+from isoflop.numerics.noise import Clock
+from isoflop.numerics.section import NumericsSection, check_numerics
+
+log = logging.getLogger(__name__)
+
+
+class Row(NamedTuple):
+    """One layer of the table that `assign` gives back."""
+
+    module: str
+    shape: tuple[int, ...]
+    format: str
+    rule: int | None
+    """Index of the rule that decided; None: no rule names it."""
+
+
+def assignable(model: nn.Module) -> dict[str, nn.Module]:
+    """Layers that can take a format, by name: those with a `numerics` attribute."""
+    return {name: module for name, module in model.named_modules() if hasattr(module, "numerics")}
+
+
+def assign(model: nn.Module, section: NumericsSection, clock: Clock | None = None) -> list[Row]:
+    """Give every layer the format of the last rule that matches its name; logs the table and returns it.
+
+    Call it when the model is on its device. `clock` is what the run sets before each micro-batch; formats without
+    noise do without. Parameters, optimizer, checkpoints and exports stay as they are.
+
+    Raises:
+        RecipeError: a pattern that matches no layer, values outside their range.
+    """
+    check_numerics(section)
+    layers = assignable(model)
+    decided: dict[str, int] = {}
+    for index, rule in enumerate(section.rules):
+        matched = [name for name in layers if fnmatchcase(name, rule.modules)]
+        if not matched:
+            close = difflib.get_close_matches(rule.modules, layers, n=1, cutoff=0.3)
+            hint = f"did you mean {close[0]!r}?" if close else "this model has no layer that takes a format"
+            raise RecipeError(
+                f"numerics.rules[{index}].modules = {rule.modules!r} matches none of the {len(layers)} layers; {hint}"
+            )
+        decided |= dict.fromkeys(matched, index)
+    made = _Maker(section, clock or Clock(section.seed))
+    rows = []
+    for number, (name, module) in enumerate(layers.items()):
+        index = decided.get(name)
+        format = None if index is None else section.rules[index].format
+        setattr(module, "numerics", None if format is None else made.product(format, number))  # noqa: B010 - typed
+        shapes = [tuple(p.shape) for p in module.parameters(recurse=False)]
+        rows.append(Row(name, shapes[0], format or "as activations", index))
+    for line in table(rows):
+        log.info("numerics  %s", line)
+    return rows
+
+
+def table(rows: list[Row]) -> list[str]:
+    """The assignment as lines of text; layers that differ in nothing but their numbers share one."""
+    grouped: dict[tuple[str, tuple[int, ...], str], int] = {}
+    for row in rows:
+        kind = ".".join("*" if part.isdigit() else part for part in row.module.split("."))
+        grouped[kind, row.shape, row.format] = grouped.get((kind, row.shape, row.format), 0) + 1
+    width = max(len(kind) for kind, _, _ in grouped)
+    return [
+        f"{count:4d} x  {kind:{width}s}  {'x'.join(map(str, shape)):>14s}  {format}"
+        for (kind, shape, format), count in grouped.items()
+    ]
+
+
+class _Maker:
+    """Builds the product of a layer."""
+
+    def __init__(self, section: NumericsSection, clock: Clock):
+        self.section, self.clock = section, clock
+        self.makers: dict[str, Callable[[int], Product]] = {
+            "float32": lambda _: CastProduct(torch.float32),
+            "bfloat16": lambda _: CastProduct(torch.bfloat16),
+            "fp8_block": lambda _: Fp8BlockProduct(
+                section.fp8_block.block, power_of_two_scales=section.fp8_block.power_of_two_scales
+            ),
+        }
+
+    def product(self, format: str, layer: int) -> Product:
+        return self.makers[format](layer)

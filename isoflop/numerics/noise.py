@@ -1,0 +1,53 @@
+"""Noise as a function of its key: (seed, step, micro-batch, call) and the layer that asks.
+
+Nothing is drawn from a running generator. Training sets the clock before each micro-batch; a forward pass that is
+computed twice (recomputation), or in another process (resuming), finds the same noise. In evaluation every call draws
+anew: there nothing is recomputed, and a validation is one long measurement.
+"""
+
+import hashlib
+import struct
+
+import torch
+from torch import Tensor
+
+VALIDATION = 1 << 40
+"""Micro-batch number under which validations draw, out of the way of training."""
+
+
+class Clock:
+    """What all layers of a model share: where the run is."""
+
+    def __init__(self, *seed: int):
+        """`seed`: whole numbers that tell this run's noise from another's."""
+        words = struct.pack(f"<{len(seed)}q", *seed)
+        mixed = int.from_bytes(hashlib.blake2b(words, digest_size=7).digest(), "little")
+        # A CPU tensor and not Python numbers: compiled blocks read it as data, so that a new step is no new program.
+        self.key = torch.tensor([mixed, 0, 0, 0, 0], dtype=torch.int64)
+
+    def set(self, step: int, micro_batch: int) -> None:
+        """Before a micro-batch of training (from 0), or before a validation (`VALIDATION`)."""
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        rank = torch.distributed.get_rank() if distributed else 0  # ranks see other rows, so they draw other noise
+        self.key[1:] = torch.tensor([step, micro_batch, rank, 0])
+
+    def next_call(self) -> None:
+        """Evaluation: the next call draws anew."""
+        self.key[4] += 1
+
+
+@torch.library.custom_op("isoflop::keyed_normal", mutates_args=())
+def keyed_normal(key: Tensor, label: list[int], shape: list[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Standard normal numbers that depend on `key` (of a Clock) and `label` (layer, part, use) alone.
+
+    Opaque to torch.compile, so compiled and eager code draw the same numbers. CPU and GPU draw different ones.
+    """
+    words = [*key.tolist(), *label]
+    digest = hashlib.blake2b(struct.pack(f"<{len(words)}q", *words), digest_size=7).digest()
+    generator = torch.Generator(device).manual_seed(int.from_bytes(digest, "little"))
+    return torch.randn(shape, dtype=dtype, device=device, generator=generator)
+
+
+@keyed_normal.register_fake
+def _(key: Tensor, label: list[int], shape: list[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device=device)

@@ -1,0 +1,99 @@
+"""What a recipe may say about number formats: `[numerics]`, rules by module name, the settings of each format.
+
+    [numerics]
+    rules = [{ modules = "blocks.*", format = "fp8_block" }, { modules = "blocks.0.*", format = "bfloat16" }]
+
+A later rule goes before an earlier one. Modules that no rule names compute in the dtype of the activations, as a recipe
+without the section does. Plain data only: this file never imports torch, so that ladders and plans can read it.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from isoflop.errors import RecipeError
+
+Format = Literal["float32", "bfloat16", "fp8_block", "photonic"]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Which layers compute how."""
+
+    modules: str
+    """Pattern of module names with * and ?, for example "blocks.*" or "blocks.?.mlp.down"; it must match some."""
+    format: Format
+    """Number format of their products, forward and backward."""
+
+
+@dataclass(frozen=True)
+class Fp8Section:
+    """Blockwise-scaled E4M3 (DeepSeek-V3, arXiv 2412.19437, section 3.3)."""
+
+    block: int = 128
+    """Values that share a scale: 1 x block of activations and gradients, block x block of weights (paper: 128)."""
+    power_of_two_scales: bool = False
+    """Scales rounded up to a power of two, as the released kernels offer."""
+
+
+@dataclass(frozen=True)
+class PhotonicSection:
+    """A simulated time-multiplexed photonic tensor core, see docs/numerics.md and docs/optics.md."""
+
+    preset: str = "lin2024"
+    """Name of a preset of isoflop.optics: lin2024, lin2023, ideal ..."""
+    core: dict[str, Any] = field(default_factory=dict)
+    """Fields of the core that go before those of the preset, for example { power_mw = 0.1, adc_bits = 6 }."""
+    backward: Literal["ste", "core", "dx_core", "dfa"] = "ste"
+    """ste: digital, from the operands as encoded; core: both gradients on the core; dx_core: only the gradient of the
+    input; dfa: fixed random feedback from the error of the last photonic layer."""
+
+
+@dataclass(frozen=True)
+class NumericsSection:
+    """Number formats by module."""
+
+    rules: tuple[Rule, ...]
+    """Later ones go before earlier ones."""
+    seed: int = 0
+    """Of the noise, beside train.seed; formats without noise ignore it."""
+    fp8_block: Fp8Section = Fp8Section()
+    photonic: PhotonicSection = PhotonicSection()
+
+
+def check_numerics(section: NumericsSection) -> None:
+    """Rules between keys. Raises RecipeError naming the key, the value, the rule and a way out."""
+    if not section.rules:
+        raise RecipeError(
+            "numerics.rules = [] must name at least one rule; leave the section out for none, or give for example "
+            '{ modules = "blocks.*", format = "fp8_block" }'
+        )
+    for index, rule in enumerate(section.rules):
+        if not rule.modules:
+            raise RecipeError(f'numerics.rules[{index}].modules = "" must be a pattern of module names: "*" is all')
+    block = section.fp8_block.block
+    if block < 1:
+        raise RecipeError(f"numerics.fp8_block.block = {block} must be at least 1; the paper's is 128")
+
+
+def numerics_text(section: NumericsSection | None, base: str = "") -> str:
+    """One line for records and verdicts: "photonic lin2024, adc_bits 6, ste on blocks.*; else float32"."""
+    if section is None:
+        return base
+    said = [f"{_format_text(section, rule.format)} on {rule.modules}" for rule in section.rules]
+    return "; ".join([*said, *([f"else {base}"] if base else [])])
+
+
+def by_rule(text: str) -> str:
+    """What a text of `numerics_text` says of rules: "" for plain float32 or bfloat16."""
+    return text.rpartition("; else ")[0] if "; else " in text else ("" if " on " not in text else text)
+
+
+def _format_text(section: NumericsSection, format: Format) -> str:
+    if format == "fp8_block":
+        settings = section.fp8_block
+        return f"fp8_block {settings.block}" + (", power-of-two scales" if settings.power_of_two_scales else "")
+    if format == "photonic":
+        settings = section.photonic
+        changed = "".join(f", {key} {value}" for key, value in sorted(settings.core.items()))
+        return f"photonic {settings.preset}{changed}, {settings.backward}"
+    return format
