@@ -22,6 +22,7 @@ MAY_IMPORT = {
     "numerics": {"errors", "optics"},
     "model": {"errors", "numerics"},
     "training": {"errors", "recipe", "run", "numerics", "model", "tokens"},
+    "insitu": {"errors", "numerics", "training"},
     "scaling": {"errors", "recipe", "run", "numerics", "model", "training"},
     "interop": {"errors", "recipe", "run", "model", "tokens", "training"},
     "evaluation": {"errors", "recipe", "run", "corpus", "tokens", "model", "training"},

@@ -14,7 +14,8 @@ from isoflop.numerics.cast import CastProduct
 from isoflop.numerics.fp8_block import Fp8BlockProduct
 from isoflop.numerics.linear import Product
 from isoflop.numerics.noise import Clock
-from isoflop.numerics.section import NumericsSection, check_numerics
+from isoflop.numerics.photonic import ErrorLine, PhotonicProduct
+from isoflop.numerics.section import Format, NumericsSection, check_numerics, core_of
 
 log = logging.getLogger(__name__)
 
@@ -55,14 +56,15 @@ def assign(model: nn.Module, section: NumericsSection, clock: Clock | None = Non
                 f"numerics.rules[{index}].modules = {rule.modules!r} matches none of the {len(layers)} layers; {hint}"
             )
         decided |= dict.fromkeys(matched, index)
-    made = _Maker(section, clock or Clock(section.seed))
+    photonic = [number for number, name in enumerate(layers) if _format(section, decided, name) == "photonic"]
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    made = _Maker(section, clock or Clock(section.seed), max(photonic, default=0), device)
     rows = []
     for number, (name, module) in enumerate(layers.items()):
-        index = decided.get(name)
-        format = None if index is None else section.rules[index].format
+        format = _format(section, decided, name)
         setattr(module, "numerics", None if format is None else made.product(format, number))  # noqa: B010 - typed
         shapes = [tuple(p.shape) for p in module.parameters(recurse=False)]
-        rows.append(Row(name, shapes[0], format or "as activations", index))
+        rows.append(Row(name, shapes[0], format or "as activations", decided.get(name)))
     for line in table(rows):
         log.info("numerics  %s", line)
     return rows
@@ -81,18 +83,35 @@ def table(rows: list[Row]) -> list[str]:
     ]
 
 
+def _format(section: NumericsSection, decided: dict[str, int], name: str) -> Format | None:
+    return section.rules[decided[name]].format if name in decided else None
+
+
 class _Maker:
     """Builds the product of a layer."""
 
-    def __init__(self, section: NumericsSection, clock: Clock):
-        self.section, self.clock = section, clock
+    def __init__(self, section: NumericsSection, clock: Clock, last: int, device: torch.device):
+        self.section, self.clock, self.last, self.device = section, clock, last, device
+        self.line = ErrorLine()
         self.makers: dict[str, Callable[[int], Product]] = {
             "float32": lambda _: CastProduct(torch.float32),
             "bfloat16": lambda _: CastProduct(torch.bfloat16),
             "fp8_block": lambda _: Fp8BlockProduct(
                 section.fp8_block.block, power_of_two_scales=section.fp8_block.power_of_two_scales
             ),
+            "photonic": self._photonic,
         }
 
     def product(self, format: str, layer: int) -> Product:
         return self.makers[format](layer)
+
+    def _photonic(self, layer: int) -> Product:
+        return PhotonicProduct(
+            core_of(self.section.photonic),
+            self.clock,
+            layer,
+            backward=self.section.photonic.backward,
+            line=self.line,
+            is_last=layer == self.last,
+            device=self.device,
+        )

@@ -36,16 +36,20 @@ class Clock:
         self.key[4] += 1
 
 
+def keyed_generator(key: Tensor, label: list[int], device: torch.device) -> torch.Generator:
+    """A generator at the start of the stream that belongs to `key` (of a Clock) and `label` (layer, part, use)."""
+    words = [*key.tolist(), *label]
+    digest = hashlib.blake2b(struct.pack(f"<{len(words)}q", *words), digest_size=7).digest()
+    return torch.Generator(device).manual_seed(int.from_bytes(digest, "little"))
+
+
 @torch.library.custom_op("isoflop::keyed_normal", mutates_args=())
 def keyed_normal(key: Tensor, label: list[int], shape: list[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Standard normal numbers that depend on `key` (of a Clock) and `label` (layer, part, use) alone.
+    """Standard normal numbers that depend on `key` and `label` alone.
 
     Opaque to torch.compile, so compiled and eager code draw the same numbers. CPU and GPU draw different ones.
     """
-    words = [*key.tolist(), *label]
-    digest = hashlib.blake2b(struct.pack(f"<{len(words)}q", *words), digest_size=7).digest()
-    generator = torch.Generator(device).manual_seed(int.from_bytes(digest, "little"))
-    return torch.randn(shape, dtype=dtype, device=device, generator=generator)
+    return torch.randn(shape, dtype=dtype, device=device, generator=keyed_generator(key, label, device))
 
 
 @keyed_normal.register_fake

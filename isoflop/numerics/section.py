@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from isoflop.errors import RecipeError
+from isoflop.optics.config import CoreConfig, OpticsError, load_preset
 
 Format = Literal["float32", "bfloat16", "fp8_block", "photonic"]
 
@@ -73,6 +74,15 @@ def check_numerics(section: NumericsSection) -> None:
     block = section.fp8_block.block
     if block < 1:
         raise RecipeError(f"numerics.fp8_block.block = {block} must be at least 1; the paper's is 128")
+    core_of(section.photonic)
+
+
+def core_of(section: PhotonicSection) -> CoreConfig:
+    """The core as the section describes it. Raises RecipeError naming the field and its range."""
+    try:
+        return load_preset(section.preset, **section.core)
+    except OpticsError as error:
+        raise RecipeError(f"numerics.photonic: {error}") from error
 
 
 def numerics_text(section: NumericsSection | None, base: str = "") -> str:

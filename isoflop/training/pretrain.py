@@ -31,6 +31,7 @@ from isoflop.tokens.batches import Batches
 from isoflop.tokens.shards import TokenSet
 from isoflop.training import checkpoint
 from isoflop.training.balance import BalanceSection, check_balance
+from isoflop.training.clipping import watch_clipping
 from isoflop.training.loop import LoopResult, Saving, train
 from isoflop.training.monitor import Progress, peak_flops_per_s
 from isoflop.training.optim import adamw
@@ -361,7 +362,7 @@ def run_pretrain(
             flops_per_token=exact,
             peak_flops_per_s=peak,
             graph=t.cuda_graph,
-            terms=terms,
+            terms=watch_clipping(model, terms),
             clock=clock,
             on_progress=on_progress,
             should_stop=should_stop,

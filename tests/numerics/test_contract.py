@@ -25,6 +25,16 @@ FORMATS = {
     "float32": ("float32", None, 1e-6),
     "bfloat16": ("bfloat16", None, 1e-2),
     "fp8_block": ("fp8_block", None, 6e-2),
+    "photonic": ("photonic", photonic(), 3e-2),
+    "photonic 6 bit": ("photonic", photonic(input_bits=6, weight_bits=6, adc_bits=6), 8e-2),
+    "photonic core": ("photonic", photonic(backward="core"), 3e-2),
+    "photonic dx_core": ("photonic", photonic(backward="dx_core"), 3e-2),
+    "photonic offset": ("photonic", photonic(signs="offset"), 6e-2),
+    "photonic two_pass": ("photonic", photonic(signs="two_pass"), 4e-2),
+    "photonic field": ("photonic", photonic(signs="field"), 3e-2),
+    "photonic tiled": ("photonic", photonic(max_fan_in=64, tile_fan_in=True), 4e-2),
+    "photonic quiet": ("photonic", photonic(noise=[]), 3e-2),
+    "ideal": ("photonic", photonic("ideal"), 1e-6),
 }
 """Name -> format, settings, and how far products and gradients may be from the exact ones (rms)."""
 ALL = pytest.mark.parametrize("name", FORMATS)

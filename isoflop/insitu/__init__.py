@@ -1,0 +1,1 @@
+"""Training and clustering of images with the hardware in the loop."""

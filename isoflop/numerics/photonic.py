@@ -1,0 +1,198 @@
+"""Products on a simulated photonic tensor core: the adapter between layers and isoflop.optics.
+
+Forward, every product runs on the core as it is configured: encoded by modulators of finite bits and contrast,
+disturbed by the noise of light and receiver, clipped and converted. Backward there are four ways, `Backward` below. The
+float32 master weight is encoded anew at every call: on a time-multiplexed core the weights are streamed anyway, and a
+new weight is the next waveform.
+
+Source: optics.md A12 (training in situ, as "gradient modes"); which of them the published device used is not known.
+
+Shapes: M rows, K in, N out, E width of the error that dfa feeds back.
+"""
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from isoflop.errors import RecipeError
+from isoflop.numerics.linear import Product
+from isoflop.numerics.noise import Clock, keyed_generator, keyed_normal
+from isoflop.optics.config import CoreConfig
+from isoflop.optics.tensor_core import Encoded, Random, TensorCore
+
+Backward = Literal["ste", "core", "dx_core", "dfa"]
+"""ste: both gradients digital, from the operands as encoded. core: both on the core, the error signed onto it, the
+gradient of a weight a dot product over the rows. dx_core: only the gradient of the input. dfa: the gradient of the
+input is the error of the last photonic layer through a fixed random matrix. Clipped outputs get no gradient."""
+
+FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT, FEEDBACK = range(4)
+"""What noise is drawn for: part of its label."""
+
+
+class ErrorLine:
+    """Direct feedback: carries the error of the last layer to all the others within one backward pass."""
+
+    def __init__(self) -> None:
+        self.error_ME: Tensor | None = None
+
+
+class _Call(NamedTuple):
+    """What a call needs besides its operands."""
+
+    core: TensorCore
+    backward: Backward
+    layer: int
+    part: int
+    line: ErrorLine | None
+    is_last: bool
+
+
+class PhotonicProduct(Product):
+    """One layer on a core of its own configuration."""
+
+    counts: Tensor
+
+    def __init__(
+        self,
+        config: CoreConfig,
+        clock: Clock,
+        layer: int,
+        *,
+        backward: Backward = "ste",
+        line: ErrorLine | None = None,
+        is_last: bool = True,
+        device: torch.device | None = None,
+    ):
+        """`layer` tells its noise from that of other layers; `line` and `is_last` matter to dfa alone."""
+        super().__init__()
+        self.core, self.clock, self.layer, self.backward_mode = TensorCore(config), clock, layer, backward
+        self.line, self.is_last = line, is_last
+        self.noisy = bool(config.noise) or config.stochastic_rounding
+        # Results that the receiver clipped and results in all, of training; taken and reset once a step.
+        self.register_buffer("counts", torch.zeros(2, dtype=torch.int64, device=device), persistent=False)
+
+    def forward(self, x: Tensor, weight: Tensor, part: int = 0) -> Tensor:
+        if not self.training:
+            self.clock.next_call()
+        if x.numel() == 0:  # an expert without rows: no window, no statistics
+            return x @ weight.to(x.dtype).T
+        call = _Call(self.core, self.backward_mode, self.layer, part, self.line, self.is_last)
+        # The key as it is now: the clock may have moved on when the backward pass runs.
+        key = self.clock.key.clone()
+        y_MN, n_clipped = _Photonic.apply(x.reshape(-1, x.shape[-1]), weight, key, call)  # type: ignore[misc]
+        if self.training:  # a validation in between must not show in the metrics of the next step
+            with torch.no_grad():
+                self.counts[0] += n_clipped
+                self.counts[1] += y_MN.numel()
+        return y_MN.reshape(*x.shape[:-1], len(weight))
+
+
+class _Photonic(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x_MK: Tensor, w_NK: Tensor, key: Tensor, call: _Call) -> tuple[Tensor, Tensor]:
+        core = call.core
+        random = _random(core, key, call, FORWARD, x_MK.device)
+        size = core.tile_size(x_MK, w_NK)
+        y_MN, clipped_MN, lights, weights = None, None, [], []
+        for x_MT, w_NT in zip(x_MK.split(size, 1), w_NK.split(size, 1), strict=True):
+            light, weight = core.encode_inputs(x_MT, random), core.encode_weights(w_NT, random)
+            found = core.read(light, weight, random, dtype=_product_dtype(x_MK))
+            y_MN = found.y if y_MN is None else y_MN + found.y
+            if found.clipped is not None:
+                clipped_MN = found.clipped if clipped_MN is None else clipped_MN | found.clipped
+            lights.append(core.signed(light))
+            weights.append(_as_weight(weight))
+        assert y_MN is not None
+        light_MK, weight_NK = (parts[0] if len(parts) == 1 else torch.cat(parts, 1) for parts in (lights, weights))
+        n_clipped = y_MN.new_zeros((), dtype=torch.int64) if clipped_MN is None else clipped_MN.sum()
+        dtype = _product_dtype(x_MK)
+        needs_master = call.backward in ("core", "dx_core")
+        ctx.save_for_backward(
+            light_MK.to(dtype),
+            None if needs_master else weight_NK.to(dtype),
+            clipped_MN,
+            x_MK if call.backward == "core" else None,
+            w_NK if needs_master else None,
+            key,
+        )
+        ctx.call, ctx.dtype = call, x_MK.dtype
+        ctx.mark_non_differentiable(n_clipped)
+        return y_MN.to(x_MK.dtype), n_clipped
+
+    @staticmethod
+    def backward(ctx, d_y_MN: Tensor, _):  # type: ignore[override]
+        light_MK, weight_NK, clipped_MN, x_MK, w_NK, key = ctx.saved_tensors
+        call: _Call = ctx.call
+        d_y_MN = d_y_MN.to(light_MK.dtype)
+        if clipped_MN is not None:
+            d_y_MN = d_y_MN.masked_fill(clipped_MN, 0.0)
+        d_x_MK = d_w_NK = None
+        if call.backward == "dfa" and call.is_last and call.line is not None:
+            call.line.error_ME = d_y_MN
+        if ctx.needs_input_grad[0]:
+            if call.backward == "dfa":
+                d_x_MK = _fed_back(d_y_MN, light_MK.shape[1], key, call)
+            elif weight_NK is None:
+                d_x_MK = _on_core(d_y_MN, w_NK.T, key, call, INPUT_GRADIENT)
+            else:
+                d_x_MK = d_y_MN @ weight_NK
+            d_x_MK = d_x_MK.to(ctx.dtype)
+        if ctx.needs_input_grad[1]:
+            if call.backward == "core":
+                d_w_NK = _on_core(d_y_MN.T, x_MK.to(d_y_MN.dtype).T, key, call, WEIGHT_GRADIENT)
+            else:
+                d_w_NK = d_y_MN.T @ light_MK
+            d_w_NK = d_w_NK.float()
+        return d_x_MK, d_w_NK, None, None
+
+
+def _product_dtype(x: Tensor) -> torch.dtype:
+    """bfloat16 activations ask for bfloat16 products with float32 accumulation, as everywhere."""
+    return x.dtype
+
+
+def _as_weight(weights: Encoded) -> Tensor:
+    """Weights as the numbers that they stand for after encoding."""
+    scale = weights.scale.unsqueeze(1) if weights.scale.ndim else weights.scale
+    return weights.value * scale
+
+
+def _random(core: TensorCore, key: Tensor, call: _Call, use: int, device: torch.device) -> Random:
+    """Where this product's noise comes from; None without noise."""
+    label = [call.layer, call.part, use]
+    if core.config.stochastic_rounding:  # more than one draw: a generator, which torch.compile can't look into
+        return keyed_generator(key, label, device)
+    if not core.config.noise:
+        return None
+    n_drawn = 0
+
+    def normal(like: Tensor) -> Tensor:
+        nonlocal n_drawn
+        n_drawn += 1  # tiles of one product draw one after the other
+        return keyed_normal(key, [*label, n_drawn], list(like.shape), like.dtype, like.device)
+
+    return normal
+
+
+def _on_core(rows_RC: Tensor, weights_SC: Tensor, key: Tensor, call: _Call, use: int) -> Tensor:
+    """A backward product on the core: signed errors in the place of inputs. Shapes: [R, S]."""
+    if rows_RC.numel() == 0:
+        return rows_RC @ weights_SC.to(rows_RC.dtype).T
+    return call.core.matmul(rows_RC, weights_SC.detach(), _random(call.core, key, call, use, rows_RC.device))
+
+
+def _fed_back(d_y_MN: Tensor, n_in: int, key: Tensor, call: _Call) -> Tensor:
+    """The error of the last layer through this layer's fixed matrix."""
+    error_ME = d_y_MN if call.line is None else call.line.error_ME
+    if error_ME is None or len(error_ME) != len(d_y_MN):
+        seen = 0 if error_ME is None else len(error_ME)
+        raise RecipeError(
+            f'numerics.photonic.backward = "dfa" feeds the error of the last photonic layer ({seen} rows) back to one '
+            f"with {len(d_y_MN)} rows; it needs layers that all see the same rows: use ste, or narrow numerics.rules"
+        )
+    fixed = torch.zeros_like(key)
+    fixed[0] = key[0]  # the seed alone: the same matrix in every step
+    width = error_ME.shape[1]
+    matrix_EK = keyed_normal(fixed, [call.layer, FEEDBACK], [width, n_in], torch.float32, error_ME.device)
+    return error_ME @ (matrix_EK * width**-0.5).to(error_ME.dtype)
