@@ -20,7 +20,7 @@ import torch
 from isoflop.corpus.passkey import QUESTION, is_passkey, random_filler, random_key, statement
 from isoflop.errors import DataError, RecipeError
 from isoflop.model.transformer import Transformer
-from isoflop.run import commit, now
+from isoflop.run import commit, now, processor
 from isoflop.tokens.batches import Batches
 from isoflop.tokens.bpe import Tokenizer
 from isoflop.tokens.shards import TokenSet
@@ -193,18 +193,20 @@ def compare_context(
             f"lengths: {lengths[-1]} is longer than the context of {run}, {after.config.seq_len}; "
             f"extend it first: isoflop extend RECIPE"
         )
+    where = choose_device(device)
     found: dict[str, Any] = {
         "original_seq_len": original,
         "seq_len": after.config.seq_len,
         "runs": {name: str(trained.checkpoint) for name, trained in runs.items()},
         "commit": commit(),
+        "device": torch.cuda.get_device_name(where) if where.type == "cuda" else processor(),
         "measured_at": now(),
         "seed": seed,
         "text": {},
         "cells": [],
     }
     for name, trained in runs.items():
-        model = load_model(trained, device=choose_device(device), seq_len=lengths[-1])
+        model = load_model(trained, device=where, seq_len=lengths[-1])
         cells = passkey_accuracy(
             model,
             token_set.tokenizer,

@@ -24,6 +24,7 @@ from isoflop.evaluation.passkey import (
 )
 from isoflop.model.config import ModelConfig
 from isoflop.model.transformer import Transformer
+from isoflop.run import processor
 from isoflop.tokens.bpe import Tokenizer, train_tokenizer
 from isoflop.tokens.shards import TokenSet
 from isoflop.training.pretrain import run_pretrain
@@ -155,6 +156,7 @@ def test_a_comparison_has_both_runs_their_cells_their_text_and_a_summary(run, tm
     ]
     assert found["summary"]["accuracy_inside_after"] == 0.0 and found["summary"]["perplexity_change"] == 0.0
     assert json.loads(json.dumps(found)) == found
+    assert found["device"] == processor()
     one = compare_context(run, lengths=(128,), depths=(0.5,), n_trials=2, max_tokens=600, device="cpu")
     assert set(one["runs"]) == {"run"} and "perplexity_change" not in one["summary"]
 
