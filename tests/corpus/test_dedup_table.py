@@ -10,7 +10,7 @@ from isoflop.corpus.dedup_job import Dump, Threads
 from isoflop.corpus.dedup_table import cut, deduplicate_table, survivors
 from isoflop.errors import DataError, RecipeError
 
-from dedup_tables import N_PARTITIONS, jaccard, rows_of, write_table
+from dedup_tables import N_PARTITIONS, rows_of, shingles, write_table
 
 pytest.importorskip("pyarrow", reason="tables need the corpus extra")
 pytest.importorskip("daft", reason="signatures need the corpus extra")
@@ -60,10 +60,10 @@ def true_clusters(documents, threshold):
             a = root[a]
         return a
 
-    for i, (a, x) in enumerate(documents):
-        for b, y in documents[:i]:
-            same = " ".join(x.split()) == " ".join(y.split())
-            if same or (jaccard(x, y) >= threshold and jaccard(x, y) > 0):
+    sets = [(origin, " ".join(text.split()), shingles(text, 5)) for origin, text in documents]
+    for i, (a, x, of_a) in enumerate(sets):
+        for b, y, of_b in sets[:i]:
+            if x == y or (of_a and len(of_a & of_b) >= threshold * len(of_a | of_b)):
                 low, high = sorted((find(a), find(b)))
                 root[high] = low
     return {origin: find(origin) for origin, _ in documents}
