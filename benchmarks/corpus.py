@@ -1,0 +1,278 @@
+"""Deduplication of real text beside datatrove: speed, memory, survivors; and memory when the input is 10 times larger.
+
+    python benchmarks/corpus.py --text ../shared/data/pretrain --datatrove ENVIRONMENT/bin/python [--workers 2]
+        [--copies 9] [--work FOLDER] [--json FILE]
+
+Both sides get the same documents (books cut at line ends to 50 kB), split into words with one space between them, and
+the same parameters. Ours runs twice: every candidate pair joins, which is what datatrove does, and with the comparison
+that is our default. Then the input grows: `--copies` edited copies of every document (one word in three exchanged for
+a random one), so that their similarity to the original and to each other is below 0.5. Memory is the proportional set
+size of all processes together. ENVIRONMENT is any that has datatrove 0.10.1 (pip install "datatrove[io]==0.10.1");
+without it, only ours is measured.
+"""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import struct
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import zstandard
+from memory import Watched, watch
+
+from isoflop.corpus import tables
+from isoflop.corpus.dedup import DedupOptions
+from isoflop.corpus.dedup_job import Threads
+from isoflop.corpus.dedup_near import jaccard
+from isoflop.corpus.dedup_table import deduplicate_table
+from isoflop.corpus.dedup_words import shingle_sets, spaced
+from isoflop.recipe import write_json
+from isoflop.run import commit
+
+BANDS, ROWS, WORDS = 14, 8, 5  # datatrove's defaults
+N_PARTITIONS = 32
+PIECE_CHARS = 20_000
+EXCHANGED = 1 / 3
+MANY = 2_000
+
+
+def pretrain_texts(folder: Path) -> Iterator[tuple[str, str]]:
+    """(origin, piece) of every document in `*/docs.jsonl.zst`."""
+    for path in sorted(folder.glob("*/docs.jsonl.zst")):
+        with zstandard.open(path, "rt", encoding="utf-8", newline="\n") as file:
+            for index, line in enumerate(file):
+                for number, piece in enumerate(pieces(json.loads(line)["text"])):
+                    yield f"{path.parent.name}/{index}#{number}", piece
+
+
+def pieces(text: str) -> Iterator[str]:
+    """Cuts at line ends, or anywhere in a line that is longer."""
+    while len(text) > PIECE_CHARS:
+        at = text.rfind("\n", 1, PIECE_CHARS) + 1 or PIECE_CHARS
+        yield text[:at]
+        text = text[at:]
+    yield text
+
+
+def write_input(folder: Path, documents: Iterator[tuple[str, str]], *, copies: int = 0, jsonl: bool = False) -> None:
+    """Words of the documents and of edited copies as a table, and as JSON lines in the same order."""
+    import pyarrow as pa
+
+    runs, vocabulary = [], np.empty(0, object)
+    generator = np.random.default_rng(0)
+    for block in _blocks(documents):
+        origins, texts = zip(*block)
+        split = [text for words in spaced(texts) for text in words.to_pylist()]
+        rows = [(origin, text) for origin, text in zip(origins, split) if text]
+        if copies:
+            vocabulary = np.unique(np.concatenate([vocabulary, np.array(" ".join(t for _, t in rows).split(" "))]))
+        for copy in range(copies + 1):
+            edited = [(f"{o}+{copy}", _edited(t, vocabulary, generator) if copy else t) for o, t in rows]
+            columns = [[tables.document_key("d", text), origin, "s", "d", "", "", text] for origin, text in edited]
+            runs.append(folder / "runs" / f"{len(runs)}.arrow")
+            table = pa.table([list(column) for column in zip(*columns)], schema=tables.document_schema())
+            tables.write_run(runs[-1], table, N_PARTITIONS)
+    (folder / "jsonl").mkdir(parents=True, exist_ok=True)
+    for partition in range(N_PARTITIONS):
+        table = tables.read_runs(runs, partition)
+        tables.write_partition(folder / "documents", partition, table)
+        if jsonl:
+            with open(folder / "jsonl" / f"{partition:05d}.jsonl", "w", encoding="utf-8") as file:
+                for origin, text in zip(table.column("origin").to_pylist(), table.column("text").to_pylist()):
+                    file.write(json.dumps({"id": origin, "text": text}, ensure_ascii=False) + "\n")
+    tables.finish(folder / "documents", N_PARTITIONS)
+    shutil.rmtree(folder / "runs")
+
+
+def _blocks(documents: Iterator[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
+    block, size = [], 0
+    for document in documents:
+        block.append(document)
+        size += len(document[1])
+        if size > 4_000_000:
+            yield block
+            block, size = [], 0
+    if block:
+        yield block
+
+
+def _edited(text: str, vocabulary: np.ndarray, generator: np.random.Generator) -> str:
+    words = np.array(text.split(" "), object)
+    exchanged = generator.random(len(words)) < EXCHANGED
+    exchanged[generator.integers(len(words))] = True
+    words[exchanged] = vocabulary[generator.integers(len(vocabulary), size=int(exchanged.sum()))]
+    return " ".join(words)
+
+
+def ours(documents: Path, work: Path, workers: int, threshold: float) -> None:
+    """One deduplication; prints seconds of its phases as one line of JSON."""
+    shutil.rmtree(work, ignore_errors=True)
+    seconds: dict[str, float] = {}
+    before = [time.perf_counter()]
+
+    def on_progress(phase: str, done: int, total: int) -> None:
+        if done == total:
+            now = time.perf_counter()
+            seconds[phase], before[0] = now - before[0], now
+
+    options = DedupOptions(bands=BANDS, rows=ROWS, shingle_words=WORDS, threshold=threshold)
+    found = deduplicate_table(documents, work, options, run=Threads(workers), on_progress=on_progress)
+    print(json.dumps({"phases": seconds, "found": found}))
+
+
+def our_command(folder: Path, name: str, workers: int, threshold: float) -> list[str]:
+    """`ours` in a process of its own."""
+    places = [str(folder / "documents"), str(folder / name)]
+    return [sys.executable, __file__, "--ours", *places, "--workers", str(workers), "--threshold", str(threshold)]
+
+
+def our_drops(folder: Path, name: str) -> dict[str, str]:
+    """Origin -> origin of the survivor."""
+    drops = {}
+    for partition in range(N_PARTITIONS):
+        rows = tables.read_partition(folder / name / "drops", partition, ["origin", "survivor"])
+        drops |= dict(zip(rows.column("origin").to_pylist(), rows.column("survivor").to_pylist()))
+    return drops
+
+
+def their_drops(folder: Path) -> dict[str, str]:
+    """The same of datatrove's clusters, which leave the choice open: the smallest origin survives, as in ours."""
+    clusters: dict[int, list[str]] = {}
+    for path in sorted((folder / "datatrove" / "clusters").glob("*.clusters")):
+        partition = int(path.name.split(".")[0])
+        origins = tables.read_partition(folder / "documents", partition, ["origin"]).column("origin").to_pylist()
+        for row, cluster in struct.iter_unpack("<II", path.read_bytes()):
+            clusters.setdefault(cluster, []).append(origins[row])
+    return {origin: min(found) for found in clusters.values() for origin in found if origin != min(found)}
+
+
+def differences(folder: Path, mine: dict[str, str], theirs: dict[str, str]) -> dict:
+    """Who drops what the other keeps, and how similar it is to the document that it was dropped for."""
+    texts = {}
+    for partition in range(N_PARTITIONS):
+        rows = tables.read_partition(folder / "documents", partition, ["origin", "text"])
+        texts |= dict(zip(rows.column("origin").to_pylist(), rows.column("text").to_pylist()))
+    found: dict = {"both": len(mine.keys() & theirs.keys())}
+    for name, here, there in (("only_ours", mine, theirs), ("only_datatrove", theirs, mine)):
+        rest = sorted(here.keys() - there.keys())
+        short = [origin for origin in rest if texts[origin].count(" ") < WORDS - 1]
+        longer = [origin for origin in rest if texts[origin].count(" ") >= WORDS - 1]
+        sets = list(shingle_sets([texts[o] for origin in longer for o in (origin, here[origin])], WORDS))
+        similar = [jaccard(left, right) for left, right in zip(sets[::2], sets[1::2])]
+        found[name] = {"n": len(rest), f"shorter_than_{WORDS}_words": len(short)}
+        found[name]["similarity_quantiles"] = (
+            np.quantile(similar, [0, 0.1, 0.5, 0.9, 1]).round(3).tolist() if similar else None
+        )
+    return found
+
+
+def most_similar(folder: Path, copies: int) -> dict:
+    """Similarity of edited copies to each other and to their original, of the documents of one partition."""
+    groups: dict[str, list[str]] = {}
+    for partition in range(N_PARTITIONS):
+        rows = tables.read_partition(folder / "documents", partition, ["origin", "text"])
+        for origin, text in zip(rows.column("origin").to_pylist(), rows.column("text").to_pylist()):
+            name = origin.rpartition("+")[0]
+            if hash_of(name) < MANY / 100_000:
+                groups.setdefault(name, []).append(text)
+    similar = []
+    for texts in groups.values():
+        sets = list(shingle_sets(texts, WORDS))
+        similar += [jaccard(sets[i], sets[j]) for i in range(len(sets)) for j in range(i)]
+    quantiles = np.quantile(similar, [0.5, 0.9, 0.99, 1]).round(4).tolist()
+    return {"n_pairs": len(similar), "quantiles_50_90_99_100": quantiles}
+
+
+def hash_of(name: str) -> float:
+    """A number in [0, 1) that depends on the name alone."""
+    return int(tables.document_key("", name)[:8], 16) / 2**32
+
+
+def row(name: str, watched: Watched, info: tables.TableInfo, seconds: float | None = None) -> dict:
+    """One line of the table that is printed. `seconds`: of the work alone, without starting the interpreter."""
+    seconds = watched.seconds if seconds is None else seconds
+    found = {"name": name, "seconds": round(seconds, 2), "documents_per_s": round(info.n_rows / seconds)}
+    found["mb_per_s"] = round(info.n_text_bytes / 1e6 / seconds, 2)
+    found["cpu_seconds"] = round(watched.cpu_seconds, 2)
+    found["peak_pss_gb"] = round(watched.peak_pss_bytes / 1e9, 3)
+    print("  ".join(f"{key} {value}" for key, value in found.items()), flush=True)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--text", type=Path)
+    parser.add_argument("--datatrove", help="Python of an environment with datatrove")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--copies", type=int, default=9)
+    parser.add_argument("--limit", type=int, default=10**9, help="documents, for a trial")
+    parser.add_argument("--work", type=Path)
+    parser.add_argument("--json")
+    parser.add_argument("--ours", nargs=2, type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--threshold", type=float, default=0.0, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.ours:
+        ours(*options.ours, options.workers, options.threshold)
+        return
+    if options.text is None:
+        parser.error("--text names the folder with */docs.jsonl.zst")
+    os.environ["LOGURU_LEVEL"] = "ERROR"  # datatrove writes pages of statistics
+    folder = options.work or Path(tempfile.mkdtemp())
+    record: dict = {
+        "commit": commit(),
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+    }
+    record |= {"bands": BANDS, "rows": ROWS, "words": WORDS, "workers": options.workers, "runs": []}
+
+    one = folder / "one"
+    if not tables.is_complete(one / "documents"):
+        write_input(one, (d for d, _ in zip(pretrain_texts(options.text), range(options.limit))), jsonl=True)
+    info = tables.open_table(one / "documents")
+    record["input"] = {"n_documents": info.n_rows, "n_text_bytes": info.n_text_bytes}
+    print(f"{info.n_rows} documents, {info.n_text_bytes / 1e6:.1f} MB of words")
+    for name, threshold in (("candidates", 0.0), ("compared", 0.7)):
+        watched = watch(our_command(one, name, options.workers, threshold))
+        found = json.loads(watched.output)
+        record["runs"].append({**row(f"isoflop, {name}", watched, info, sum(found["phases"].values())), **found})
+    if options.datatrove:
+        shutil.rmtree(one / "datatrove", ignore_errors=True)
+        script = Path(__file__).with_name("corpus_datatrove.py")
+        command = [options.datatrove, str(script), str(one / "jsonl"), str(one / "datatrove")]
+        watched = watch([*command, *map(str, (options.workers, BANDS, ROWS, WORDS))])
+        seconds = json.loads(watched.output.splitlines()[-1])
+        record["runs"].append({**row("datatrove", watched, info, sum(seconds.values())), "phases": seconds})
+        record["times_faster"] = round(record["runs"][2]["seconds"] / record["runs"][0]["seconds"], 1)
+        record["times_faster_compared"] = round(record["runs"][2]["seconds"] / record["runs"][1]["seconds"], 1)
+        record["times_less_cpu"] = round(record["runs"][2]["cpu_seconds"] / record["runs"][0]["cpu_seconds"], 1)
+        record["survivors"] = differences(one, our_drops(one, "candidates"), their_drops(one))
+        print(json.dumps({key: record[key] for key in record if key.startswith("times")}))
+        print(record["survivors"])
+    if options.copies:
+        many = folder / "many"
+        if not tables.is_complete(many / "documents"):
+            texts = (d for d, _ in zip(pretrain_texts(options.text), range(options.limit)))
+            write_input(many, texts, copies=options.copies)
+        info = tables.open_table(many / "documents")
+        print(f"{info.n_rows} documents, {info.n_text_bytes / 1e6:.1f} MB of words")
+        watched = watch(our_command(many, "compared", options.workers, 0.7))
+        found = json.loads(watched.output)
+        name = f"isoflop, compared, {options.copies + 1} times the input"
+        record["runs"].append({**row(name, watched, info, sum(found["phases"].values())), **found})
+        record["similarity_of_copies"] = most_similar(many, options.copies)
+        print(record["similarity_of_copies"])
+    if options.json:
+        write_json(options.json, record)
+    if not options.work:
+        shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    main()
