@@ -7,6 +7,7 @@ bytes depend on the documents alone.
 
 import hashlib
 import json
+import os
 import shutil
 from collections import defaultdict
 from collections.abc import Mapping
@@ -48,7 +49,8 @@ class _Frame:
     def __init__(self, path: Path):
         self.path, self.digest = path, hashlib.sha256()
         self.n_documents = self.n_bytes = 0
-        self._file = path.open("wb")
+        self._temporary = path.with_name(f".{path.name}.{os.getpid()}")  # a killed writer may still be at it
+        self._file = self._temporary.open("wb")
         self._writer = zstandard.ZstdCompressor(level=LEVEL).stream_writer(self._file)
 
     def add(self, row: Mapping[str, str]) -> None:
@@ -61,6 +63,7 @@ class _Frame:
 
     def close(self) -> dict[str, Any]:
         self._writer.close()
+        self._temporary.replace(self.path)
         return {"n_documents": self.n_documents, "n_bytes": self.n_bytes, "sha256": self.digest.hexdigest()}
 
 

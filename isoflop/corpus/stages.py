@@ -13,8 +13,10 @@ import hashlib
 import json
 import logging
 import multiprocessing
+import multiprocessing.connection
 import os
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -90,7 +92,8 @@ class Workers:
 
     def _in_processes(self, function: Callable[..., Any], tasks: Sequence[Task]) -> Iterator[tuple[Task, Any]]:
         if self._pool is None:  # spawn: threads of Arrow and a forked child do not go together
-            self._pool = ProcessPoolExecutor(self.n, mp_context=multiprocessing.get_context("spawn"))
+            context = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(self.n, mp_context=context, initializer=_end_with_parent)
         pool, waiting, running = self._pool, iter(tasks), dict[Future[Any], Task]()
 
         def start(count: int) -> None:
@@ -202,6 +205,18 @@ class Build:
     def _report(self, what: str, done: int, total: int) -> None:
         if self._on_progress:
             self._on_progress(what, done, max(1, total))
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would wait for work for ever, and may be in the middle of writing."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def n_workers(wanted: int, n_bytes: int, *, parallel_from: int) -> int:
