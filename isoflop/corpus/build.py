@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from isoflop.corpus.clean import CleanOptions
-from isoflop.corpus.dedup import DedupOptions
+from isoflop.corpus.dedup import DedupOptions, check_options
 from isoflop.corpus.environment import EnvironmentOptions
 from isoflop.corpus.folder import read_manifest, require_replaceable
 from isoflop.corpus.intake import find_inputs
@@ -140,6 +140,7 @@ def _check(recipe: CorpusRecipe) -> None:
             raise RecipeError(
                 f"sources.domain = {source.domain!r} becomes the name of a file: letters, digits, - and _, not empty"
             )
+    check_options(recipe.dedup)
     check_mixture(recipe.mix)
 
 

@@ -2,7 +2,10 @@
 
 Reading is shared out by files, a few MB to a task; what can't be read is set aside with its origin. The table then
 gathers the rows of each partition out of all runs, so its files depend on the documents alone and not on the order in
-which they were found.
+which they were found. To the columns of `tables.DOCUMENT_COLUMNS` it adds
+
+    split      "train" or "valid": decided for whole sources, before anything is compared
+    priority   the smallest (priority, origin) of equal or nearly equal documents survives; validation is negative
 """
 
 import hashlib
@@ -23,6 +26,7 @@ from isoflop.corpus.environment import (
 )
 from isoflop.corpus.pieces import cut_pieces
 from isoflop.corpus.sources import BadRecord, Document, SourceOptions, find_files, read_file
+from isoflop.corpus.split import SplitRule
 from isoflop.corpus.stages import Task, fingerprint
 from isoflop.corpus.summary import Tally
 from isoflop.corpus.tables import document_key, document_schema, read_runs, write_partition, write_run
@@ -148,9 +152,14 @@ def read_files(files: list[InputFile], folder: Path, name: str, options: ReadOpt
     }
 
 
-def gather(partition: int, runs: list[Path], folder: Path) -> dict[str, Any]:
+def gather(partition: int, runs: list[Path], folder: Path, rule: SplitRule) -> dict[str, Any]:
     """Task: one partition of the table of documents, out of all runs."""
+    import pyarrow as pa
+
     rows = read_runs(runs, partition)
+    splits, priorities = rule.splits_and_priorities(rows)
+    rows = rows.append_column("split", pa.array(splits, pa.string()))
+    rows = rows.append_column("priority", pa.array(priorities, pa.int32()))
     write_partition(folder, partition, rows)
     return {"n_rows": rows.num_rows}
 

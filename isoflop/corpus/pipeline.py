@@ -13,14 +13,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from isoflop.corpus.clusters import cluster_examples, count_clusters
+from isoflop.corpus.dedup_table import deduplicate_table
 from isoflop.corpus.environment import environment_versions
 from isoflop.corpus.filtering import all_licenses, filter_partition, made_documents
 from isoflop.corpus.intake import InputFile, ReadOptions, gather, read_files, read_tasks, write_quarantine
 from isoflop.corpus.output import join_frames, join_tasks, require_both_splits, shown
 from isoflop.corpus.remix import plan_mixture
 from isoflop.corpus.split import split_rule
-from isoflop.corpus.stages import Build, Task
+from isoflop.corpus.stages import Build, Progress, Task
 from isoflop.corpus.summary import Tally, merged
+from isoflop.corpus.tables import finish
 from isoflop.errors import DataError
 from isoflop.recipe import to_tree
 
@@ -41,15 +44,21 @@ def run_stages(build: Build, recipe: "CorpusRecipe", files: list[InputFile], out
     if not came.n_documents:
         raise nothing_usable(read.summaries, len(files), {})
 
-    documents = build.open("documents", "", [read])
-    runs = sorted(read.folder / name for item in read.summaries for name in item["runs"])
-    build.run(documents, gather, _by_partition(recipe, came.n_bytes, runs, documents.folder))
-
     packages = [tuple(entry) for item in read.summaries for entry in item["packages"]]
     rule = split_rule(packages, recipe.sources, recipe.split.valid_fraction, recipe.environment.valid_share)
-    filtered = build.open("filter", [to_tree(recipe.clean), to_tree(rule)], [documents])
-    arguments = (documents.folder, filtered.folder, recipe.clean, rule)
+    documents = build.open("documents", to_tree(rule), [read])
+    runs = sorted(read.folder / name for item in read.summaries for name in item["runs"])
+    build.run(documents, gather, _by_partition(recipe, came.n_bytes, runs, documents.folder, rule))
+    finish(documents.folder, recipe.partitions)
+
+    duplicates = build.open("duplicates", to_tree(recipe.dedup), [documents])
+    work = duplicates.folder / "work"
+    build.once(duplicates, lambda progress: _deduplicated(build, recipe, documents.folder, work, progress))
+
+    filtered = build.open("filter", to_tree(recipe.clean), [duplicates])
+    arguments = (documents.folder, work, filtered.folder, recipe.clean)
     build.run(filtered, filter_partition, _by_partition(recipe, came.n_bytes, *arguments))
+    distinct = merged(item["distinct"] for item in filtered.summaries)
     clean = merged(item["tally"] for item in filtered.summaries)
 
     made = build.open("made", to_tree(recipe.passkey or ()))
@@ -59,14 +68,14 @@ def run_stages(build: Build, recipe: "CorpusRecipe", files: list[InputFile], out
     join = build.open("join", "", [filtered, made], fresh=True)
     entries = build.run(join, join_frames, join_tasks([*filtered.summaries, *made.summaries], out))
     if not clean.n_documents:
-        raise nothing_usable(read.summaries, len(files), _by_rule([clean]))
-    require_both_splits(entries, _by_rule([clean]))
+        raise nothing_usable(read.summaries, len(files), _by_rule([distinct, clean]))
+    require_both_splits(entries, _by_rule([distinct, clean]))
     write_quarantine(out / "quarantine.jsonl", read.folder, tasks)
     manifest = {
         "packages": environment_versions([item.environment for item in files if item.environment]),
         "held_out": list(rule.held_out),
         "n_bad_records": sum(item["n_bad"] for item in read.summaries),
-        "duplicates": {},
+        "duplicates": _duplicate_counts(duplicates.summaries[0]),
         "drops": _drop_table(clean),
         "files": entries,
         "corpus_sha256": hashlib.sha256("".join(item["sha256"] for item in entries).encode()).hexdigest(),
@@ -76,8 +85,36 @@ def run_stages(build: Build, recipe: "CorpusRecipe", files: list[InputFile], out
         "mixture": plan_mixture(_trained_on(entries), recipe.mix),
         "inputs": [entry for item in read.summaries for entry in item["inputs"]],
     }
-    stages = [("read", came), ("filter", clean)]
-    return manifest, {"stages": [{"name": name, **tally.plain()} for name, tally in stages]}
+    stages = [("read", came), ("duplicates", distinct), ("filter", clean)]
+    similarities: Counter[int] = Counter()
+    for item in filtered.summaries:
+        similarities.update(dict(item["similarities"]))
+    about = {"options": to_tree(recipe.dedup), "counts": manifest["duplicates"], **duplicates.summaries[0]["clusters"]}
+    about["similarities"] = [[(place + 0.5) / 20, count] for place, count in sorted(similarities.items())]
+    return manifest, {"stages": [{"name": name, **tally.plain()} for name, tally in stages], "duplicates": about}
+
+
+def _deduplicated(
+    build: Build, recipe: "CorpusRecipe", documents: Path, work: Path, progress: Progress
+) -> dict[str, Any]:
+    found = deduplicate_table(documents, work, recipe.dedup, run=build.workers.run, on_progress=progress)
+    sizes: dict[str, Any] = {}
+    if recipe.dedup.near:
+        arguments = [(bucket, work, recipe.partitions) for bucket in range(recipe.partitions)]
+        sizes = cluster_examples(list(build.workers.run(count_clusters, arguments)), documents)
+    return {**found, "clusters": sizes}
+
+
+def _duplicate_counts(found: Mapping[str, Any]) -> dict[str, int]:
+    counts = {rule: item["n_documents"] for rule, item in found["rules"].items()}
+    return {
+        "exact": counts.get("exact_duplicate", 0),
+        "near": counts.get("near_duplicate", 0),
+        "train_quotes_valid": counts.get("shared_with_validation", 0),
+        "repeated_passages": counts.get("repeated_passages", 0),
+        "cut_documents": found["n_cut_documents"],
+        "cut_bytes": found["n_cut_bytes"],
+    }
 
 
 def _identity(item: InputFile) -> list[Any]:

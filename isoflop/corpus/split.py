@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from isoflop.corpus.environment import choose_held_out
 from isoflop.corpus.sources import SourceOptions
 
@@ -40,20 +38,14 @@ class SplitRule:
         number = int.from_bytes(hashlib.blake2b(source.encode(), digest_size=8).digest(), "big")
         return "valid" if number < int(self.valid_fraction * 2**64) else "train"
 
-    def splits(self, rows: "pa.Table") -> list[str]:
-        """`split_of` each row."""
-        return [
-            self.split_of(origin, source)
-            for origin, source in zip(rows["origin"].to_pylist(), rows["source"].to_pylist(), strict=True)
-        ]
-
-    def __call__(self, rows: "pa.Table") -> np.ndarray:
-        """Rank of each row, int64: of duplicates the smallest (rank, origin) stays; validation is negative."""
-        ranks = [
-            self.priorities.get(origin.partition("/")[0], 0) - (MAX_PRIORITY if split == "valid" else 0)
-            for origin, split in zip(rows["origin"].to_pylist(), self.splits(rows), strict=True)
-        ]
-        return np.array(ranks, dtype=np.int64)
+    def splits_and_priorities(self, rows: "pa.Table") -> tuple[list[str], list[int]]:
+        """Both of each row: of duplicates the smallest (priority, origin) stays; that of validation is negative."""
+        splits, priorities = [], []
+        for origin, source in zip(rows["origin"].to_pylist(), rows["source"].to_pylist(), strict=True):
+            splits.append(self.split_of(origin, source))
+            offset = MAX_PRIORITY if splits[-1] == "valid" else 0
+            priorities.append(self.priorities.get(origin.partition("/")[0], 0) - offset)
+        return splits, priorities
 
     @cached_property
     def _held_out(self) -> frozenset[str]:

@@ -90,6 +90,11 @@ class Workers:
         else:
             yield from self._in_processes(function, tasks)
 
+    def run(self, function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> Iterator[Any]:
+        """Results of calls with these arguments as they end; the form in which deduplication asks for work."""
+        tasks = [Task(str(number), given) for number, given in enumerate(arguments)]
+        yield from (result for _, result in self.map(function, tasks))
+
     def _in_processes(self, function: Callable[..., Any], tasks: Sequence[Task]) -> Iterator[tuple[Task, Any]]:
         if self._pool is None:  # spawn: threads of Arrow and a forked child do not go together
             context = multiprocessing.get_context("spawn")
@@ -190,14 +195,12 @@ class Build:
         stage.seconds = time.monotonic() - began
         return stage.summaries
 
-    def once(self, stage: Stage, function: Callable[[], Any], *, weight: int = 1) -> Any:
-        """A stage of one piece that keeps its own books in the stage's folder: run it if it is not complete."""
+    def once(self, stage: Stage, function: Callable[[Progress], Any], *, weight: int = 1) -> Any:
+        """A stage that keeps its own books in its folder: run it if it is not complete. It gets a progress to call."""
         stage.n_bytes = weight
         if not stage.is_complete:
             began = time.monotonic()
-            self._report(stage.name, 0, weight)
-            write_json(stage.folder / "stage.json", [function()])
-            self._report(stage.name, weight, weight)
+            write_json(stage.folder / "stage.json", [function(self._report)])
             stage.seconds = time.monotonic() - began
         stage.summaries = json.loads((stage.folder / "stage.json").read_text(encoding="utf-8"))
         return stage.summaries[0]
