@@ -237,7 +237,9 @@ def _start_ray(n: int, address: str) -> None:
         import ray
     except ImportError as error:
         raise DataError('engine = "ray" needs ray; pip install isoflop[cluster], or set engine = "native"') from error
+    # inside a task Daft would otherwise start its own runner on the same cluster
+    environment = {"env_vars": {"DAFT_RUNNER": "native", "DO_NOT_TRACK": "1", "DAFT_PROGRESS_BAR": "0"}}
     if address:
-        ray.init(address=address, log_to_driver=False)
+        ray.init(address=address, log_to_driver=False, runtime_env=environment)
     else:
-        ray.init(num_cpus=n, include_dashboard=False, log_to_driver=False)
+        ray.init(num_cpus=n, include_dashboard=False, log_to_driver=False, runtime_env=environment)
