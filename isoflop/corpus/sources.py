@@ -1,34 +1,86 @@
-"""Readers: files of any supported kind -> iterator of Document. A record that can't be read is set aside, never fatal.
+"""Sources of a recipe -> iterator of Document. A record that can't be read is set aside with its place, never fatal.
 
-Kinds, by name: JSON lines (.jsonl, also .gz and .zst), Parquet, source code, plain text. A folder is read file by file
-in sorted order; files of unknown kinds are counted and left alone. JSON lines are split on \\n only: documents may hold
-U+0085 or U+2028.
+    folder --find_files--> files --read_file--> Document ...      and BadRecord ... through `on_bad`
+
+Kinds, by name (also with .gz or .zst behind, save the last two): JSON lines, HTML, WARC, plain text, Markdown, source
+code; Parquet, Arrow. JSON lines are split on \\n only: documents may hold U+0085 or U+2028. Memory is bounded by
+`ReadLimits`, whatever the files hold.
 """
 
-import gzip
-import io
 import json
 import logging
+import os
+import stat
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
 import zstandard
 
+from isoflop.corpus.read_bytes import COMPRESSED_SUFFIXES, BrokenStream, ByteStream, ReadLimits, open_bytes, split_lines
+from isoflop.corpus.read_encoding import NotText, decode_text
 from isoflop.errors import DataError
 
 log = logging.getLogger(__name__)
 
-CODE_SUFFIXES = frozenset(
-    f".{name}"
-    for name in (
-        *("py", "pyi", "c", "h", "cc", "cpp", "hpp", "cu", "cuh", "rs", "go", "java", "js", "jsx", "ts", "tsx", "sh"),
-        *("sql", "r", "jl", "scala", "kt", "swift", "rb", "php", "lua"),
-    )
-)
-TEXT_SUFFIXES = frozenset([".txt", ".md", ".rst", ".tex", ".text", ".markdown"])
-JSON_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".jsonl.zstd", ".ndjson")
+Kind = Literal["jsonl", "parquet", "arrow", "html", "warc", "code", "text"]
+
+LANGUAGES = {
+    "py": "python",
+    "pyi": "python",
+    "c": "c",
+    "h": "c",
+    "cc": "cpp",
+    "cpp": "cpp",
+    "cxx": "cpp",
+    "hpp": "cpp",
+    "cu": "cuda",
+    "cuh": "cuda",
+    "rs": "rust",
+    "go": "go",
+    "java": "java",
+    "js": "javascript",
+    "mjs": "javascript",
+    "jsx": "javascript",
+    "ts": "typescript",
+    "tsx": "typescript",
+    "sh": "shell",
+    "bash": "shell",
+    "sql": "sql",
+    "r": "r",
+    "jl": "julia",
+    "scala": "scala",
+    "kt": "kotlin",
+    "swift": "swift",
+    "rb": "ruby",
+    "php": "php",
+    "lua": "lua",
+    "cs": "csharp",
+    "hs": "haskell",
+    "ml": "ocaml",
+    "lean": "lean",
+    "pl": "perl",
+    "f90": "fortran",
+    "ex": "elixir",
+    "erl": "erlang",
+    "clj": "clojure",
+    "dart": "dart",
+    "zig": "zig",
+    "m": "objective-c",
+    "cmake": "cmake",
+    "proto": "protobuf",
+    "vhd": "vhdl",
+    "v": "verilog",
+    "css": "css",
+    "el": "lisp",
+    "lisp": "lisp",
+}
+"""Suffix of a source file -> its programming language."""
+
+TEXT_SUFFIXES = frozenset([".txt", ".md", ".rst", ".tex", ".text", ".markdown", ".org"])
+_LEFT_OUT_FOLDERS = frozenset(["__pycache__", "node_modules"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,14 +88,14 @@ class Document:
     """One text with where it comes from."""
 
     id: str
-    """Unique and the same on every machine: source name, path inside it, record."""
+    """Unique and the same on every machine: source name, path inside it, record. The `origin` of tables."""
     text: str
     domain: str
     source: str
-    """What is split as a whole between train and valid: a package, or a document of a user's corpus."""
+    """What is split as a whole between train and valid: a package, a web site, or a document of a user's corpus."""
     license: str = ""
     lang: str = ""
-    """Of its record; empty: not stated."""
+    """Language of the text, or programming language of a source file; empty: not known yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +104,10 @@ class BadRecord:
 
     origin: str
     reason: str
+    n_bytes: int = 0
+    """Size of what was set aside, where it is known."""
+    kept: bool = False
+    """True: not set aside but repaired, as the reason says."""
 
 
 @dataclass(frozen=True)
@@ -65,13 +121,20 @@ class SourceOptions:
     name: str = ""
     """Short unique name used in document ids; empty: the last part of `path`."""
     text_key: str = "text"
-    """Key or column that holds the text, for JSON lines and Parquet."""
+    """Key or column that holds the text, for JSON lines, Parquet and Arrow."""
+    lang_key: str = "lang"
+    """Key or column that holds the language, where there is one."""
     license: str = ""
     """Licence of documents that state none themselves."""
+    lang: str = ""
+    """Language of documents that state none themselves; empty: the language filter finds it out."""
+    encoding: str = ""
+    """Encoding of text and HTML files that are not UTF-8; empty: detected."""
     split: Literal["auto", "train", "valid"] = "auto"
     """auto: `split.valid_fraction` of the documents go to validation; or all of them to one side."""
     priority: int = 0
     """Of equal or nearly equal documents the one with the smallest priority stays, then the first by origin."""
+    limits: ReadLimits = field(default_factory=ReadLimits)
 
     @property
     def label(self) -> str:
@@ -82,8 +145,8 @@ class SourceOptions:
 OnBad = Callable[[BadRecord], None]
 
 
-def find_files(source: SourceOptions) -> list[Path]:
-    """Readable files of a source in reading order.
+def find_files(source: SourceOptions, on_bad: OnBad | None = None) -> list[Path]:
+    """Readable files of a source in reading order; links are followed, each file and folder is taken once.
 
     Raises:
         DataError: the path is missing, or nothing in it is of a known kind.
@@ -93,22 +156,27 @@ def find_files(source: SourceOptions) -> list[Path]:
         return [root]
     if not root.is_dir():
         raise DataError(f"sources.path = {source.path!r} does not exist; give a file or a folder with text")
-    found = sorted(path for path in root.rglob("*") if path.is_file() and not path.name.startswith("."))
+    found, bad = [], []
+    _walk(root, root, source.label, {_identity(root)}, found, bad)
     known = [path for path in found if kind_of(path)]
     if not known:
         raise DataError(
-            f"sources.path = {source.path!r} has {len(found)} files, none of a known kind; "
-            "known: .jsonl(.gz, .zst), .parquet, source code, .txt, .md, .rst, .tex"
+            f"sources.path = {source.path!r} has {len(found)} files, none of a known kind"
+            + (f" ({len(bad)} can't be read; first: {bad[0].origin}: {bad[0].reason})" if bad else "")
+            + "; known: .jsonl, .html, .warc, .txt, .md, .rst, .tex, source code (all also .gz, .zst), .parquet, .arrow"
         )
     if len(known) < len(found):
         log.info("%s: %d files of unknown kind left out", source.path, len(found) - len(known))
+    for problem in bad:
+        if on_bad:
+            on_bad(problem)
     return known
 
 
 def read_source(source: SourceOptions, on_bad: OnBad) -> Iterator[Document]:
     """All documents of a source; what can't be read is passed to `on_bad`."""
     root = Path(source.path)
-    for path in find_files(source):
+    for path in find_files(source, on_bad):
         relative = path.relative_to(root).as_posix() if root.is_dir() else path.name
         yield from read_file(path, f"{source.label}/{relative}", source, on_bad)
 
@@ -116,54 +184,72 @@ def read_source(source: SourceOptions, on_bad: OnBad) -> Iterator[Document]:
 def read_file(path: Path, origin: str, source: SourceOptions, on_bad: OnBad) -> Iterator[Document]:
     """Documents of one file. `origin` names it in ids and in the quarantine."""
     kind = kind_of(path) or "text"
-    if kind in ("text", "code"):
-        text = decode(path.read_bytes(), origin, on_bad)
-        if text is not None:
-            yield Document(origin, text, source.domain, origin, source.license)
-        return
-    records = _json_records(path, origin, on_bad) if kind == "jsonl" else _parquet_records(path, origin, on_bad)
-    for where, record in records:
-        text = record.get(source.text_key)
-        if not isinstance(text, str) or not text.strip():
-            on_bad(BadRecord(where, f"no text under {source.text_key!r}"))
-        elif not _encodable(text):
-            on_bad(BadRecord(where, "text has unpaired surrogates"))
-        else:
-            licence = record.get("license") or record.get("licence") or source.license
-            # the record's own id may repeat, its place in the file can't
-            yield Document(where, text, source.domain, where, str(licence))
+    try:
+        if kind in ("parquet", "arrow"):
+            from isoflop.corpus.read_tables import read_arrow, read_parquet
+
+            records = (read_parquet if kind == "parquet" else read_arrow)(path, origin, source, on_bad)
+            yield from _documents(records, source, on_bad)
+            return
+        with open_bytes(path, source.limits) as stream:
+            if kind == "jsonl":
+                yield from _documents(_json_records(stream, origin, source, on_bad), source, on_bad)
+            elif kind == "warc":
+                from isoflop.corpus.read_web import read_warc
+
+                yield from read_warc(stream, origin, source, on_bad)
+            elif kind == "html":
+                from isoflop.corpus.read_web import read_html
+
+                yield from read_html(stream, origin, source, on_bad)
+            else:
+                yield from _text_documents(stream, path, origin, source, on_bad)
+    except OSError as error:
+        on_bad(BadRecord(origin, f"can't be read: {error.strerror or error}"[:300]))
 
 
-def kind_of(path: Path) -> Literal["jsonl", "parquet", "code", "text"] | None:
+def kind_of(path: Path) -> Kind | None:
     """How a file is read, from its name; None when unknown."""
-    name, suffix = path.name.lower(), path.suffix.lower()
-    if name.endswith(JSON_SUFFIXES):
+    path = Path(path.name.lower())
+    plain = path.with_suffix("") if path.suffix in COMPRESSED_SUFFIXES else path
+    suffix = plain.suffix
+    if suffix in (".jsonl", ".ndjson"):
         return "jsonl"
-    if suffix == ".parquet":
+    if suffix in (".html", ".htm", ".xhtml"):
+        return "html"
+    if suffix in (".warc", ".wet"):
+        return "warc"
+    if suffix == ".parquet" and plain == path:
         return "parquet"
-    if suffix in CODE_SUFFIXES:
+    if suffix in (".arrow", ".feather") and plain == path:
+        return "arrow"
+    if suffix.removeprefix(".") in LANGUAGES:
         return "code"
     return "text" if suffix in TEXT_SUFFIXES else None
 
 
-def decode(data: bytes, origin: str, on_bad: OnBad) -> str | None:
-    """UTF-8 text of a whole file, without byte order mark; None (and a bad record) where it is something else."""
+def decode(data: bytes, origin: str, on_bad: OnBad, declared: str = "") -> str | None:
+    """Text of a whole file in whatever encoding it is; None (and a bad record) where it is no text."""
     try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        on_bad(BadRecord(origin, f"not UTF-8 at byte {error.start}"))
+        found = decode_text(data, declared)
+    except NotText as error:
+        on_bad(BadRecord(origin, str(error), len(data)))
         return None
-    if not text.strip():
-        on_bad(BadRecord(origin, "empty"))
+    if found.n_repaired:
+        on_bad(BadRecord(origin, f"repaired: {found.n_repaired} damaged places in {found.encoding}", kept=True))
+    if not found.text.strip():
+        on_bad(BadRecord(origin, "empty", len(data)))
         return None
-    return text
+    return found.text
 
 
 def read_texts(path: Path) -> Iterator[str]:
     """Texts of a file that `write_documents` wrote."""
-    with open_binary(path) as file:
-        for line in file:
-            yield json.loads(line)["text"]
+    with open_bytes(path, ReadLimits(max_expansion=float("inf"))) as stream:
+        for line in split_lines(stream, 1 << 40):
+            if isinstance(line, BrokenStream):
+                raise DataError(f"{path} is damaged ({line}); delete its folder and build the corpus again")
+            yield json.loads(line.data or b"")["text"]
 
 
 def write_documents(path: Path, documents: Iterable[Document]) -> None:
@@ -180,52 +266,142 @@ def write_documents(path: Path, documents: Iterable[Document]) -> None:
             file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
 
 
-def open_binary(path: Path) -> BinaryIO:
-    """Open for reading, decompressing .gz and .zst."""
-    if path.suffix == ".gz":
-        return gzip.open(path, "rb")  # type: ignore[return-value]
-    if path.suffix in (".zst", ".zstd"):
-        reader = zstandard.ZstdDecompressor().stream_reader(path.open("rb"), closefd=True, read_across_frames=True)
-        return io.BufferedReader(reader, 1 << 20)  # type: ignore[arg-type]
-    return path.open("rb")
+def _documents(records: Iterable[tuple[str, dict[str, Any]]], source: SourceOptions, on_bad: OnBad):
+    for where, record in records:
+        text = record.get(source.text_key)
+        if not isinstance(text, str) or not text.strip():
+            on_bad(BadRecord(where, f"no text under {source.text_key!r}"))
+        elif not _encodable(text):
+            on_bad(BadRecord(where, "text has unpaired surrogates", len(text)))
+        else:
+            licence = record.get("license") or record.get("licence") or source.license
+            lang = record.get(source.lang_key) or source.lang
+            # the record's own id may repeat, its place in the file can't
+            yield Document(where, text, source.domain, where, str(licence), str(lang))
 
 
-def _json_records(path: Path, origin: str, on_bad: OnBad) -> Iterator[tuple[str, dict[str, Any]]]:
-    number = 0
+def _json_records(
+    stream: ByteStream, origin: str, source: SourceOptions, on_bad: OnBad
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    number, limit = 0, source.limits
+    for line in split_lines(stream, limit.max_record_bytes):
+        if isinstance(line, BrokenStream):
+            on_bad(BadRecord(f"{origin}:{number + 1}", f"file ends here: {line}"[:300]))
+            return
+        number = line.number
+        where = f"{origin}:{number}"
+        if line.data is None:
+            on_bad(
+                BadRecord(where, f"line is longer than limits.max_record_mb = {limit.max_record_mb:g}", line.n_bytes)
+            )
+            continue
+        if not line.data.strip():
+            continue
+        try:
+            record = json.loads(line.data.decode("utf-8"))
+        except (ValueError, RecursionError) as error:
+            on_bad(BadRecord(where, f"bad JSON: {error}"[:200], line.n_bytes))
+            continue
+        if isinstance(record, dict):
+            yield where, record
+        else:
+            on_bad(BadRecord(where, "not a JSON object", line.n_bytes))
+
+
+def _text_documents(
+    stream: ByteStream, path: Path, origin: str, source: SourceOptions, on_bad: OnBad
+) -> Iterator[Document]:
+    """Text, Markdown or code: one document, or pieces cut at line ends where the file is longer than a record."""
+    from isoflop.corpus.read_code import licence_of, programming_language
+
+    lang = programming_language(path)
+    licence = source.license
+    for number, (data, problem, n_lost) in enumerate(_pieces(stream, source.limits)):
+        where = origin if number == 0 else f"{origin}#{number}"
+        if problem:
+            on_bad(BadRecord(where, problem, n_lost))
+        if not data:
+            if not problem:
+                on_bad(BadRecord(where, "empty"))
+            continue
+        text = decode(data, where, on_bad, source.encoding)
+        if text is not None:
+            if lang:
+                licence = licence_of(path, Path(source.path), text) or source.license
+            yield Document(where, text, source.domain, origin, licence, lang or source.lang)
+
+
+def _pieces(stream: ByteStream, limits: ReadLimits) -> Iterator[tuple[bytes, str, int]]:
+    """(bytes, what was set aside, its size): the whole file, or pieces at line ends where it is too long for one."""
+    held, size = [], 0
     try:
-        with open_binary(path) as file:
-            for number, line in enumerate(file, start=1):  # bytes: split on \n only
-                where = f"{origin}:{number}"
-                if not line.strip():
-                    continue
-                try:
-                    record = json.loads(line.decode("utf-8"))
-                except (ValueError, RecursionError) as error:
-                    on_bad(BadRecord(where, f"bad JSON: {error}"[:200]))
-                    continue
-                if isinstance(record, dict):
-                    yield where, record
-                else:
-                    on_bad(BadRecord(where, "not a JSON object"))
-    except (zstandard.ZstdError, gzip.BadGzipFile, EOFError, OSError) as error:
-        on_bad(BadRecord(f"{origin}:{number + 1}", f"file ends here: {error}"[:200]))
+        while size <= limits.max_record_bytes:
+            data = stream.read()
+            if not data:
+                yield b"".join(held), "", 0
+                return
+            held.append(data)
+            size += len(data)
+    except OSError as error:
+        yield b"".join(held), f"file ends here: {error}"[:300], 0
+        return
+    lines = split_lines(ByteStream(chain(held, iter(stream.read, b""))), limits.max_record_bytes)
+    held, size = [], 0
+    for line in lines:
+        if isinstance(line, BrokenStream):
+            problem, n_lost = f"file ends here: {line}"[:300], 0
+        elif line.data is None:
+            problem, n_lost = f"line is longer than limits.max_record_mb = {limits.max_record_mb:g}", line.n_bytes
+        else:
+            if held and size + line.n_bytes > limits.max_record_bytes:
+                yield b"".join(held), "", 0
+                held, size = [], 0
+            held += [line.data, b"\n"] if line.ended else [line.data]
+            size += line.n_bytes + 1
+            continue
+        if held:
+            yield b"".join(held), "", 0
+            held, size = [], 0
+        yield b"", problem, n_lost
+    if held:
+        yield b"".join(held), "", 0
 
 
-def _parquet_records(path: Path, origin: str, on_bad: OnBad) -> Iterator[tuple[str, dict[str, Any]]]:
+def _walk(
+    folder: Path, root: Path, label: str, seen: set[tuple[int, int]], found: list[Path], bad: list[BadRecord]
+) -> None:
+    """Files under a folder, sorted; a link to a folder or file that was taken already is passed over."""
     try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise DataError(f"{path}: reading Parquet needs pyarrow; pip install isoflop[corpus]") from error
-    number = 0
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=256):
-                for record in batch.to_pylist():
-                    number += 1
-                    yield f"{origin}:{number}", record
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        on_bad(BadRecord(f"{origin}:{number + 1}", f"not readable Parquet: {error}"[:200]))
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError as error:
+        bad.append(BadRecord(f"{label}/{folder.relative_to(root).as_posix()}", f"can't be listed: {error.strerror}"))
+        return
+    for entry in entries:
+        if entry.name.startswith(".") or entry.name in _LEFT_OUT_FOLDERS:
+            continue
+        path = folder / entry.name
+        origin = f"{label}/{path.relative_to(root).as_posix()}"
+        try:
+            status = path.stat()
+        except OSError as error:
+            bad.append(BadRecord(origin, f"can't be followed: {error.strerror}"))
+            continue
+        identity = (status.st_dev, status.st_ino)
+        if identity in seen and (entry.is_symlink() or stat.S_ISDIR(status.st_mode)):
+            bad.append(BadRecord(origin, "link to what is read already", kept=True))
+        elif stat.S_ISDIR(status.st_mode):
+            seen.add(identity)
+            _walk(path, root, label, seen, found, bad)
+        elif stat.S_ISREG(status.st_mode):
+            seen.add(identity)
+            found.append(path)
+        elif kind_of(path):
+            bad.append(BadRecord(origin, "not a regular file (pipe, socket or device)"))
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_dev, status.st_ino
 
 
 def _encodable(text: str) -> bool:
