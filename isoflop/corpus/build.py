@@ -27,7 +27,7 @@ from isoflop.corpus.passkey import PasskeyOptions
 from isoflop.corpus.pipeline import run_stages
 from isoflop.corpus.remix import MixOptions, check_mixture, mixture_section
 from isoflop.corpus.report import corpus_page
-from isoflop.corpus.sources import SourceOptions
+from isoflop.corpus.sources import BadRecord, SourceOptions
 from isoflop.corpus.stages import Build, Engine, Progress, Workers, fingerprint, n_workers
 from isoflop.errors import RecipeError
 from isoflop.recipe import to_tree, write_json, write_recipe, write_text
@@ -85,7 +85,8 @@ def build_corpus(recipe: CorpusRecipe, out: str | Path, *, on_progress: Progress
     """
     out = Path(out)
     _check(recipe)
-    files = find_inputs(recipe.sources, recipe.environment)
+    unreadable: list[BadRecord] = []
+    files = find_inputs(recipe.sources, recipe.environment, unreadable.append)
     asked = fingerprint(
         to_tree(_decisive(recipe)), [[item.id, item.n_bytes, item.path.stat().st_mtime_ns] for item in files]
     )
@@ -103,7 +104,7 @@ def build_corpus(recipe: CorpusRecipe, out: str | Path, *, on_progress: Progress
             build = Build(root, workers, on_progress)
             work = root / "output"
             shutil.rmtree(work, ignore_errors=True)
-            found, funnel = run_stages(build, recipe, files, work)
+            found, funnel = run_stages(build, recipe, files, unreadable, work)
         manifest = {"recipe_sha256": _recipe_sha256(recipe, found), "recipe": to_tree(_decisive(recipe)), **found}
         write_json(work / "manifest.json", manifest)
         write_recipe(work / "mixture.toml", mixture_section(found["mixture"]), header=MIXTURE_HEADER)

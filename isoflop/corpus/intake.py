@@ -64,7 +64,9 @@ class InputFile:
         return found.license if found else ""
 
 
-def find_inputs(sources: Iterable[SourceOptions], environment: EnvironmentOptions) -> list[InputFile]:
+def find_inputs(
+    sources: Iterable[SourceOptions], environment: EnvironmentOptions, on_bad: Callable[[BadRecord], None]
+) -> list[InputFile]:
     """All files, sorted by id, whatever order the recipe and the disk have them in.
 
     Raises:
@@ -78,7 +80,7 @@ def find_inputs(sources: Iterable[SourceOptions], environment: EnvironmentOption
     files = []
     for source in sources:
         root = Path(source.path)
-        for path in find_files(source):
+        for path in find_files(source, on_bad):
             relative = path.relative_to(root).as_posix() if root.is_dir() else path.name
             files.append(InputFile(path, f"{source.label}/{relative}", path.stat().st_size, source, None))
     if not sources if environment.enabled is None else environment.enabled:
@@ -124,8 +126,12 @@ def read_files(files: list[InputFile], folder: Path, name: str, options: ReadOpt
         rows.clear()
 
     for item in files:
-        with item.path.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        try:
+            with item.path.open("rb") as file:
+                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            bad.append(BadRecord(item.id, f"can't be read: {error.strerror or error}"))
+            continue
         inputs.append({"id": item.id, "n_bytes": item.n_bytes, "sha256": sha256, "license": item.license})
         for document in _documents(item, bad.append):
             for row in _rows(document, options):
@@ -141,12 +147,13 @@ def read_files(files: list[InputFile], folder: Path, name: str, options: ReadOpt
     if rows or not runs:
         flush()
     with (folder / f"{name}.quarantine.jsonl").open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps({"origin": b.origin, "reason": b.reason}, ensure_ascii=False) + "\n" for b in bad)
+        file.writelines(map(quarantine_line, bad))
     return {
         "runs": runs,
         "inputs": inputs,
-        "n_bad": len(bad),
-        "bad": [[record.origin, record.reason] for record in bad[:5]],
+        "n_bad": sum(not record.kept for record in bad),
+        "n_repaired": sum(record.kept for record in bad),
+        "bad": [[record.origin, record.reason] for record in bad if not record.kept][:5],
         "packages": [[source, domain, count] for (source, domain), count in sorted(packages.items())],
         "tally": tally.plain(),
     }
@@ -164,12 +171,19 @@ def gather(partition: int, runs: list[Path], folder: Path, rule: SplitRule) -> d
     return {"n_rows": rows.num_rows}
 
 
-def write_quarantine(path: Path, folder: Path, tasks: list[Task]) -> None:
-    """All records that were set aside, in the order of the files."""
+def write_quarantine(path: Path, found: list[BadRecord], folder: Path, tasks: list[Task]) -> None:
+    """All records that were set aside or repaired: those of the folders, then in the order of the files."""
     with path.open("wb") as out:
+        out.writelines(quarantine_line(record).encode() for record in sorted(found, key=lambda record: record.origin))
         for task in tasks:
             with (folder / f"{task.name}.quarantine.jsonl").open("rb") as part:
                 shutil.copyfileobj(part, out)
+
+
+def quarantine_line(record: BadRecord) -> str:
+    """A line of `quarantine.jsonl`."""
+    found = {"origin": record.origin, "reason": record.reason, "n_bytes": record.n_bytes, "repaired": record.kept}
+    return json.dumps(found, ensure_ascii=False) + "\n"
 
 
 def _documents(item: InputFile, on_bad: Callable[[BadRecord], None]) -> Iterator[Document]:

@@ -1,14 +1,13 @@
-"""The last stages: partitions -> compressed pieces of every output file -> the corpus folder.
+"""The last stages: partitions -> frames of every output file -> the corpus folder.
 
-A task writes, for one partition, a zstandard frame of JSON lines per split and domain; a file of the corpus is those
-frames one after the other, in order of the partitions and so of the keys. Nothing is sorted or held in memory, and the
-bytes depend on the documents alone.
+A task writes, for one partition, a compressed file of JSON lines per split and domain; a file of the corpus is those
+one after the other, in order of the partitions and so of the keys, compressed as one frame: some readers stop after
+the first. Nothing is sorted or held in memory, and the bytes depend on the documents alone.
 """
 
 import hashlib
 import json
 import os
-import shutil
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +19,8 @@ from isoflop.corpus.stages import Task
 from isoflop.errors import DataError
 
 LEVEL = 3
+FRAME_LEVEL = 1
+"""Of what is read once more and then removed."""
 
 
 class Frames:
@@ -47,24 +48,23 @@ class Frames:
 
 class _Frame:
     def __init__(self, path: Path):
-        self.path, self.digest = path, hashlib.sha256()
+        self.path = path
         self.n_documents = self.n_bytes = 0
         self._temporary = path.with_name(f".{path.name}.{os.getpid()}")  # a killed writer may still be at it
         self._file = self._temporary.open("wb")
-        self._writer = zstandard.ZstdCompressor(level=LEVEL).stream_writer(self._file)
+        self._writer = zstandard.ZstdCompressor(level=FRAME_LEVEL).stream_writer(self._file)
 
     def add(self, row: Mapping[str, str]) -> None:
         record = {"id": row["origin"], "text": row["text"], "source": row["source"]}
         record |= {"lang": row["lang"], "license": row["license"]}
         self._writer.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
-        self.digest.update(f"{row['origin']}\0{row['text']}\0".encode())
         self.n_documents += 1
         self.n_bytes += len(row["text"].encode())
 
     def close(self) -> dict[str, Any]:
         self._writer.close()
         self._temporary.replace(self.path)
-        return {"n_documents": self.n_documents, "n_bytes": self.n_bytes, "sha256": self.digest.hexdigest()}
+        return {"n_documents": self.n_documents, "n_bytes": self.n_bytes}
 
 
 def join_tasks(summaries: list[dict[str, Any]], out: Path) -> list[Task]:
@@ -82,18 +82,20 @@ def join_frames(split: str, domain: str, parts: list[dict[str, Any]], out: Path)
     """Task: one file of the corpus from its frames, and its entry in the manifest."""
     path = f"{split}/{domain}.jsonl.zst"
     (out / split).mkdir(parents=True, exist_ok=True)
-    with (out / path).open("wb") as target:
+    digest = hashlib.sha256()
+    with (out / path).open("wb") as file, zstandard.ZstdCompressor(level=LEVEL).stream_writer(file) as writer:
         for part in parts:
             with Path(part["path"]).open("rb") as source:
-                shutil.copyfileobj(source, target, 1 << 20)
-    content = hashlib.sha256("".join(part["sha256"] for part in parts).encode())
+                for block in zstandard.ZstdDecompressor().read_to_iter(source, read_size=1 << 20):
+                    digest.update(block)
+                    writer.write(block)
     return {
         "split": split,
         "domain": domain,
         "path": path,
         "n_documents": sum(part["n_documents"] for part in parts),
         "n_bytes": sum(part["n_bytes"] for part in parts),
-        "sha256": content.hexdigest(),  # of the hashes of the partitions' documents: content, not compression
+        "sha256": digest.hexdigest(),  # of the lines: content, not compression
     }
 
 

@@ -20,6 +20,7 @@ from isoflop.corpus.filtering import all_licenses, filter_partition, made_docume
 from isoflop.corpus.intake import InputFile, ReadOptions, gather, read_files, read_tasks, write_quarantine
 from isoflop.corpus.output import join_frames, join_tasks, require_both_splits, shown
 from isoflop.corpus.remix import plan_mixture
+from isoflop.corpus.sources import BadRecord
 from isoflop.corpus.split import split_rule
 from isoflop.corpus.stages import Build, Progress, Task
 from isoflop.corpus.summary import Tally, merged
@@ -31,8 +32,12 @@ if TYPE_CHECKING:
     from isoflop.corpus.build import CorpusRecipe
 
 
-def run_stages(build: Build, recipe: "CorpusRecipe", files: list[InputFile], out: Path) -> tuple[dict, dict]:
+def run_stages(
+    build: Build, recipe: "CorpusRecipe", files: list[InputFile], unreadable: list[BadRecord], out: Path
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Run every stage that is not done, write the texts to `out`; (manifest, funnel for the report).
+
+    `unreadable`: what was met when looking for the files.
 
     Raises:
         DataError: nothing that can be read, or nothing left for training or validation.
@@ -70,11 +75,12 @@ def run_stages(build: Build, recipe: "CorpusRecipe", files: list[InputFile], out
     if not clean.n_documents:
         raise nothing_usable(read.summaries, len(files), _by_rule([distinct, clean]))
     require_both_splits(entries, _by_rule([distinct, clean]))
-    write_quarantine(out / "quarantine.jsonl", read.folder, tasks)
+    write_quarantine(out / "quarantine.jsonl", unreadable, read.folder, tasks)
     manifest = {
         "packages": environment_versions([item.environment for item in files if item.environment]),
         "held_out": list(rule.held_out),
-        "n_bad_records": sum(item["n_bad"] for item in read.summaries),
+        "n_bad_records": len(unreadable) + sum(item["n_bad"] for item in read.summaries),
+        "n_repaired_records": sum(item["n_repaired"] for item in read.summaries),
         "duplicates": _duplicate_counts(duplicates.summaries[0]),
         "drops": _drop_table(clean),
         "files": entries,

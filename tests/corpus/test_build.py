@@ -3,13 +3,14 @@ import random
 from pathlib import Path
 
 import pytest
+import zstandard
 
 from isoflop.corpus.build import CorpusRecipe, SplitOptions, build_corpus
 from isoflop.corpus.clean import CleanOptions
 from isoflop.corpus.dedup import DedupOptions
 from isoflop.corpus.environment import EnvironmentOptions
 from isoflop.corpus.pieces import cut_pieces
-from isoflop.corpus.sources import SourceOptions, open_binary, read_texts
+from isoflop.corpus.sources import SourceOptions, read_texts
 from isoflop.errors import DataError, RecipeError
 from isoflop.recipe import load_recipe
 
@@ -156,12 +157,13 @@ def test_real_text_with_known_dirt_is_cleaned(tmp_path: Path) -> None:
     assert manifest["duplicates"]["exact"] >= 1
     assert manifest["duplicates"]["near"] >= 5  # README: 9 near-duplicate laws, counted on whole documents
     reasons = [_record["reason"] for _record in _records(tmp_path / "corpus" / "quarantine.jsonl")]
-    assert len(reasons) == 2  # the Latin-1 and the GB18030 sample
-    assert all(reason.startswith("not UTF-8") for reason in reasons)
+    assert not reasons, reasons  # the Latin-1 and the GB18030 sample are read in their encodings
 
 
 def _records(path: Path) -> list[dict[str, str]]:
-    with open_binary(path) as file:
+    if path.suffix != ".zst":
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    with zstandard.open(path, "rt", encoding="utf-8") as file:  # a reader that stops after the first frame
         return [json.loads(line) for line in file]
 
 

@@ -4,13 +4,12 @@ import random
 
 import numpy as np
 import pytest
+from dedup_tables import N_PARTITIONS, rows_of, shingles, write_table
 
 from isoflop.corpus.dedup import DedupOptions
 from isoflop.corpus.dedup_job import Dump, Threads
 from isoflop.corpus.dedup_table import cut, deduplicate_table, survivors
 from isoflop.errors import DataError, RecipeError
-
-from dedup_tables import N_PARTITIONS, rows_of, shingles, write_table
 
 pytest.importorskip("pyarrow", reason="tables need the corpus extra")
 pytest.importorskip("daft", reason="signatures need the corpus extra")
