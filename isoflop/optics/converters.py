@@ -18,23 +18,17 @@ def straight_through(ideal: Tensor, actual: Tensor) -> Tensor:
     return ideal + (actual - ideal).detach() if ideal.requires_grad else actual
 
 
-def step_of(bits: int, full_scale: float) -> float:
-    """Width of a bin of a converter from -full_scale to full_scale. Source: A6, LSB."""
-    return 2.0 * full_scale / (2**bits - 1)
-
-
 def to_levels_(value: Tensor, bits: int, full_scale: float, generator: torch.Generator | None = None) -> Tensor:
-    """Signed values on 2^bits - 1 levels that include 0; every value within full scale is at most half a bin away.
+    """Signed values on 2^bits - 1 levels that include 0 and full scale at both ends; one bit is a sign at full scale.
 
-    One bit is a comparator: half of full scale, with the sign of the value. With a generator, rounding goes up with the
-    probability that keeps the mean.
+    With a generator, rounding goes up with the probability that keeps the mean.
     """
     if bits == EXACT_BITS:
         return value
     if bits == 1:
-        return value.copy_(torch.where(value >= 0, 0.5 * full_scale, -0.5 * full_scale))
-    step, top = step_of(bits, full_scale), float(2 ** (bits - 1) - 1)
-    return _round_(value.mul_(1.0 / step), generator).clamp_(-top, top).mul_(step)
+        return value.copy_(torch.where(value >= 0, full_scale, -full_scale))
+    top = float(2 ** (bits - 1) - 1)
+    return _round_(value.mul_(top / full_scale), generator).clamp_(-top, top).mul_(full_scale / top)
 
 
 def to_range_levels_(value: Tensor, bits: int, low: float, high: float, generator: torch.Generator | None) -> Tensor:
@@ -50,7 +44,8 @@ def to_range_levels_(value: Tensor, bits: int, low: float, high: float, generato
 def digitise(y: Tensor, bits: int, full_scale: Tensor) -> tuple[Tensor, Tensor]:
     """What the ADC reads of charges, and which of them were beyond full scale; overwrites y unless it has a gradient.
 
-    Shapes: y [..., N], full_scale [] (a tensor, since it follows from the results).
+    A bin is 2 full_scale/(2^bits - 1) (A6), centred on 0, so every charge within full scale is read to half a bin; one
+    bit is a comparator. Shapes: y [..., N], full_scale [] (a tensor, since it follows from the results).
     """
     if y.requires_grad:
         held = torch.minimum(torch.maximum(y, -full_scale), full_scale)

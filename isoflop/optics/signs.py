@@ -18,17 +18,18 @@ def largest_input(config: CoreConfig) -> float:
     """Largest |x| that a finite contrast can encode."""
     if config.encoding != "asin" or config.signs == "field":
         return 1.0
-    return config.contrast if config.signs == "offset" else 0.5 * (1.0 + config.contrast)
+    return 0.5 * (1.0 + config.contrast) if config.signs == "fold" else config.contrast
 
 
-def to_windows(signs: Signs, u_MK: Tensor) -> Tensor:
+def to_windows(config: CoreConfig, u_MK: Tensor) -> Tensor:
     """Values in [-1, 1] as what the first modulator sends, in [0, 1] (field: unchanged). Shapes: [M or 2M, K]."""
-    if signs == "fold":
+    if config.signs == "fold":
         return u_MK.abs()
-    if signs == "offset":
+    if config.signs == "offset":
         return 0.5 * u_MK + 0.5
-    if signs == "two_pass":
-        return cat([u_MK, -u_MK]).clamp_min(0.0)
+    if config.signs == "two_pass":  # darkness leaks through both windows: starting from it, the difference is exact
+        dark = 0.5 * (1.0 - config.contrast) if config.encoding == "asin" else 0.0
+        return cat([u_MK, -u_MK]).clamp_min(0.0) + dark
     return u_MK
 
 

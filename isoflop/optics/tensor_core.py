@@ -105,7 +105,7 @@ class TensorCore:
         """What the first modulator is to send, the numbers that it stands for (for their signs), the digital scale."""
         x_MK = _at_least_float(x.reshape(-1, x.shape[-1]))
         scale_M1 = _largest(x_MK, self.config.input_scale) / largest_input(self.config)
-        return to_windows(self.config.signs, x_MK * scale_M1.reciprocal()), x_MK, scale_M1
+        return to_windows(self.config, x_MK * scale_M1.reciprocal()), x_MK, scale_M1
 
     def normalise_weights(self, w: Tensor) -> tuple[Tensor, Tensor]:
         """What the second modulator is to multiply with, a correction of the leak included, and the digital scale."""

@@ -97,7 +97,7 @@ def pre_emphasis(config: CoreConfig) -> list[float]:
     if not config.pre_emphasis or config.isi == 0.0:
         return [1.0]
     if config.isi >= 0.49:
-        least = 0.19 * config.symbol_rate_hz  # where A4's a is 0.46
+        least = 0.29 * config.symbol_rate_hz  # there the share is 0.46
         raise OpticsError(
             f"bandwidth_hz = {config.bandwidth_hz:g} mixes {config.isi:.0%} of the previous symbol into each one: that "
             f"cannot be corrected; give at least {least:.3g} Hz, or pre_emphasis = false"
