@@ -89,6 +89,11 @@ class Camera:
         """The largest value that the converter shows."""
         return self.section.headroom * (self.section.photons or 1.0)
 
+    @property
+    def pedestal(self) -> float:
+        """Photons of the background on every pixel."""
+        return self.section.background * (self.section.photons or 1.0)
+
     def _optics(self, frames_BYX: Tensor) -> Tensor:
         section = self.section
         if section.envelope:
@@ -102,10 +107,13 @@ class Camera:
             frames_BYX = F.avg_pool2d(frames_BYX.unsqueeze(1), section.binning).squeeze(1)
         return frames_BYX
 
-    def record(self, frames_BYX: Tensor, generator: torch.Generator | None = None) -> Recording:
-        """Read frames out. Noise needs a generator, and only then is anything random."""
-        section = self.section
-        seen = self._optics(frames_BYX) * self.exposure + section.background * (section.photons or 1.0)
+    def expose(self, frames_BYX: Tensor) -> Tensor:
+        """Mean photons on every camera pixel (or means, without photon noise)."""
+        return self._optics(frames_BYX) * self.exposure + self.pedestal
+
+    def read(self, mean_BYX: Tensor, generator: torch.Generator | None = None) -> Recording:
+        """Noise, bits and clipping on top of mean photons, as `expose` gives them."""
+        section, seen = self.section, mean_BYX
         if section.photons:
             if generator is None:
                 raise ValueError("a camera with camera.photons above 0 needs a generator for its noise")
@@ -119,3 +127,7 @@ class Camera:
             clipped = int((seen >= self.full_scale).sum())
             seen = (seen / step).round().clamp(0, 2**section.bits - 1) * step
         return Recording(seen, clipped)
+
+    def record(self, frames_BYX: Tensor, generator: torch.Generator | None = None) -> Recording:
+        """Read frames out. Noise needs a generator, and only then is anything random."""
+        return self.read(self.expose(frames_BYX), generator)

@@ -1,0 +1,1 @@
+"""Seeing through a scattering slab: a second workload of the one training loop."""

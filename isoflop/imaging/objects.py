@@ -1,0 +1,187 @@
+"""What stands behind the slab: images to train on, images to test on, and a kind of image that training never sees.
+
+Two sources: glyphs drawn from the fonts that matplotlib installs (digits to train and, from other fonts, to test;
+capital letters as the unseen kind), or arrays in .npz files (`train_x`, `test_x`; for the unseen kind `bits` with an
+`alphabet`). All end as float32 in [0, 1]. Shapes: N images, Y X pixels.
+"""
+
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from isoflop.errors import DataError, RecipeError
+from isoflop.imaging.distort import distorted
+
+GLYPH_PX = 112
+NOT_LETTERS = ("STIXNonUni", "STIXSiz", "LastResort", "cmex", "cmsy", "cmmi", "Display")
+"""Fonts of symbols, by a part of their file name."""
+
+
+@dataclass(frozen=True)
+class ObjectsSection:
+    """Which images, and how many."""
+
+    source: Literal["glyphs", "file"] = "glyphs"
+    """glyphs: drawn here; file: read from `digits` and `letters`."""
+    digits: str = ""
+    """.npz with train_x and test_x (N, Y, X) uint8."""
+    letters: str = ""
+    """.npz with bits (N, 1568), 112x112 images of one bit, alphabet and alphabet_names; empty: no unseen kind."""
+    alphabet: str = "Latin"
+    """Which alphabet of `letters` is the unseen kind."""
+    n_train: int = 4000
+    """Measured pairs to learn from, at least 16."""
+    n_test: int = 500
+    """At least 2."""
+    n_unseen: int = 520
+    """Images of the unseen kind, at most; 0: none."""
+    seed: int = 0
+    """Of the drawn glyphs."""
+
+    def check(self) -> None:
+        """Raises RecipeError naming key, value and rule."""
+        for name, least in (("n_train", 16), ("n_test", 2), ("n_unseen", 0), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise RecipeError(f"objects.{name} = {getattr(self, name)} must be at least {least}")
+        if self.source == "file" and not self.digits:
+            raise RecipeError('objects.digits = "" must name an .npz file when objects.source = "file"')
+
+
+class ObjectSet(NamedTuple):
+    """Images [N, Y, X] in [0, 1]."""
+
+    train: Tensor
+    test: Tensor
+    unseen: Tensor
+
+
+def load_objects(section: ObjectsSection, size: int) -> ObjectSet:
+    """The images of a section at `size` pixels a side.
+
+    Raises: RecipeError for bad counts, DataError for files that are missing or hold something else.
+    """
+    section.check()
+    if section.source == "glyphs":
+        return _drawn(section, size)
+    arrays = _read(section.digits, ("train_x", "test_x"), "objects.digits")
+    parts = []
+    for name, wanted, key in (("train_x", section.n_train, "n_train"), ("test_x", section.n_test, "n_test")):
+        if len(arrays[name]) < wanted:
+            raise DataError(
+                f"objects.{key} = {wanted} but {section.digits} has {len(arrays[name])} rows of {name}; ask for fewer"
+            )
+        parts.append(_resized(_unit(arrays[name][:wanted], f"{section.digits}: {name}"), size))
+    unseen = _letters(section, size) if section.letters and section.n_unseen else torch.zeros(0, size, size)
+    return ObjectSet(parts[0], parts[1], unseen)
+
+
+def _letters(section: ObjectsSection, size: int) -> Tensor:
+    arrays = _read(section.letters, ("bits", "alphabet", "alphabet_names"), "objects.letters")
+    names = [str(name) for name in arrays["alphabet_names"]]
+    if section.alphabet not in names:
+        raise DataError(
+            f"objects.alphabet = {section.alphabet!r} is not in {section.letters}; it has {', '.join(names)}"
+        )
+    rows = arrays["bits"][arrays["alphabet"] == names.index(section.alphabet)][: section.n_unseen]
+    images = torch.from_numpy(np.unpackbits(rows, axis=1).reshape(-1, GLYPH_PX, GLYPH_PX)).float()
+    # Thin strokes of one bit: made 3 pixels thicker, so that they look like the digits after pooling.
+    return _resized(F.max_pool2d(images.unsqueeze(1), 3, 1, 1).squeeze(1), size)
+
+
+def _drawn(section: ObjectsSection, size: int) -> ObjectSet:
+    fonts = _fonts()
+    generator = torch.Generator().manual_seed(section.seed)
+    for_test = fonts[::4]  # digits are tested in fonts that training never saw
+    for_train = [font for font in fonts if font not in for_test]
+
+    def draw(n: int, characters: str, among: list[Path]) -> Tensor:
+        if not n:
+            return torch.zeros(0, size, size)
+        originals = torch.stack([_glyph(font, character) for font in among for character in characters])
+        choice = torch.randint(len(originals), (n,), generator=generator)
+        pieces = [
+            _resized(distorted(originals[part], generator, turn_rad=0.3, scale=0.2, shift=0.12, bend=0.07), size)
+            for part in choice.split(500)
+        ]
+        return torch.cat(pieces)
+
+    digits, letters = "0123456789", "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+    return ObjectSet(
+        draw(section.n_train, digits, for_train),
+        draw(section.n_test, digits, for_test),
+        draw(section.n_unseen, letters, fonts),
+    )
+
+
+def _fonts() -> list[Path]:
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise DataError(
+            'objects.source = "glyphs" needs matplotlib, whose fonts it draws: pip install isoflop[report]'
+        ) from error
+    folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    found = sorted(path for path in folder.glob("*.ttf") if not any(part in path.name for part in NOT_LETTERS))
+    if len(found) < 4:
+        raise DataError(f"{folder} holds {len(found)} fonts; matplotlib is not installed completely")
+    return found
+
+
+def _glyph(font: Path, character: str) -> Tensor:
+    """A character in the middle of 112x112 pixels, 70 high at most; strokes are 1."""
+    from matplotlib.ft2font import FT2Font, LoadFlags
+
+    face = FT2Font(str(font))
+    face.set_size(72, 72)
+    face.set_text(character, 0.0, flags=LoadFlags.NO_HINTING)
+    face.draw_glyphs_to_bitmap(antialiased=True)
+    drawn = torch.from_numpy(np.asarray(face.get_image()).copy()).float() / 255
+    rows, columns = drawn.sum(1).nonzero().flatten(), drawn.sum(0).nonzero().flatten()
+    drawn = drawn[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    factor = 70 / max(drawn.shape)
+    shape = [max(1, round(side * factor)) for side in drawn.shape]
+    drawn = F.interpolate(drawn[None, None], shape, mode="bilinear", align_corners=False)[0, 0]
+    canvas = torch.zeros(GLYPH_PX, GLYPH_PX)
+    top, left = ((GLYPH_PX - side) // 2 for side in shape)
+    canvas[top : top + shape[0], left : left + shape[1]] = drawn
+    return canvas
+
+
+def _resized(images_NYX: Tensor, size: int) -> Tensor:
+    """Mean over areas where the size falls, bilinear where it rises."""
+    if images_NYX.shape[-1] == size:
+        return images_NYX
+    if images_NYX.shape[-1] > size:
+        return F.adaptive_avg_pool2d(images_NYX.unsqueeze(1), size).squeeze(1)
+    return F.interpolate(images_NYX.unsqueeze(1), size, mode="bilinear", align_corners=False).squeeze(1)
+
+
+def _unit(images: np.ndarray, where: str) -> Tensor:
+    if images.ndim != 3 or images.shape[1] != images.shape[2]:
+        raise DataError(f"{where} has shape {images.shape}, it must be (N, side, side)")
+    if images.dtype == np.uint8:
+        return torch.from_numpy(images.astype(np.float32) / 255)
+    found = torch.from_numpy(images.astype(np.float32))
+    low, high = (float(value) for value in found.aminmax())
+    if not (low >= 0 and high <= 1):
+        raise DataError(f"{where} has values {low:.4g} to {high:.4g}, they must be uint8 or in 0 to 1")
+    return found
+
+
+def _read(path: str, keys: tuple[str, ...], name: str) -> dict[str, np.ndarray]:
+    if not Path(path).is_file():
+        raise DataError(f"{name} = {path!r} is not a file; give an .npz file with {', '.join(keys)}")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            missing = [key for key in keys if key not in file]
+            if missing:
+                raise DataError(f"{name} = {path!r} has no array {missing[0]}; it must hold {', '.join(keys)}")
+            return {key: file[key] for key in keys}
+    except (zipfile.BadZipFile, EOFError) as error:
+        raise DataError(f"{name} = {path!r} is not a whole .npz file: {error}") from error

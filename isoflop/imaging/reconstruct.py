@@ -1,0 +1,311 @@
+"""Seeing through the slab as a workload of the one training loop: a recipe in, checkpoints and `result.json` out.
+
+`run_imaging` measures the objects on the bench, fits the ridge floor, learns a twin of the medium if asked, trains the
+network in `isoflop.training.loop`, and scores it beside the ridge, the mean image and two controls: another medium, and
+(where `train.shuffled`) pairs that don't belong together. Everything is a pure function of the recipe.
+"""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from isoflop.errors import CheckpointError
+from isoflop.imaging.config import ImagingRecipe, TwinSection, check
+from isoflop.imaging.network import Hybrid, RidgeNetwork, build_network, initialise, reconstruct
+from isoflop.imaging.objects import load_objects
+from isoflop.imaging.ridge import Ridge, fit_ridge
+from isoflop.imaging.score import loss_sum, mean_image_pcc, scores
+from isoflop.imaging.speckle import Bench, Measured, Pairs
+from isoflop.imaging.twin import Twin, fit_twin
+from isoflop.optics.scattering import seeded
+from isoflop.recipe import load_recipe, to_tree, write_json, write_recipe
+from isoflop.run import commit, now, processor
+from isoflop.training import checkpoint
+from isoflop.training.loop import LoopResult, Saving, train
+from isoflop.training.monitor import Progress
+from isoflop.training.optim import adamw
+from isoflop.training.schedule import factor
+
+log = logging.getLogger(__name__)
+
+OnStage = Callable[[str, float, float], None]
+
+
+class Reconstruction:
+    """Workload: the weighted losses of reconstructed images."""
+
+    def __init__(self, recipe: ImagingRecipe, pairs: Pairs, test: Measured):
+        self.tokens_per_step = recipe.train.batch_samples
+        self._pairs, self._test, self._loss = pairs, test, recipe.train.loss
+        self._bfloat16 = _bfloat16(recipe.train.precision)
+
+    def batch(self, step: int) -> list[tuple[Tensor, ...]]:
+        return [self._pairs.batch(step)]
+
+    def loss_sum(self, model: nn.Module, micro_batch: tuple[Tensor, ...]) -> Tensor:
+        frames_BYX, images_BYX, given_BYX = micro_batch
+        with torch.autocast(frames_BYX.device.type, torch.bfloat16, enabled=self._bfloat16):
+            logits_BYX = model(frames_BYX, given_BYX)
+        return loss_sum(logits_BYX, images_BYX, self._loss)
+
+    def validate(self, model: nn.Module) -> dict[str, object]:
+        return dict(score_on(model, self._test))
+
+
+def score_on(network: nn.Module, measured: Measured) -> dict[str, float]:
+    """Scores of a network on a measured set."""
+    device = next(iter(network.state_dict().values())).device
+    return scores(reconstruct(network, measured.frames.to(device)).cpu(), measured.images)
+
+
+@dataclass
+class Prepared:
+    """What a recipe becomes before anything is trained."""
+
+    recipe: ImagingRecipe
+    bench: Bench
+    train: Measured
+    test: Measured
+    unseen: Measured
+    ridge: Ridge
+    twin: Twin | None
+
+    @property
+    def frame_px(self) -> int:
+        """Side of a frame as the camera gives it."""
+        return self.train.raw.shape[-1]
+
+
+def prepare(recipe: ImagingRecipe, on_stage: OnStage | None = None) -> Prepared:
+    """Measure, fit the ridge, learn the twin."""
+
+    def say(stage: str, done: float) -> None:
+        if on_stage is not None:
+            on_stage(stage, done, 1.0)
+
+    check(recipe)
+    if recipe.train.threads:
+        torch.set_num_threads(recipe.train.threads)
+    say("objects", 0.0)
+    objects = load_objects(recipe.objects, recipe.medium.object_px)
+    say("measuring", 0.0)
+    bench = Bench(recipe.medium, recipe.camera, objects)
+    measured = [bench.measure(images, place) for place, images in enumerate(objects)]
+    if recipe.train.shuffled:
+        order = torch.randperm(len(objects.train), generator=seeded(recipe.train.seed, 9))
+        measured[0] = dataclasses.replace(measured[0], images=measured[0].images[order])
+    say("ridge", 0.0)
+    pairs = measured[0]
+    ridge = fit_ridge(pairs.frames.flatten(1), pairs.images.flatten(1))
+    twin = None
+    if recipe.twin.iterations and recipe.network.kind != "ridge":
+        twin = fit_twin(
+            pairs.images.flatten(1),
+            pairs.raw.flatten(1) - bench.camera.pedestal,
+            seed=recipe.train.seed,
+            n_iterations=recipe.twin.iterations,
+            n_restarts=recipe.twin.restarts,
+            least_share=recipe.twin.least_share,
+            n_held_out=min(100, len(pairs.images) // 8),
+            on_progress=on_stage,
+        )
+        log.info("twin of the medium: residual %.3f, held-out frames correlate %.4f", twin.residual, twin.held_out)
+    return Prepared(recipe, bench, *measured, ridge=ridge, twin=twin)
+
+
+def untrained(prepared: Prepared) -> nn.Module:
+    """The network of a recipe at step 0, with the ridge solution and the statistics of the frames in its buffers."""
+    recipe = prepared.recipe
+    network = build_network(recipe.network, prepared.frame_px, recipe.medium.object_px)
+    initialise(network, seeded(recipe.train.seed, 10))
+    if isinstance(network, (RidgeNetwork, Hybrid)):
+        network.linear.take(prepared.ridge)
+    if isinstance(network, Hybrid):
+        frames = prepared.train.frames
+        network.mean.copy_(frames.mean(0))
+        network.scale.copy_(frames.std().clamp_min(1e-6).expand_as(network.scale))
+    return network
+
+
+def run_imaging(
+    recipe: ImagingRecipe,
+    run_dir: Path,
+    *,
+    on_stage: OnStage | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+    prepared: Prepared | None = None,
+) -> dict[str, Any]:
+    """Train as the recipe says and return what `run_dir`/result.json holds; resumes what it finds there.
+
+    Raises:
+        RecipeError, DataError: bad values, files or images. CheckpointError: the folder holds another run.
+    """
+    check(recipe)
+    identity = hashlib.sha256(json.dumps(_decides(recipe), sort_keys=True).encode()).hexdigest()[:16]
+    result_path = run_dir / "result.json"
+    if result_path.is_file():
+        finished = json.loads(result_path.read_text(encoding="utf-8"))
+        if finished.get("identity") == identity:
+            return finished
+        raise CheckpointError(f"{run_dir} holds the result of another recipe; choose another folder or delete it")
+    started_at = now()
+    prepared = prepared or prepare(recipe, on_stage)
+    network = untrained(prepared)
+    write_recipe(run_dir / "recipe.toml", recipe, header="resolved recipe of this run")
+    loop = None
+    if recipe.n_steps():
+        loop = _train(prepared, network, run_dir, identity, on_progress, should_stop)
+        if loop.status != "finished":
+            return {"status": loop.status, "step": loop.step, "identity": identity}
+    result = {
+        "status": "finished",
+        "identity": identity,
+        **_result(prepared, network, loop),
+        "commit": commit(),
+        "started_at": started_at,
+        "finished_at": now(),
+    }
+    if loop is None:  # what evaluate and the gallery read
+        checkpoint.save(
+            run_dir / "checkpoints",
+            step=0,
+            model=network,
+            optimizer=torch.optim.SGD([torch.zeros(1)], lr=0.0),
+            state={"identity": identity},
+        )
+    write_json(result_path, result)
+    return result
+
+
+def load_run(run_dir: Path, on_stage: OnStage | None = None) -> tuple[Prepared, nn.Module]:
+    """Measure a run's sets again and take the weights of its newest checkpoint.
+
+    Raises: CheckpointError where there is no finished run.
+    """
+    found = checkpoint.newest(run_dir / "checkpoints")
+    if found is None:
+        raise CheckpointError(
+            f"{run_dir} has no checkpoint; train it with isoflop imaging train RECIPE --out {run_dir}"
+        )
+    recipe = load_recipe(run_dir / "recipe.toml", ImagingRecipe)
+    prepared = prepare(dataclasses.replace(recipe, twin=TwinSection()), on_stage)
+    network = build_network(recipe.network, prepared.frame_px, recipe.medium.object_px)
+    checkpoint.load(found, network, None)
+    return prepared, network
+
+
+def _train(
+    prepared: Prepared,
+    network: nn.Module,
+    run_dir: Path,
+    identity: str,
+    on_progress: Callable[[Progress], None] | None,
+    should_stop: Callable[[], bool],
+) -> LoopResult:
+    from isoflop.training.pretrain import choose_device
+
+    recipe, t = prepared.recipe, prepared.recipe.train
+    network.to(choose_device(t.device))
+    optimizer = adamw(network, learning_rate=t.learning_rate, betas=(0.9, 0.99), eps=1e-8, weight_decay=t.weight_decay)
+    left_out = prepared.ridge.left_out.view_as(prepared.train.images)
+    pairs = Pairs(
+        prepared.train,
+        left_out,
+        camera=prepared.bench.camera,
+        twin=prepared.twin,
+        simulated=recipe.twin.simulated,
+        wild=recipe.twin.wild,
+        batch=t.batch_samples,
+        seed=t.seed,
+    )
+    folder, start = run_dir / "checkpoints", 0
+    if (found := checkpoint.newest(folder)) is not None:
+        state = checkpoint.load(found, network, optimizer)
+        if state["identity"] != identity:
+            raise CheckpointError(f"{found} was trained with another recipe; choose another folder or delete it")
+        start = state["step"]
+    n_steps = recipe.n_steps()
+    return train(
+        Reconstruction(recipe, pairs, prepared.test),
+        network,
+        optimizer,
+        rate=lambda step: (
+            t.learning_rate
+            * factor(
+                step,
+                n_steps=n_steps,
+                warmup_steps=t.warmup_steps,
+                schedule="constant_cooldown",
+                cooldown_fraction=t.cooldown_fraction,
+            )
+        ),
+        n_steps=n_steps,
+        run_dir=run_dir,
+        saving=Saving(every_s=120.0, keep=1),
+        state={"identity": identity},
+        start_step=start,
+        clip_norm=t.clip_norm,
+        graph=False,
+        on_progress=on_progress,
+        should_stop=should_stop,
+    )
+
+
+def _result(prepared: Prepared, network: nn.Module, loop: LoopResult | None) -> dict[str, Any]:
+    recipe = prepared.recipe
+    other = dataclasses.replace(recipe.medium, seed=recipe.medium.seed + 1_000_003)
+    elsewhere = Bench(other, recipe.camera, load_objects(recipe.objects, recipe.medium.object_px))
+    sets = {"test": prepared.test, "unseen": prepared.unseen}
+    ridge = RidgeNetwork(prepared.frame_px, recipe.medium.object_px)
+    ridge.linear.take(prepared.ridge)
+    named = {name: measured for name, measured in sets.items() if len(measured.images)}
+    return {
+        "network": recipe.network.kind,
+        "camera_px": prepared.frame_px**2,
+        "photons": recipe.camera.photons,
+        "n_pairs": len(prepared.train.images),
+        "n_params": sum(p.numel() for p in network.parameters()),
+        "scores": {name: score_on(network, measured) for name, measured in named.items()},
+        "ridge": {name: score_on(ridge, measured) for name, measured in named.items()},
+        "ridge_penalty": prepared.ridge.penalty,
+        "mean_image_pcc": {name: mean_image_pcc(prepared.train.images, m.images) for name, m in named.items()},
+        "other_medium_pcc": {
+            name: score_on(network, elsewhere.measure(measured.images, place))["pcc"]
+            for place, (name, measured) in enumerate(named.items(), 1)
+        },
+        "shuffled": recipe.train.shuffled,
+        "clipped_share": sum(m.clipped for m in (prepared.train, *sets.values()))
+        / max(1, sum(m.raw.numel() for m in (prepared.train, *sets.values()))),
+        "twin_residual": None if prepared.twin is None else prepared.twin.residual,
+        "twin_held_out": None if prepared.twin is None else prepared.twin.held_out,
+        "n_samples": 0 if loop is None else loop.step * recipe.train.batch_samples,
+        "train_loss": None if loop is None or math.isnan(loop.train_loss_nats) else loop.train_loss_nats,
+        "wall_s": 0.0 if loop is None else loop.wall_s,
+        "device": processor(),
+        "precision": "bfloat16" if _bfloat16(recipe.train.precision) else "float32",
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _decides(recipe: ImagingRecipe) -> dict[str, Any]:
+    tree = to_tree(recipe)
+    for key in ("device", "threads"):
+        tree["train"].pop(key, None)
+    return tree
+
+
+def _bfloat16(precision: str) -> bool:
+    if precision != "auto":
+        return precision == "bfloat16"
+    return torch.cuda.is_available() or torch.ops.mkldnn._is_mkldnn_bf16_supported()
