@@ -17,6 +17,7 @@ from isoflop.errors import DataError, IsoflopError, RecipeError
 from isoflop.exchange import export, import_
 from isoflop.recipe import load_recipe, write_json, write_recipe
 from isoflop.running import Json, Out, Overrides, Recipe, extend, passkey, train
+from isoflop.seeing import STAGES as IMAGING
 from isoflop.terminal import (
     Bar,
     corpus_rows,
@@ -371,6 +372,7 @@ STAGES = {
     "compare": compare,
     "report": report,
     "demo": demo,
+    **{f"imaging {name}": stage for name, stage in IMAGING.items()},
 }
 
 
@@ -422,17 +424,18 @@ def _join_names(arguments: list[str]) -> list[str]:
 
 def _check_options(arguments: list[str]) -> None:
     """An unknown option is named before the parser complains about what it then misses. Raises RecipeError."""
-    stage = STAGES.get(arguments[0]) if arguments else None
-    if stage is None:
+    name = next((n for n in (" ".join(arguments[:2]), *arguments[:1]) if n in STAGES), "")
+    if not name:
         return
+    stage = STAGES[name]
     options = [name for name, p in signature(stage).parameters.items() if p.kind is p.KEYWORD_ONLY]
     known = {f"--{prefix}{name.replace('_', '-')}" for name in options for prefix in ("", "no-")} | {"--help"}
     for argument in arguments[1:]:
         option = argument.split("=")[0].replace("_", "-")
         if option.startswith("--") and option not in known:
             near = difflib.get_close_matches(option, known, 1)
-            hint = f"did you mean {near[0]}?" if near else f"isoflop {arguments[0]} --help lists what there is"
-            raise RecipeError(f"{argument.split('=')[0]} is not an option of isoflop {arguments[0]}; {hint}")
+            hint = f"did you mean {near[0]}?" if near else f"isoflop {name} --help lists what there is"
+            raise RecipeError(f"{argument.split('=')[0]} is not an option of isoflop {name}; {hint}")
 
 
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENOTDIR, errno.EISDIR)

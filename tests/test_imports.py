@@ -26,19 +26,28 @@ MAY_IMPORT = {
     "scaling": {"errors", "recipe", "run", "numerics", "model", "training"},
     "interop": {"errors", "recipe", "run", "model", "tokens", "training"},
     "evaluation": {"errors", "recipe", "run", "corpus", "tokens", "model", "training"},
+    "optics": set(),
+    "imaging": {"errors", "recipe", "run", "optics", "numerics", "training"},
     "demo": {"errors", "recipe", "run", "corpus", "tokens", "model", "training", "scaling"},
     "terminal": {"recipe"},
     "exchange": {"errors", "terminal", "interop"},
+    "seeing": {"recipe", "run", "running", "terminal", "imaging"},
     "running": {"errors", "recipe", "run", "terminal", "model", "training", "scaling", "evaluation"},
     "cli": {
-        *("errors", "recipe", "run", "terminal", "running", "exchange", "demo"),
+        *("errors", "recipe", "run", "terminal", "running", "exchange", "demo", "seeing"),
         *("corpus", "tokens", "model", "training", "scaling"),
     },
 }
 """Room -> rooms that it may import, at any level."""
 
-EDGES = {("scaling.target", "tokens.shards"), ("evaluation.passkey_figure", "scaling.canvas")}
-"""Declared exceptions, module by module: where a ladder meets its tokens folder, and how every figure looks."""
+EDGES = {
+    ("scaling.target", "tokens.shards"),
+    ("evaluation.passkey_figure", "scaling.canvas"),
+    ("imaging.figure", "scaling.canvas"),
+    ("imaging.report", "scaling.canvas"),
+    ("imaging.report", "scaling.page"),
+}
+"""Declared exceptions, module by module: where a ladder meets its tokens folder, and how figures and pages look."""
 
 RUNS_TRAINING = {"calibrate", "sweep", "target", "worker"}
 """Modules of scaling/ that drive training; the others take from training/ the schedule only: plain arithmetic."""

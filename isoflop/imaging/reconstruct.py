@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from isoflop.errors import CheckpointError
-from isoflop.imaging.config import ImagingRecipe, TwinSection, check
+from isoflop.imaging.config import ImagingRecipe, check
 from isoflop.imaging.network import Hybrid, RidgeNetwork, build_network, initialise, reconstruct
 from isoflop.imaging.objects import load_objects
 from isoflop.imaging.ridge import Ridge, fit_ridge
@@ -183,25 +184,42 @@ def run_imaging(
             optimizer=torch.optim.SGD([torch.zeros(1)], lr=0.0),
             state={"identity": identity},
         )
+    _write_gallery(prepared, network, run_dir / "gallery.safetensors")
     write_json(result_path, result)
     return result
 
 
-def load_run(run_dir: Path, on_stage: OnStage | None = None) -> tuple[Prepared, nn.Module]:
-    """Measure a run's sets again and take the weights of its newest checkpoint.
+def evaluate(run_dir: Path, overrides: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Scores of a finished run under other conditions: `overrides` of its recipe, for example `camera.photons=1`.
 
-    Raises: CheckpointError where there is no finished run.
+    Raises: CheckpointError where there is no finished run, RecipeError for conditions that its network can't take.
     """
     found = checkpoint.newest(run_dir / "checkpoints")
     if found is None:
-        raise CheckpointError(
-            f"{run_dir} has no checkpoint; train it with isoflop imaging train RECIPE --out {run_dir}"
-        )
-    recipe = load_recipe(run_dir / "recipe.toml", ImagingRecipe)
-    prepared = prepare(dataclasses.replace(recipe, twin=TwinSection()), on_stage)
-    network = build_network(recipe.network, prepared.frame_px, recipe.medium.object_px)
+        raise CheckpointError(f"{run_dir} has no checkpoint; run isoflop imaging train RECIPE --out {run_dir}")
+    trained = load_recipe(run_dir / "recipe.toml", ImagingRecipe)
+    recipe = load_recipe(run_dir / "recipe.toml", ImagingRecipe, overrides)
+    check(recipe)
+    objects = load_objects(recipe.objects, recipe.medium.object_px)
+    bench = Bench(recipe.medium, recipe.camera, objects)
+    sets = {"test": bench.measure(objects.test, 1), "unseen": bench.measure(objects.unseen, 2)}
+    frame_px = sets["test"].raw.shape[-1]
+    network = build_network(trained.network, frame_px, recipe.medium.object_px)
     checkpoint.load(found, network, None)
-    return prepared, network
+    rows = []
+    for name, measured in sets.items():
+        if not len(measured.images):
+            continue
+        ways: dict[str, nn.Module] = {trained.network.kind: network}
+        if isinstance(network, Hybrid):
+            ways["ridge"] = RidgeNetwork(frame_px, recipe.medium.object_px)
+            ways["ridge"].linear = network.linear
+        for way, module in ways.items():
+            rows.append({"objects": name, "by": way, **score_on(module, measured)})
+        level = mean_image_pcc(objects.train, measured.images)
+        rows.append({"objects": name, "by": "mean image", "pcc": level})
+    clipped = sum(m.clipped for m in sets.values()) / max(1, sum(m.raw.numel() for m in sets.values()))
+    return {"scores": rows, "clipped_share": clipped, "overrides": list(overrides)}
 
 
 def _train(
@@ -259,6 +277,20 @@ def _train(
         on_progress=on_progress,
         should_stop=should_stop,
     )
+
+
+def _write_gallery(prepared: Prepared, network: nn.Module, path: Path, n: int = 16) -> None:
+    """The first `n` objects of both kinds with frame, ridge image and the network's: what galleries are drawn from."""
+    device = next(iter(network.state_dict().values())).device
+    tensors: dict[str, Tensor] = {}
+    for name, measured in (("test", prepared.test), ("unseen", prepared.unseen)):
+        frames, images = measured.frames[:n], measured.images[:n]
+        if not len(images):
+            continue
+        tensors[f"{name}.frame"], tensors[f"{name}.truth"] = frames.contiguous(), images.contiguous()
+        tensors[f"{name}.ridge"] = prepared.ridge(frames.flatten(1)).view_as(images).contiguous()
+        tensors[f"{name}.network"] = reconstruct(network, frames.to(device)).cpu().contiguous()
+    save_file(tensors, path)
 
 
 def _result(prepared: Prepared, network: nn.Module, loop: LoopResult | None) -> dict[str, Any]:
