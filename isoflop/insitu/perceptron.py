@@ -1,4 +1,6 @@
-"""The networks that are trained in situ: fully connected, matrix products through numerics/, everything else digital."""
+"""The networks that are trained in situ: fully connected, products through numerics/, everything else digital."""
+
+import itertools
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +25,7 @@ class Perceptron(nn.Module):
 
     def __init__(self, widths: tuple[int, ...], *, signed: bool = False):
         super().__init__()
-        self.layers = nn.ModuleList(Dense(a, b) for a, b in zip(widths, widths[1:]))
+        self.layers = nn.ModuleList(Dense(a, b) for a, b in itertools.pairwise(widths))
         self.signed = signed
 
     def initialise(self, generator: torch.Generator) -> None:

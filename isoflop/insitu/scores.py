@@ -1,4 +1,4 @@
-"""How good a grouping or a classifier is: matched accuracy, mutual information, adjusted Rand index, paired intervals."""
+"""How good a grouping is (matched accuracy, mutual information, adjusted Rand index), and intervals of differences."""
 
 import math
 from collections.abc import Sequence

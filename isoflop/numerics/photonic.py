@@ -41,7 +41,8 @@ class _Call(NamedTuple):
     """What a call needs besides its operands."""
 
     core: TensorCore
-    backward: Backward
+    backward: str
+    """One of `Backward`."""
     layer: int
     part: int
     line: ErrorLine | None

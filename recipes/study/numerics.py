@@ -1,0 +1,131 @@
+"""The numerics study: one small ladder in several number formats, the laws of each, and what each is worth in compute.
+
+    python recipes/study/numerics.py run [VARIANT ...] --tokens DIR --out DIR      what is finished is skipped
+    python recipes/study/numerics.py report --out DIR                              tables on stdout, study.json there
+
+Each variant is numerics.toml with a few values changed; cells, data, batches and rates are the same in all. A variant
+is a sweep of its own in OUT/VARIANT, so it resumes, and `isoflop fit`, `plan`, `compare` and `report` read it.
+"""
+
+import argparse
+import json
+import logging
+import math
+import statistics
+from pathlib import Path
+from typing import Any
+
+LADDER = Path(__file__).with_suffix(".toml")
+PHOTONIC = ('numerics.rules=[{modules = "blocks.*", format = "photonic"}]',)
+
+
+def bits(n: int) -> tuple[str, ...]:
+    """All three converters of the core."""
+    return tuple(f"numerics.photonic.core.{name}_bits={n}" for name in ("input", "weight", "adc"))
+
+
+VARIANTS: dict[str, tuple[str, ...]] = {
+    "float32": (),
+    "photonic-8bit": PHOTONIC,
+    "photonic-4bit": (*PHOTONIC, *bits(4)),
+    "fp8": ('numerics.rules=[{modules = "blocks.*", format = "fp8_block"}]',),
+    "photonic-6bit": (*PHOTONIC, *bits(6)),
+    "photonic-1uw": (*PHOTONIC, "numerics.photonic.core.power_mw=0.001"),
+    "bf16": ('train.precision="bfloat16"',),
+    "photonic-5bit": (*PHOTONIC, *bits(5)),
+    "photonic-10uw": (*PHOTONIC, "numerics.photonic.core.power_mw=0.01"),
+}
+"""In the order in which they run; float32 is what the others are compared with."""
+
+
+def run(out: Path, variants: list[str], overrides: list[str]) -> None:
+    """Sweep what is missing, one variant after the other."""
+    from isoflop.recipe import load_recipe, write_recipe
+    from isoflop.scaling.ladder import LadderRecipe, plan_ladder
+    from isoflop.scaling.sweep import run_sweep
+    from isoflop.scaling.target import ladder_on_tokens
+
+    for variant in variants:
+        recipe = load_recipe(LADDER, LadderRecipe, [*overrides, *VARIANTS[variant]])
+        recipe, data_sha256 = ladder_on_tokens(recipe)
+        planned = plan_ladder(recipe, data_sha256=data_sha256)
+        write_recipe(out / variant / "ladder.toml", recipe, header=f"numerics study, {variant}")
+        records = run_sweep(list(planned.cells), out / variant, study=variant, workers=1, threads=1)
+        logging.info("%s: %d of %d cells", variant, len(records), len(planned.cells))
+
+
+def report(out: Path, level: float) -> dict[str, Any]:
+    """Laws of every finished variant, paired loss ratios, and the compute multiplier over float32."""
+    from isoflop.errors import IsoflopError
+    from isoflop.recipe import write_json
+    from isoflop.scaling.compare import compare
+    from isoflop.scaling.law_set import fit_law_set
+    from isoflop.scaling.records import read_records
+
+    found: dict[str, Any] = {}
+    laws: dict[str, Any] = {}
+    base: dict[tuple[Any, ...], float] = {}
+    for variant in VARIANTS:
+        path = out / variant / "records.jsonl"
+        if not path.is_file():
+            continue
+        records = [record for record in read_records(path) if record.status == "finished"]
+        loss = {(r.d_model, r.n_layers, r.n_tokens, r.seed): float(r.bits_per_byte or math.nan) for r in records}
+        base = base or loss
+        ratios = [loss[cell] / base[cell] - 1 for cell in loss if cell in base]
+        row = {
+            "numerics": records[0].numerics,
+            "n_cells": len(records),
+            "wall_s": sum(r.wall_s or 0.0 for r in records),
+            "commit": records[0].commit,
+            "device": records[0].device,
+            "bits_per_byte": {f"{d}x{n} {tokens}": value for (d, n, tokens, _), value in sorted(loss.items())},
+            "excess_loss_mean": statistics.fmean(ratios),
+            "excess_loss_low": min(ratios),
+            "excess_loss_high": max(ratios),
+        }
+        try:
+            laws[variant] = fit_law_set(records, seed=0)
+            write_json(out / variant / "laws.json", laws[variant])
+            row["largest_budget_flops"] = budget = laws[variant]["largest_budget_flops"]
+            if variant != "float32":
+                verdict = compare(laws["float32"], laws[variant], budget_flops=budget, level=level)
+                row["multiplier"] = {key: verdict["multiplier"][key] for key in ("center", "low", "high", "by_law")}
+                row["verdict"] = verdict["verdict"]
+                write_json(out / variant / "compare.json", verdict)
+        except IsoflopError as error:
+            row["no_law"] = str(error)
+        found[variant] = row
+    write_json(out / "study.json", found)
+    return found
+
+
+def show(found: dict[str, Any]) -> None:
+    """The table of docs/numerics-study.md."""
+    print("| format | cells | excess loss, mean (range) | compute multiplier over float32 (90%) |")
+    print("|---|---|---|---|")
+    for variant, row in found.items():
+        span = f"{row['excess_loss_low']:+.2%} to {row['excess_loss_high']:+.2%}"
+        m = row.get("multiplier")
+        worth = f"{m['center']:.2f} ({m['low']:.2f} to {m['high']:.2f})" if m else row.get("no_law", "1")
+        print(f"| {variant} | {row['n_cells']} | {row['excess_loss_mean']:+.2%} ({span}) | {worth} |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("action", choices=("run", "report"))
+    parser.add_argument("variants", nargs="*", metavar="VARIANT", help=f"default: {' '.join(VARIANTS)}")
+    parser.add_argument("--tokens", type=Path, default=Path("runs/tokens"), help="tokens folder")
+    parser.add_argument("--out", type=Path, default=Path("runs/numerics"))
+    parser.add_argument("--level", type=float, default=0.9, help="of the intervals")
+    parser.add_argument("--set", nargs="*", default=[], metavar="SECTION.KEY=VALUE", help="overrides of the ladder")
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    if options.action == "run":
+        overrides = [f"data.tokens={json.dumps(str(options.tokens))}", *options.set]
+        run(options.out, options.variants or list(VARIANTS), overrides)
+    show(report(options.out, options.level))
+
+
+if __name__ == "__main__":
+    main()
