@@ -102,7 +102,7 @@ class _Photonic(torch.autograd.Function):
             y_MN = found.y if y_MN is None else y_MN + found.y
             if found.clipped is not None:
                 clipped_MN = found.clipped if clipped_MN is None else clipped_MN | found.clipped
-            lights.append(core.signed(light))
+            lights.append(core.numbers(light))
             weights.append(_as_weight(weight))
         assert y_MN is not None
         light_MK, weight_NK = (parts[0] if len(parts) == 1 else torch.cat(parts, 1) for parts in (lights, weights))
@@ -155,8 +155,7 @@ def _product_dtype(x: Tensor) -> torch.dtype:
 
 def _as_weight(weights: Encoded) -> Tensor:
     """Weights as the numbers that they stand for after encoding."""
-    scale = weights.scale.unsqueeze(1) if weights.scale.ndim else weights.scale
-    return weights.value * scale
+    return weights.value * weights.scale.unsqueeze(1)
 
 
 def _random(core: TensorCore, key: Tensor, call: _Call, use: int, device: torch.device) -> Random:
