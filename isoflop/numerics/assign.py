@@ -62,7 +62,7 @@ def assign(model: nn.Module, section: NumericsSection, clock: Clock | None = Non
     rows = []
     for number, (name, module) in enumerate(layers.items()):
         format = _format(section, decided, name)
-        setattr(module, "numerics", None if format is None else made.product(format, number))  # noqa: B010 - typed
+        setattr(module, "numerics", None if format is None else made.product(format, number, name, module))  # noqa: B010 - typed
         shapes = [tuple(p.shape) for p in module.parameters(recurse=False)]
         rows.append(Row(name, shapes[0], format or "as activations", decided.get(name)))
     for line in table(rows):
@@ -92,7 +92,7 @@ class _Maker:
 
     def __init__(self, section: NumericsSection, clock: Clock, last: int, device: torch.device):
         self.section, self.clock, self.last, self.device = section, clock, last, device
-        self.line = ErrorLine()
+        self.line, self.core = ErrorLine(), core_of(section.photonic)
         self.makers: dict[str, Callable[[int], Product]] = {
             "float32": lambda _: CastProduct(torch.float32),
             "bfloat16": lambda _: CastProduct(torch.bfloat16),
@@ -102,12 +102,18 @@ class _Maker:
             "photonic": self._photonic,
         }
 
-    def product(self, format: str, layer: int) -> Product:
+    def product(self, format: str, layer: int, name: str, module: nn.Module) -> Product:
+        fan_in = max(parameter.shape[-1] for parameter in module.parameters(recurse=False))
+        if format == "photonic" and fan_in > self.core.max_fan_in and not self.core.tile_fan_in:
+            raise RecipeError(
+                f"numerics.photonic: fan-in {fan_in} of {name} is beyond max_fan_in = {self.core.max_fan_in}; set "
+                f"numerics.photonic.core.tile_fan_in = true to sum tiles digitally, or leave the layer out of the rules"
+            )
         return self.makers[format](layer)
 
     def _photonic(self, layer: int) -> Product:
         return PhotonicProduct(
-            core_of(self.section.photonic),
+            self.core,
             self.clock,
             layer,
             backward=self.section.photonic.backward,
