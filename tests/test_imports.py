@@ -26,7 +26,6 @@ MAY_IMPORT = {
     "scaling": {"errors", "recipe", "run", "numerics", "model", "training"},
     "interop": {"errors", "recipe", "run", "model", "tokens", "training"},
     "evaluation": {"errors", "recipe", "run", "corpus", "tokens", "model", "training"},
-    "optics": set(),
     "imaging": {"errors", "recipe", "run", "optics", "numerics", "training"},
     "demo": {"errors", "recipe", "run", "corpus", "tokens", "model", "training", "scaling"},
     "terminal": {"recipe"},
