@@ -199,7 +199,6 @@ def draw(out: Path, runs: dict[str, dict[int, dict[str, Any]]]) -> None:
         right.set_ylabel("validation loss (nats per token)")
         light_grid(left, "y")
         light_grid(right, "y")
-        figure.tight_layout()
         figure.savefig(out / "architecture.png", dpi=150)
 
 
