@@ -2,10 +2,6 @@
 
     pass key   filler sentences, one of them `The pass key is 58217. Remember it.`, and the question for it at the end
     list       the same with a list of words, of which more tokens must be found: small models learn to copy from it
-    copy       a block of such words with a key among them and filler, again and again: at every word, what followed it
-               a block ago
-
-The third kind has the most to find, at all distances up to half its length.
 
 A corpus gets them as domains of their own (`[[passkey]]` in a corpus recipe), and `isoflop passkey` asks such questions
 of a model. All text here is ours. The task is that of arXiv 2305.16300, section 4.1; the words are not.
@@ -56,9 +52,6 @@ QUESTION = "What is the pass key? The pass key is "
 
 N_DIGITS = 5
 
-SHORTEST_BLOCK = 24
-"""Characters of a copy document's block: three words and a key."""
-
 
 @dataclass(frozen=True)
 class PasskeyOptions:
@@ -73,9 +66,7 @@ class PasskeyOptions:
     max_chars: int = 1000
     """Longest document: what must be found is at most this far back."""
     list_share: float = 0.5
-    """Share of documents with a list."""
-    copy_share: float = 0.0
-    """Share of documents with a block that is repeated; those with neither have a pass key."""
+    """Share of documents with a list; the others have a pass key."""
     valid_share: float = 0.02
     """Share held out for validation."""
     seed: int = 0
@@ -103,14 +94,9 @@ def passkey_documents(options: PasskeyOptions) -> Iterator[tuple[str, Document]]
             f"passkey.min_chars = {options.min_chars} must be at least {shortest} (statement and question) and at most "
             f"passkey.max_chars = {options.max_chars}"
         )
-    for name in ("list_share", "copy_share", "valid_share"):
+    for name in ("list_share", "valid_share"):
         if not 0.0 <= getattr(options, name) <= 1.0:
             raise RecipeError(f"passkey.{name} = {getattr(options, name)} must lie in [0, 1]")
-    if options.list_share + options.copy_share > 1.0:
-        raise RecipeError(
-            f"passkey.copy_share = {options.copy_share} and list_share = {options.list_share} must be at most 1 "
-            f"together; lower one of them"
-        )
     if options.n_documents < 1:
         raise RecipeError(
             f"passkey.n_documents = {options.n_documents} must be at least 1; leave the entry out for none"
@@ -126,11 +112,7 @@ def passkey_documents(options: PasskeyOptions) -> Iterator[tuple[str, Document]]
             np.random.Philox(np.random.SeedSequence([options.seed, zlib.crc32(options.domain.encode()), index]))
         )
         n_chars = int(generator.integers(options.min_chars, options.max_chars + 1))
-        drawn = generator.random()
-        if drawn < options.list_share:
-            make = list_text
-        else:
-            make = copy_text if drawn < options.list_share + options.copy_share else passkey_text
+        make = list_text if generator.random() < options.list_share else passkey_text
         name = f"{options.domain}/{index:07d}"
         document = Document(name, make(n_chars, generator), options.domain, name, "none needed")
         yield "valid" if index < n_valid else "train", document
@@ -151,26 +133,6 @@ def list_text(n_chars: int, generator: np.random.Generator) -> str:
         if len(needle) + len(ending) + 1 <= n_chars or n_words == 1:
             return _with_filler(needle, ending, n_chars, generator)
         n_words -= 1
-
-
-def copy_text(n_chars: int, generator: np.random.Generator) -> str:
-    """A block of different words, one key among them, and filler, repeated to about `n_chars`; the last may be cut.
-
-    Its length is a sixteenth to half of the document, short ones more often (the square of a uniform number).
-    """
-    n_shortest, n_longest = max(SHORTEST_BLOCK, n_chars // 16), max(SHORTEST_BLOCK, n_chars // 2)
-    n_block = n_shortest + (n_longest - n_shortest) * generator.random() ** 2
-    words = [WORDS[index] for index in generator.permutation(len(WORDS))]
-    while len(words) > 2 and sum(map(len, words)) + len(words) + N_DIGITS > n_block:
-        words.pop()
-    words.insert(int(generator.integers(1, len(words))), random_key(generator))
-    block = f"{' '.join(words)}."
-    n_filler = int(n_block - len(block)) // (max(map(len, FILLER)) + 1)
-    if n_filler > 0:
-        sentences = random_filler(n_filler, generator)
-        sentences.insert(int(generator.integers(n_filler + 1)), block)
-        block = " ".join(sentences)
-    return " ".join([block] * -(-n_chars // len(block)))[:n_chars]
 
 
 def _with_filler(needle: str, ending: str, n_chars: int, generator: np.random.Generator) -> str:
