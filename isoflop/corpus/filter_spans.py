@@ -58,7 +58,12 @@ class Spans:
 
     def per_doc(self, values: np.ndarray) -> np.ndarray:
         """Sum of `values`, one per span, over each document."""
-        sums = np.concatenate([[0], np.cumsum(values, dtype=np.float64 if values.dtype.kind == "f" else np.int64)])
+        if values.dtype.kind == "f":  # each document by itself: no rounding from those before it
+            sums, full = np.zeros(len(self.offsets) - 1), self.counts > 0
+            if full.any():
+                sums[full] = np.add.reduceat(values, self.offsets[:-1][full])
+            return sums
+        sums = np.concatenate([[0], np.cumsum(values, dtype=np.int64)])
         return sums[self.offsets[1:]] - sums[self.offsets[:-1]]
 
     def where(self, keep: np.ndarray) -> "Spans":
@@ -104,8 +109,9 @@ class TextBlock:
         """What white space separates; in unspaced scripts each character with the signs behind it."""
         solid, alone = self.classes != SPACE, self.classes == ALONE
         begin, stop = solid.copy(), solid.copy()
-        cut = alone.copy()  # a chunk begins at each such character, and at a letter behind one
-        cut[1:] |= alone[:-1] & (self.classes[1:] == WORD)
+        cut = alone.copy()  # a chunk begins at each such character, and at a letter behind one or behind a wide sign
+        wide = alone | ((self.classes == SIGN) & (self.codes >= 0x3000) & (self.codes < 0x10000))
+        cut[1:] |= wide[:-1] & (self.classes[1:] == WORD)
         begin[1:] &= ~solid[:-1] | cut[1:]
         stop[:-1] &= ~solid[1:] | cut[1:]
         return self.spans(np.flatnonzero(begin), np.flatnonzero(stop) + 1)
