@@ -159,7 +159,8 @@ def clusters_found(documents: list[tuple[str, str, str]], folder: Path, options:
 
 
 def measure(documents: list[tuple[str, str, str]], folder: Path, options: DedupOptions) -> dict:
-    """One row per range of similarity, and counts at the threshold."""
+    """One row per range of similarity, and counts at the default threshold."""
+    threshold = DedupOptions().threshold
     pairs = similar_pairs(documents)
     ends = clusters_found(documents, folder, options)
     edges = np.arange(0.0, 1.01, 0.1)
@@ -177,8 +178,8 @@ def measure(documents: list[tuple[str, str, str]], folder: Path, options: DedupO
     for index, end in enumerate(ends):
         by_end[end].append(index)
     found_pairs = {(a, b) for group in by_end.values() for b in group for a in group if a < b}
-    true = similarity >= options.threshold
-    n_false = sum(pairs.get(pair, 0.0) < options.threshold for pair in found_pairs)
+    true = similarity >= threshold
+    n_false = sum(pairs.get(pair, 0.0) < threshold for pair in found_pairs)
     kinds: dict[str, list[bool]] = defaultdict(list)
     for index, (origin, kind, _) in enumerate(documents):
         if origin.endswith("/partner"):
