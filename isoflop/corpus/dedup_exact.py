@@ -26,6 +26,8 @@ from isoflop.corpus.dedup_job import (
 if TYPE_CHECKING:
     import pyarrow as pa
 
+WHITE_SPACE = b" \t\n\r\v\f"
+
 
 def write_fingerprints(job: Job, partition: int) -> None:
     """Task per partition: `exact/run-*`, cut up by fingerprint."""
@@ -35,7 +37,8 @@ def write_fingerprints(job: Job, partition: int) -> None:
     rows, rank = job.ranked(partition)
     digests = []
     for text in job.documents(partition, ["text"]).column("text").to_pylist():
-        digests.append(hashlib.blake2b(" ".join(text.split()).encode(), digest_size=16).digest())
+        bare = text.encode().translate(None, WHITE_SPACE)
+        digests.append(hashlib.blake2b(bare, digest_size=16).digest())
     prints = np.frombuffer(b"".join(digests), np.uint64).reshape(-1, 2)
     columns = {
         "high": prints[:, 0],

@@ -78,14 +78,10 @@ def spaced(texts: Sequence[str]) -> "Iterator[pa.Array]":
 
     for block in _blocks(texts):
         codes_C, bounds_D = _spaced_codes(block)
-        n_bytes_C = np.ones(len(codes_C), np.int64)
-        for limit in (0x80, 0x800, 0x10000):
-            n_bytes_C += codes_C >= limit
-        ends = np.concatenate([[0], np.cumsum(n_bytes_C)])[bounds_D]
+        whole = codes_C.tobytes().decode("utf-32-le", "surrogatepass")
         # every text ends with a space; it is cut off by giving it to nobody
-        data = codes_C.tobytes().decode("utf-32-le", "surrogatepass").encode("utf-8", "replace")
-        rows = [data[start : max(start, stop - 1)] for start, stop in pairwise(ends.tolist())]
-        yield pa.array(rows, pa.large_binary()).cast(pa.large_string())
+        rows = [whole[start : max(start, stop - 1)] for start, stop in pairwise(bounds_D.tolist())]
+        yield pa.array(rows, pa.large_string())
 
 
 def shingle_sets(texts: Sequence[str], n_words: int) -> Iterator[np.ndarray]:
@@ -140,19 +136,18 @@ def _spaced_codes(lowered: list[str]) -> tuple[np.ndarray, np.ndarray]:
     """Code points in which each word is followed by one space, uint32 (C,), and where each text begins, (D + 1,)."""
     joined = "\n".join(lowered) + "\n"
     codes = np.frombuffer(joined.encode("utf-32-le", "surrogatepass"), np.uint32)
-    kind = kinds_of_code_points()[codes]
-    after_word = np.zeros(len(codes), np.uint8)
-    after_word[1:] = kind[:-1] == WORD
+    kind = kinds_of_code_points().take(codes)
+    word, alone = kind == WORD, kind == ALONE
     # a separator ends the word before it; a character that stands alone ends it too, and brings its own space
-    counts = np.where(kind == ALONE, 2 + after_word, np.where(kind == WORD, 1, after_word))
-    stops = np.cumsum(counts, dtype=np.int64)
+    counts = (alone << 1).astype(np.uint8)
+    counts[1:] += word[:-1] & ~word[1:]
+    counts += word
+    stops = np.cumsum(counts, dtype=np.int32 if len(codes) < 1 << 30 else np.int64)
     out = np.full(int(stops[-1]), SPACE, np.uint32)
-    word = kind == WORD
     out[stops[word] - 1] = codes[word]
-    alone = kind == ALONE
     out[stops[alone] - 2] = codes[alone]
     ends = np.cumsum([len(text) + 1 for text in lowered]) - 1
-    return out, np.concatenate([[0], stops[ends]])
+    return out, np.concatenate([[0], stops[ends]]).astype(np.int64)
 
 
 def _word_hashes(codes_C: np.ndarray, bounds_D: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
