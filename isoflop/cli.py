@@ -15,6 +15,8 @@ import tyro
 
 from isoflop.errors import DataError, IsoflopError, RecipeError
 from isoflop.exchange import export, import_
+from isoflop.lighting import optics_demo, optics_inspect
+from isoflop.optics.config import OpticsError
 from isoflop.recipe import load_recipe, write_json, write_recipe
 from isoflop.running import Json, Out, Overrides, Recipe, extend, passkey, train
 from isoflop.seeing import STAGES as IMAGING
@@ -372,6 +374,8 @@ STAGES = {
     "compare": compare,
     "report": report,
     "demo": demo,
+    "optics inspect": optics_inspect,
+    "optics demo": optics_demo,
     **{f"imaging {name}": stage for name, stage in IMAGING.items()},
 }
 
@@ -391,7 +395,7 @@ def main(arguments: list[str] | None = None) -> None:
             description="Know the result before you pay for the run. The commands are in the order of the data flow.",
             sort_subcommands=False,
         )
-    except IsoflopError as error:
+    except (IsoflopError, OpticsError) as error:
         print(f"isoflop: error: {error}", file=sys.stderr)
         sys.exit(2)
     except BrokenPipeError:  # whoever read the output has seen enough

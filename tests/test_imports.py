@@ -28,12 +28,14 @@ MAY_IMPORT = {
     "evaluation": {"errors", "recipe", "run", "corpus", "tokens", "model", "training"},
     "imaging": {"errors", "recipe", "run", "optics", "numerics", "training"},
     "demo": {"errors", "recipe", "run", "corpus", "tokens", "model", "training", "scaling"},
+    "showroom": {"errors", "recipe", "run", "optics", "numerics", "training", "insitu"},
     "terminal": {"recipe"},
     "exchange": {"errors", "terminal", "interop"},
     "seeing": {"recipe", "run", "running", "terminal", "imaging"},
     "running": {"errors", "recipe", "run", "terminal", "model", "training", "scaling", "evaluation"},
+    "lighting": {"recipe", "terminal", "running", "optics", "showroom"},
     "cli": {
-        *("errors", "recipe", "run", "terminal", "running", "exchange", "demo", "seeing"),
+        *("errors", "recipe", "run", "terminal", "running", "exchange", "demo", "lighting", "optics", "seeing"),
         *("corpus", "tokens", "model", "training", "scaling"),
     },
 }
@@ -45,6 +47,9 @@ EDGES = {
     ("imaging.figure", "scaling.canvas"),
     ("imaging.report", "scaling.canvas"),
     ("imaging.report", "scaling.page"),
+    ("showroom.demo", "scaling.canvas"),
+    ("showroom.figures", "scaling.canvas"),
+    ("showroom.page", "scaling.page"),
 }
 """Declared exceptions, module by module: where a ladder meets its tokens folder, and how figures and pages look."""
 
