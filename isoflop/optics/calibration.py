@@ -143,7 +143,7 @@ def _zero_weights(config: CoreConfig, fan_in: int, rows: int, generator: torch.G
 
 
 def _regressors(x: Tensor, w: Tensor, config: CoreConfig) -> Tensor:
-    """sum x w, its change when both streams remember a share of the symbol before, its change by leak: [rows * 32, 3]."""
+    """sum x w, its change by interference of both streams, its change by leak. Shapes: [rows * 32, 3]."""
     before_x, before_w = (torch.cat([v[:, :1], v[:, :-1]], 1) for v in (x, w))
     product = x @ w.T
     mixed = before_x @ w.T + x @ before_w.T - 2.0 * product

@@ -57,8 +57,8 @@ def transfer_curves(config: CoreConfig, bits: int = 4) -> Tree:
 def eye_diagram(config: CoreConfig, seed: int) -> Tree:
     """Light behind the input modulator over two symbols, many symbols on top of each other, four levels sent.
 
-    Traces are the first-order response of A4 in continuous time, with the noise of laser and photons. `error` is that of
-    a symbol's mean light, `model_error` what the symbol model of A4 makes of it (mean voltage first, sine afterwards).
+    Traces are the first-order response of A4 in continuous time, with the noise of laser and photons. `error` is that
+    of a symbol's mean light, `model_error` what the symbol model makes of it: mean voltage first, sine afterwards.
     """
     generator = torch.Generator().manual_seed(seed)
     levels = torch.tensor([0.0, 1 / 3, 2 / 3, 1.0], dtype=torch.float64)

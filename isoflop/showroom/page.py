@@ -35,7 +35,8 @@ def core_page(results: Tree, pictures: Pictures) -> str:
     origin = results["origin"]
     footer = (
         f"isoflop optics demo --preset {origin['preset']} --seed {origin['seed']}; commit "
-        f"{origin['commit'] or 'unknown'}; {origin['hardware']}; {origin['wall_s']:.0f} s; {origin['time']}. All numbers: results.json."
+        f"{origin['commit'] or 'unknown'}; {origin['hardware']}; {origin['wall_s']:.0f} s; {origin['time']}. All "
+        "numbers: results.json."
     )
     sections = [
         ("modulators", "Modulators", _modulators(results, pictures)),
@@ -57,8 +58,10 @@ def _lead(results: Tree) -> Markup:
     speed, error, energy = found["speed"], found["error"], found["energy"]
     return join(
         sentence(
-            "Inputs and weights stream through two modulators in series, which multiply; a capacitor adds what a pair of "
-            f"photodiodes sees: one number after {speed['fan_in']:,} symbols of light. This page simulates such a core, "
+            "Inputs and weights stream through two modulators in series, which multiply; a capacitor adds what a "
+            "pair of "
+            f"photodiodes sees: one number after {speed['fan_in']:,} symbols of light. This page simulates such a "
+            "core, "
             "prices it, and trains a network on it. Speed follows from published rates; the other constants are "
             "assumptions that a configuration can change."
         ),
@@ -109,9 +112,11 @@ def _eye(results: Tree, pictures: Pictures) -> Markup:
         "eye",
         "At full speed, symbols run into each other",
         sentence(
-            f"A bandwidth as large as the symbol rate leaves {alone['isi']:.0%} of each symbol in the next one's voltage. "
+            f"A bandwidth as large as the symbol rate leaves {alone['isi']:.0%} of each symbol in the next one's "
+            "voltage. "
             f"Digital pre-emphasis restores the mean voltage of every symbol, but light follows the sine of a moving "
-            f"voltage: its error goes from {alone['error']:.1%} to {corrected['error']:.1%} of full scale, where the usual "
+            f"voltage: its error goes from {alone['error']:.1%} to {corrected['error']:.1%} of full scale, where the "
+            "usual "
             f"symbol model (mean voltage first, sine afterwards) promises {corrected['model_error']:.1%}. Bandwidth is "
             f"what opens the eye: three times as much leaves {faster['error']:.1%}."
         ),
@@ -119,7 +124,8 @@ def _eye(results: Tree, pictures: Pictures) -> Markup:
             pictures,
             "eye",
             "Four random levels, 1,500 symbols on top of each other, first-order response, photon and laser noise; the "
-            "DAC has 40% of headroom for pre-emphasis. Error: rms of the mean light of a symbol. The other sections use "
+            "DAC has 40% of headroom for pre-emphasis. Error: rms of the mean light of a symbol. The other sections "
+            "use "
             "the symbol model.",
         ),
     )
@@ -140,7 +146,8 @@ def _error(results: Tree, pictures: Pictures) -> Markup:
         picture(
             pictures,
             "budget",
-            "Uniform operands of both signs. Noise: closed forms; converters and optics: measured. Diamonds: all causes "
+            "Uniform operands of both signs. Noise: closed forms; converters and optics: measured. Diamonds: all "
+            "causes "
             "at once.",
         ),
         sentence(
@@ -184,7 +191,8 @@ def _learning(results: Tree, pictures: Pictures) -> Markup:
         "Weights moved to the core, and trained on it",
         sentence(
             f"{found['n_train']:,} glyphs of 112x112 pixels train a network {shape} for {found['epochs']} epochs; "
-            f"{found['n_test']:,} glyphs of fonts it has not seen test it. Weights trained digitally and moved to a core "
+            f"{found['n_test']:,} glyphs of fonts it has not seen test it. Weights trained digitally and moved to a "
+            "core "
             f"of {worst['bits']} bits get {worst['moved']:.1%}; trained with the core in the loop, "
             f"{worst['in_situ']:.1%} (digital: {found['digital']:.1%})."
         ),
@@ -239,7 +247,8 @@ def _speed(results: Tree, pictures: Pictures) -> Markup:
         "Speed is the symbol rate, less the resets",
         sentence(
             "A symbol is a multiplication and an addition, so 32.5 and 60 billion symbols a second are 65 and 120 "
-            "GOPS. Discharging the capacitor takes 20 ns here: small fan-ins pay for it, unless a second capacitor takes "
+            "GOPS. Discharging the capacitor takes 20 ns here: small fan-ins pay for it, unless a second capacitor "
+            "takes "
             "over, which hides it behind any longer window."
         ),
         picture(pictures, "throughput", "Solid: reset in plain sight; dashed: hidden behind the next window."),
@@ -282,7 +291,8 @@ def _origin(results: Tree) -> Markup:
         bullets(
             [
                 "From Lin et al. (arXiv 2311.16896; Nature Communications 15, 9081, 2024): two thin-film lithium "
-                "niobate modulators and a charge-integrating receiver, 65 and 120 GOPS a neuron, weights updated at 60 GHz, "
+                "niobate modulators and a charge-integrating receiver, 65 and 120 GOPS a neuron, weights updated at "
+                "60 GHz, "
                 "112x112-pixel images, negative numbers, training on the device.",
                 "Derived from that: 32.5 and 60 billion symbols a second, 12,544 inputs.",
                 "Assumed by us: everything else, from the laser's power to the bits of the converters. The paper's "

@@ -1,6 +1,8 @@
 """Modulators: transfer, extinction, bandwidth, and what pre-emphasis can do about it."""
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -106,3 +108,21 @@ def test_a_residual_stands_for_interference_in_the_analytic_core():
     error = (TensorCore(config).matmul(x, w, g) - x @ w.T).norm()
     terms = 0.05 * (x.square() @ w.square().T).sqrt().norm()
     assert error.item() == pytest.approx(terms.item(), rel=0.05)
+
+
+LONGEST = """
+import resource, torch
+from isoflop.optics.config import load_preset
+from isoflop.optics.waveform import WaveformCore
+g = torch.Generator().manual_seed(0)
+x, w = torch.randn(64, 131_072, generator=g), torch.randn(1, 131_072, generator=g)
+found = WaveformCore(load_preset("lin2024", headroom=1.4)).product(x, w, g)
+print(((found.y - x @ w.T).norm() / (x @ w.T).norm()).item(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def test_the_longest_dot_product_of_a_batch_of_64_takes_less_than_a_gigabyte():
+    run = subprocess.run([sys.executable, "-c", LONGEST], capture_output=True, text=True, check=True)
+    error, peak_kib = run.stdout.split()
+    assert float(error) < 0.03
+    assert int(peak_kib) * 1024 < 1e9
