@@ -61,7 +61,7 @@ class WaveformCore(TensorCore):
     def _integrate(
         self, sent_MK: Tensor, x_MK: Tensor, weight_NK: Tensor, generator: torch.Generator | None
     ) -> tuple[Tensor, Tensor]:
-        """Charge of every window with the noise of its symbols, and the light that was sent in it."""
+        """Charge of every window with the noise of its symbols, and what its light alone would leave on one diode."""
         config, (m, k), n = self.config, sent_MK.shape, weight_NK.shape[0]
         field, fold = config.signs == "field", config.signs == "fold"
         left_K, taps = decay(config, k, sent_MK), pre_emphasis(config)
@@ -82,9 +82,10 @@ class WaveformCore(TensorCore):
             in_MB = mixed(mixed(in_MB, config.isi), max(0.0, -late))[..., start - first :]
             by_MNB = mixed(mixed(by_MNB, config.isi), max(0.0, late))[..., start - first :]
             x_MB = weight_light_(self._input_field, in_MB) if field else input_light_(config, in_MB)
-            light_M1 += x_MB.abs().sum(1, keepdim=True)
+            left_B = None if left_K is None else left_K[start:end]
+            light_M1 += x_MB.abs().sum(1, keepdim=True) if left_B is None else (x_MB.abs() @ left_B).unsqueeze(1)
             symbols_MNB = photocharge(config, x_MB[:, None], weight_light_(self._optics, by_MNB), generator)
-            charge_MN += symbols_MNB.sum(2) if left_K is None else symbols_MNB @ left_K[start:end]
+            charge_MN += symbols_MNB.sum(2) if left_B is None else symbols_MNB @ left_B
         return charge_MN, light_M1
 
 

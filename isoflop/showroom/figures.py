@@ -90,7 +90,7 @@ def eye_figure(found: Tree) -> "Figure":
     from numpy import array, ma
 
     ramp = LinearSegmentedColormap.from_list("eye", ["#cfd8ef", "#6f86cf", "#7449b6", "#dc4c5c", "#f7b267"])
-    ramp.set_bad(alpha=0.0)
+    ramp = ramp.with_extremes(bad=(1.0, 1.0, 1.0, 0.0))
     with style():
         figure = new_figure(3.3)
         panels = figure.subplots(1, len(found), sharey=True)

@@ -115,7 +115,7 @@ import resource, torch
 from isoflop.optics.config import load_preset
 from isoflop.optics.waveform import WaveformCore
 g = torch.Generator().manual_seed(0)
-x, w = torch.randn(64, 131_072, generator=g), torch.randn(1, 131_072, generator=g)
+x, w = torch.rand(64, 131_072, generator=g) * 2 - 1, torch.rand(1, 131_072, generator=g) * 2 - 1
 found = WaveformCore(load_preset("lin2024", headroom=1.4)).product(x, w, g)
 print(((found.y - x @ w.T).norm() / (x @ w.T).norm()).item(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
