@@ -385,13 +385,15 @@ def main(arguments: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.WARNING, format="isoflop: %(message)s", stream=sys.stderr)
     logging.getLogger("isoflop").setLevel(logging.INFO)
     arguments = sys.argv[1:] if arguments is None else arguments
+    group = f"{arguments[0]} " if arguments else " "
+    stages = {name.removeprefix(group): stage for name, stage in STAGES.items() if name.startswith(group)}
     try:
         arguments = _join_names(arguments)
         _check_options(arguments)
         tyro.extras.subcommand_cli_from_dict(
-            STAGES,
-            args=arguments,
-            prog="isoflop",
+            stages or STAGES,
+            args=arguments[1:] if stages else arguments,
+            prog=f"isoflop {group}".strip() if stages else "isoflop",
             description="Know the result before you pay for the run. The commands are in the order of the data flow.",
             sort_subcommands=False,
         )
