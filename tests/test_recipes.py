@@ -8,6 +8,8 @@ import pytest
 
 import isoflop
 from isoflop.corpus.build import CorpusRecipe
+from isoflop.imaging.config import ImagingRecipe
+from isoflop.imaging.sweep import ImagingSweep
 from isoflop.model.accounting import count_parameters
 from isoflop.recipe import load_recipe
 from isoflop.scaling.ladder import LadderRecipe, plan_ladder, resolved
@@ -27,6 +29,8 @@ SCHEMAS = {
     "sweep": LadderRecipe,
     "pretrain": PretrainRecipe,
     "extend": ExtendRecipe,
+    "imaging": ImagingRecipe,
+    "imaging sweep": ImagingSweep,
 }
 
 
@@ -37,6 +41,7 @@ def kind_of(path: Path) -> str:
     keys = tomllib.loads(path.read_text(encoding="utf-8")).keys()
     marks = {
         "tokenizer": "tokens",
+        "medium": "imaging sweep",
         "ladder": "sweep",
         "extend": "extend",
         "train": "pretrain",

@@ -17,7 +17,7 @@ def test_glyphs_are_images_of_strokes_and_their_seed_fixes_them():
     first, again = load_objects(DRAWN, 28), load_objects(DRAWN, 28)
     for images, repeated, n in zip(first, again, (60, 20, 26), strict=True):
         assert images.shape == (n, 28, 28) and torch.equal(images, repeated)
-        assert 0 <= images.min() and images.max() <= 1
+        assert images.min() >= 0 and images.max() <= 1
         assert 0.03 < images.mean() < 0.4
         assert images.flatten(1).amax(1).min() > 0.5  # nothing empty
     border = first.train[:, [0, -1]].mean()
@@ -68,7 +68,7 @@ def test_bad_sections_and_files_are_refused_by_name(tmp_path):
     wide, bright = tmp_path / "wide.npz", tmp_path / "bright.npz"
     np.savez(wide, train_x=np.zeros((20, 28, 20), "u1"), test_x=np.zeros((20, 28, 20), "u1"))
     np.savez(bright, train_x=np.full((20, 8, 8), 7.0), test_x=np.zeros((20, 8, 8)))
-    with pytest.raises(DataError, match=r"shape \(20, 28, 20\), it must be \(N, side, side\)"):
+    with pytest.raises(DataError, match=r"shape \(16, 28, 20\), it must be \(N, side, side\)"):
         load_objects(ObjectsSection("file", str(wide), n_train=16, n_test=2), 28)
     with pytest.raises(DataError, match="values 7 to 7, they must be uint8 or in 0 to 1"):
         load_objects(ObjectsSection("file", str(bright), n_train=16, n_test=2), 28)
