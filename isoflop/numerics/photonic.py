@@ -19,7 +19,8 @@ from isoflop.errors import RecipeError
 from isoflop.numerics.linear import Product
 from isoflop.numerics.noise import Clock, keyed_generator, keyed_normal
 from isoflop.optics.config import CoreConfig
-from isoflop.optics.tensor_core import Encoded, Random, TensorCore
+from isoflop.optics.signs import to_numbers
+from isoflop.optics.tensor_core import Random, TensorCore
 
 Backward = Literal["ste", "core", "dx_core", "dfa"]
 """ste: both gradients digital, from the operands as encoded. core: both on the core, the error signed onto it, the
@@ -102,8 +103,9 @@ class _Photonic(torch.autograd.Function):
             y_MN = found.y if y_MN is None else y_MN + found.y
             if found.clipped is not None:
                 clipped_MN = found.clipped if clipped_MN is None else clipped_MN | found.clipped
-            lights.append(core.numbers(light))
-            weights.append(_as_weight(weight))
+            # Nothing needs the bare light any more: numbers take its place, without memory of their own.
+            lights.append(to_numbers(core.config.signs, light.value).mul_(light.scale))
+            weights.append(weight.value.mul_(weight.scale.unsqueeze(1)))
         assert y_MN is not None
         light_MK, weight_NK = (parts[0] if len(parts) == 1 else torch.cat(parts, 1) for parts in (lights, weights))
         n_clipped = y_MN.new_zeros((), dtype=torch.int64) if clipped_MN is None else clipped_MN.sum()
@@ -151,11 +153,6 @@ class _Photonic(torch.autograd.Function):
 def _product_dtype(x: Tensor) -> torch.dtype:
     """bfloat16 activations ask for bfloat16 products with float32 accumulation, as everywhere."""
     return x.dtype
-
-
-def _as_weight(weights: Encoded) -> Tensor:
-    """Weights as the numbers that they stand for after encoding."""
-    return weights.value * weights.scale.unsqueeze(1)
 
 
 def _random(core: TensorCore, key: Tensor, call: _Call, use: int, device: torch.device) -> Random:
