@@ -8,10 +8,58 @@ from isoflop.errors import DataError
 
 pa = pytest.importorskip("pyarrow", reason="tables need the corpus extra")
 
-MATH = ["theorem", "proof", "lemma", "integral", "derivative", "continuous", "function", "group", "ring", "field", "vector", "matrix", "limit"]
+MATH = [
+    "theorem",
+    "proof",
+    "lemma",
+    "integral",
+    "derivative",
+    "continuous",
+    "function",
+    "group",
+    "ring",
+    "field",
+    "vector",
+    "matrix",
+    "limit",
+]
 TOPOLOGY = ["manifold", "homotopy", "sheaf", "cohomology", "fibre", "bundle", "covering", "compact", "topology", "knot"]
-NEWS = ["minister", "election", "police", "weather", "market", "goal", "match", "storm", "budget", "mayor", "traffic", "school", "hospital"]
-COMMON = ["the", "of", "and", "to", "in", "is", "that", "it", "was", "for", "on", "are", "as", "with", "his", "they", "at", "be", "this"]
+NEWS = [
+    "minister",
+    "election",
+    "police",
+    "weather",
+    "market",
+    "goal",
+    "match",
+    "storm",
+    "budget",
+    "mayor",
+    "traffic",
+    "school",
+    "hospital",
+]
+COMMON = [
+    "the",
+    "of",
+    "and",
+    "to",
+    "in",
+    "is",
+    "that",
+    "it",
+    "was",
+    "for",
+    "on",
+    "are",
+    "as",
+    "with",
+    "his",
+    "they",
+    "at",
+    "be",
+    "this",
+]
 
 
 def _page(rng: random.Random, words: list[str]) -> str:
