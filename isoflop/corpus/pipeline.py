@@ -2,6 +2,7 @@
 
 read         files -> runs of normalised documents; records that could not be read
 documents    runs -> the table of documents, a Parquet file per partition; validation sources chosen
+models       what the filters learn, on a fixed sample
 filter       documents through the quality rules -> compressed frames per split and domain
 made         documents that are made, not read
 join         frames -> train|valid/DOMAIN.jsonl.zst
@@ -10,20 +11,29 @@ join         frames -> train|valid/DOMAIN.jsonl.zst
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from isoflop.corpus.clusters import cluster_examples, count_clusters
 from isoflop.corpus.dedup_table import deduplicate_table
 from isoflop.corpus.environment import environment_versions
-from isoflop.corpus.filtering import all_licenses, filter_partition, made_documents
+from isoflop.corpus.filtering import (
+    FilterJob,
+    all_licenses,
+    contamination,
+    filter_partition,
+    made_documents,
+    summed,
+    train_filters,
+)
 from isoflop.corpus.intake import InputFile, ReadOptions, gather, read_files, read_tasks, write_quarantine
 from isoflop.corpus.output import join_frames, join_tasks, require_both_splits, shown
 from isoflop.corpus.remix import plan_mixture
 from isoflop.corpus.sources import BadRecord
 from isoflop.corpus.split import split_rule
 from isoflop.corpus.stages import Build, Progress, Task
-from isoflop.corpus.summary import Tally, merged
+from isoflop.corpus.summary import KEPT, Tally, merged
 from isoflop.corpus.tables import finish
 from isoflop.errors import DataError
 from isoflop.recipe import to_tree
@@ -56,15 +66,23 @@ def run_stages(
     build.run(documents, gather, _by_partition(recipe, came.n_bytes, runs, documents.folder, rule))
     finish(documents.folder, recipe.partitions)
 
-    duplicates = build.open("duplicates", to_tree(recipe.dedup), [documents])
-    work = duplicates.folder / "work"
-    build.once(duplicates, lambda progress: _deduplicated(build, recipe, documents.folder, work, progress))
+    work, about = None, dict[str, Any]()
+    after = documents
+    if not recipe.raw:
+        after = build.open("duplicates", to_tree(recipe.dedup), [documents])
+        work = after.folder / "work"
+        about = build.once(after, partial(_deduplicated, build, recipe, documents.folder, work), weight=came.n_bytes)
 
-    filtered = build.open("filter", to_tree(recipe.clean), [duplicates])
-    arguments = (documents.folder, work, filtered.folder, recipe.clean)
-    build.run(filtered, filter_partition, _by_partition(recipe, came.n_bytes, *arguments))
-    distinct = merged(item["distinct"] for item in filtered.summaries)
-    clean = merged(item["tally"] for item in filtered.summaries)
+    models = build.open("models", to_tree(recipe.filters) if recipe.filters else "", [after])
+    filtered = build.open("filter", [to_tree(recipe.clean), sorted(rule.given)], [models])
+    filters = None if recipe.raw else recipe.filters
+    job = FilterJob(
+        documents.folder, work, filtered.folder, recipe.clean, filters, models.folder / "models", rule.given
+    )
+    build.once(models, lambda _: train_filters(job, recipe.partitions))
+    build.run(filtered, filter_partition, _by_partition(recipe, came.n_bytes, job))
+    tallies = [merged(item["tallies"][place] for item in filtered.summaries) for place in range(3)]
+    clean = tallies[-1]
 
     made = build.open("made", to_tree(recipe.passkey or ()))
     to_make = enumerate(recipe.passkey or ())
@@ -73,16 +91,16 @@ def run_stages(
     join = build.open("join", "", [filtered, made], fresh=True)
     entries = build.run(join, join_frames, join_tasks([*filtered.summaries, *made.summaries], out))
     if not clean.n_documents:
-        raise nothing_usable(read.summaries, len(files), _by_rule([distinct, clean]))
-    require_both_splits(entries, _by_rule([distinct, clean]))
+        raise nothing_usable(read.summaries, len(files), _by_rule(tallies))
+    require_both_splits(entries, _by_rule(tallies))
     write_quarantine(out / "quarantine.jsonl", unreadable, read.folder, tasks)
     manifest = {
         "packages": environment_versions([item.environment for item in files if item.environment]),
         "held_out": list(rule.held_out),
         "n_bad_records": len(unreadable) + sum(item["n_bad"] for item in read.summaries),
         "n_repaired_records": sum(item["n_repaired"] for item in read.summaries),
-        "duplicates": _duplicate_counts(duplicates.summaries[0]),
-        "drops": _drop_table(clean),
+        "duplicates": _duplicate_counts(about),
+        "drops": _drop_table(tallies[1:]),
         "files": entries,
         "corpus_sha256": hashlib.sha256("".join(item["sha256"] for item in entries).encode()).hexdigest(),
         "n_documents": sum(item["n_documents"] for item in entries),
@@ -91,13 +109,38 @@ def run_stages(
         "mixture": plan_mixture(_trained_on(entries), recipe.mix),
         "inputs": [entry for item in read.summaries for entry in item["inputs"]],
     }
-    stages = [("read", came), ("duplicates", distinct), ("filter", clean)]
+    return manifest, _funnel(recipe, job, came, tallies, filtered.summaries, about)
+
+
+def _funnel(
+    recipe: "CorpusRecipe",
+    job: FilterJob,
+    came: Tally,
+    tallies: list[Tally],
+    summaries: list[dict[str, Any]],
+    about: dict[str, Any],
+) -> dict[str, Any]:
+    """What the report shows of each stage."""
+    names = ("duplicates", "filter", "decontaminate")
+    wanted = (not recipe.raw, not recipe.raw, bool(job.filters and job.filters.decontaminate.benchmarks))
+    shown_ = [(name, tally) for name, tally, show in zip(names, tallies, wanted, strict=True) if show]
+    if shown_ and shown_[-1][1] is not tallies[-1]:  # samples of what is kept are taken at the end
+        shown_[-1][1].samples[KEPT] = tallies[-1].samples[KEPT]
+    stages = [("read", came), *(shown_ or [("kept", tallies[-1])])]
     similarities: Counter[int] = Counter()
-    for item in filtered.summaries:
+    for item in summaries:
         similarities.update(dict(item["similarities"]))
-    about = {"options": to_tree(recipe.dedup), "counts": manifest["duplicates"], **duplicates.summaries[0]["clusters"]}
-    about["similarities"] = [[(place + 0.5) / 20, count] for place, count in sorted(similarities.items())]
-    return manifest, {"stages": [{"name": name, **tally.plain()} for name, tally in stages], "duplicates": about}
+    duplicates: dict[str, Any] = {}
+    if about:
+        duplicates = {"options": to_tree(recipe.dedup), "counts": _duplicate_counts(about), **about["clusters"]}
+        duplicates["similarities"] = [[(place + 0.5) / 20, count] for place, count in sorted(similarities.items())]
+    return {
+        "stages": [{"name": name, **tally.plain()} for name, tally in stages],
+        "duplicates": duplicates,
+        "contamination": contamination(job, summaries),
+        "hits": summed(summaries, "hits"),
+        "edits": summed(summaries, "edits"),
+    }
 
 
 def _deduplicated(
@@ -112,6 +155,8 @@ def _deduplicated(
 
 
 def _duplicate_counts(found: Mapping[str, Any]) -> dict[str, int]:
+    if not found:
+        return {}
     counts = {rule: item["n_documents"] for rule, item in found["rules"].items()}
     return {
         "exact": counts.get("exact_duplicate", 0),
@@ -156,8 +201,9 @@ def _by_rule(tallies: list[Tally]) -> dict[str, int]:
     return dict(counts)
 
 
-def _drop_table(tally: Tally) -> dict[str, dict[str, int]]:
+def _drop_table(tallies: list[Tally]) -> dict[str, dict[str, int]]:
     table: dict[str, dict[str, int]] = defaultdict(dict)
-    for (rule, domain, _), (documents, _) in sorted(tally.dropped.items()):
-        table[domain][rule] = table[domain].get(rule, 0) + documents
-    return dict(table)
+    for tally in tallies:
+        for (rule, domain, _), (documents, _) in sorted(tally.dropped.items()):
+            table[domain][rule] = table[domain].get(rule, 0) + documents
+    return dict(sorted(table.items()))

@@ -49,7 +49,7 @@ def corpus_page(report: Tree, *, title: str) -> str:
         ("funnel", "Funnel", _funnel(report, colors)),
         ("dropped", "Dropped", _dropped(report)),
         ("duplicates", "Duplicates", _duplicates(report.get("duplicates") or {})),
-        ("contamination", "Evaluation sets", _contamination(report.get("contamination") or {})),
+        ("contamination", "Evaluation sets", _contamination(report.get("contamination") or [])),
         ("lengths", "Lengths", _lengths(report, colors)),
         ("languages", "Languages", _languages(report)),
         ("mixture", "Mixture", _mixture(report["manifest"]["mixture"], colors)),
@@ -197,21 +197,28 @@ def _size_group(size: int) -> str:
     return _GROUPS[next((place for limit, place in limits if size <= limit), 6)]
 
 
-def _contamination(found: Tree) -> Markup:
+def _contamination(found: Sequence[Tree]) -> Markup:
     rows = [
         [
-            name,
-            item.get("items"),
-            item.get("items_found"),
-            percent(item["items_found"] / item["items"], 1) if item.get("items") else None,
-            item.get("documents"),
+            item["benchmark"],
+            item["n_texts"],
+            item["n_found"],
+            percent(item["n_found"] / item["n_texts"], 1) if item["n_texts"] else None,
+            item["n_documents"],
+            item["n_too_short"],
         ]
-        for name, item in sorted(found.items())
+        for item in found
     ]
+    heads = ["benchmark", "texts", "found", "share", "documents with them", "too short to look for"]
     return section(
         "contamination",
         "Overlap with evaluation sets",
-        table(["benchmark", "items", "found in the corpus", "share", "documents dropped"], rows),
+        sentence(
+            "Texts of which a run of words occurs in the filtered corpus; the documents that hold them are dropped."
+        )
+        if rows
+        else "",
+        table(heads, rows),
     )
 
 

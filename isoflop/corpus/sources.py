@@ -131,7 +131,8 @@ class SourceOptions:
     encoding: str = ""
     """Encoding of text and HTML files that are not UTF-8; empty: detected."""
     split: Literal["auto", "train", "valid"] = "auto"
-    """auto: `split.valid_fraction` of the documents go to validation; or all of them to one side."""
+    """auto: `split.valid_fraction` of the documents go to validation; or all of them to one side. Documents of a source
+    that is valid as a whole are taken as they are: no quality rule drops or changes them."""
     priority: int = 0
     """Of equal or nearly equal documents the one with the smallest priority stays, then the first by origin."""
     limits: ReadLimits = field(default_factory=ReadLimits)

@@ -47,6 +47,11 @@ class SplitRule:
             priorities.append(self.priorities.get(origin.partition("/")[0], 0) - offset)
         return splits, priorities
 
+    @property
+    def given(self) -> frozenset[str]:
+        """Labels of sources that are validation as a whole: no rule drops any of their documents."""
+        return frozenset(label for label, rule in self.rules.items() if rule == "valid")
+
     @cached_property
     def _held_out(self) -> frozenset[str]:
         return frozenset(self.held_out)
