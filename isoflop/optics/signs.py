@@ -1,12 +1,12 @@
 """Four exact ways to multiply signed numbers with light, which has no sign. Source: A8.
 
-fold      |x| on the first modulator, sign(x) w on the second: one window, (-a)(-b) = a b
+fold      |x| on the first modulator, sign(x) w on the second (no weight where x = 0): one window, (-a)(-b) = a b
 offset    u = (x + 1)/2, and 2 sum(u w) - sum(w) afterwards: one window, but a large common mode
 two_pass  x = x_plus - x_minus in two windows, subtracted after the ADC: twice the time, the noise of both
 field     the sign is a phase of the optical field, read with a reference: one window, needs coherence
 """
 
-from torch import Tensor, cat, copysign, logical_or
+from torch import Tensor, cat, logical_or
 
 from isoflop.optics.config import CoreConfig, Signs
 
@@ -34,10 +34,14 @@ def to_windows(config: CoreConfig, u_MK: Tensor) -> Tensor:
 
 
 def signed_light(signs: Signs, light_MK: Tensor, u_MK: Tensor) -> Tensor:
-    """Light with the sign that `fold` puts onto the weights; overwrites it unless it has a gradient."""
+    """Light with the sign that `fold` puts onto the weights; overwrites it unless it has a gradient.
+
+    The sign of 0 is 0: where nothing is to be added, no weight is sent, and the light that no modulator can block meets
+    none. Else the dark symbols of a sparse input would sum up, and their weights would learn from it.
+    """
     if signs != "fold":
         return light_MK
-    return copysign(light_MK, u_MK) if light_MK.requires_grad else light_MK.copysign_(u_MK)
+    return light_MK * u_MK.sign() if light_MK.requires_grad else light_MK.mul_(u_MK.sign())
 
 
 def to_numbers(signs: Signs, light_MK: Tensor) -> Tensor:

@@ -75,7 +75,7 @@ class WaveformCore(TensorCore):
             in_MB = weight_phase_(self._input_field, sent_MB) if field else input_phase_(config, sent_MB)
             by_MNB = weight_phase_(self._optics, weight_NB)[None]
             if fold:
-                by_MNB = torch.copysign(by_MNB, by_MNB * x_MK[:, None, first:end])
+                by_MNB = by_MNB * x_MK[:, None, first:end].sign()
             in_MB, by_MNB = filtered(in_MB, taps), filtered(by_MNB, taps)
             in_MB = weight_dac_(self._input_field, in_MB, rounding) if field else input_dac_(config, in_MB, rounding)
             by_MNB = weight_dac_(self._optics, by_MNB, rounding)

@@ -57,6 +57,14 @@ def test_dark_light_cancels_exactly_except_where_it_is_folded(signs):
     assert 1e-3 < relative(TensorCore(folded).matmul(x, w), x @ w.T) < 0.05
 
 
+@pytest.mark.parametrize("core", CORES)
+def test_zeros_of_a_sparse_input_add_nothing_although_darkness_leaks(core):
+    x, w = operands()
+    x = torch.where(x.abs() < 1.0, 0.0, x)
+    config = load_preset("ideal", extinction_db=12.0)
+    assert relative(core(config).matmul(x, w + 5.0), x @ (w + 5.0).T) < 1e-12
+
+
 @pytest.mark.parametrize("bits", [4, 8, 12])
 def test_the_offset_scheme_errs_by_at_most_the_adc_bin_it_doubles(bits):
     config = load_preset("ideal", signs="offset", adc_bits=bits, full_scale=40.0, input_scale="tensor")
