@@ -86,7 +86,7 @@ def crops_figure(galleries: Mapping[int, Gallery], frame: np.ndarray, *, n: int 
 def crop_curve(records: Sequence[Mapping[str, Any]]) -> "Figure":
     """Correlation over the number of camera pixels, for network, ridge and the mean image."""
     with style():
-        figure = new_figure(4.2)
+        figure = new_figure(4.7)
         axes = figure.subplots()
         _curves(axes, records, "camera_px")
         axes.set_xscale("log", base=2)
@@ -104,7 +104,7 @@ def photon_curve(records: Sequence[Mapping[str, Any]]) -> "Figure":
     quiet = 10 * counts[-1]
     shown = [{**record, "photons": record["photons"] or quiet} for record in records]
     with style():
-        figure = new_figure(4.2)
+        figure = new_figure(4.7)
         axes = figure.subplots()
         _curves(axes, shown, "photons")
         axes.set_xscale("log")
@@ -155,9 +155,9 @@ def _curves(axes: "Axes", records: Sequence[Mapping[str, Any]], by: str) -> None
             label="ridge",
         )
         axes.axhline(ordered[0]["mean_image_pcc"][kind], color=color, linewidth=1.2, linestyle=":", label="mean image")
-    axes.set_ylim(min(0.3, axes.get_ylim()[0]), 1.0)
+    axes.set_ylim(min(0.3, axes.get_ylim()[0]), 1.01)
     axes.set_ylabel("correlation")
-    axes.legend(frameon=False, ncols=2, fontsize=9, loc="lower right")
+    axes.legend(frameon=False, ncols=2, fontsize=9.5, loc="upper center", bbox_to_anchor=(0.5, -0.2))
     light_grid(axes)
 
 

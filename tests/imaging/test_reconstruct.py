@@ -15,10 +15,12 @@ from isoflop.recipe import from_tree, to_tree
 TINY = from_tree(
     {
         "medium": {"object_px": 14, "frame_px": 24, "seed": 2},
-        "objects": {"n_train": 400, "n_test": 60, "n_unseen": 40},
-        "network": {"width": 96, "depth": 1, "channels": 6, "refinements": 1},
+        "camera": {"crop_px": 12},
+        "objects": {"n_train": 300, "n_test": 60, "n_unseen": 40},
+        "network": {"width": 0, "depth": 1, "channels": 6, "refinements": 1},
         "train": {
             "n_samples": 6400,
+            "learning_rate": 5e-3,
             "batch_samples": 64,
             "warmup_steps": 10,
             "precision": "float32",
@@ -45,7 +47,7 @@ def test_a_trained_network_sees_more_than_ridge_and_ridge_more_than_the_mean_ima
     _, found = trained
     for kind in ("test", "unseen"):
         assert found["scores"][kind]["pcc"] > found["ridge"][kind]["pcc"] > found["mean_image_pcc"][kind]
-    assert found["scores"]["test"]["pcc"] > 0.9
+    assert found["scores"]["test"]["pcc"] > 0.85
 
 
 def test_behind_another_slab_it_knows_no_more_than_the_mean_image(trained):
@@ -55,7 +57,7 @@ def test_behind_another_slab_it_knows_no_more_than_the_mean_image(trained):
 
 
 def test_shuffled_pairs_teach_the_mean_image(tmp_path):
-    found = run_imaging(tiny(train={"shuffled": True}), tmp_path)
+    found = run_imaging(tiny(train={"shuffled": True, "n_samples": 3200}), tmp_path)
     for kind in ("test", "unseen"):
         assert found["scores"][kind]["pcc"] == pytest.approx(found["mean_image_pcc"][kind], abs=0.06)
 
@@ -74,9 +76,9 @@ def test_correlation_rises_with_the_crop_and_with_photons(tmp_path):
 
 
 def test_a_twin_adds_what_distorted_objects_teach(tmp_path):
-    few = {"n_train": 400}
-    with_twin = tiny(objects=few, camera={"crop_px": 10}, twin={"iterations": 60, "restarts": 2, "least_share": 0.02})
-    without = tiny(objects=few, camera={"crop_px": 10})
+    wide = {"network": {"width": 128}, "camera": {"crop_px": 10}, "objects": {"n_train": 400}}
+    with_twin = tiny(**wide, twin={"iterations": 80, "restarts": 2, "least_share": 0.03})
+    without = tiny(**wide)
     found = [run_imaging(made, tmp_path / name) for name, made in (("twin", with_twin), ("plain", without))]
     assert found[0]["twin_held_out"] > 0.8 and found[1]["twin_held_out"] is None
     assert found[0]["scores"]["unseen"]["pcc"] > found[1]["scores"]["unseen"]["pcc"]
