@@ -385,15 +385,13 @@ def main(arguments: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.WARNING, format="isoflop: %(message)s", stream=sys.stderr)
     logging.getLogger("isoflop").setLevel(logging.INFO)
     arguments = sys.argv[1:] if arguments is None else arguments
-    group = f"{arguments[0]} " if arguments else " "
-    stages = {name.removeprefix(group): stage for name, stage in STAGES.items() if name.startswith(group)}
     try:
-        arguments = _join_names(arguments)
+        group = _group_of(arguments)
         _check_options(arguments)
         tyro.extras.subcommand_cli_from_dict(
-            stages or STAGES,
-            args=arguments[1:] if stages else arguments,
-            prog=f"isoflop {group}".strip() if stages else "isoflop",
+            {name.removeprefix(f"{group} "): stage for name, stage in STAGES.items() if name.startswith(group)},
+            args=arguments[1:] if group else arguments,
+            prog=f"isoflop {group}".strip(),
             description="Know the result before you pay for the run. The commands are in the order of the data flow.",
             sort_subcommands=False,
         )
@@ -416,16 +414,18 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(130)
 
 
-def _join_names(arguments: list[str]) -> list[str]:
-    """Names of two words (`corpus build`) as one argument."""
-    two = " ".join(arguments[:2])
-    if two in STAGES:
-        return [two, *arguments[2:]]
-    longer = [name for name in STAGES if arguments and name.startswith(f"{arguments[0]} ")]
-    if longer and not {"-h", "--help"} & set(arguments[1:2]):
-        given = " ".join(arguments[1:2]) or "nothing"
-        raise RecipeError(f"isoflop {arguments[0]} is followed by what to do, not by {given}; isoflop {longer[0]} ...")
-    return [longer[0], *arguments[1:]] if longer else arguments
+def _group_of(arguments: list[str]) -> str:
+    """First of two words of a command (`corpus build`), or nothing. Raises RecipeError where the second is none."""
+    group, second = (*arguments, "", "")[:2]
+    names = [name.removeprefix(f"{group} ") for name in STAGES if name.startswith(f"{group} ")]
+    if not group or not names:
+        return ""
+    if second not in (*names, "-h", "--help"):
+        given = second or "nothing"
+        raise RecipeError(
+            f"isoflop {group} is followed by {' or '.join(names)}, not by {given}: isoflop {group} {names[0]} ..."
+        )
+    return group
 
 
 def _check_options(arguments: list[str]) -> None:

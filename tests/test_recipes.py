@@ -11,6 +11,7 @@ from isoflop.corpus.build import CorpusRecipe
 from isoflop.imaging.config import ImagingRecipe
 from isoflop.imaging.sweep import ImagingSweep
 from isoflop.model.accounting import count_parameters
+from isoflop.optics.config import CoreConfig
 from isoflop.recipe import load_recipe
 from isoflop.scaling.ladder import LadderRecipe, plan_ladder, resolved
 from isoflop.scaling.ladder_recipe import check as check_ladder
@@ -31,6 +32,7 @@ SCHEMAS = {
     "extend": ExtendRecipe,
     "imaging": ImagingRecipe,
     "imaging sweep": ImagingSweep,
+    "optics": CoreConfig,
 }
 
 
