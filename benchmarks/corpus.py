@@ -1,14 +1,15 @@
 """Deduplication of real text beside datatrove: speed, memory, survivors; and memory when the input is 10 times larger.
 
     python benchmarks/corpus.py --text ../shared/data/pretrain --datatrove ENVIRONMENT/bin/python [--workers 2]
-        [--copies 9] [--work FOLDER] [--json FILE]
+        [--copies 9] [--recipe recipes/corpus/shared.toml] [--work FOLDER] [--json FILE]
 
-Both sides get the same documents (books cut at line ends to 50 kB), split into words with one space between them, and
-the same parameters. Ours runs twice: every candidate pair joins, which is what datatrove does, and with the comparison
-that is our default. Then the input grows: `--copies` edited copies of every document (one word in three exchanged for
-a random one), so that their similarity to the original and to each other is below 0.5. Memory is the proportional set
-size of all processes together. ENVIRONMENT is any that has datatrove 0.10.1 (pip install "datatrove[io]==0.10.1");
-without it, only ours is measured.
+With --recipe, that corpus is built first: documents and MB of the text that was read, per second of each stage. Then
+deduplication alone. Both sides get the same documents (books cut at line ends to 20,000 characters), split into words
+with one space between them, and the same parameters. Ours runs twice: every candidate pair joins, which is what
+datatrove does, and with the comparison that is our default. Then the input grows: `--copies` edited copies of every
+document (one word in three exchanged for a random one), so that their similarity to the original and to each other is
+below 0.5. Memory is the proportional set size of all processes together. ENVIRONMENT is any that has datatrove 0.10.1
+(pip install "datatrove[io]==0.10.1"); without it, only ours is measured.
 """
 
 import argparse
@@ -206,10 +207,30 @@ def row(name: str, watched: Watched, info: tables.TableInfo, seconds: float | No
     return found
 
 
+def build_stages(recipe: Path, out: Path, workers: int) -> dict:
+    """`isoflop corpus build`, from nothing: what each stage took."""
+    shutil.rmtree(out, ignore_errors=True)
+    command = [sys.executable, "-m", "isoflop.cli", "corpus", "build", str(recipe), "--out", str(out)]
+    watched = watch([*command, f"workers={workers}"])
+    stages = json.loads((out / "build.json").read_text(encoding="utf-8"))["stages"]
+    funnel = json.loads((out / "report.json").read_text(encoding="utf-8"))["stages"]
+    n_documents = {stage["name"]: sum(kept[2] for kept in stage["kept"]) for stage in funnel}
+    n_read = n_documents["read"]
+    n_bytes = sum(kept[3] for kept in funnel[0]["kept"])
+    found = {"seconds": watched.seconds, "peak_pss_gb": watched.peak_pss_bytes / 1e9, "n_documents": n_read}
+    for name, stage in stages.items():
+        rate = {"seconds": stage["seconds"], "documents_per_s": n_read / max(1e-3, stage["seconds"])}
+        found[name] = {**rate, "mb_per_s": n_bytes / 1e6 / max(1e-3, stage["seconds"])}
+        print(f"{name:12s}", {key: round(value, 2) for key, value in found[name].items()}, flush=True)
+    print({key: found[key] for key in ("seconds", "peak_pss_gb", "n_documents")})
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", type=Path)
     parser.add_argument("--datatrove", help="Python of an environment with datatrove")
+    parser.add_argument("--recipe", type=Path, help="build this corpus first")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--copies", type=int, default=9)
     parser.add_argument("--limit", type=int, default=10**9, help="documents, for a trial")
@@ -232,6 +253,8 @@ def main() -> None:
     }
     record |= {"bands": BANDS, "rows": ROWS, "words": WORDS, "workers": options.workers, "runs": []}
 
+    if options.recipe:
+        record["stages"] = build_stages(options.recipe, folder / "corpus", options.workers)
     one = folder / "one"
     if not tables.is_complete(one / "documents"):
         write_input(one, (d for d, _ in zip(pretrain_texts(options.text), range(options.limit))), jsonl=True)

