@@ -218,9 +218,8 @@ def main() -> None:
                 reference = next(item for item in rows if item["rules"] == rules)
                 times = row["times_tokenizers"] = row["mb_per_s"] / reference["mb_per_s"]
                 same = "same ids" if not row["different_documents"] else f"{row['different_documents']} texts differ"
-                print(
-                    f"  {rules} {name} {row['version']}: {row['mb_per_s']:.1f} MB/s, {times:.1f}x, {same}", flush=True
-                )
+                speed = f"{row['mb_per_s']:.1f} MB/s, {row['mb_per_cpu_s']:.1f} a CPU second"
+                print(f"  {rules} {name} {row['version']}: {speed}, {times:.1f}x, {same}", flush=True)
     if args.json:
         args.json.write_text(json.dumps({"commit": commit(), "processor": processor(), "rows": rows}, indent=1) + "\n")
 

@@ -64,6 +64,7 @@ def tokens(
     rows = [
         (f"{s['split']} {s['domain']}", f"{s['n_tokens']:,} tokens, {s['n_bytes']:,} bytes") for s in found["shards"]
     ]
+    rows += [(f"bytes per token, {name}", f"{value:.2f}") for name, value in found.get("compression", {}).items()]
     rows.append(("vocabulary", f"{found['vocab_size']:,} rows, {found['bytes_per_token']:.3f} bytes per token"))
     report_found(found, json, f"tokens in {out}" + (" (was up to date)" if found.get("reused") else ""), rows)
 

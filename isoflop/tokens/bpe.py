@@ -16,20 +16,25 @@ uses). v3 is cut by the library, as its classes are Unicode's.
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tokenizers
-from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
 
 from isoflop.errors import DataError, RecipeError
 from isoflop.recipe import write_text
-from isoflop.tokens.encoder import Encoder
+from isoflop.tokens.count import count_pieces
+from isoflop.tokens.encoder import Encoder, library_encoder
+from isoflop.tokens.learn import learn_merges
 from isoflop.tokens.rules import N_BYTES, PIECES, V3_SPLITS, Rules, byte_symbols
 
+MAX_PIECE_BYTES = 96_000_000
+"""Different pieces that a tokenizer may be trained on: the text itself can be any length. Training takes about 20 times
+this memory at most."""
 BOS = "<\uff5cbegin\u2581of\u2581sentence\uff5c>"  # paper
 EOS = "<\uff5cend\u2581of\u2581sentence\uff5c>"  # paper
 FIM_BEGIN = "<\uff5cfim\u2581begin\uff5c>"  # paper
@@ -47,6 +52,8 @@ def train_tokenizer(
     min_frequency: int = 2,
     rules: Rules = "v1",
     fim_tokens: bool = False,
+    max_piece_bytes: int = MAX_PIECE_BYTES,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> "Tokenizer":
     """Train merges on `texts` until there are `vocab_size` ordinary tokens (256 bytes plus merges).
 
@@ -70,20 +77,24 @@ def train_tokenizer(
             "raise it, or give 0 to choose it automatically"
         )
     backend = _untrained(rules)
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        min_frequency=min_frequency,
-        show_progress=False,
-        special_tokens=[],  # added below, so that their ids follow the ordinary ones
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+    data, sizes, counts = count_pieces(texts, backend, rules, max_piece_bytes)
+    symbols = byte_symbols()
+    alphabet = sorted(symbols)
+    id_of_byte = np.array([alphabet.index(symbol) for symbol in symbols], dtype=np.int32)
+    pairs = learn_merges(
+        data, sizes, counts, id_of_byte, vocab_size - N_BYTES, min_frequency=min_frequency, on_progress=on_progress
     )
-    backend.train_from_iterator(texts, trainer)
-    reached = backend.get_vocab_size()
+    names = alphabet
+    for left, right in pairs:
+        names.append(names[left] + names[right])
+    reached = len(names)
     if reached < vocab_size:
         raise DataError(
             f"vocab_size = {vocab_size} is larger than the corpus supports: only {reached} tokens occur at least "
             f"{min_frequency} times; lower vocab_size to {reached} or less, or give more text"
         )
+    merges = [(names[left], names[right]) for left, right in pairs]
+    backend.model = models.BPE(vocab={name: index for index, name in enumerate(names)}, merges=merges)
     backend.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in special])
     return Tokenizer(backend, padded)
 
@@ -94,7 +105,7 @@ class Tokenizer:
     def __init__(self, backend: tokenizers.Tokenizer, vocab_size: int):
         self._backend = backend
         self._backend.encode_special_tokens = True  # text that spells a special token stays text
-        self.rules = _rules_of(backend)
+        self.rules: Rules | None = _rules_of(backend)
         """Where the text is cut; None for rules that are not ours."""
         self.vocab_size = vocab_size
         """Padded size: what the model's embedding and head have."""
@@ -181,7 +192,7 @@ class Tokenizer:
 
     @cached_property
     def _encoder(self) -> Encoder | None:
-        return Encoder(self._backend, self.rules, self._bytes_of_id) if self.rules else None
+        return library_encoder(self._backend, self.rules, self._bytes_of_id) if self.rules else None
 
     @cached_property
     def token_bytes(self) -> np.ndarray:
@@ -235,7 +246,12 @@ def _untrained(rules: Rules) -> tokenizers.Tokenizer:
 def _rules_of(backend: tokenizers.Tokenizer) -> Rules | None:
     """The rules by which `backend` cuts plain text, None where they are not ours or it does more to a text."""
     found = json.loads(backend.to_str())
-    if found["normalizer"] or not all(token["special"] for token in found["added_tokens"]):
+    if (
+        found["normalizer"]
+        or found["truncation"]
+        or found["padding"]
+        or not all(token["special"] for token in found["added_tokens"])
+    ):
         return None
     all_rules: tuple[Rules, ...] = ("v1", "v3")
     for rules in all_rules:

@@ -6,7 +6,7 @@ every piece becomes one that was met before. Known pieces come from a table (iso
 to the library. The table starts afresh when it is full, so memory is bounded however long and varied the text is.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import accumulate, pairwise
 
 import numpy as np
@@ -22,14 +22,27 @@ _BORDER_BITS = 22
 
 
 class Encoder:
-    """Encodes with the merges of `backend`, whose texts are cut by `rules`; `token_bytes` has the bytes of every id."""
+    """Encodes texts that are cut by `rules`.
 
-    def __init__(self, backend: tokenizers.Tokenizer, rules: Rules, token_bytes: list[bytes]):
-        self._backend = backend
+    `merge` gives the ids of pieces that are not known yet, `whole` those of a text with characters of planes whose
+    classes are not known. `crossed` says at which borders of characters a piece may be cut; without it none is.
+    """
+
+    def __init__(
+        self,
+        rules: Rules,
+        merge: Callable[[list[bytes]], list[list[int]]],
+        whole: Callable[[str], list[int]],
+        crossed: np.ndarray | None = None,
+        *,
+        max_pieces: int = MAX_PIECES,
+    ):
         self._rules: Rules = rules
-        self._symbols = dict(enumerate(byte_symbols()))
-        self._crossed = _crossed_borders(token_bytes)
-        self._known = PieceTable(self._merge)
+        self._whole = whole
+        self._crossed = crossed
+        self.max_pieces = max_pieces
+        """Pieces that are remembered; about 100 bytes each."""
+        self._known = PieceTable(merge)
 
     def encode(self, texts: list[str]) -> list[np.ndarray]:
         """Ids of each text, int32."""
@@ -57,7 +70,7 @@ class Encoder:
             window = f"\0{text[position : position + width]}\0"
             codes = _codes(window)
             if _has_unknown_classes(codes):
-                return np.array(self._backend.encode(text, add_special_tokens=False).ids, dtype=np.int32)
+                return np.array(self._whole(text), dtype=np.int32)
             kinds = class_table(self._rules)[codes]
             kinds[[0, -1]] = END
             end = len(window) - 1
@@ -74,12 +87,14 @@ class Encoder:
         self, text: str, codes: np.ndarray, kinds: np.ndarray, end: int
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Tokens of text[:end], where pieces begin, and how many tokens come before each of them and after the last."""
-        if len(self._known) > MAX_PIECES:
+        if len(self._known) > self.max_pieces:
             self._known.clear()
         cuts = starts(kinds, self._rules)
         is_ascii = codes.dtype == np.uint8
-        if not is_ascii:
-            self._cut_ideographs(cuts, codes, kinds)
+        if self._crossed is not None and not is_ascii:
+            inside = kinds == ideographs(self._rules)
+            second = np.flatnonzero(inside[1:] & inside[:-1]) + 1
+            cuts[second] |= ~self._crossed[_border(codes[second - 1], codes[second])]
         places = np.flatnonzero(cuts[:end])
         stops = np.append(places[1:], end)
         pieces = kinds[places] != END
@@ -91,16 +106,21 @@ class Encoder:
         ids, counts = self._known.tokens(text.encode() + PADDING, begins, ends - begins)
         return ids, places, np.append(0, np.cumsum(counts))
 
-    def _cut_ideographs(self, cuts: np.ndarray, codes: np.ndarray, kinds: np.ndarray) -> None:
-        inside = kinds == ideographs(self._rules)
-        second = np.flatnonzero(inside[1:] & inside[:-1]) + 1
-        cuts[second] |= ~self._crossed[_border(codes[second - 1], codes[second])]
 
-    def _merge(self, pieces: list[bytes]) -> list[list[int]]:
-        merged = self._backend.model.tokenize  # without what the library does around it: half the time
-        symbols = b"".join(pieces).decode("latin-1").translate(self._symbols)
+def library_encoder(backend: tokenizers.Tokenizer, rules: Rules, token_bytes: list[bytes]) -> Encoder:
+    """Encodes with the merges of `backend`, whose texts are cut by `rules`; `token_bytes` has the bytes of every id."""
+    symbols = dict(enumerate(byte_symbols()))
+
+    def merge(pieces: list[bytes]) -> list[list[int]]:
+        merged = backend.model.tokenize  # without what the library does around it: half the time
+        text = b"".join(pieces).decode("latin-1").translate(symbols)
         ends = list(accumulate(map(len, pieces), initial=0))
-        return [[token.id for token in merged(symbols[start:end])] for start, end in pairwise(ends)]
+        return [[token.id for token in merged(text[start:end])] for start, end in pairwise(ends)]
+
+    def whole(text: str) -> list[int]:
+        return backend.encode(text, add_special_tokens=False).ids
+
+    return Encoder(rules, merge, whole, _crossed_borders(token_bytes))
 
 
 def _groups(texts: list[str]) -> Iterator[list[str]]:

@@ -26,9 +26,11 @@ from isoflop.corpus.folder import new_folder, read_manifest
 from isoflop.corpus.sources import read_texts
 from isoflop.errors import DataError
 from isoflop.recipe import to_tree, write_json
-from isoflop.tokens.bpe import Rules, Tokenizer, train_tokenizer
+from isoflop.tokens.bpe import Tokenizer, train_tokenizer
+from isoflop.tokens.count import TooVaried
 from isoflop.tokens.documents import DocumentOptions, Texts, encode_documents
 from isoflop.tokens.documents import check as check_documents
+from isoflop.tokens.rules import Rules
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +88,11 @@ class Shard:
     n_documents: int
     sha256: str
 
+    @property
+    def bytes_per_text_token(self) -> float:
+        """Compression: BOS and EOS, two a document, are not counted."""
+        return self.n_bytes / max(self.n_tokens - 2 * self.n_documents, 1)
+
 
 def build_tokens(
     corpus: str | Path, out: str | Path, recipe: TokensRecipe, *, on_progress: Progress | None = None
@@ -115,7 +122,7 @@ def build_tokens(
         if recipe.reuse_tokenizer:
             tokenizer = Tokenizer.load(recipe.reuse_tokenizer)
         else:
-            tokenizer = _train(corpus, files, recipe.tokenizer)
+            tokenizer = _train(corpus, files, recipe.tokenizer, on_progress)
         check_documents(recipe.documents, tokenizer)
         tokenizer.save(work)
         n_bytes = sum(item["n_bytes"] for item in files)
@@ -130,6 +137,7 @@ def build_tokens(
             "data_sha256": data_sha256,
             "shards": [asdict(shard) for shard in shards],
             "bytes_per_token": sum(s.n_bytes for s in shards) / sum(s.n_tokens for s in shards),
+            "compression": {f"{s.split} {s.domain}": s.bytes_per_text_token for s in shards},
             "made_from": made_from,
         }
         write_json(work / "manifest.json", result)
@@ -212,31 +220,43 @@ class TokenSet:
         return self.tokenizer.token_bytes
 
 
-def _train(corpus: Path, files: list[dict[str, Any]], options: TokenizerOptions) -> Tokenizer:
+def _train(
+    corpus: Path, files: list[dict[str, Any]], options: TokenizerOptions, on_progress: Progress | None
+) -> Tokenizer:
     files = [item for item in files if item["split"] == "train"]
     total = sum(item["n_bytes"] for item in files)
     share = min(1.0, options.sample_mb * 1e6 / max(total, 1))
-    log.info("training %d tokens on %.1f MB", options.vocab_size, total * share / 1e6)
+    while True:
+        log.info("training %d tokens on %.1f MB", options.vocab_size, total * share / 1e6)
+        try:
+            return train_tokenizer(
+                _sample(corpus, files, share, on_progress),
+                options.vocab_size,
+                n_reserved=options.n_reserved,
+                padded_vocab_size=options.padded_vocab_size,
+                pad_multiple=options.pad_multiple,
+                min_frequency=options.min_frequency,
+                rules=options.rules,
+                fim_tokens=options.fim_tokens,
+                on_progress=partial(on_progress, "merges") if on_progress else None,
+            )
+        except TooVaried as error:
+            share /= 2
+            log.warning("%s: training on half the sample, %.1f MB", error, total * share / 1e6)
 
-    def sample() -> Iterator[str]:
-        for item in files:
-            kept = 0.0
-            for text in read_texts(corpus / item["path"]):
-                kept += share
-                if kept >= 1.0:  # every 1/share-th document: even and the same every time
-                    kept -= 1.0
-                    yield text
 
-    return train_tokenizer(
-        sample(),
-        options.vocab_size,
-        n_reserved=options.n_reserved,
-        padded_vocab_size=options.padded_vocab_size,
-        pad_multiple=options.pad_multiple,
-        min_frequency=options.min_frequency,
-        rules=options.rules,
-        fim_tokens=options.fim_tokens,
-    )
+def _sample(corpus: Path, files: list[dict[str, Any]], share: float, on_progress: Progress | None) -> Iterator[str]:
+    total, done = sum(item["n_bytes"] for item in files), 0
+    for item in files:
+        kept = 0.0
+        for text in read_texts(corpus / item["path"]):
+            kept += share
+            if kept >= 1.0:  # every 1/share-th document: even and the same every time
+                kept -= 1.0
+                yield text
+        done += item["n_bytes"]
+        if on_progress:
+            on_progress("tokenizer sample", done, total)
 
 
 def _write_shards(

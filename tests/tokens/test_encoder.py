@@ -92,11 +92,12 @@ def test_a_text_longer_than_the_window_is_cut_as_if_it_were_whole(both: Tokenize
 @given(texts=TEXTS)
 @settings(max_examples=100, deadline=None)
 def test_a_full_table_is_forgotten_without_a_trace(both: Tokenizer, texts: list[str]) -> None:
+    assert both._encoder is not None
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(encoder_module, "MAX_PIECES", 3)
+        patch.setattr(both._encoder, "max_pieces", 3)
         for text in [*texts, "a", "b"]:
             agree(both, [text])
-        assert both._encoder is not None and len(both._encoder._known) <= 4
+        assert len(both._encoder._known) <= 4
 
 
 def test_hard_texts_get_the_ids_of_the_library(both: Tokenizer) -> None:

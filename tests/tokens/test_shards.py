@@ -8,8 +8,9 @@ import pytest
 from isoflop.corpus.sources import read_texts
 from isoflop.errors import DataError
 from isoflop.recipe import load_recipe
+from isoflop.tokens import shards
 from isoflop.tokens.bpe import Tokenizer
-from isoflop.tokens.shards import TokenizerOptions, TokenSet, TokensRecipe, build_tokens
+from isoflop.tokens.shards import Shard, TokenizerOptions, TokenSet, TokensRecipe, build_tokens
 
 ROOT = Path(__file__).parents[2]
 
@@ -27,13 +28,21 @@ def test_shards_hold_each_document_between_bos_and_eos(token_set: TokenSet, smal
 
 
 def test_result_does_not_depend_on_the_number_of_processes(
-    small_corpus: Path, tokens_folder: Path, tokens_recipe: TokensRecipe, tmp_path: Path
+    small_corpus: Path,
+    tokens_folder: Path,
+    tokens_recipe: TokensRecipe,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(shards, "CHUNK_CHARS", 3000)  # many chunks, in turns of two processes
     recipe = TokensRecipe(tokens_recipe.tokenizer, workers=2)
     expected = json.loads((tokens_folder / "manifest.json").read_text(encoding="utf-8"))
     calls = []
     found = build_tokens(small_corpus, tmp_path / "out", recipe, on_progress=lambda *call: calls.append(call))
     assert (found["data_sha256"], found["shards"]) == (expected["data_sha256"], expected["shards"])
+    for shard in (Shard(**item) for item in found["shards"]):
+        n_special = 2 * shard.n_documents
+        assert found["compression"][f"{shard.split} {shard.domain}"] == shard.n_bytes / (shard.n_tokens - n_special)
     assert calls[-1][1] == calls[-1][2] == sum(shard["n_bytes"] for shard in expected["shards"])
 
 
