@@ -47,7 +47,7 @@ def jaccard(found_BYX: Tensor, truth_BYX: Tensor, threshold: float = 0.5) -> Ten
 
 def scores(found_BYX: Tensor, truth_BYX: Tensor) -> dict[str, float]:
     """Means over images; `pcc_std` is over images too."""
-    found_BYX = found_BYX.float()
+    found_BYX, truth_BYX = found_BYX.float(), truth_BYX.float()
     clipped_BYX = found_BYX.clamp(0, 1)
     pcc_B = pearson(found_BYX, truth_BYX)
     return {

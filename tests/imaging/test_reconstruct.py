@@ -72,7 +72,7 @@ def test_correlation_rises_with_the_crop_and_with_photons(tmp_path):
     by_photons = [ridge(photons=photons) for photons in (0.2, 2.0, 200.0)]
     assert by_crop == sorted(by_crop) and by_crop[-1] > by_crop[0] + 0.05
     assert by_photons == sorted(by_photons) and by_photons[-1] > by_photons[0] + 0.05
-    assert by_photons[-1] == pytest.approx(by_crop[-1], abs=0.01)  # 200 photons are as good as no noise
+    assert by_photons[-1] == pytest.approx(by_crop[1], abs=0.01)  # 12 pixels again: 200 photons are as good as no noise
 
 
 def test_a_twin_adds_what_distorted_objects_teach(tmp_path):
@@ -120,7 +120,7 @@ def test_clipped_pixels_are_counted(tmp_path):
 @pytest.mark.parametrize("kind", ["hnn", "unet-dense"])
 def test_every_network_learns_from_measured_pairs(kind, tmp_path):
     made = tiny(
-        network={"kind": kind, "levels": 2, "growth": 4, "channels": 4},
+        network={"kind": kind, "levels": 2, "growth": 4, "channels": 4, "width": 32},
         train={"n_samples": 1600, "learning_rate": 3e-3, "batch_samples": 32},
     )
     prepared = prepare(made)
@@ -136,15 +136,15 @@ def test_every_network_learns_from_measured_pairs(kind, tmp_path):
         seed=0,
     )
     workload = Reconstruction(made, pairs, prepared.test)
-    optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
     losses = []
-    for step in range(30):
+    for step in range(40):
         loss = workload.loss_sum(network, *workload.batch(step)) / 32
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
-    assert sum(losses[-5:]) < sum(losses[:5])
+        losses.append(loss.item())
+    assert sum(losses[-8:]) < sum(losses[:8]), losses
 
 
 def test_a_batch_depends_on_its_step_alone():

@@ -15,7 +15,7 @@ def measured(n: int, seed: int = 0, size: int = 8) -> tuple[torch.Tensor, torch.
 
 
 def test_a_twin_predicts_frames_that_were_never_measured():
-    twin = fit_twin(*measured(700), seed=0, n_iterations=150)
+    twin = fit_twin(*measured(1200), seed=0, n_iterations=150)
     assert twin.residual < 0.01 and twin.held_out > 0.999
     images, frames = measured(50, seed=9)
     sparse = (images > 0.8).float()  # another kind of object
@@ -32,7 +32,7 @@ def test_shuffled_pairs_give_a_twin_that_says_it_knows_nothing():
 
 
 def test_directions_that_no_object_has_are_left_out():
-    images, _ = measured(600)
+    images, _ = measured(1200)
     images = images.clone()
     images[:, :8] = 0.0  # a row of pixels that is always dark
     medium = build_medium(MediumSection(object_px=8, frame_px=6, seed=3))
