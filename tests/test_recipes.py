@@ -80,7 +80,9 @@ def test_a_recipe_loads_with_its_schema_and_its_header_says_what_it_is_for(path)
     assert text.isascii() and all(len(line) <= 120 for line in text.splitlines())
     if "presets" not in path.parts:
         comments = "\n".join(line for line in text.splitlines() if line.startswith("#"))
-        assert any(word in comments for word in ("isoflop ", "sh recipes/", "python recipes/")), "the header has no command"
+        assert any(word in comments for word in ("isoflop ", "sh recipes/", "python recipes/")), (
+            "the header has no command"
+        )
 
 
 @pytest.mark.parametrize("path", of_kind("pretrain"), ids=label)

@@ -13,11 +13,11 @@ from isoflop.corpus.filter_spans import (
     ALONE,
     SIGN,
     Groups,
+    SortedIndex,
     Spans,
     TextBlock,
     alpha_table,
     group,
-    hash_text,
     join_hashes,
 )
 
@@ -156,11 +156,10 @@ def ellipsis_ends(block: TextBlock) -> np.ndarray:
 
 def stop_word_counts(block: TextBlock, lang: str) -> np.ndarray:
     """Different stop words in each document."""
-    counts = np.zeros(block.n_docs, dtype=np.int64)
-    for word in STOP_WORDS[lang]:
-        found = block.tokens.per_doc(block.token_hashes == hash_text(word)[0])
-        counts += found > 0
-    return counts
+    words = np.sort(TextBlock(STOP_WORDS[lang]).token_hashes)
+    place, found = SortedIndex(words).find(block.token_hashes)
+    pairs = np.unique(block.tokens.doc[found] * len(words) + place[found])
+    return np.bincount(pairs // len(words), minlength=block.n_docs)
 
 
 def gopher_repetition(block: TextBlock, options: GopherRepetitionOptions) -> list[Finding]:

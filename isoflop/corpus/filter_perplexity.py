@@ -8,12 +8,13 @@ sentence pieces. Counts lie in sorted arrays of hashes, so that a block is score
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from isoflop.corpus.filter_gopher import Finding, above
-from isoflop.corpus.filter_spans import TextBlock, join_hashes, mix
+from isoflop.corpus.filter_spans import SortedIndex, TextBlock, join_hashes, mix
 from isoflop.corpus.filter_toxicity import contains
 from isoflop.errors import DataError
 
@@ -58,6 +59,11 @@ class NgramModel:
     def order(self) -> int:
         """Tokens of the longest counted run."""
         return len(self.keys)
+
+    @cached_property
+    def indexes(self) -> tuple[SortedIndex, list[SortedIndex], list[SortedIndex]]:
+        """Of vocabulary, keys and contexts."""
+        return SortedIndex(self.vocabulary), list(map(SortedIndex, self.keys)), list(map(SortedIndex, self.contexts))
 
     def save(self, path: Path) -> None:
         """Write as .npz."""
@@ -112,15 +118,16 @@ def train_ngrams(blocks: Iterable[TextBlock], order: int = 3, min_count: int = 2
 
 def token_log_probabilities(model: NgramModel, block: TextBlock) -> np.ndarray:
     """Natural logarithm of the probability of each token given those before it in its document."""
-    tokens = np.where(contains(model.vocabulary, block.token_hashes), block.token_hashes, _UNKNOWN)
+    vocabulary, keys, contexts = model.indexes
+    tokens = np.where(vocabulary.find(block.token_hashes)[1], block.token_hashes, _UNKNOWN)
     sequence, real = _padded(tokens, block.tokens.counts, model.order)
     runs = _runs(sequence, model.order)
     probability = np.full(len(real), 1.0 / (len(model.vocabulary) + 1))
     for n in range(model.order):
         context = runs[n - 1][real - 1] if n else np.zeros(len(real), dtype=np.uint64)
-        place, known = _find(model.contexts[n], context)
+        place, known = contexts[n].find(context)
         total = np.where(known, model.totals[n][place], 1)
-        at, seen = _find(model.keys[n], runs[n][real])
+        at, seen = keys[n].find(runs[n][real])
         count = np.where(seen, model.counts[n][at], 0)
         discount = model.discounts[n]
         back_off = discount * model.kinds[n][place] / total * probability
@@ -187,8 +194,3 @@ def _discount(counts: np.ndarray) -> float:
 def _sorted(keys: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     order = np.argsort(keys)
     return keys[order], counts[order]
-
-
-def _find(keys: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    place = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
-    return place, keys[place] == wanted

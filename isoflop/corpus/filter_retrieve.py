@@ -134,9 +134,10 @@ def _hot_sites(sites: list[str], chosen: np.ndarray, options: RetrieveOptions) -
 
 
 def _texts(pool: Pool, wanted: set[str]) -> list[str]:
-    return [
-        text
+    found = {
+        key: text
         for rows in pool()
         for key, text in zip(rows.column("key").to_pylist(), rows.column("text").to_pylist())
         if key in wanted
-    ]
+    }
+    return [found[key] for key in sorted(found)]

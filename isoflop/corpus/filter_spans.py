@@ -168,12 +168,13 @@ class TextBlock:
 
     def count_chars(self, flags: np.ndarray) -> np.ndarray:
         """Characters with a flag in each document, int64."""
-        sums = np.concatenate([[0], np.cumsum(flags)])
-        return sums[self.doc_end] - sums[self.doc_start]
+        places = np.flatnonzero(flags)
+        return np.searchsorted(places, self.doc_end) - np.searchsorted(places, self.doc_start)
 
     def any_in(self, spans: Spans, flags: np.ndarray) -> np.ndarray:
         """Whether a span has a character with a flag."""
-        sums = np.concatenate([[0], np.cumsum(flags)])
+        sums = np.zeros(len(flags) + 1, dtype=np.int32)
+        np.cumsum(flags, out=sums[1:])
         return sums[spans.end] > sums[spans.start]
 
 
@@ -231,6 +232,31 @@ def group(keys: np.ndarray) -> Groups:
     begins = np.ones(len(keys), dtype=bool)
     begins[1:] = ranked[1:] != ranked[:-1]
     return Groups(order, np.flatnonzero(begins))
+
+
+class SortedIndex:
+    """Finds keys among sorted hashes. Hashes are spread evenly, so the first bits of one say nearly where it is."""
+
+    def __init__(self, keys: np.ndarray):
+        bits = max(1, len(keys).bit_length())
+        self._keys, self._shift = keys, np.uint64(64 - bits)
+        buckets = np.arange(1 << bits, dtype=np.uint64) << self._shift
+        self._begin = np.searchsorted(keys, buckets)
+
+    def find(self, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(place of each key, or any place; whether it is there)."""
+        last = len(self._keys) - 1
+        if last < 0:
+            return np.zeros(len(wanted), dtype=np.int64), np.zeros(len(wanted), dtype=bool)
+        place = np.minimum(self._begin[wanted >> self._shift], last)
+        found = self._keys[place]
+        behind = np.flatnonzero(found < wanted)
+        while len(behind):  # a bucket holds one key on average
+            step = place[behind] + 1
+            behind, step = behind[step <= last], step[step <= last]
+            place[behind], found[behind] = step, self._keys[step]
+            behind = behind[found[behind] < wanted[behind]]
+        return place, found == wanted
 
 
 def hash_text(text: str) -> np.ndarray:

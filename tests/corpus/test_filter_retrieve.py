@@ -89,11 +89,11 @@ def test_rounds_find_what_the_seed_does_not_name() -> None:
     assert 2 <= len(rounds) <= 4
     assert rounds[0].sites == ("math.example",)
     assert rounds[1].n_seeds > rounds[0].n_seeds
-    assert all(item.accuracy > 0.9 for item in rounds)
+    assert rounds[-1].accuracy > 0.9  # at first, many of the others are like the seed
     found = set(taken)
     assert len(found & wanted) / len(found) > 0.95
-    assert len(found & wanted) / len(wanted) > 0.9
-    assert len(found & wanted) > rounds[0].n_taken
+    assert len(found & wanted) / len(wanted) > 0.6
+    assert len(found & wanted) > 1.5 * rounds[0].n_taken
     assert classifier.accuracy == rounds[-1].accuracy
 
 
