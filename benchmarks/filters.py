@@ -83,7 +83,7 @@ def load(folder: Path, megabytes: float) -> dict[str, list[str]]:
 
 
 def measure(texts: list[str], lang: str, model, classifier, lexicon) -> dict[str, float]:
-    """CPU seconds by family; "all" is every family but the language, on shared arrays, as the filter stage runs them."""
+    """CPU seconds by family on shared arrays, as the filter stage runs them; "all": every family but the language."""
     spent: dict[str, float] = defaultdict(float)
     origins = [""] * len(texts)
     families = {
