@@ -142,7 +142,7 @@ class CoreConfig:
     full_scale: float = 0.0
     """Largest result that is read without clipping, MAC units; 0: range_std deviations of the results."""
     range_std: float = 4.0
-    """Full scale in standard deviations of the results, 0.5 or more."""
+    """Full scale in standard deviations of the results; 0: the best for a Gaussian at adc_bits, 2.3 (3) to 3.9 (8)."""
     leak_s: float = 1e-3
     """Time constant by which the charge leaks away, above 0 to inf."""
     leak_correction: bool = True
@@ -235,6 +235,11 @@ class CoreConfig:
         """Whether results have a full scale at all: an ideal core has none."""
         return bool(self.adc_bits != EXACT_BITS or self.full_scale or self.capacitor_f or "reset" in self.noise)
 
+    @property
+    def range_deviations(self) -> float:
+        """Standard deviations that full scale holds, as given or the best for the ADC."""
+        return self.range_std or _BEST_RANGE.get(self.adc_bits, 4.0)
+
     def capacitance_f(self, full_scale: float) -> float:
         """The capacitor as given, or the one that `full_scale` MAC units fill. Source: A5."""
         return self.capacitor_f or self.charge_c * full_scale / self.swing_v
@@ -243,6 +248,9 @@ class CoreConfig:
         """The same core without noise."""
         return dataclasses.replace(self, noise=())
 
+
+_BEST_RANGE = {1: 1.6, 2: 1.99, 3: 2.34, 4: 2.68, 5: 3.01, 6: 3.33, 7: 3.64, 8: 3.94}
+"""Full scale of a uniform quantiser of 2^bits levels with the least mean square error for a Gaussian (Max 1960)."""
 
 _RANGES: tuple[tuple[str, float, float], ...] = (
     ("symbol_rate_hz", 1e3, 1e13),
@@ -265,7 +273,7 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("swing_v", 1e-6, 1e3),
     ("capacitor_f", 0.0, 1.0),
     ("full_scale", 0.0, 1e12),
-    ("range_std", 0.5, 1e6),
+    ("range_std", 0.0, 1e6),
     ("leak_s", 1e-12, _INF),
     ("imbalance", -0.5, 0.5),
 )

@@ -129,5 +129,5 @@ def full_scale_of(config: CoreConfig, charge_MN: Tensor, variance_MN: Tensor | N
         variance = sample.square().mean() - mean.square()
         if variance_MN is not None:
             variance = variance + variance_MN[::stride].mean()
-        found = mean.abs() + config.range_std * variance.clamp_min(0.0).sqrt()
+        found = mean.abs() + config.range_deviations * variance.clamp_min(0.0).sqrt()
     return found.clamp(1.0 / config.n_e, config.swing_limit)

@@ -220,7 +220,7 @@ def accuracies(config: CoreConfig, seed: int, *, n_train: int, n_test: int, on_p
     }
     for bits in BITS:
         tell(f"{bits} bits")
-        changes = {"input_bits": bits, "weight_bits": bits, "adc_bits": bits}
+        changes = {"input_bits": bits, "weight_bits": bits, "adc_bits": bits, "range_std": 0.0}
         result["bits"].append({"bits": bits, **_in_situ(workload, digital, widths, _numerics(config, changes))})
     for electrons in ELECTRONS:
         tell(f"{electrons:g} electrons")

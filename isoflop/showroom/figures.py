@@ -20,6 +20,7 @@ from isoflop.scaling.canvas import (
     style,
     subtitle,
 )
+from isoflop.showroom.page import TERM_NAMES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,20 +28,6 @@ if TYPE_CHECKING:
 
 Tree = Mapping[str, Any]
 
-TERM_NAMES = {
-    "adc": "ADC",
-    "shot": "shot noise",
-    "rin": "laser, fast (RIN)",
-    "weight_dac": "weight DAC",
-    "input_dac": "input DAC",
-    "gain": "laser, slow (gain)",
-    "amplifier": "amplifier",
-    "reset": "reset (kT/C)",
-    "dark": "dark current",
-    "optics": "extinction, leak, bias",
-    "residual": "calibration residual",
-    "output": "output noise",
-}
 PART_NAMES = {
     "input_dac": "input DAC",
     "weight_dac": "weight DACs",

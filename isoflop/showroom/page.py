@@ -22,6 +22,21 @@ from isoflop.scaling.page import (
 
 Tree = Mapping[str, Any]
 
+TERM_NAMES: dict[str, str] = {
+    "adc": "ADC",
+    "shot": "shot noise",
+    "rin": "laser, fast (RIN)",
+    "weight_dac": "weight DAC",
+    "input_dac": "input DAC",
+    "gain": "laser, slow (gain)",
+    "amplifier": "amplifier",
+    "reset": "reset (kT/C)",
+    "dark": "dark current",
+    "optics": "extinction, leak, bias",
+    "residual": "calibration residual",
+    "output": "output noise",
+}
+
 SIGN_TEXT = {
     "fold": "magnitude on the input, its sign folded onto the weight",
     "offset": "inputs shifted into the positive, the sum of the weights subtracted",
@@ -132,16 +147,19 @@ def _eye(results: Tree, pictures: Pictures) -> Markup:
 
 
 def _error(results: Tree, pictures: Pictures) -> Markup:
-    budget = next(iter(reversed(results["budgets"].values())))
+    fan_in, budget = next(iter(reversed(results["budgets"].items())))
     causes = sorted(budget["relative_error"].items(), key=lambda item: -item[1])
-    largest = ", ".join(name.replace("_", " ") for name, _ in causes[:3])
+    largest = ", ".join(TERM_NAMES.get(name, name) for name, _ in causes[:3])
     fidelity = results["fidelities"]
     return section(
         "error",
         "Where the error comes from",
         sentence(
-            f"At one milliwatt the converters and the laser set the accuracy (largest: {largest}). The causes are "
-            "switched on one at a time; their root sum of squares is what a core with all of them shows."
+            f"With {results['origin']['config']['power_mw']:g} mW at the detectors and {int(fan_in):,} inputs the "
+            "largest "
+            f"causes are: {largest}. Causes are switched on one at a time; their root sum of squares is what a core "
+            "with "
+            "all of them shows."
         ),
         picture(
             pictures,
@@ -200,7 +218,8 @@ def _learning(results: Tree, pictures: Pictures) -> Markup:
         picture(
             pictures,
             "accuracy",
-            "One seed; bars: 90% binomial intervals of the test set; dashed: digital. Left: all noise terms. Right: "
+            "One seed; bars: 90% binomial intervals of the test set; dashed: digital. Left: all noise terms, full "
+            "scale at its best for the ADC. Right: "
             "exact converters, shot noise alone.",
         ),
         folded(

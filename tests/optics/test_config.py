@@ -7,6 +7,7 @@ import torch
 
 from isoflop.errors import RecipeError
 from isoflop.optics.config import CoreConfig, EnergyConfig, OpticsError, core_config, load_preset, preset_names
+from isoflop.optics.converters import digitise
 from isoflop.optics.tensor_core import TensorCore
 from isoflop.recipe import from_tree, to_tree
 
@@ -88,3 +89,15 @@ def test_the_crossbar_preset_has_the_steps_bounds_and_noise_of_aihwkit():
     scale = core.encode_inputs(x).scale * core.encode_weights(w).scale
     noise = (core.matmul(x, w, g) - quiet.matmul(x, w)) / scale
     assert noise.std().item() == pytest.approx(math.hypot(0.06, 24 / 511 / math.sqrt(6)), rel=0.1)
+
+
+def test_the_best_range_of_an_adc_has_the_least_error_for_a_gaussian():
+    g = torch.Generator().manual_seed(0)
+    y = torch.randn(400_000, dtype=torch.float64, generator=g)
+    for bits in (3, 4, 6, 8):
+        best = load_preset("ideal", adc_bits=bits, range_std=0.0).range_deviations
+        error = {}
+        for share in (0.85, 1.0, 1.15):
+            read, _ = digitise(y.clone(), bits, torch.tensor(share * best, dtype=torch.float64))
+            error[share] = (read - y).square().mean().item()
+        assert error[1.0] <= 1.03 * min(error.values()), (bits, error)
