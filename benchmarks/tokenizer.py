@@ -5,7 +5,7 @@
     python benchmarks/tokenizer.py --corpus runs/corpus-shared --mb 10 --library   a tenth, with the library beside it
 
 Each case is a process of its own; its memory is the sum of the proportional set sizes (PSS) of it and its children,
-looked up ten times a second. `--library` also trains with the library's trainer, which wants some 27 bytes of memory
+looked up twice a second. `--library` also trains with the library's trainer, which wants some 27 bytes of memory
 per byte of text here, and says whether it found the same merges.
 """
 
@@ -45,7 +45,7 @@ def run_case(case: str, args: argparse.Namespace) -> dict[str, Any]:
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         while process.poll() is None:
             peak = max(peak, pss_bytes(process.pid))
-            time.sleep(0.1)
+            time.sleep(0.5)
         assert process.stdout is not None
         found = json.loads(process.stdout.read().splitlines()[-1])
     return {"case": case, "wall_s": time.perf_counter() - begin, "peak_pss_gb": peak / 1e9, **found}
