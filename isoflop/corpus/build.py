@@ -38,8 +38,8 @@ log = logging.getLogger(__name__)
 
 PARALLEL_FROM_BYTES = 6_000_000  # assumption: below this, starting processes costs more than it saves
 COMMAND = "isoflop corpus build RECIPE"
-MIXTURE_HEADER = """The mixture of this corpus, for a pretrain or sweep recipe: copy the section, or give the file with
-data.mixture = "PATH"."""
+MIXTURE_HEADER = """The mixture of this corpus, as the [data] section of a pretrain recipe. A sweep recipe takes
+weights, no curriculum."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,8 @@ class CorpusRecipe:
     """Families of published rules on top of `clean`; left out: none of them."""
     raw: bool = False
     """Read, normalise, cut and split, but drop nothing: what a clean corpus is compared with."""
+    sample: float = 1.0
+    """Share of the training documents to take, those of the smallest keys: below 1 to try a recipe out."""
     mix: MixOptions = field(default_factory=MixOptions)
     passkey: tuple[PasskeyOptions, ...] | None = None
     """Passkey documents as further domains; they are made, not read, so no rule drops any of them."""
@@ -152,6 +154,8 @@ def _check(recipe: CorpusRecipe) -> None:
             raise RecipeError(
                 f"sources.domain = {source.domain!r} becomes the name of a file: letters, digits, - and _, not empty"
             )
+    if not 0.0 < recipe.sample <= 1.0:
+        raise RecipeError(f"sample = {recipe.sample} must lie in (0, 1]; 0.01 tries a recipe on a hundredth")
     check_options(recipe.dedup)
     if recipe.filters:
         recipe.filters.check()

@@ -113,6 +113,8 @@ def filter_partition(partition: int, job: FilterJob) -> dict[str, Any]:
 
 def _through_rules(rows: "pa.Table", job: FilterJob, counts: _Counts) -> Iterator[dict[str, Any]]:
     """Rows that stay, with their new texts, in their order."""
+    import pyarrow as pa
+
     places, texts = [], rows.to_pylist()
     for place, row in enumerate(texts):
         n_bytes = len(row["text"].encode())
@@ -125,8 +127,8 @@ def _through_rules(rows: "pa.Table", job: FilterJob, counts: _Counts) -> Iterato
             places.append((place, given))
     asked = [place for place, given in places if not given]
     gone = (
-        _ask_filters(rows.take(asked), [texts[place] for place in asked], job, counts)
-        if job.filters
+        _ask_filters(rows.take(pa.array(asked, pa.int64())), [texts[place] for place in asked], job, counts)
+        if job.filters and asked
         else [""] * len(asked)
     )
     rule_of = dict(zip(asked, gone, strict=True))

@@ -159,16 +159,22 @@ def read_files(files: list[InputFile], folder: Path, name: str, options: ReadOpt
     }
 
 
-def gather(partition: int, runs: list[Path], folder: Path, rule: SplitRule) -> dict[str, Any]:
-    """Task: one partition of the table of documents, out of all runs."""
+def gather(partition: int, runs: list[Path], folder: Path, rule: SplitRule, sample: float) -> dict[str, Any]:
+    """Task: one partition of the table of documents, out of all runs; of training documents only a sample."""
     import pyarrow as pa
 
-    rows = read_runs(runs, partition)
+    tally, rows = Tally(), read_runs(runs, partition)
     splits, priorities = rule.splits_and_priorities(rows)
     rows = rows.append_column("split", pa.array(splits, pa.string()))
     rows = rows.append_column("priority", pa.array(priorities, pa.int32()))
+    if sample < 1.0:
+        limit = f"{int(sample * 2**32):08x}"  # keys are hashes: those below it are as good as drawn at random
+        taken = [s == "valid" or k < limit for s, k in zip(splits, rows["key"].to_pylist(), strict=True)]
+        rows = rows.filter(pa.array(taken, pa.bool_()))
+        for row in rows.select(["domain", "lang", "text"]).to_pylist():
+            tally.keep(row, len(row["text"].encode()))
     write_partition(folder, partition, rows)
-    return {"n_rows": rows.num_rows}
+    return {"n_rows": rows.num_rows, "tally": tally.plain()}
 
 
 def write_quarantine(path: Path, found: list[BadRecord], folder: Path, tasks: list[Task]) -> None:

@@ -61,9 +61,9 @@ def run_stages(
 
     packages = [tuple(entry) for item in read.summaries for entry in item["packages"]]
     rule = split_rule(packages, recipe.sources, recipe.split.valid_fraction, recipe.environment.valid_share)
-    documents = build.open("documents", to_tree(rule), [read])
+    documents = build.open("documents", [to_tree(rule), recipe.sample], [read])
     runs = sorted(read.folder / name for item in read.summaries for name in item["runs"])
-    build.run(documents, gather, _by_partition(recipe, came.n_bytes, runs, documents.folder, rule))
+    build.run(documents, gather, _by_partition(recipe, came.n_bytes, runs, documents.folder, rule, recipe.sample))
     finish(documents.folder, recipe.partitions)
 
     work, about = None, dict[str, Any]()
@@ -109,13 +109,16 @@ def run_stages(
         "mixture": plan_mixture(_trained_on(entries), recipe.mix),
         "inputs": [entry for item in read.summaries for entry in item["inputs"]],
     }
-    return manifest, _funnel(recipe, job, came, tallies, filtered.summaries, about)
+    before = [("read", came)]
+    if recipe.sample < 1.0:
+        before.append(("sample", merged(item["tally"] for item in documents.summaries)))
+    return manifest, _funnel(recipe, job, before, tallies, filtered.summaries, about)
 
 
 def _funnel(
     recipe: "CorpusRecipe",
     job: FilterJob,
-    came: Tally,
+    before: list[tuple[str, Tally]],
     tallies: list[Tally],
     summaries: list[dict[str, Any]],
     about: dict[str, Any],
@@ -126,7 +129,7 @@ def _funnel(
     shown_ = [(name, tally) for name, tally, show in zip(names, tallies, wanted, strict=True) if show]
     if shown_ and shown_[-1][1] is not tallies[-1]:  # samples of what is kept are taken at the end
         shown_[-1][1].samples[KEPT] = tallies[-1].samples[KEPT]
-    stages = [("read", came), *(shown_ or [("kept", tallies[-1])])]
+    stages = [*before, *(shown_ or [("kept", tallies[-1])])]
     similarities: Counter[int] = Counter()
     for item in summaries:
         similarities.update(dict(item["similarities"]))

@@ -34,6 +34,7 @@ SHOWN_SAMPLES = 6
 """Samples of a rule that are shown; report.json has up to twenty."""
 
 STAGE_TITLES = {
+    "sample": "sampled",
     "read": "read",
     "duplicates": "duplicates removed",
     "filter": "filtered",
@@ -136,11 +137,11 @@ def _dropped(report: Tree) -> Markup:
         [rule, stage, *[cells[stage, rule, d] or "" for d in domains], gone[stage, rule][0]]
         for (stage, rule), _ in ranked
     ]
+    found = {(stage["name"], rule): cards for stage in report["stages"] for rule, cards in stage["samples"].items()}
     samples = [
-        folded(f"{rule}: {gone[stage['name'], rule][0]:,} documents", _cards(found[:SHOWN_SAMPLES], css="gone"))
-        for stage in report["stages"]
-        for rule, found in stage["samples"].items()
-        if rule != KEPT and (stage["name"], rule) in gone
+        folded(f"{rule}: {count:,} documents", _cards(found[stage, rule][:SHOWN_SAMPLES], css="gone"))
+        for (stage, rule), (count, _) in ranked
+        if rule != KEPT and (stage, rule) in found
     ]
     return section(
         "dropped",

@@ -1,5 +1,6 @@
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,11 @@ from isoflop.corpus.build import CorpusRecipe, SplitOptions, build_corpus
 from isoflop.corpus.clean import CleanOptions
 from isoflop.corpus.dedup import DedupOptions
 from isoflop.corpus.environment import EnvironmentOptions
+from isoflop.corpus.filter_stage import FilterOptions
 from isoflop.corpus.pieces import cut_pieces
 from isoflop.corpus.sources import SourceOptions, read_texts
 from isoflop.errors import DataError, RecipeError
-from isoflop.recipe import load_recipe
+from isoflop.recipe import from_tree, load_recipe
 
 ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared" / "data" / "pretrain"
@@ -174,3 +176,56 @@ def test_a_folder_of_somebody_else_is_never_replaced(folder: Path) -> None:
     with pytest.raises(DataError, match="has files that this command did not make; give an empty or a new folder"):
         build_corpus(_recipe(folder), other)
     assert (other / "thesis.txt").read_text(encoding="utf-8") == "ten years of work"
+
+
+def test_families_of_rules_and_decontamination_drop_by_domain_and_given_validation_stays(tmp_path: Path) -> None:
+    generator = random.Random(8)
+    question = "which river runs past the old mill where the two brothers kept their painted boats in winter"
+    texts = [_text(generator) for _ in range(30)]
+    pages = [*texts[:20], texts[20] + f"\n\n{question} and so on", "word " * 400]
+    (tmp_path / "quiz.jsonl").write_text(json.dumps({"question": question}) + "\n", encoding="utf-8")
+    files = {"web": pages, "books": [*texts[21:], question * 2], "outside": [question, "word " * 400]}
+    for name, found in files.items():
+        lines = "".join(json.dumps({"text": text, "lang": "en"}) + "\n" for text in found)
+        (tmp_path / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+    sources = tuple(
+        SourceOptions(path=str(tmp_path / f"{n}.jsonl"), domain=n, split="valid" if n == "outside" else "train")
+        for n in files
+    )
+    filters = {
+        "gopher_quality": {"enabled": False},
+        "gopher_repetition": {"enabled": False},
+        "fineweb": {"enabled": False},
+        "decontaminate": {"benchmarks": [{"name": "quiz", "path": str(tmp_path / "quiz.jsonl")}]},
+        "overrides": [{"domains": ["web"], "values": {"gopher_repetition.enabled": True}}],
+    }
+    recipe = CorpusRecipe(sources=sources, filters=from_tree(filters, FilterOptions), dedup=DedupOptions(near=False))
+    manifest = build_corpus(recipe, tmp_path / "clean")
+    raw = build_corpus(replace(recipe, raw=True), tmp_path / "raw")
+    count = {item["domain"]: item["n_documents"] for item in manifest["files"]}
+    assert count == {"web": 20, "books": 9, "outside": 2}
+    assert manifest["drops"]["web"]["contaminated"] == 1 and manifest["drops"]["books"] == {"contaminated": 1}
+    report = json.loads((tmp_path / "clean" / "report.json").read_text(encoding="utf-8"))
+    assert [stage["name"] for stage in report["stages"]] == ["read", "duplicates", "filter", "decontaminate"]
+    assert report["contamination"][0]["benchmark"] == "quiz" and report["contamination"][0]["n_found"] == 1
+    assert {item["domain"]: item["n_documents"] for item in raw["files"]} == {"web": 22, "books": 10, "outside": 2}
+    outside = [[item["sha256"] for item in m["files"] if item["split"] == "valid"] for m in (manifest, raw)]
+    assert outside[0] == outside[1]  # what they are measured on is the same text
+
+
+def test_a_sample_takes_its_share_of_training_and_all_of_validation(tmp_path: Path) -> None:
+    generator = random.Random(9)
+    for name in ("train", "valid"):
+        lines = "".join(json.dumps({"text": _text(generator)}) + "\n" for _ in range(200 if name == "train" else 20))
+        (tmp_path / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+    sources = tuple(SourceOptions(path=str(tmp_path / f"{s}.jsonl"), split=s) for s in ("train", "valid"))
+    whole = build_corpus(CorpusRecipe(sources=sources), tmp_path / "whole")
+    small = build_corpus(CorpusRecipe(sources=sources, sample=0.25), tmp_path / "small")
+    count = {item["split"]: item["n_documents"] for item in small["files"]}
+    assert 30 <= count["train"] <= 70 and count["valid"] == 20  # 50 expected, standard deviation 6
+    taken, all_ = (set(read_texts(tmp_path / name / whole["files"][0]["path"])) for name in ("small", "whole"))
+    assert taken < all_
+    stages = json.loads((tmp_path / "small" / "report.json").read_text(encoding="utf-8"))["stages"]
+    assert [stage["name"] for stage in stages] == ["read", "sample", "duplicates", "filter"]
+    with pytest.raises(RecipeError, match=r"sample = 0\.0 must lie in"):
+        build_corpus(CorpusRecipe(sources=sources, sample=0.0), tmp_path / "none")
