@@ -149,7 +149,7 @@ def _eye(results: Tree, pictures: Pictures) -> Markup:
 def _error(results: Tree, pictures: Pictures) -> Markup:
     fan_in, budget = next(iter(reversed(results["budgets"].items())))
     causes = sorted(budget["relative_error"].items(), key=lambda item: -item[1])
-    largest = ", ".join(TERM_NAMES.get(name, name) for name, _ in causes[:3])
+    largest = ", ".join(TERM_NAMES.get(name) or name for name, _ in causes[:3])
     fidelity = results["fidelities"]
     return section(
         "error",
