@@ -31,7 +31,7 @@ FORMATS = {
     "photonic dx_core": ("photonic", photonic(backward="dx_core"), 3e-2),
     "photonic offset": ("photonic", photonic(signs="offset"), 6e-2),
     "photonic two_pass": ("photonic", photonic(signs="two_pass"), 4e-2),
-    "photonic field": ("photonic", photonic(signs="field"), 3e-2),
+    "photonic field": ("photonic", photonic(signs="field"), 4e-2),
     "photonic tiled": ("photonic", photonic(max_fan_in=64, tile_fan_in=True), 4e-2),
     "photonic quiet": ("photonic", photonic(noise=[]), 3e-2),
     "ideal": ("photonic", photonic("ideal"), 1e-6),

@@ -245,7 +245,7 @@ def test_the_record_of_a_mixture_says_what_it_is_made_of():
     cell = plan_ladder(from_tree(recipe, LadderRecipe)).cells[0]
     keys = ("n_tokens", "flops_per_token", "flops_per_token_exact", "total_flops", "total_flops_exact", "wall_s")
     keys += ("train_loss_nats", "unique_tokens", "epochs", "tokens_per_s", "threads")
-    texts = ("device", "tokenizer_sha256", "data_sha256", "commit", "started_at", "finished_at")
+    texts = ("device", "tokenizer_sha256", "data_sha256", "commit", "started_at", "finished_at", "numerics")
     load = {"max_violation": [0.1]}
     result = {**dict.fromkeys(keys, 1.0), **dict.fromkeys(texts, "x"), "start_step": 0, "step": 1, "expert_load": load}
     record = sweep.record_of(cell, {**result, "status": "finished", "loss_nats": 2.0}, "study")
