@@ -32,25 +32,37 @@ def measure_speed(
     Args:
         shapes: (sizes, batch_tokens) to measure; three or more over the range wanted.
         seconds: per shape, after warm-up.
+
+    Raises:
+        RecipeError: the device is not there.
     """
+    from isoflop.training.pretrain import choose_device
+
+    choose_device(device)
     jobs = [(to_tree(config), batch) for config, batch in shapes]
     context = multiprocessing.get_context("spawn")
     with context.Pool(workers) as pool:
-        runs = pool.starmap(_measure, [(jobs, threads, device, seconds)] * workers, chunksize=1)
+        tasks = [(jobs, threads, device, seconds, number) for number in range(workers)]
+        runs = pool.starmap(_measure, tasks, chunksize=1)
     # The slowest process is what a sweep waits for.
     samples = [Sample(config, batch, min(run[index] for run in runs)) for index, (config, batch) in enumerate(shapes)]
     return SpeedModel.fit(samples)
 
 
-def _measure(jobs: list[tuple[dict[str, Any], int]], threads: int, device_name: str, seconds: float) -> list[float]:
+def _measure(
+    jobs: list[tuple[dict[str, Any], int]], threads: int, device_name: str, seconds: float, number: int
+) -> list[float]:
     import torch
 
     from isoflop.model.transformer import Transformer
     from isoflop.training.optim import adamw
+    from isoflop.training.pretrain import choose_device
 
     torch.set_num_threads(threads)
-    cuda = device_name.startswith("cuda") or (device_name == "auto" and torch.cuda.is_available())
-    device = torch.device("cuda" if cuda else "cpu")
+    device = choose_device(device_name)
+    cuda = device.type == "cuda"
+    if cuda and torch.cuda.device_count() > 1:  # shared out as a sweep does
+        torch.cuda.set_device(number % torch.cuda.device_count())
     rates = []
     for tree, batch_tokens in jobs:
         config = from_tree(tree, ModelConfig)

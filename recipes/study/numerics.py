@@ -38,7 +38,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 """In the order in which they run; float32 is what the others are compared with."""
 
 
-def run(out: Path, variants: list[str], overrides: list[str]) -> None:
+def run(out: Path, variants: list[str], overrides: list[str], workers: int) -> None:
     """Sweep what is missing, one variant after the other."""
     from isoflop.recipe import load_recipe, write_recipe
     from isoflop.scaling.ladder import LadderRecipe, plan_ladder
@@ -50,7 +50,7 @@ def run(out: Path, variants: list[str], overrides: list[str]) -> None:
         recipe, data_sha256 = ladder_on_tokens(recipe)
         planned = plan_ladder(recipe, data_sha256=data_sha256)
         write_recipe(out / variant / "ladder.toml", recipe, header=f"numerics study, {variant}")
-        records = run_sweep(list(planned.cells), out / variant, study=variant, workers=1, threads=1)
+        records = run_sweep(list(planned.cells), out / variant, study=variant, workers=workers, threads=1)
         logging.info("%s: %d of %d cells", variant, len(records), len(planned.cells))
 
 
@@ -71,7 +71,7 @@ def report(out: Path, level: float) -> dict[str, Any]:
             continue
         records = [record for record in read_records(path) if record.status == "finished"]
         loss = {(r.d_model, r.n_layers, r.n_tokens, r.seed): float(r.bits_per_byte or math.nan) for r in records}
-        base = base or loss
+        base = loss if variant == "float32" else base
         ratios = [loss[cell] / base[cell] - 1 for cell in loss if cell in base]
         row = {
             "numerics": records[0].numerics,
@@ -80,15 +80,15 @@ def report(out: Path, level: float) -> dict[str, Any]:
             "commit": records[0].commit,
             "device": records[0].device,
             "bits_per_byte": {f"{d}x{n} {tokens}": value for (d, n, tokens, _), value in sorted(loss.items())},
-            "excess_loss_mean": statistics.fmean(ratios),
-            "excess_loss_low": min(ratios),
-            "excess_loss_high": max(ratios),
         }
+        if ratios:
+            row |= {"excess_loss_mean": statistics.fmean(ratios)}
+            row |= {"excess_loss_low": min(ratios), "excess_loss_high": max(ratios)}
         try:
             laws[variant] = fit_law_set(records, seed=0)
             write_json(out / variant / "laws.json", laws[variant])
             row["largest_budget_flops"] = budget = laws[variant]["largest_budget_flops"]
-            if variant != "float32":
+            if variant != "float32" and "float32" in laws:
                 verdict = compare(laws["float32"], laws[variant], budget_flops=budget, level=level)
                 row["multiplier"] = {key: verdict["multiplier"][key] for key in ("center", "low", "high", "by_law")}
                 row["verdict"] = verdict["verdict"]
@@ -105,10 +105,13 @@ def show(found: dict[str, Any]) -> None:
     print("| format | cells | excess loss, mean (range) | compute multiplier over float32 (90%) |")
     print("|---|---|---|---|")
     for variant, row in found.items():
-        span = f"{row['excess_loss_low']:+.2%} to {row['excess_loss_high']:+.2%}"
+        excess = "no float32 cells to compare with"
+        if "excess_loss_mean" in row:
+            span = f"{row['excess_loss_low']:+.2%} to {row['excess_loss_high']:+.2%}"
+            excess = f"{row['excess_loss_mean']:+.2%} ({span})"
         m = row.get("multiplier")
         worth = f"{m['center']:.2f} ({m['low']:.2f} to {m['high']:.2f})" if m else row.get("no_law", "1")
-        print(f"| {variant} | {row['n_cells']} | {row['excess_loss_mean']:+.2%} ({span}) | {worth} |")
+        print(f"| {variant} | {row['n_cells']} | {excess} | {worth} |")
 
 
 def main() -> None:
@@ -117,13 +120,14 @@ def main() -> None:
     parser.add_argument("variants", nargs="*", metavar="VARIANT", help=f"default: {' '.join(VARIANTS)}")
     parser.add_argument("--tokens", type=Path, default=Path("runs/tokens"), help="tokens folder")
     parser.add_argument("--out", type=Path, default=Path("runs/numerics"))
+    parser.add_argument("--workers", type=int, default=1, help="cells at a time, one thread each")
     parser.add_argument("--level", type=float, default=0.9, help="of the intervals")
     parser.add_argument("--set", nargs="*", default=[], metavar="SECTION.KEY=VALUE", help="overrides of the ladder")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     if options.action == "run":
         overrides = [f"data.tokens={json.dumps(str(options.tokens))}", *options.set]
-        run(options.out, options.variants or list(VARIANTS), overrides)
+        run(options.out, options.variants or list(VARIANTS), overrides, options.workers)
     show(report(options.out, options.level))
 
 

@@ -1,7 +1,9 @@
 """A measured device: speeds of the right order, sizes over the range that a ladder may use."""
 
 import pytest
+import torch
 
+from isoflop.errors import RecipeError
 from isoflop.recipe import from_tree, to_tree
 from isoflop.scaling import calibrate
 from isoflop.scaling.calibrate import measure_ladder, measure_speed
@@ -26,7 +28,7 @@ def test_two_processes_are_measured_and_larger_models_are_slower():
 @pytest.mark.parametrize("family", [DENSE, Family(experts=ExpertFamily(8, 2), latent=LatentFamily(), mtp_depth=1)])
 def test_one_measurement_is_tokens_per_second_of_training_steps(family):
     config = shape(8, vocab_size=64, seq_len=16, family=family)
-    (rate,) = calibrate._measure([(to_tree(config), 256)], 1, "cpu", 0.02)
+    (rate,) = calibrate._measure([(to_tree(config), 256)], 1, "cpu", 0.02, 0)
     assert 1e2 < rate < 1e8
 
 
@@ -49,3 +51,9 @@ def test_the_measured_sizes_span_what_the_ladder_may_use(monkeypatch, section):
     assert len(measured) >= 3 and measured[0] <= 1.3 * scales[0] and measured[-1] >= scales[-1] / 1.3
     assert (seen["workers"], seen["threads"], seen["device"]) == (2, 1, "cpu")
     assert all(batch % 64 == 0 for _, batch in seen["shapes"])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_device_that_is_not_there_is_one_clear_error():
+    with pytest.raises(RecipeError, match="sees no GPU here"):
+        calibrate.measure_speed([(small(8), 256)], device="cuda")
