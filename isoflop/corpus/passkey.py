@@ -67,6 +67,9 @@ class PasskeyOptions:
     """Longest document: what must be found is at most this far back."""
     list_share: float = 0.5
     """Share of documents with a list; the others have a pass key."""
+    first_share: float = 0.0
+    """Share of documents that begin with what is asked for at their end; in the others its place is uniform. Windows
+    are cut without regard to documents, so hardly one holds a key almost its own length back where this is 0."""
     valid_share: float = 0.02
     """Share held out for validation."""
     seed: int = 0
@@ -94,7 +97,7 @@ def passkey_documents(options: PasskeyOptions) -> Iterator[tuple[str, Document]]
             f"passkey.min_chars = {options.min_chars} must be at least {shortest} (statement and question) and at most "
             f"passkey.max_chars = {options.max_chars}"
         )
-    for name in ("list_share", "valid_share"):
+    for name in ("list_share", "first_share", "valid_share"):
         if not 0.0 <= getattr(options, name) <= 1.0:
             raise RecipeError(f"passkey.{name} = {getattr(options, name)} must lie in [0, 1]")
     if options.n_documents < 1:
@@ -114,31 +117,32 @@ def passkey_documents(options: PasskeyOptions) -> Iterator[tuple[str, Document]]
         n_chars = int(generator.integers(options.min_chars, options.max_chars + 1))
         make = list_text if generator.random() < options.list_share else passkey_text
         name = f"{options.domain}/{index:07d}"
-        document = Document(name, make(n_chars, generator), options.domain, name, "none needed")
+        document = Document(name, make(n_chars, generator, options.first_share), options.domain, name, "none needed")
         yield "valid" if index < n_valid else "train", document
 
 
-def passkey_text(n_chars: int, generator: np.random.Generator) -> str:
-    """At most `n_chars` of filler with the key at a uniform place, the question and the answer."""
+def passkey_text(n_chars: int, generator: np.random.Generator, first_share: float) -> str:
+    """At most `n_chars` of filler with the key, first or at a uniform place, the question and the answer."""
     key = random_key(generator)
-    return _with_filler(statement(key), f"{QUESTION}{key}.", n_chars, generator)
+    return _with_filler(statement(key), f"{QUESTION}{key}.", n_chars, generator, first_share)
 
 
-def list_text(n_chars: int, generator: np.random.Generator) -> str:
-    """At most `n_chars` of filler with a list of 5 to 20 different words at a uniform place, and again at the end."""
+def list_text(n_chars: int, generator: np.random.Generator, first_share: float) -> str:
+    """At most `n_chars` of filler with a list of 5 to 20 different words, and again at the end."""
     n_words = int(generator.integers(5, 21))
     while True:
         words = " ".join(WORDS[index] for index in generator.permutation(len(WORDS))[:n_words])
         needle, ending = f"The list is {words}. Remember it.", f"What is the list? The list is {words}."
         if len(needle) + len(ending) + 1 <= n_chars or n_words == 1:
-            return _with_filler(needle, ending, n_chars, generator)
+            return _with_filler(needle, ending, n_chars, generator, first_share)
         n_words -= 1
 
 
-def _with_filler(needle: str, ending: str, n_chars: int, generator: np.random.Generator) -> str:
+def _with_filler(needle: str, ending: str, n_chars: int, generator: np.random.Generator, first_share: float) -> str:
     n_filler = (n_chars - len(needle) - len(ending) - 1) // (max(map(len, FILLER)) + 1)
     sentences = random_filler(max(0, n_filler), generator)
-    sentences.insert(int(generator.integers(len(sentences) + 1)), needle)
+    place = int(generator.integers(len(sentences) + 1))
+    sentences.insert(0 if first_share and generator.random() < first_share else place, needle)
     return f"{' '.join(sentences)} {ending}"
 
 

@@ -42,6 +42,16 @@ def test_a_list_is_asked_for_in_its_own_words() -> None:
         assert set(words.split()) <= set(WORDS) and len(set(words.split())) == len(words.split()) >= 3
 
 
+def test_a_share_of_documents_begins_with_what_is_asked_for() -> None:
+    options = dataclasses.replace(OPTIONS, first_share=0.5, min_chars=300)
+    begins = [text.startswith(("The pass key is", "The list is")) for text in texts_of(options)]
+    assert 0.47 < np.mean(begins) < 0.66  # and one in seven or more of the others by chance
+    assert all(
+        text.startswith(("The pass key is", "The list is"))
+        for text in texts_of(dataclasses.replace(options, first_share=1.0))
+    )
+
+
 def test_filler_says_nothing_about_keys_and_lists() -> None:
     assert not any(re.search(r"\d|key|list", sentence) for sentence in FILLER)
     assert not {word.strip(".").lower() for sentence in FILLER for word in sentence.split()} & set(WORDS)
@@ -80,6 +90,7 @@ def test_a_corpus_has_them_as_a_domain_with_both_splits(tmp_path: Path) -> None:
         ({"min_chars": 50}, r"passkey\.min_chars = 50 must be at least \d+"),
         ({"min_chars": 500}, r"at most passkey\.max_chars = 400"),
         ({"list_share": 1.5}, r"passkey\.list_share = 1\.5 must lie in \[0, 1\]"),
+        ({"first_share": -0.1}, r"passkey\.first_share = -0\.1 must lie in \[0, 1\]"),
         ({"domain": "prose"}, "passkey.domain = 'prose' must be passkey or begin with passkey_"),
         ({"n_documents": 0}, r"passkey\.n_documents = 0 must be at least 1"),
     ],
