@@ -18,7 +18,8 @@ def export(
     *,
     out: Annotated[Path, tyro.conf.arg(metavar="DIR", help="new folder in the Hugging Face format")],
     format: Annotated[
-        Literal["auto", "llama", "deepseek_v2", "deepseek_v3"], tyro.conf.arg(help="auto: the one that the model is")
+        Literal["auto", "llama", "qwen2_moe", "deepseek", "deepseek_v2", "deepseek_v3"],
+        tyro.conf.arg(help="auto: the one that the model is"),
     ] = "auto",
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16"], tyro.conf.arg(help="auto: as the checkpoint has it (float32 for a run)")

@@ -212,11 +212,13 @@ def _shards(config: ModelConfig, format: str, source: Source, dtype: Dtype, fp8:
     size = 0
     targets = layout(config, format)
     for target in [*targets, *(replace(t, pieces=repeated[t.name]) for t in targets if repeated.get(t.name))]:
-        held = source.weights.entries[target.name].dtype if target.name else torch.float32
+        held = source.weights.entries[target.name or "embedding.weight"].dtype
         for piece in target.pieces:
             # selection biases are float32 in every release: a step of the balancer is 0.001
-            kept = dtype == "auto" or piece.name.endswith(ROUTER_BIAS)
-            asked = held if kept else _torch_dtype(dtype)
+            if piece.name.endswith(ROUTER_BIAS):
+                asked = held if target.name else torch.float32
+            else:
+                asked = held if dtype == "auto" else _torch_dtype(dtype)
             item = _Item(target, piece, torch.float8_e4m3fn if fp8 and piece.fp8 else asked)
             if shards[-1] and size + item.n_bytes() > limit:
                 shards.append([])
@@ -270,7 +272,8 @@ def _rows(weights: TensorFile, target: Target, piece: Piece, multiple: int = 1) 
             rows = weights.rows(target.name, piece.first_row + first, piece.first_row + last)
         else:
             rows = torch.zeros(last - first, columns)
-        yield to_theirs(rows, piece.rotary)
+        rows = to_theirs(rows, piece.rotary)
+        yield rows if piece.factor == 1.0 else rows * piece.factor
 
 
 def run_model(source: Source, drop_mtp: bool = False) -> Transformer:

@@ -1,4 +1,4 @@
-"""config.json of the three families <-> ModelConfig, and the rules that keep the two from meaning different models.
+"""config.json of the five families <-> ModelConfig, and the rules that keep the two from meaning different models.
 
 Whatever a format cannot say is refused with the key, the value and a way out; nothing is silently left out. Keys that
 change no number (dropout in training, parallelism hints) are ignored on the way in.
@@ -16,23 +16,24 @@ from isoflop.model.config import ExpertConfig, LatentConfig, ModelConfig, YarnCo
 
 ARCHITECTURES = {
     "llama": "LlamaForCausalLM",
+    "qwen2_moe": "Qwen2MoeForCausalLM",
+    "deepseek": "DeepseekForCausalLM",
     "deepseek_v2": "DeepseekV2ForCausalLM",
     "deepseek_v3": "DeepseekV3ForCausalLM",
 }
+PLAIN_EXPERTS = ("qwen2_moe", "deepseek")
+"""Experts under plain attention, as DeepSeekMoE 16B: what transformers has a class for, and the released names."""
 FP8_BLOCK = 128
 LATENT_NORM_EPS = 1e-6
 """Of the two norms inside latent attention: fixed in the released code and in transformers, not read from configs."""
 
 
 def derived_format(config: ModelConfig) -> str:
-    """The family that a model belongs to. Raises RecipeError where there is none."""
+    """The family that a model belongs to."""
     if config.latent is None and config.experts is None:
         return "llama"
     if config.latent is None:
-        raise RecipeError(
-            "model.experts without model.latent: none of the formats has experts under plain attention "
-            f"({', '.join(ARCHITECTURES)}); train with [model.latent] to export"
-        )
+        return "qwen2_moe"
     return "deepseek_v2" if config.experts and config.experts.affinity == "softmax" else "deepseek_v3"
 
 
@@ -48,6 +49,12 @@ def check_fits(config: ModelConfig, format: str) -> None:
     if format == "llama":
         if latent is not None or experts is not None:
             refuse("latent" if latent else "experts", "set", "is dense with plain attention; leave --format out")
+    elif format in PLAIN_EXPERTS:
+        if latent is not None or experts is None:
+            wrong = ("latent", "set") if latent else ("experts", "unset")
+            refuse(*wrong, "has experts and plain attention; leave --format out")
+        if config.d_head * config.n_heads != config.d_model:
+            refuse("d_head", config.d_head, f"has heads of d_model / n_heads = {config.d_model / config.n_heads:g}")
     elif latent is None:
         refuse("latent", "unset", "has latent attention; leave --format out")
     elif config.norm_eps != LATENT_NORM_EPS:
@@ -61,11 +68,18 @@ def check_fits(config: ModelConfig, format: str) -> None:
     if not experts.n_shared:
         refuse("experts.n_shared", 0, "always has shared experts; train with at least one to export")
     groups, kept = experts.n_groups, experts.n_groups_kept
-    if format == "deepseek_v2":
+    if format != "deepseek_v3":
         if experts.affinity != "softmax":
-            refuse("experts.affinity", experts.affinity, "has softmax affinities; use deepseek_v3")
+            better = "no format has sigmoid ones without [model.latent]" if latent is None else "use deepseek_v3"
+            refuse("experts.affinity", experts.affinity, f"has softmax affinities; {better}")
         if experts.selection_bias:
             refuse("experts.selection_bias", "true", "has no selection bias, and none has it with softmax")
+    if format in PLAIN_EXPERTS:
+        if groups > 1:
+            refuse("experts.n_groups", groups, "has no groups of experts")
+        if experts.routed_scale != 1.0:
+            refuse("experts.routed_scale", experts.routed_scale, "has no factor of the routed experts")
+    if format == "deepseek_v2":
         if experts.normalise:
             refuse("experts.normalise", "true", "normalises in the released code only, and then without routed_scale")
         if groups > 1 and experts.group_score != "max":
@@ -111,8 +125,11 @@ def to_config(config: ModelConfig, format: str, *, bos: int | None, eos: int | N
         "eos_token_id": eos,
         "torch_dtype": dtype,
     }
-    if latent is None:
+    if format == "llama":
         return {**tree, "head_dim": config.d_head, "mlp_bias": False}
+    if experts is not None and format in PLAIN_EXPERTS:
+        return tree | _plain_experts_tree(experts, format)
+    assert latent is not None
     tree |= {
         "q_lora_rank": latent.d_q_latent or None,
         "kv_lora_rank": latent.d_kv_latent,
@@ -138,6 +155,30 @@ def to_config(config: ModelConfig, format: str, *, bos: int | None, eos: int | N
         "scoring_func": "sigmoid" if v3 else "softmax",
         "norm_topk_prob": experts.normalise if v3 else False,
         "routed_scaling_factor": experts.routed_scale,
+    }
+
+
+def _plain_experts_tree(experts: ExpertConfig, format: str) -> dict[str, Any]:
+    tree = {
+        "num_experts_per_tok": experts.n_active,
+        "moe_intermediate_size": experts.d_expert,
+        "norm_topk_prob": experts.normalise,
+    }
+    if format == "deepseek":
+        return tree | {
+            "n_routed_experts": experts.n_experts,
+            "n_shared_experts": experts.n_shared,
+            "first_k_dense_replace": experts.n_dense_layers,
+            "moe_layer_freq": 1,
+            "scoring_func": "softmax",
+        }
+    return tree | {
+        "num_experts": experts.n_experts,
+        "shared_expert_intermediate_size": experts.n_shared * experts.d_expert,
+        "mlp_only_layers": list(range(experts.n_dense_layers)),
+        "decoder_sparse_step": 1,
+        "qkv_bias": True,
+        "use_sliding_window": False,
     }
 
 
@@ -172,11 +213,14 @@ def from_config(tree: dict[str, Any]) -> tuple[str, ModelConfig]:
         "rope_base": float(read.rope.get("rope_theta") or read.number("rope_theta", default=10000.0)),
         "init_std": read.number("initializer_range", default=0.02) or 0.02,
     }
-    if format == "llama":
+    plain = format == "llama" or format in PLAIN_EXPERTS
+    if plain:
         sizes["d_head"] = read.count("head_dim", default=d_model // n_heads)
+        if format in PLAIN_EXPERTS:
+            sizes["experts"] = _plain_experts(read, format)
     else:
         sizes |= _latent(read, sizes, format)
-    sizes["yarn"] = _yarn(read, plain=format == "llama")
+    sizes["yarn"] = _yarn(read, plain=plain)
     try:
         config = ModelConfig(**sizes)
         check_fits(config, format)
@@ -216,6 +260,38 @@ class _Reader:
     def only(self, key: str, wanted: object, default: object) -> None:
         if (value := self.get(key, default)) != wanted:
             raise CheckpointError(f"config.json: {key} = {value!r}; only {wanted!r} can be imported")
+
+
+def _plain_experts(read: _Reader, format: str) -> ExpertConfig:
+    d_expert = read.count("moe_intermediate_size")
+    if format == "deepseek":
+        read.only("moe_layer_freq", 1, default=1)
+        read.only("scoring_func", "softmax", default="softmax")
+        n_experts, n_shared = read.count("n_routed_experts"), read.count("n_shared_experts", default=0, least=0)
+        dense = read.count("first_k_dense_replace", default=0, least=0)
+    else:
+        for key, wanted in (("qkv_bias", True), ("use_sliding_window", False), ("decoder_sparse_step", 1)):
+            read.only(key, wanted, default=wanted)
+        n_experts, shared = read.count("num_experts"), read.count("shared_expert_intermediate_size", least=0)
+        if shared % d_expert:
+            raise CheckpointError(
+                f"config.json: shared_expert_intermediate_size = {shared} must be a multiple of moe_intermediate_size "
+                f"= {d_expert}: shared experts here have the width of the routed ones"
+            )
+        listed = read.get("mlp_only_layers", [])
+        n_shared, dense = shared // d_expert, len(listed) if isinstance(listed, list) else 0
+        read.only("mlp_only_layers", list(range(dense)), default=[])
+    return ExpertConfig(
+        n_experts=n_experts,
+        n_active=read.count("num_experts_per_tok"),
+        d_expert=d_expert,
+        n_shared=n_shared,
+        n_dense_layers=dense,
+        affinity="softmax",
+        normalise=bool(read.get("norm_topk_prob", False)),
+        selection_bias=False,
+        group_score="max",
+    )
 
 
 def _latent(read: _Reader, sizes: dict[str, Any], format: str) -> dict[str, Any]:

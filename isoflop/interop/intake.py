@@ -56,6 +56,7 @@ class Folder:
                 self.entries[name], self._home[name] = entry, file
         self.quantised = _is_fp8(self.tree)
         self.targets = self._targets()
+        self.named = [target for target in self.targets if target.name]
         self.repeated = [piece for pieces in copies(self.config).values() for piece in pieces]
         self._check()
 
@@ -76,7 +77,7 @@ class Folder:
 
     def weights(self) -> Iterator[tuple[str, tuple[int, ...], Iterator[Tensor]]]:
         """Name and shape of every tensor of ours, and its rows in our order, in portions."""
-        for target in self.targets:
+        for target in self.named:
             yield target.name, target.shape, self._rows_of(target)
 
     def dtype(self, target: Target) -> torch.dtype:
@@ -90,7 +91,8 @@ class Folder:
         dtype = self.dtype(target)
         for piece in target.pieces:
             for rows in self.rows(piece):
-                yield to_ours(rows, piece.rotary).to(dtype)
+                rows = to_ours(rows, piece.rotary).to(dtype)
+                yield rows if piece.factor == 1.0 else rows / piece.factor
 
     def _targets(self) -> list[Target]:
         targets = layout(self.config, self.format)
@@ -161,7 +163,8 @@ class Folder:
         extra = self.config.mtp_depth
         yield "num_hidden_layers (and num_nextn_predict_layers)", self.config.n_layers + extra, self._highest(r"")
         if self.config.experts:
-            yield "n_routed_experts", self.config.experts.n_experts, self._highest(r"\d+\.mlp\.experts\.")
+            key = "num_experts" if self.format == "qwen2_moe" else "n_routed_experts"
+            yield key, self.config.experts.n_experts, self._highest(r"\d+\.mlp\.experts\.")
 
     def _highest(self, between: str) -> int:
         pattern = re.compile(rf"model\.layers\.{between}(\d+)\.")
@@ -193,6 +196,7 @@ def import_folder(folder: Path, out: Path) -> dict[str, Any]:
 
 def _write(opened: Folder, work: Path) -> dict[str, Any]:
     _check_copies(opened)
+    _check_zeros(opened)
     has_tokenizer = tokenizer_files.find(opened.path) is not None
     if has_tokenizer:  # before the weights: what can be wrong is cheaper to find here
         (work / "tokenizer").mkdir()
@@ -201,7 +205,7 @@ def _write(opened: Folder, work: Path) -> dict[str, Any]:
 
     def write_model(path: Path) -> str:
         nonlocal sha256
-        plan = {target.name: (opened.dtype(target), target.shape) for target in opened.targets}
+        plan = {target.name: (opened.dtype(target), target.shape) for target in opened.named}
         with TensorWriter(path, plan, {"format": "pt"}) as writer:
             for name, _, portions in opened.weights():
                 for rows in portions:
@@ -248,6 +252,16 @@ def _check_copies(opened: Folder) -> None:
                         f"{opened.path}: {piece.name} differs from {first.name}; isoflop shares them as DeepSeek-V3 "
                         f"does, and would lose one"
                     )
+
+
+def _check_zeros(opened: Folder) -> None:
+    """What our model has not must be zeros, or it would be lost."""
+    for piece in (piece for target in opened.targets if not target.name for piece in target.pieces):
+        if any(bool(rows.any()) for rows in opened.rows(piece)):
+            raise CheckpointError(
+                f"{opened.path}: {piece.name} is not zeros; isoflop has no such weights, so only folders where they do "
+                f"nothing can be imported"
+            )
 
 
 def _open(path: Path) -> dict[str, TensorFile]:

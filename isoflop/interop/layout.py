@@ -10,7 +10,7 @@ Source: DeepSeek LLM (arXiv 2401.02954) and DeepSeek-V3 (arXiv 2412.19437) as re
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -44,6 +44,8 @@ class Piece:
     """Quantised in FP8 folders."""
     copy: bool = False
     """Repeats another piece (embedding and head of a multi-token prediction layer)."""
+    factor: float = 1.0
+    """Theirs is ours times this; a power of two, so that no bit is lost."""
 
     @property
     def n_rows(self) -> int:
@@ -104,6 +106,11 @@ def _one(name: str, *shape: int, fp8: bool = False) -> tuple[tuple[int, ...], tu
     return shape, (Piece(name, shape, fp8=fp8),)
 
 
+def _zeros(name: str, *shape: int) -> Target:
+    """What ours has not and theirs has to hold as zeros."""
+    return Target("", *_one(name, *shape))
+
+
 def _stack(
     d_in: int, parts: list[tuple[str, int]], rotary: Rotary | None = None
 ) -> tuple[tuple[int, ...], tuple[Piece, ...]]:
@@ -118,7 +125,7 @@ def _stack(
 def _block(config: ModelConfig, format: str, ours: str, theirs: str, index: int) -> Iterator[Target]:
     d = config.d_model
     yield Target(f"{ours}attention_norm.weight", *_one(f"{theirs}input_layernorm.weight", d))
-    yield from _latent_attention(config, ours, theirs) if config.latent else _attention(config, ours, theirs)
+    yield from _latent_attention(config, ours, theirs) if config.latent else _attention(config, format, ours, theirs)
     yield Target(f"{ours}mlp_norm.weight", *_one(f"{theirs}post_attention_layernorm.weight", d))
     if config.experts is None or index < config.experts.n_dense_layers:
         yield from _swiglu(f"{ours}mlp.", f"{theirs}mlp.", d, config.d_ff)
@@ -126,10 +133,13 @@ def _block(config: ModelConfig, format: str, ours: str, theirs: str, index: int)
         yield from _experts(config, format, f"{ours}mlp.", f"{theirs}mlp.")
 
 
-def _attention(config: ModelConfig, ours: str, theirs: str) -> Iterator[Target]:
+def _attention(config: ModelConfig, format: str, ours: str, theirs: str) -> Iterator[Target]:
     d, queries, keys = config.d_model, config.n_heads * config.d_head, config.n_kv_heads * config.d_head
-    parts = [(f"{theirs}self_attn.{letter}_proj.weight", rows) for letter, rows in zip("qkv", (queries, keys, keys))]
+    widths = dict(zip("qkv", (queries, keys, keys)))
+    parts = [(f"{theirs}self_attn.{letter}_proj.weight", rows) for letter, rows in widths.items()]
     yield Target(f"{ours}attention.qkv.weight", *_stack(d, parts))
+    if format == "qwen2_moe":  # its readers expect biases, whatever config.json says
+        yield from (_zeros(f"{theirs}self_attn.{letter}_proj.bias", rows) for letter, rows in widths.items())
     yield Target(f"{ours}attention.out.weight", *_one(f"{theirs}self_attn.o_proj.weight", d, queries, fp8=True))
 
 
@@ -155,10 +165,11 @@ def _latent_attention(config: ModelConfig, ours: str, theirs: str) -> Iterator[T
     yield Target(f"{ours}out.weight", *_one(f"{theirs}o_proj.weight", d, heads * latent.d_value, fp8=True))
 
 
-def _swiglu(ours: str, theirs: str, d_model: int, d_ff: int) -> Iterator[Target]:
+def _swiglu(ours: str, theirs: str, d_model: int, d_ff: int, factor: float = 1.0) -> Iterator[Target]:
     parts = [(f"{theirs}gate_proj.weight", d_ff), (f"{theirs}up_proj.weight", d_ff)]
     yield Target(f"{ours}gate_up.weight", *_stack(d_model, parts))
-    yield Target(f"{ours}down.weight", *_one(f"{theirs}down_proj.weight", d_model, d_ff, fp8=True))
+    shape, (piece,) = _one(f"{theirs}down_proj.weight", d_model, d_ff, fp8=True)
+    yield Target(f"{ours}down.weight", shape, (replace(piece, factor=factor),))
 
 
 def _experts(config: ModelConfig, format: str, ours: str, theirs: str) -> Iterator[Target]:
@@ -174,7 +185,12 @@ def _experts(config: ModelConfig, format: str, ours: str, theirs: str) -> Iterat
     yield Target(f"{ours}experts.gate_up", (n, 2 * width, d), pieces)
     _, pieces = _stack(width, [(f"{theirs}experts.{j}.down_proj.weight", d) for j in range(n)])
     yield Target(f"{ours}experts.down", (n, d, width), pieces)
-    if experts.n_shared:
+    if (
+        format == "qwen2_moe"
+    ):  # weighs the shared experts by a sigmoid; of zeros that is 1/2, which a factor of 2 undoes
+        yield from _swiglu(f"{ours}shared.", f"{theirs}shared_expert.", d, experts.n_shared * width, factor=2.0)
+        yield _zeros(f"{theirs}shared_expert_gate.weight", 1, d)
+    elif experts.n_shared:
         yield from _swiglu(f"{ours}shared.", f"{theirs}shared_experts.", d, experts.n_shared * width)
 
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from isoflop.errors import CheckpointError, DataError
 from isoflop.interop import tokenizer as tokenizer_files
-from isoflop.interop.formats import ARCHITECTURES
+from isoflop.interop.formats import ARCHITECTURES, derived_format
 from isoflop.interop.intake import Folder
 from isoflop.model.config import ModelConfig
 from isoflop.model.transformer import Transformer
@@ -90,6 +90,13 @@ def compare(
         return report
     opened = Folder(folder)
     config = opened.config
+    if not hasattr(transformers, ARCHITECTURES[opened.format]):
+        report["reason"] = (
+            f"transformers {transformers.__version__} has no {ARCHITECTURES[opened.format]} of its own; "
+            f"--format {derived_format(config)} says the same model in a class that it has"
+        )
+        write_json(path, report)
+        return report
     report["transformers"], report["torch"], report["device"] = transformers.__version__, torch.__version__, device
     text, tokens_BT = _real_text(config, folder, tokens)
     ours = load_model(opened, torch.device(device))
@@ -126,8 +133,6 @@ def load_model(opened: Folder, device: torch.device) -> Transformer:
     model = Transformer(opened.config).to(device)
     state = model.state_dict()
     for name, shape, portions in opened.weights():
-        if not name:
-            continue
         rows, first = state[name].view(-1, shape[-1] if len(shape) > 1 else 1), 0
         for portion in portions:
             rows[first : first + len(portion)].copy_(portion)

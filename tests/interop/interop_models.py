@@ -25,6 +25,14 @@ FAMILIES = {
     "gqa": replace(DENSE, n_layers=3, n_kv_heads=2, rope_base=5000.0, norm_eps=1e-5),
     "wide_heads": replace(DENSE, n_heads=3, n_kv_heads=1, d_head=20),
     "dense_yarn": replace(DENSE, yarn=YarnConfig(4.0, 24, mscale=0.8)),
+    "moe": replace(DENSE, n_layers=3, experts=SOFTMAX),
+    "moe_gqa_yarn": replace(
+        DENSE,
+        n_layers=3,
+        n_kv_heads=2,
+        experts=replace(SOFTMAX, n_shared=1, n_dense_layers=2, normalise=True),
+        yarn=YarnConfig(4.0, 24, mscale=0.8),
+    ),
     "v2_lite": replace(MLA, latent=LATENT, experts=SOFTMAX, yarn=YarnConfig(4.0, 24, mscale=0.707)),
     "v2": replace(
         MLA,

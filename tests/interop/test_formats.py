@@ -87,6 +87,13 @@ def comparable(config: ModelConfig) -> ModelConfig:
     return config
 
 
+@pytest.mark.parametrize("name", ["moe", "moe_gqa_yarn"])
+def test_the_released_names_of_experts_under_plain_attention_come_back(name):
+    tree = to_config(FAMILIES[name], "deepseek", bos=0, eos=1, dtype="float32")
+    assert tree["architectures"] == ["DeepseekForCausalLM"] and tree["model_type"] == "deepseek"
+    assert from_config(tree) == ("deepseek", comparable(FAMILIES[name]))
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_config_comes_back_as_it_was(name):
     tree = written(name)
@@ -151,6 +158,11 @@ def test_a_temperature_that_only_attention_factor_states_is_kept():
         ("v2", {"norm_topk_prob": True}, "normalise = true"),
         ("v2", {"topk_method": "noaux_tc"}, "topk_method = 'noaux_tc'"),
         ("v2", {"n_shared_experts": None}, "n_shared = 0: .* always has shared experts"),
+        ("moe", {"qkv_bias": False}, "qkv_bias = False; only True"),
+        ("moe", {"use_sliding_window": True}, "use_sliding_window = True"),
+        ("moe", {"mlp_only_layers": [1]}, r"mlp_only_layers = \[1\]; only \[0\]"),
+        ("moe", {"shared_expert_intermediate_size": 30}, "shared_expert_intermediate_size = 30 must be a multiple"),
+        ("moe", {"head_dim": 20}, "d_head = 20: .* heads of d_model / n_heads = 12"),
     ],
 )
 def test_what_would_be_another_model_is_refused(name, changes, message):
@@ -188,14 +200,14 @@ def experts(name, **changes):
         (experts("v3", n_active=2), "deepseek_v3", "n_active = 2: .* twice n_groups_kept = 2"),
         (experts("v3", n_shared=0), "deepseek_v3", "n_shared = 0"),
         (replace(FAMILIES["v3"], norm_eps=1e-5), "deepseek_v3", "norm_eps = 1e-05"),
+        (FAMILIES["v2"], "qwen2_moe", "latent = set: .* plain attention"),
+        (FAMILIES["mha"], "deepseek", "experts = unset: .* has experts"),
+        (experts("moe", affinity="sigmoid"), "qwen2_moe", "affinity = sigmoid: .* no format has sigmoid ones"),
+        (experts("moe", routed_scale=2.0), "deepseek", "routed_scale = 2.0"),
+        (experts("moe", n_groups=2, n_groups_kept=1), "qwen2_moe", "n_groups = 2"),
         (replace(FAMILIES["wide_heads"], d_model=50), "llama", "d_model = 50: .* multiple of n_heads = 3"),
     ],
 )
 def test_what_a_format_cannot_say_is_refused(config, format, message):
     with pytest.raises(RecipeError, match=message):
         check_fits(config, format)
-
-
-def test_experts_without_latent_attention_have_no_format():
-    with pytest.raises(RecipeError, match=r"model.experts without model.latent"):
-        derived_format(replace(FAMILIES["v3"], latent=None, d_head=12))

@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 from interop_models import FAMILIES, build, export, make_run, random_tokens, relative_error
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from isoflop import cli
 from isoflop.errors import CheckpointError
@@ -62,6 +62,8 @@ def their_random_model(config, seed=0):
                 value.uniform_(0.5, 1.5)
             elif name.endswith("correction_bias"):
                 value.normal_(0.0, 0.1)
+            elif name.endswith(("proj.bias", "shared_expert_gate.weight")):
+                value.zero_()  # ours has no such weights
             elif name == "model.embed_tokens.weight":
                 value.normal_()
             else:
@@ -121,6 +123,37 @@ def test_an_fp8_folder_computes_the_same_and_says_what_it_cost(tmp_path, name):
     assert kinds["model.layers.0.self_attn.o_proj.weight"] == torch.float8_e4m3fn
     assert kinds["model.layers.0.self_attn.o_proj.weight_scale_inv"] == torch.float32
     assert kinds["model.embed_tokens.weight"] == kinds["lm_head.weight"] == torch.float32
+
+
+def test_a_folder_with_the_released_names_of_deepseekmoe_becomes_one_that_transformers_has_a_class_for(tmp_path):
+    _, released = exported(tmp_path, FAMILIES["moe"], format="deepseek", dtype="bfloat16")
+    names = {re.sub(r"(layers|experts)\.\d+", r"\1.#", name) for name in tensors_of(released)}
+    shared = {f"model.layers.#.mlp.shared_experts.{side}_proj.weight" for side in ("gate", "up", "down")}
+    assert shared < names and not any(name.endswith(".bias") for name in names)
+    skipped = compare(released)
+    assert skipped["status"] == "skipped" and "DeepseekForCausalLM" in skipped["reason"]
+    assert "--format qwen2_moe" in skipped["reason"]
+    import_folder(released, tmp_path / "back")
+    export(tmp_path / "back", tmp_path / "known")
+    assert compare(tmp_path / "known")["status"] == "passed"
+    one, other = tensors_of(released), tensors_of(tmp_path / "known")
+    down = "model.layers.1.mlp.shared_expert{}.down_proj.weight"
+    assert torch.equal(other[down.format("")], 2 * one[down.format("s")])  # its readers weigh it by sigmoid(0)
+    import_folder(tmp_path / "known", tmp_path / "again")
+    export(tmp_path / "again", tmp_path / "out_again", format="deepseek")
+    assert same_bits(tensors_of(tmp_path / "out_again"), one)
+
+
+@pytest.mark.parametrize("name", ["mlp.shared_expert_gate.weight", "self_attn.k_proj.bias"])
+def test_weights_that_ours_has_not_are_refused_unless_they_are_zeros(tmp_path, name):
+    _, folder = exported(tmp_path, FAMILIES["moe"])
+    path = folder / "model-00001-of-00001.safetensors"
+    tensors = load_file(path)
+    tensors[f"model.layers.1.{name}"].view(-1)[3] = 0.5
+    save_file(tensors, path, {"format": "pt"})
+    with pytest.raises(CheckpointError, match=rf"model\.layers\.1\.{name} is not zeros"):
+        import_folder(folder, tmp_path / "back")
+    assert not (tmp_path / "back").exists()
 
 
 def test_without_rounding_the_report_has_no_rounding(tmp_path):
