@@ -3,11 +3,13 @@
     python recipes/study/in_situ.py TASK ... --data shared/data/images --out runs/in_situ
     TASK: digits, large (12,544 inputs), omniglot (folds), backward, clusters
 
-Each task writes OUT/TASK.json after every run; what was interrupted goes on, and no run is made twice.
+Each task writes OUT/TASK.json after every run; what was interrupted goes on, and no run is made twice. With
+`--processes N` every N-th run belongs to one process, which writes OUT/TASK.PART.json; all parts end in OUT/TASK.json.
 """
 
 import argparse
 import json
+import multiprocessing
 import statistics
 import time
 from collections.abc import Callable
@@ -42,21 +44,31 @@ def core(bits: int, backward: str = "ste", **changes: Any) -> NumericsSection:
 
 
 class Results:
-    """A JSON file of runs by name."""
+    """Runs by name, in OUT/TASK.json and in the files that parts of the work have written beside it."""
 
-    def __init__(self, path: Path):
-        self.path = path
-        self.rows: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    def __init__(self, out: Path, task: str, part: int = 0, n_parts: int = 1):
+        self.task, self.part, self.n_parts, self.n_asked = task, part, n_parts, 0
+        whole = out / f"{task}.json"
+        self.path = whole if n_parts == 1 else out / f"{task}.{part}.json"
+        self.rows: dict[str, Any] = {}
+        for path in (whole, *sorted(out.glob(f"{task}.*.json"))):
+            self.rows |= _read(path)
+        self.own = self.rows if n_parts == 1 else _read(self.path)
 
-    def run(self, name: str, make: Callable[[], Any]) -> Any:
-        """The result called `name`, made if it is not there."""
-        if name not in self.rows:
-            began = time.perf_counter()
-            found = make()
-            self.rows[name] = {"result": found, "wall_s": time.perf_counter() - began, "commit": commit()}
-            write_json(self.path, self.rows)
-            print(f"{self.path.stem} {name}: {json.dumps(found)} ({self.rows[name]['wall_s']:.0f} s)", flush=True)
-        return self.rows[name]["result"]
+    def run(self, name: str, make: Callable[[], Any]) -> None:
+        """Make the run called `name` if it is not there and belongs to this part."""
+        self.n_asked += 1
+        if name in self.rows or (self.n_asked - 1) % self.n_parts != self.part:
+            return
+        began = time.perf_counter()
+        found = make()
+        self.own[name] = {"result": found, "wall_s": time.perf_counter() - began, "commit": commit()}
+        write_json(self.path, self.own)
+        print(f"{self.task} {name}: {json.dumps(found)} ({self.own[name]['wall_s']:.0f} s)", flush=True)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def digits(data: Path, results: Results) -> None:
@@ -198,13 +210,44 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data/images"))
     parser.add_argument("--out", type=Path, default=Path("runs/in_situ"))
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--processes", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    options.out.mkdir(parents=True, exist_ok=True)
+    if options.processes > 1:
+        in_parts(options.tasks, options.data, options.out, options.processes, options.threads)
     for task in options.tasks:
-        results = Results(options.out / f"{task}.json")
+        results = Results(options.out, task)
         TASKS[task](options.data, results)
+        write_json(results.path, results.rows)
+        for path in options.out.glob(f"{task}.*.json"):
+            path.unlink()
         print(f"# {task}, {processor()}, {options.threads} threads")
         show(results)
+
+
+def in_parts(tasks: list[str], data: Path, out: Path, n_parts: int, threads: int) -> None:
+    """All runs of all tasks, dealt out to processes."""
+    context = multiprocessing.get_context("spawn")
+    workers = [
+        context.Process(target=one_part, args=(tasks, data, out, part, n_parts, threads)) for part in range(n_parts)
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    if any(worker.exitcode for worker in workers):
+        raise SystemExit("a part of the work failed, see above; what it finished is kept")
+
+
+def one_part(tasks: list[str], data: Path, out: Path, part: int, n_parts: int, threads: int) -> None:
+    """The runs of one process; what it does not own it passes over."""
+    torch.set_num_threads(threads)
+    n_asked = 0
+    for task in tasks:
+        results = Results(out, task, (part - n_asked) % n_parts, n_parts)  # tasks follow each other in one deal
+        TASKS[task](data, results)
+        n_asked += results.n_asked
 
 
 if __name__ == "__main__":
