@@ -294,7 +294,7 @@ def _write_gallery(prepared: Prepared, network: nn.Module, path: Path, n: int = 
 
 
 def _result(prepared: Prepared, network: nn.Module, loop: LoopResult | None) -> dict[str, Any]:
-    recipe = prepared.recipe
+    recipe, device = prepared.recipe, next(iter(network.state_dict().values())).device
     other = dataclasses.replace(recipe.medium, seed=recipe.medium.seed + 1_000_003)
     elsewhere = Bench(other, recipe.camera, load_objects(recipe.objects, recipe.medium.object_px))
     sets = {"test": prepared.test, "unseen": prepared.unseen}
@@ -323,7 +323,7 @@ def _result(prepared: Prepared, network: nn.Module, loop: LoopResult | None) -> 
         "n_samples": 0 if loop is None else loop.step * recipe.train.batch_samples,
         "train_loss": None if loop is None or math.isnan(loop.train_loss_nats) else loop.train_loss_nats,
         "wall_s": 0.0 if loop is None else loop.wall_s,
-        "device": processor(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
         "precision": "bfloat16" if _bfloat16(recipe.train.precision) else "float32",
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),

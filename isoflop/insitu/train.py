@@ -36,7 +36,9 @@ class TrainOptions:
     batch: int = 100
     """Images of an optimizer step."""
     learning_rate: float = 2e-3
-    """At the start; falls to 0 as half a cosine."""
+    """At the start."""
+    constant: bool = False
+    """Keep the rate; else it falls to 0 as half a cosine."""
     seed: int = 0
     """Of the weights, the order of the images and the noise."""
 
@@ -114,7 +116,7 @@ def train_network(
             loop_workload,
             model,
             optimizer,
-            rate=lambda step: options.learning_rate * 0.5 * (1 + math.cos(math.pi * step / n_steps)),
+            rate=lambda step: options.learning_rate * (1.0 if options.constant else _half_cosine(step / n_steps)),
             n_steps=n_steps,
             run_dir=folder,
             saving=Saving(every_s=0.0, at_end=run_dir is not None),
@@ -126,6 +128,10 @@ def train_network(
         on_step(result)
     clock.set(n_steps, VALIDATION)
     return model, clock
+
+
+def _half_cosine(done: float) -> float:
+    return 0.5 * (1 + math.cos(math.pi * done))
 
 
 @torch.no_grad()

@@ -1,7 +1,7 @@
 """Training and clustering on a photonic tensor core against the same done digitally: every number of docs/numerics.md.
 
     python recipes/study/in_situ.py TASK ... --data shared/data/images --out runs/in_situ
-    TASK: digits, large (12,544 inputs), omniglot (folds), backward, clusters
+    TASK: digits, rates (digits, rate kept), large (12,544 inputs), omniglot (folds), backward, clusters
 
 Each task writes OUT/TASK.json after every run; what was interrupted goes on, and no run is made twice. With
 `--processes N` every N-th run belongs to one process, which writes OUT/TASK.PART.json; all parts end in OUT/TASK.json.
@@ -12,7 +12,7 @@ import json
 import multiprocessing
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +104,33 @@ def trained(
     return accuracy(network, test)
 
 
+def rates(data: Path, results: Results) -> None:
+    """Digits at 3 and 4 bits, the learning rate kept as in a plain Adam: what moved weights lose depends on it."""
+    train, test = read_digits(data / "mnist/mnist-30k.npz")
+    widths = (784, 100, 100, 10)
+    for rate in (5e-4, 1e-3, 2e-3, 3e-3, 5e-3):
+        for seed in SEEDS:
+            options = TrainOptions(n_epochs=10, learning_rate=rate, constant=True, seed=seed)
+
+            def both(options: TrainOptions = options) -> dict[str, float]:
+                network, _ = train_network(Classify(train, test, options), widths, None)
+                weights = [p.detach() for p in network.parameters() if p.ndim == 2]
+                ratios = [float(w.abs().max() / w.std()) for w in weights]
+                there = {bits: accuracy(moved(network, widths, core(bits, **PROTOTYPE)), test) for bits in (3, 4)}
+                return {
+                    "digital": accuracy(network, test),
+                    **{f"moved {bits}": value for bits, value in there.items()},
+                    "largest weight in deviations": statistics.fmean(ratios),
+                }
+
+            results.run(f"rate {rate:g} digital {seed}", both)
+            for bits in (4, 3):
+                results.run(
+                    f"rate {rate:g} {bits} bits {seed}",
+                    lambda b=bits, o=options: trained(train, test, widths, core(b, **PROTOTYPE), o),
+                )
+
+
 def large(data: Path, results: Results) -> None:
     """12,544-64-10 on digits enlarged four times (no more information than 28x28)."""
     train, test = read_digits(data / "mnist/mnist-30k.npz")
@@ -184,24 +211,42 @@ def show(results: Results) -> None:
         numbers = [w for w in words[-2:] if w.isdigit()] if words[-2].isdigit() else [words[-1]]
         label = " ".join(words[: -len(numbers)])
         groups.setdefault(label, {})[" ".join(numbers)] = row["result"]
-    base = groups.get("digital", {})
     for label, found in groups.items():
         values = [_single(value) for value in found.values()]
         line = f"{label:32s} n {len(values):2d}  mean {statistics.fmean(values):.4f}"
+        base = groups[near] if (near := _digital_of(label, groups)) else {}
         pairs = [_single(value) - _single(base[key]) for key, value in found.items() if key in base]
-        if label != "digital" and len(pairs) > 1:
+        if base is not found and len(pairs) > 1:
             mean, low, high = paired_interval(pairs)
             line += f"  minus digital {mean:+.4f} (95% {low:+.4f} to {high:+.4f})"
         print(line)
-    for key in sorted({k for value in base.values() if isinstance(value, dict) for k in value}):
-        print(f"{key:32s} mean {statistics.fmean(value[key] for value in base.values()):.4f}")
+        dicts = [value for value in found.values() if isinstance(value, dict)]
+        for key in dicts[0] if dicts else ():
+            if key not in ("digital", "accuracy"):
+                print(f"    {key:28s} mean {statistics.fmean(value[key] for value in dicts):.4f}")
+
+
+def _digital_of(label: str, labels: Iterable[str]) -> str | None:
+    """The digital runs that a row is compared with: "k-means digital" for "k-means 6 bits", else "digital"."""
+    return next((name for name in labels if _is_base(name, label)), None)
+
+
+def _is_base(name: str, label: str) -> bool:
+    return name.endswith("digital") and label.startswith(name.removesuffix("digital"))
 
 
 def _single(value: Any) -> float:
-    return value.get("digital", value.get("accuracy")) if isinstance(value, dict) else value
+    return value if not isinstance(value, dict) else value["digital" if "digital" in value else "accuracy"]
 
 
-TASKS = {"digits": digits, "large": large, "omniglot": omniglot, "backward": backward, "clusters": clusters}
+TASKS = {
+    "digits": digits,
+    "rates": rates,
+    "large": large,
+    "omniglot": omniglot,
+    "backward": backward,
+    "clusters": clusters,
+}
 
 
 def main() -> None:
