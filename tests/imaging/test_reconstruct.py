@@ -50,6 +50,16 @@ def test_a_trained_network_sees_more_than_ridge_and_ridge_more_than_the_mean_ima
     assert found["scores"]["test"]["pcc"] > 0.85
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_trains_as_well_as_the_cpu(trained, tmp_path):
+    found = run_imaging(tiny(train={"device": "cuda"}), tmp_path)
+    for kind in ("test", "unseen"):
+        assert found["scores"][kind]["pcc"] == pytest.approx(trained[1]["scores"][kind]["pcc"], abs=0.01)
+    assert found["device"] == torch.cuda.get_device_name()
+    assert run_imaging(tiny(train={"device": "cuda"}), tmp_path) == found
+
+
 def test_behind_another_slab_it_knows_no_more_than_the_mean_image(trained):
     _, found = trained
     for kind, pcc in found["other_medium_pcc"].items():
