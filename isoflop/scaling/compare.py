@@ -2,8 +2,10 @@
 
 Two laws files go in (A the base, B the change: other data, architecture, optimizer, numerics), a verdict comes out. B's
 compute multiplier m at a budget C solves L_A*(m C) = L_B*(C): A needs m times the compute to reach what B reaches at C.
-It is solved for every law and every bootstrap resample; resamples of A and B are independent, so row i of one meets row
-i of the other. If the interval holds 1, the cells that would shrink it most are named.
+It is solved for every law and every bootstrap resample, row i of one against row i of the other. Sweeps over the same
+cells, fitted with the same seed, weigh each cell alike in row i, so what their runs have in common (shape, seed, order
+of the data) cancels; other sweeps are resampled independently. If the interval holds 1, the cells that would shrink it
+most are named.
 """
 
 import itertools

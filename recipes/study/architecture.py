@@ -18,6 +18,8 @@ from typing import Any
 
 BASE = Path(__file__).with_suffix(".toml")
 SEEDS = (0, 1, 2)
+LAST = 5
+"""Values of MaxVio, 50 steps apart, whose mean is that of the end of training."""
 STUDENT_90 = {1: 6.314, 2: 2.920, 3: 2.353, 4: 2.132, 5: 2.015}  # two-sided 90% quantile by degrees of freedom
 
 NO_BIAS = ("model.experts.selection_bias=false", "train.balance.bias_speed=0.0")
@@ -157,9 +159,10 @@ def report(out: Path) -> None:
         if len(found) < 2:
             continue
         print(
-            f"\n**{question}**\n\n| variant | seeds | nats per token | against {found[0]} | MaxVio | active / total |"
+            f"\n**{question}**\n\n| variant | seeds | nats per token | against {found[0]} | MaxVio in training | "
+            "MaxVio of validation | active / total |"
         )
-        print("|---|---|---|---|---|---|")
+        print("|---|---|---|---|---|---|---|")
         for name in found:
             rows = runs[name]
             mean, half = interval([row["loss_nats"] for row in rows.values()])
@@ -167,10 +170,14 @@ def report(out: Path) -> None:
             difference, spread = interval(pairs)
             beside = "" if name == found[0] else f"{difference:+.4f} +/- {spread:.4f}"
             violations = [row["max_violation_global"] for row in rows.values() if row["max_violation_global"]]
-            violation = f"{statistics.fmean(violations):.3f}" if violations else "-"
+            violation = f"{statistics.fmean(violations):.2f}" if violations else "-"
+            last = [value for row in rows.values() for _, value in row["max_violation"][-LAST:]]
+            training = f"{statistics.fmean(last):.2f}" if last else "-"
             one = next(iter(rows.values()))
             size = f"{one['n_params_active'] / 1e6:.1f}M / {one['n_params_total'] / 1e6:.1f}M"
-            print(f"| {name} | {len(rows)} | {mean:.4f} +/- {half:.4f} | {beside} | {violation} | {size} |")
+            print(
+                f"| {name} | {len(rows)} | {mean:.4f} +/- {half:.4f} | {beside} | {training} | {violation} | {size} |"
+            )
     draw(out, runs)
 
 

@@ -1,7 +1,7 @@
 """The numerics study: one small ladder in several number formats, the laws of each, and what each is worth in compute.
 
     python recipes/study/numerics.py run [VARIANT ...] --tokens DIR --out DIR      what is finished is skipped
-    python recipes/study/numerics.py report --out DIR                              tables on stdout, study.json there
+    python recipes/study/numerics.py report --out DIR                       table on stdout, study.json and a picture there
 
 Each variant is numerics.toml with a few values changed; cells, data, batches and rates are the same in all. A variant
 is a sweep of its own in OUT/VARIANT, so it resumes, and `isoflop fit`, `plan`, `compare` and `report` read it.
@@ -83,7 +83,7 @@ def report(out: Path, level: float) -> dict[str, Any]:
         }
         if ratios:
             row |= {"excess_loss_mean": statistics.fmean(ratios)}
-            row |= {"excess_loss_low": min(ratios), "excess_loss_high": max(ratios)}
+            row |= {"excess_loss_low": min(ratios), "excess_loss_high": max(ratios), "excess_loss_by_cell": ratios}
         try:
             laws[variant] = fit_law_set(records, seed=0)
             write_json(out / variant / "laws.json", laws[variant])
@@ -97,7 +97,36 @@ def report(out: Path, level: float) -> dict[str, Any]:
             row["no_law"] = str(error)
         found[variant] = row
     write_json(out / "study.json", found)
+    if any(row.get("multiplier") for row in found.values()):
+        draw(out / "numerics.png", found)
     return found
+
+
+def draw(path: Path, found: dict[str, Any]) -> None:
+    """Excess loss of the cells (dots) and its mean, and the compute multiplier with its interval, format by format."""
+    from isoflop.scaling.canvas import BLUE, INK, VERMILION, light_grid, new_figure, style
+
+    rows = {name: row for name, row in found.items() if row.get("multiplier")}
+    names = sorted(rows, key=lambda name: -rows[name]["multiplier"]["center"])
+    with style():
+        figure = new_figure(4.2)
+        left, right = figure.subplots(1, 2, sharey=True)
+        for place, name in enumerate(reversed(names)):
+            losses = [100 * value for value in rows[name]["excess_loss_by_cell"]]
+            left.plot(losses, [place] * len(losses), "o", color=BLUE, markersize=4, alpha=0.4)
+            left.plot([100 * rows[name]["excess_loss_mean"]] * 2, [place - 0.3, place + 0.3], color=VERMILION)
+            m = rows[name]["multiplier"]
+            right.plot([m["low"], m["high"]], [place, place], color=BLUE, linewidth=3)
+            right.plot([m["center"]], [place], "o", color=VERMILION, markersize=6)
+        left.set_yticks(range(len(names)), labels=list(reversed(names)))
+        left.set_xscale("symlog", linthresh=1.0)
+        left.set_xlabel("loss above float32's, equal cells (%)")
+        right.set_xscale("log")
+        right.axvline(1.0, color=INK, linewidth=1)
+        right.set_xlabel("compute multiplier over float32 (90%)")
+        for axes in (left, right):
+            light_grid(axes, "x")
+        figure.savefig(path, dpi=150)
 
 
 def show(found: dict[str, Any]) -> None:
