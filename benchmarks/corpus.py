@@ -1,28 +1,34 @@
 """Deduplication of real text beside datatrove: speed, memory, survivors; and memory when the input is 10 times larger.
 
     python benchmarks/corpus.py --text ../shared/data/pretrain --datatrove ENVIRONMENT/bin/python [--workers 2]
-        [--copies 9] [--recipe recipes/corpus/shared.toml] [--work FOLDER] [--json FILE]
+        [--copies 9] [--recipe recipes/corpus/shared.toml] [--every 1] [--work FOLDER] [--json FILE]
 
 With --recipe, that corpus is built first: documents and MB of the text that was read, per second of each stage. Then
 deduplication alone. Both sides get the same documents (books cut at line ends to 20,000 characters), split into words
-with one space between them, and the same parameters. Ours runs twice: every candidate pair joins, which is what
-datatrove does, and with the comparison that is our default. Then the input grows: `--copies` edited copies of every
-document (one word in three exchanged for a random one), so that their similarity to the original and to each other is
-below 0.5. Memory is the proportional set size of all processes together. ENVIRONMENT is any that has datatrove 0.10.1
-(pip install "datatrove[io]==0.10.1"); without it, only ours is measured.
+with one space between them, and the same parameters; both take what lies between spaces as words, so what is timed is
+shingles, signatures, bands and clusters (and, on our side, exact duplicates and the list of what goes, which datatrove
+writes in a fourth stage that is not run here). Ours runs three times: every candidate pair joins, which is what
+datatrove does; with the comparison that is our default; and that again while it finds the words by itself, as it does
+in `isoflop corpus build`. Then the input grows: `--copies` edited copies of every document (one of every four words
+exchanged for a random one), so that their similarity to the original and to each other is below 0.5. Memory is the
+proportional set size of all processes together. ENVIRONMENT is any that has datatrove 0.10.1
+(pip install "datatrove[io]==0.10.1"); without it, only ours is measured. --every 8 takes an eighth of the pieces, for
+a trial. FILE is written after every step and what it holds is not measured again, so a run that was cut off goes on;
+inputs are kept in --work.
 """
 
 import argparse
 import json
 import os
-import platform
 import shutil
 import struct
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import zstandard
@@ -35,12 +41,12 @@ from isoflop.corpus.dedup_near import jaccard
 from isoflop.corpus.dedup_table import deduplicate_table
 from isoflop.corpus.dedup_words import shingle_sets, spaced
 from isoflop.recipe import write_json
-from isoflop.run import commit
+from isoflop.run import commit, processor
 
 BANDS, ROWS, WORDS = 14, 8, 5  # datatrove's defaults
-N_PARTITIONS = 32
+N_PARTITIONS = 16  # as in recipes/corpus/shared.toml
 PIECE_CHARS = 20_000
-EXCHANGED = 1 / 3
+EXCHANGED = 4  # one word of so many consecutive ones: no run of more than 6 words stays, so two shingles of eight
 MANY = 2_000
 
 
@@ -66,14 +72,15 @@ def write_input(folder: Path, documents: Iterator[tuple[str, str]], *, copies: i
     """Words of the documents and of edited copies as a table, and as JSON lines in the same order."""
     import pyarrow as pa
 
-    runs, vocabulary = [], np.empty(0, object)
+    runs, words = [], dict[str, None]()
     generator = np.random.default_rng(0)
     for block in _blocks(documents):
         origins, texts = zip(*block)
         split = [text for words in spaced(texts) for text in words.to_pylist()]
         rows = [(origin, text) for origin, text in zip(origins, split) if text]
         if copies:
-            vocabulary = np.unique(np.concatenate([vocabulary, np.array(" ".join(t for _, t in rows).split(" "))]))
+            words |= dict.fromkeys(word for _, text in rows for word in text.split(" "))
+        vocabulary = np.array(list(words), object)
         for copy in range(copies + 1):
             edited = [(f"{o}+{copy}", _edited(t, vocabulary, generator) if copy else t) for o, t in rows]
             columns = [[tables.document_key("d", text), origin, "s", "d", "", "", text] for origin, text in edited]
@@ -106,13 +113,13 @@ def _blocks(documents: Iterator[tuple[str, str]]) -> Iterator[list[tuple[str, st
 
 def _edited(text: str, vocabulary: np.ndarray, generator: np.random.Generator) -> str:
     words = np.array(text.split(" "), object)
-    exchanged = generator.random(len(words)) < EXCHANGED
-    exchanged[generator.integers(len(words))] = True
-    words[exchanged] = vocabulary[generator.integers(len(vocabulary), size=int(exchanged.sum()))]
+    starts = np.arange(0, len(words), EXCHANGED)
+    at = np.minimum(starts + generator.integers(EXCHANGED, size=len(starts)), len(words) - 1)
+    words[at] = vocabulary[generator.integers(len(vocabulary), size=len(at))]
     return " ".join(words)
 
 
-def ours(documents: Path, work: Path, workers: int, threshold: float) -> None:
+def ours(documents: Path, work: Path, workers: int, threshold: float, presplit: bool) -> None:
     """One deduplication; prints seconds of its phases as one line of JSON."""
     shutil.rmtree(work, ignore_errors=True)
     seconds: dict[str, float] = {}
@@ -123,15 +130,30 @@ def ours(documents: Path, work: Path, workers: int, threshold: float) -> None:
             now = time.perf_counter()
             seconds[phase], before[0] = now - before[0], now
 
-    options = DedupOptions(bands=BANDS, rows=ROWS, shingle_words=WORDS, threshold=threshold)
+    options = DedupOptions(bands=BANDS, rows=ROWS, shingle_words=WORDS, threshold=threshold, presplit=presplit)
     found = deduplicate_table(documents, work, options, run=Threads(workers), on_progress=on_progress)
     print(json.dumps({"phases": seconds, "found": found}))
 
 
-def our_command(folder: Path, name: str, workers: int, threshold: float) -> list[str]:
+def measure_ours(folder: Path, name: str, label: str, workers: int, threshold: float, split: bool = False) -> dict:
     """`ours` in a process of its own."""
+    info = tables.open_table(folder / "documents")
     places = [str(folder / "documents"), str(folder / name)]
-    return [sys.executable, __file__, "--ours", *places, "--workers", str(workers), "--threshold", str(threshold)]
+    command = [sys.executable, __file__, "--ours", *places, "--workers", str(workers), "--threshold", str(threshold)]
+    watched = watch([*command, *(["--split"] if split else [])])
+    found = json.loads(watched.output)
+    return {**row(f"isoflop, {label}", watched, info, sum(found["phases"].values())), **found}
+
+
+def measure_datatrove(folder: Path, python: str, workers: int) -> dict:
+    """The same by datatrove."""
+    shutil.rmtree(folder / "datatrove", ignore_errors=True)
+    script = Path(__file__).with_name("corpus_datatrove.py")
+    command = [python, str(script), str(folder / "jsonl"), str(folder / "datatrove")]
+    watched = watch([*command, *map(str, (workers, BANDS, ROWS, WORDS))], quiet=True)
+    seconds = json.loads(watched.output.splitlines()[-1])
+    info = tables.open_table(folder / "documents")
+    return {**row("datatrove", watched, info, sum(seconds.values())), "phases": seconds}
 
 
 def our_drops(folder: Path, name: str) -> dict[str, str]:
@@ -174,7 +196,7 @@ def differences(folder: Path, mine: dict[str, str], theirs: dict[str, str]) -> d
     return found
 
 
-def most_similar(folder: Path, copies: int) -> dict:
+def most_similar(folder: Path) -> dict:
     """Similarity of edited copies to each other and to their original, of the documents of one partition."""
     groups: dict[str, list[str]] = {}
     for partition in range(N_PARTITIONS):
@@ -233,68 +255,70 @@ def main() -> None:
     parser.add_argument("--recipe", type=Path, help="build this corpus first")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--copies", type=int, default=9)
-    parser.add_argument("--limit", type=int, default=10**9, help="documents, for a trial")
+    parser.add_argument("--every", type=int, default=1, help="take each of so many pieces, for a trial")
     parser.add_argument("--work", type=Path)
-    parser.add_argument("--json")
+    parser.add_argument("--json", type=Path)
     parser.add_argument("--ours", nargs=2, type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--threshold", type=float, default=0.0, help=argparse.SUPPRESS)
+    parser.add_argument("--split", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.ours:
-        ours(*options.ours, options.workers, options.threshold)
+        ours(*options.ours, options.workers, options.threshold, not options.split)
         return
     if options.text is None:
         parser.error("--text names the folder with */docs.jsonl.zst")
-    os.environ["LOGURU_LEVEL"] = "ERROR"  # datatrove writes pages of statistics
     folder = options.work or Path(tempfile.mkdtemp())
-    record: dict = {
-        "commit": commit(),
-        "processor": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-    }
-    record |= {"bands": BANDS, "rows": ROWS, "words": WORDS, "workers": options.workers, "runs": []}
-
-    if options.recipe:
-        record["stages"] = build_stages(options.recipe, folder / "corpus", options.workers)
-    one = folder / "one"
-    if not tables.is_complete(one / "documents"):
-        write_input(one, (d for d, _ in zip(pretrain_texts(options.text), range(options.limit))), jsonl=True)
-    info = tables.open_table(one / "documents")
-    record["input"] = {"n_documents": info.n_rows, "n_text_bytes": info.n_text_bytes}
-    print(f"{info.n_rows} documents, {info.n_text_bytes / 1e6:.1f} MB of words")
-    for name, threshold in (("candidates", 0.0), ("compared", 0.7)):
-        watched = watch(our_command(one, name, options.workers, threshold))
-        found = json.loads(watched.output)
-        record["runs"].append({**row(f"isoflop, {name}", watched, info, sum(found["phases"].values())), **found})
-    if options.datatrove:
-        shutil.rmtree(one / "datatrove", ignore_errors=True)
-        script = Path(__file__).with_name("corpus_datatrove.py")
-        command = [options.datatrove, str(script), str(one / "jsonl"), str(one / "datatrove")]
-        watched = watch([*command, *map(str, (options.workers, BANDS, ROWS, WORDS))])
-        seconds = json.loads(watched.output.splitlines()[-1])
-        record["runs"].append({**row("datatrove", watched, info, sum(seconds.values())), "phases": seconds})
-        record["times_faster"] = round(record["runs"][2]["seconds"] / record["runs"][0]["seconds"], 1)
-        record["times_faster_compared"] = round(record["runs"][2]["seconds"] / record["runs"][1]["seconds"], 1)
-        record["times_less_cpu"] = round(record["runs"][2]["cpu_seconds"] / record["runs"][0]["cpu_seconds"], 1)
-        record["survivors"] = differences(one, our_drops(one, "candidates"), their_drops(one))
-        print(json.dumps({key: record[key] for key in record if key.startswith("times")}))
-        print(record["survivors"])
-    if options.copies:
-        many = folder / "many"
-        if not tables.is_complete(many / "documents"):
-            texts = (d for d, _ in zip(pretrain_texts(options.text), range(options.limit)))
-            write_input(many, texts, copies=options.copies)
-        info = tables.open_table(many / "documents")
-        print(f"{info.n_rows} documents, {info.n_text_bytes / 1e6:.1f} MB of words")
-        watched = watch(our_command(many, "compared", options.workers, 0.7))
-        found = json.loads(watched.output)
-        name = f"isoflop, compared, {options.copies + 1} times the input"
-        record["runs"].append({**row(name, watched, info, sum(found["phases"].values())), **found})
-        record["similarity_of_copies"] = most_similar(many, options.copies)
-        print(record["similarity_of_copies"])
-    if options.json:
-        write_json(options.json, record)
+    measure(options, folder)
     if not options.work:
         shutil.rmtree(folder)
+
+
+def measure(options: argparse.Namespace, folder: Path) -> None:
+    """Every step that `options.json` does not hold yet."""
+    os.environ["LOGURU_LEVEL"] = "ERROR"  # datatrove writes pages of statistics
+    about = {"commit": commit(), "processor": processor(), "cores": os.cpu_count(), "workers": options.workers}
+    about |= {"bands": BANDS, "rows": ROWS, "words": WORDS, "partitions": N_PARTITIONS, "every": options.every}
+    record = json.loads(options.json.read_text()) if options.json and options.json.is_file() else {}
+    if {name: record.get(name) for name in about} != about:
+        record = dict(about)
+
+    def step(name: str, function: Callable[..., Any], *given: Any, **named: Any) -> Any:
+        if name not in record:
+            record[name] = function(*given, **named)
+            if options.json:
+                write_json(options.json, record)
+        return record[name]
+
+    if options.recipe:
+        step("stages", build_stages, options.recipe, folder / "corpus", options.workers)
+    one, many = folder / "one", folder / "many"
+    if not tables.is_complete(one / "documents"):
+        write_input(one, islice(pretrain_texts(options.text), 0, None, options.every), jsonl=True)
+    info = tables.open_table(one / "documents")
+    step("input", lambda: {"n_documents": info.n_rows, "n_text_bytes": info.n_text_bytes})
+    print(f"{info.n_rows} documents, {info.n_text_bytes / 1e6:.1f} MB of words", flush=True)
+    mine = step("candidates", measure_ours, one, "candidates", "candidates", options.workers, 0.0)
+    compared = step("compared", measure_ours, one, "compared", "compared", options.workers, 0.7)
+    step("split", measure_ours, one, "split", "compared, words by itself", options.workers, 0.7, split=True)
+    if options.datatrove:
+        theirs = step("datatrove", measure_datatrove, one, options.datatrove, options.workers)
+        ratios = {
+            "candidates": theirs["seconds"] / mine["seconds"],
+            "compared": theirs["seconds"] / compared["seconds"],
+            "split": theirs["seconds"] / record["split"]["seconds"],
+            "candidates_cpu": theirs["cpu_seconds"] / mine["cpu_seconds"],
+        }
+        print(step("times_faster", lambda: {name: round(ratio, 1) for name, ratio in ratios.items()}))
+        print(step("survivors", lambda: differences(one, our_drops(one, "candidates"), their_drops(one))), flush=True)
+    if options.copies and "similarity_of_copies" not in record:
+        if not tables.is_complete(many / "documents"):
+            shutil.rmtree(many, ignore_errors=True)
+            write_input(many, islice(pretrain_texts(options.text), 0, None, options.every), copies=options.copies)
+        label = f"compared, {options.copies + 1} times the input"
+        step("many", measure_ours, many, "compared", label, options.workers, 0.7)
+        print(step("similarity_of_copies", most_similar, many))
+    if options.json:
+        write_json(options.json, record)
 
 
 if __name__ == "__main__":

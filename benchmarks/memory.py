@@ -1,6 +1,7 @@
 """Run a command and watch the memory of it and all its children: proportional set size, so that pages shared between
 processes count once. Linux only."""
 
+import os
 import resource
 import subprocess
 import time
@@ -14,28 +15,43 @@ class Watched:
 
     seconds: float
     cpu_seconds: float
-    """Of the command and the children that it waited for: comparable on a machine that others use too."""
+    """Of all its processes, those that nobody waits for as they were last seen: comparable on a machine that others
+    use too."""
     peak_pss_bytes: int
     output: str
 
 
-def watch(command: list[str], *, every_s: float = 0.1) -> Watched:
-    """Run `command` to its end, sampling the memory of its process tree. Raises if it fails."""
-    began, peak, before = time.perf_counter(), 0, _cpu_seconds()
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+def watch(command: list[str], *, every_s: float = 0.1, quiet: bool = False) -> Watched:
+    """Run `command` to its end, sampling memory and CPU time of its process tree; `quiet` hides what it complains of.
+    Raises if it fails."""
+    began, peak, before, cpu_seconds = time.perf_counter(), 0, _waited_seconds(), dict[int, float]()
+    complaints = subprocess.DEVNULL if quiet else None
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=complaints, text=True) as process:
         while process.poll() is None:
-            peak = max(peak, sum(_pss_bytes(pid) for pid in _tree(process.pid)))
+            found = _tree(process.pid)
+            peak = max(peak, sum(_pss_bytes(pid) for pid in found))
+            for pid in found:
+                cpu_seconds[pid] = max(cpu_seconds.get(pid, 0.0), _cpu_seconds(pid))
             time.sleep(every_s)
         seconds = time.perf_counter() - began
         output = process.stdout.read() if process.stdout else ""
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, command, output)
-    return Watched(seconds, _cpu_seconds() - before, peak, output)
+    return Watched(seconds, max(sum(cpu_seconds.values()), _waited_seconds() - before), peak, output)
 
 
-def _cpu_seconds() -> float:
+def _waited_seconds() -> float:
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
+
+
+def _cpu_seconds(pid: int) -> float:
+    """Of this process alone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0  # it ended in between
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _tree(pid: int) -> list[int]:

@@ -27,6 +27,8 @@ class DedupOptions:
     """Hash values per band."""
     shingle_words: int = 5
     """Consecutive words per shingle; each character counts as one in scripts without spaces."""
+    presplit: bool = False
+    """Words are what lies between single spaces, case counts: for text that another splitter cut; half the time."""
     threshold: float = 0.7
     """Jaccard similarity at which a candidate pair counts as the same text; 0: every candidate does."""
     seed: int = 1

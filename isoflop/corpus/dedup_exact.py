@@ -20,6 +20,7 @@ from isoflop.corpus.dedup_job import (
     partition_of,
     read_split,
     row_of,
+    save,
     write_split,
 )
 
@@ -30,15 +31,16 @@ WHITE_SPACE = b" \t\n\r\v\f"
 
 
 def write_fingerprints(job: Job, partition: int) -> None:
-    """Task per partition: `exact/run-*`, cut up by fingerprint."""
+    """Task per partition: `exact/run-*`, cut up by fingerprint, and `exact/lengths-*`, bytes of each text."""
     path = _run(job.work, partition)
     if path.is_file():
         return
     rows, rank = job.ranked(partition)
-    digests = []
-    for text in job.documents(partition, ["text"]).column("text").to_pylist():
-        bare = text.encode().translate(None, WHITE_SPACE)
-        digests.append(hashlib.blake2b(bare, digest_size=16).digest())
+    digests, lengths = [], []
+    for text in job.documents(partition, ["text"]).column("text").cast("large_binary").to_pylist():
+        digests.append(hashlib.blake2b(text.translate(None, WHITE_SPACE), digest_size=16).digest())
+        lengths.append(len(text))
+    save(_lengths(job.work, partition), np.array(lengths, np.int64))
     prints = np.frombuffer(b"".join(digests), np.uint64).reshape(-1, 2)
     columns = {
         "high": prints[:, 0],
@@ -72,6 +74,11 @@ def distinct_rows(job: Job, partition: int, n_rows: int) -> np.ndarray:
     return np.flatnonzero(keep)
 
 
+def text_lengths(job: Job, partition: int) -> np.ndarray:
+    """UTF-8 bytes of each text of a partition, int64 (n,)."""
+    return np.load(_lengths(job.work, partition))
+
+
 def write_drops(path: Path, rows: "pa.Table", group: tuple[str, ...], job: Job) -> None:
     """Keep the first by (dump, rank, origin) of rows that agree in the `group` columns; write the others of the new
     dump, each with the one that stays."""
@@ -93,3 +100,7 @@ def write_drops(path: Path, rows: "pa.Table", group: tuple[str, ...], job: Job) 
 
 def _run(work: Path, partition: int) -> Path:
     return work / "exact" / f"run-{partition:05d}.arrow"
+
+
+def _lengths(work: Path, partition: int) -> Path:
+    return work / "exact" / f"lengths-{partition:05d}.npy"

@@ -44,17 +44,21 @@ PAIRS = 50_000  # pairs whose signatures are in memory at a time: 50 MB
 
 def write_signatures(job: Job, partition: int) -> None:
     """Task per partition: signatures of documents that are not exact duplicates, and their bands, cut up by hash."""
+    import pyarrow.compute as pc
+
     path = job.work / "near" / f"bands-{partition:05d}.arrow"
     if path.is_file():
         return
-    texts = job.documents(partition, ["text"]).column("text")
+    texts = job.documents(partition, ["text"]).column("text").combine_chunks()
     rows = distinct_rows(job, partition, len(texts))
     options = job.options
+    if len(rows) < len(texts):
+        texts = texts.take(rows)
     n_hashes = options.bands * options.rows
     found, has_words = [np.empty((0, n_hashes), np.uint32)], [np.empty(0, bool)]
-    for words in spaced(texts.take(rows).to_pylist()):
+    for words in [texts] if options.presplit else spaced(texts.to_pylist()):
         found.append(minhash(words, n_hashes=n_hashes, n_words=options.shingle_words, seed=options.seed))
-        has_words.append(np.array([len(text) > 0 for text in words.to_pylist()], bool))
+        has_words.append(pc.call_function("binary_length", [words]).to_numpy() > 0)
     # texts without a word would all look alike
     rows, values = rows[np.concatenate(has_words)], np.concatenate(found)[np.concatenate(has_words)]
     save(_signatures(job.work, partition, "rows"), rows)
@@ -165,6 +169,8 @@ def write_clusters(job: Job, run: Run) -> None:
 
 def components(edges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Documents that have an edge, ascending, and the smallest document of the component of each."""
+    if not len(edges):
+        return np.empty(0, np.uint64), np.empty(0, np.uint64)
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
@@ -172,10 +178,10 @@ def components(edges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     places = places.reshape(-1, 2)
     n = len(documents)
     graph = coo_array((np.ones(len(edges), np.int8), (places[:, 0], places[:, 1])), shape=(n, n))
-    label = connected_components(graph, directed=False)[1] if n else np.empty(0, np.int64)
+    label = connected_components(graph, directed=False)[1]
     smallest = np.full(n, n, np.int64)
     np.minimum.at(smallest, label, np.arange(n))
-    return documents, documents[smallest[label]] if n else documents
+    return documents, documents[smallest[label]]
 
 
 def exact_similarity(job: Job, pairs: np.ndarray, run: Run) -> np.ndarray:
@@ -219,7 +225,7 @@ def write_shingles(job: Job, part: int) -> int:
     texts = job.documents(partition, ["text"], dump=dump).column("text").take(rows).to_pylist()
     sizes = []
     with replacing(_shingles(job, part, "bin")) as temporary, open(temporary, "wb") as file:
-        for shingles in shingle_sets(texts, job.options.shingle_words):
+        for shingles in shingle_sets(texts, job.options.shingle_words, presplit=job.options.presplit):
             file.write(shingles.tobytes())
             sizes.append(len(shingles))
     save(_shingles(job, part, "npy"), np.array(sizes, np.int64))

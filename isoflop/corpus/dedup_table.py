@@ -108,7 +108,7 @@ def write_drops(job: Job, partition: int) -> None:
     if partition_path(job.work / "cuts", partition).is_file():
         return
     rows, _ = job.ranked(partition)
-    texts = job.documents(partition, ["text"]).column("text")
+    lengths = dedup_exact.text_lengths(job, partition)
     reasons: dict[int, tuple[str, str, float]] = {}
     for rule, drops in (
         ("exact_duplicate", dedup_exact.exact_drops(job, partition)),
@@ -122,16 +122,16 @@ def write_drops(job: Job, partition: int) -> None:
             origins = drops.column("survivor_origin").to_pylist()
             for row, origin, value in zip(row_of(column(drops, "document")).tolist(), origins, detail.tolist()):
                 reasons[row] = (rule, origin, value)
-    spans = _spans(job, partition, texts, reasons)
-    order = sorted(reasons)
+    spans = _spans(job, partition, lengths, reasons)
+    order = np.array(sorted(reasons), np.int64)
     columns = {
-        "key": rows.column("key").take(pa.array(order, "int64")).combine_chunks(),
-        "origin": rows.column("origin").take(pa.array(order, "int64")).combine_chunks(),
-        "row": pa.array(order, "int64"),
+        "key": rows.column("key").take(order).combine_chunks(),
+        "origin": rows.column("origin").take(order).combine_chunks(),
+        "row": pa.array(order),
         "rule": pa.array([reasons[row][0] for row in order], "string"),
         "survivor": pa.array([reasons[row][1] for row in order], "string"),
         "detail": pa.array([reasons[row][2] for row in order], "float64"),
-        "n_bytes": pa.array([len(texts[row].as_py().encode()) for row in order], "int64"),
+        "n_bytes": pa.array(lengths[order]),
     }
     write_partition(job.work / "drops", partition, pa.table(columns))
     row, start, stop = spans
@@ -194,21 +194,22 @@ def _needs_lines(job: Job) -> bool:
 
 
 def _spans(
-    job: Job, partition: int, texts: Any, reasons: dict[int, tuple[str, str, float]]
+    job: Job, partition: int, lengths: np.ndarray, reasons: dict[int, tuple[str, str, float]]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """What to cut out of which row; rows that lose too much are added to `reasons` and left whole."""
     found = [(np.empty(0, np.int64),) * 3]
     if _needs_lines(job):
         found.append(dedup_lines.late_lines(job, partition))
-        shared = dedup_lines.shared_bytes(job, partition, len(texts))
+        shared = dedup_lines.shared_bytes(job, partition, len(lengths))
         for row in np.flatnonzero(shared).tolist():
-            share = int(shared[row]) / max(1, len(texts[row].as_py().encode()))
+            share = int(shared[row]) / max(1, int(lengths[row]))
             if share > job.options.max_shared_share:
                 reasons[row] = ("shared_with_validation", "", share)
     if job.options.min_passage_bytes:
         found.append(dedup_passages.repeated_spans(job, partition))
     row, start, stop = dedup_passages.merged(*(np.concatenate(values) for values in zip(*found)))
     keep = np.ones(len(row), bool)
+    texts = job.documents(partition, ["text"]).column("text") if len(row) else []
     for one in np.unique(row).tolist():
         here = np.flatnonzero(row == one)
         data = texts[one].as_py().encode()

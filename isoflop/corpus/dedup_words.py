@@ -2,7 +2,8 @@
 
 A word is a run of letters, marks, digits and underscores; in scripts that don't put spaces between words each
 character is a word by itself. Case is ignored. A shingle is `n` consecutive words; a shorter text is one shingle.
-Signatures come from Daft's `minhash`, which sees the words joined by single spaces.
+Signatures come from Daft's `minhash`, which sees the words joined by single spaces. Text that another splitter cut
+(`presplit`) is taken as it is: words are what lies between single spaces.
 
 Legend of arrays: C code points, W words, S shingles, D documents.
 """
@@ -56,19 +57,23 @@ def signatures(texts: Sequence[str], *, n_hashes: int, n_words: int, seed: int) 
 
 
 def minhash(words: "pa.Array", *, n_hashes: int, n_words: int, seed: int) -> np.ndarray:
-    """`signatures` of texts that are words with one space between them already."""
+    """`signatures` of texts that are words with one space between them already.
+
+    Evaluates Daft's expression on a batch, without a query: a query is planned, and looks for Ray, at every call.
+    """
     import pyarrow as pa
 
     daft = import_daft()
     from daft.functions import minhash as daft_minhash  # type: ignore[import-not-found]
+    from daft.recordbatch import RecordBatch  # type: ignore[import-not-found]
 
     if not len(words):
         return np.empty((0, n_hashes), np.uint32)
-    frame = daft.from_arrow(pa.table({"words": words}))
+    batch = RecordBatch.from_arrow_table(pa.table({"words": words}))
     values = daft_minhash(
         daft.col("words"), num_hashes=n_hashes, ngram_size=n_words, seed=seed, hash_function="xxhash3_64"
     )
-    column = frame.select(values.alias("values")).to_arrow().column("values").combine_chunks()
+    column = batch.eval_expression_list([values.alias("values")]).to_arrow_table().column("values").combine_chunks()
     return column.flatten().to_numpy().reshape(-1, n_hashes)
 
 
@@ -84,10 +89,10 @@ def spaced(texts: Sequence[str]) -> "Iterator[pa.Array]":
         yield pa.array(rows, pa.large_string())
 
 
-def shingle_sets(texts: Sequence[str], n_words: int) -> Iterator[np.ndarray]:
+def shingle_sets(texts: Sequence[str], n_words: int, *, presplit: bool = False) -> Iterator[np.ndarray]:
     """The distinct shingles of each text as sorted 64-bit hashes; empty for a text without words."""
     for block in _blocks(texts):
-        codes_C, bounds_D = _spaced_codes(block)
+        codes_C, bounds_D = _presplit_codes(block) if presplit else _spaced_codes(block)
         hashes_W, first_word_D = _word_hashes(codes_C, bounds_D)
         n_words_D = np.diff(first_word_D)
         hashes_S = sum(_rolled(hashes_W, offset, n_words) for offset in range(n_words))
@@ -123,7 +128,7 @@ def window_hashes(values: np.ndarray, width: int) -> np.ndarray:
 def _blocks(texts: Sequence[str]) -> Iterator[list[str]]:
     block, size = [], 0
     for text in texts:
-        block.append(text.lower())
+        block.append(text)
         size += len(text)
         if size >= BLOCK_CHARS:
             yield block
@@ -132,8 +137,16 @@ def _blocks(texts: Sequence[str]) -> Iterator[list[str]]:
         yield block
 
 
-def _spaced_codes(lowered: list[str]) -> tuple[np.ndarray, np.ndarray]:
+def _presplit_codes(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """`_spaced_codes` of texts that have one space between their words already."""
+    ended = [f"{text} " if text else "" for text in texts]
+    codes = np.frombuffer("".join(ended).encode("utf-32-le", "surrogatepass"), np.uint32)
+    return codes, np.cumsum([0, *map(len, ended)])
+
+
+def _spaced_codes(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
     """Code points in which each word is followed by one space, uint32 (C,), and where each text begins, (D + 1,)."""
+    lowered = [text.lower() for text in texts]
     joined = "\n".join(lowered) + "\n"
     codes = np.frombuffer(joined.encode("utf-32-le", "surrogatepass"), np.uint32)
     kind = kinds_of_code_points().take(codes)

@@ -4,7 +4,7 @@ import random
 
 import numpy as np
 import pytest
-from dedup_tables import N_PARTITIONS, rows_of, shingles, write_table
+from dedup_tables import N_PARTITIONS, rows_of, shingles, words, write_table
 
 from isoflop.corpus.dedup import DedupOptions
 from isoflop.corpus.dedup_job import Dump, Threads
@@ -77,6 +77,17 @@ def test_clusters_are_those_of_all_pairs_with_bands_that_miss_next_to_nothing(tm
     assert {origin for origin, root in clusters.items() if origin != root} == set(found)
     assert all(clusters[origin] == clusters[survivor] for origin, (_, survivor) in found.items())
     assert {rule for rule, _ in found.values()} == {"exact_duplicate", "near_duplicate"}
+
+
+def test_split_text_loses_the_same_documents(tmp_path):
+    documents = [(origin, text) for origin, text in collection(1) if words(text)]
+    split = [(origin, " ".join(words(text))) for origin, text in documents]
+    found = []
+    for name, texts, presplit in (("whole", documents, False), ("split", split, True)):
+        options = DedupOptions(bands=64, rows=3, threshold=0.6, presplit=presplit)
+        deduplicate_table(write_table(tmp_path / name, texts), tmp_path / name / "work", options)
+        found.append(set(dropped(tmp_path / name / "work")))
+    assert found[0] == found[1] and found[0]
 
 
 def test_output_does_not_depend_on_threads_nor_on_the_order_of_input(tmp_path):

@@ -35,6 +35,14 @@ def test_shingles_are_as_many_and_as_equal_as_their_texts(texts, n):
 
 
 @settings(max_examples=100, deadline=None)
+@given(TEXTS, st.integers(1, 6))
+def test_split_text_has_the_shingles_of_the_text_it_was_split_from(texts, n):
+    split = [" ".join(words(text)) for text in texts]
+    for found, wanted in zip(shingle_sets(split, n, presplit=True), shingle_sets(texts, n), strict=True):
+        assert np.array_equal(found, wanted)
+
+
+@settings(max_examples=100, deadline=None)
 @given(st.binary(max_size=200), st.integers(1, 40))
 def test_window_hashes_are_equal_where_windows_are(data, width):
     found = window_hashes(np.frombuffer(data, np.uint8), width)
