@@ -12,8 +12,11 @@ The set: documents of `pretrain` that resemble no other (bases), and for each ba
 
 Truth is the Jaccard similarity of the sets of shingles, formed here from plain Python sets: which pairs of documents
 share any shingle comes from an index of all of them, so no pair is left out. A pair is found if both end in one
-cluster. Reported by similarity: share of pairs found beside 1 - (1 - s^rows)^bands, with every candidate joined and
-with the comparison that is the default; precision and recall at the threshold; found by kind.
+cluster. Clusters chain: where a resembles b and b resembles c, the pair (a, c) is found too, however little the two
+resemble each other. Such pairs count against the precision, and `n_chained` says how many of the false ones they are;
+`n_wrong` are those that no chain of true pairs explains. Reported by similarity: share of pairs found beside
+1 - (1 - s^rows)^bands, with every candidate joined and with the comparison that is the default; precision and recall at
+the threshold; found by kind.
 """
 
 import argparse
@@ -158,6 +161,22 @@ def clusters_found(documents: list[tuple[str, str, str]], folder: Path, options:
     return ends
 
 
+def chained(similarity: dict[tuple[int, int], float], threshold: float, n: int) -> list[int]:
+    """For each document the first that a chain of pairs of this similarity leads to."""
+    root = list(range(n))
+
+    def first(index: int) -> int:
+        while root[index] != index:
+            index = root[index]
+        return index
+
+    for (a, b), value in similarity.items():
+        if value >= threshold:
+            low, high = sorted((first(a), first(b)))
+            root[high] = low
+    return [first(index) for index in range(n)]
+
+
 def measure(documents: list[tuple[str, str, str]], folder: Path, options: DedupOptions) -> dict:
     """One row per range of similarity, and counts at the default threshold."""
     threshold = DedupOptions().threshold
@@ -179,7 +198,9 @@ def measure(documents: list[tuple[str, str, str]], folder: Path, options: DedupO
         by_end[end].append(index)
     found_pairs = {(a, b) for group in by_end.values() for b in group for a in group if a < b}
     true = similarity >= threshold
-    n_false = sum(pairs.get(pair, 0.0) < threshold for pair in found_pairs)
+    false = [pair for pair in found_pairs if pairs.get(pair, 0.0) < threshold]
+    chain = chained(pairs, threshold, len(documents))
+    n_wrong = sum(chain[a] != chain[b] for a, b in false)
     kinds: dict[str, list[bool]] = defaultdict(list)
     for index, (origin, kind, _) in enumerate(documents):
         if origin.endswith("/partner"):
@@ -187,7 +208,9 @@ def measure(documents: list[tuple[str, str, str]], folder: Path, options: DedupO
     return {
         "by_similarity": rows,
         "n_found": len(found_pairs),
-        "precision": 1 - n_false / max(1, len(found_pairs)),
+        "precision": 1 - len(false) / max(1, len(found_pairs)),
+        "n_chained": len(false) - n_wrong,
+        "n_wrong": n_wrong,
         "n_true": int(true.sum()),
         "recall": float(joined[true].mean()),
         "recall_expected": float(chance[true].mean()),

@@ -64,6 +64,7 @@ def minhash(words: "pa.Array", *, n_hashes: int, n_words: int, seed: int) -> np.
     import pyarrow as pa
 
     daft = import_daft()
+    from daft.expressions import ExpressionsProjection  # type: ignore[import-not-found]
     from daft.functions import minhash as daft_minhash  # type: ignore[import-not-found]
     from daft.recordbatch import RecordBatch  # type: ignore[import-not-found]
 
@@ -73,8 +74,8 @@ def minhash(words: "pa.Array", *, n_hashes: int, n_words: int, seed: int) -> np.
     values = daft_minhash(
         daft.col("words"), num_hashes=n_hashes, ngram_size=n_words, seed=seed, hash_function="xxhash3_64"
     )
-    column = batch.eval_expression_list([values.alias("values")]).to_arrow_table().column("values").combine_chunks()
-    return column.flatten().to_numpy().reshape(-1, n_hashes)
+    found = batch.eval_expression_list(ExpressionsProjection([values.alias("values")])).to_arrow_table()
+    return found.column("values").combine_chunks().flatten().to_numpy().reshape(-1, n_hashes)
 
 
 def spaced(texts: Sequence[str]) -> "Iterator[pa.Array]":

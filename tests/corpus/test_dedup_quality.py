@@ -41,7 +41,7 @@ def test_candidates_follow_the_curve_at_every_similarity(quality, documents, tmp
 
 def test_comparison_joins_nothing_below_the_threshold_and_misses_what_lsh_misses(quality, documents, tmp_path):
     found = quality.measure(documents, tmp_path, DedupOptions())
-    assert found["precision"] == 1.0
+    assert found["n_wrong"] == 0 and found["precision"] > 0.98  # what chains join counts against the precision
     assert found["recall"] >= found["recall_expected"] - 3 * found["recall_error"] > 0.85
     kinds = found["found_by_kind"]
     assert kinds["exact"][0] == kinds["exact"][1] > 10 and kinds["edit 1%"][0] == kinds["edit 1%"][1]
