@@ -151,17 +151,17 @@ def _spaced_codes(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
     joined = "\n".join(lowered) + "\n"
     codes = np.frombuffer(joined.encode("utf-32-le", "surrogatepass"), np.uint32)
     kind = kinds_of_code_points().take(codes)
-    word, alone = kind == WORD, kind == ALONE
-    # a separator ends the word before it; a character that stands alone ends it too, and brings its own space
-    counts = (alone << 1).astype(np.uint8)
-    counts[1:] += word[:-1] & ~word[1:]
-    counts += word
-    stops = np.cumsum(counts, dtype=np.int32 if len(codes) < 1 << 30 else np.int64)
-    out = np.full(int(stops[-1]), SPACE, np.uint32)
-    out[stops[word] - 1] = codes[word]
-    out[stops[alone] - 2] = codes[alone]
-    ends = np.cumsum([len(text) + 1 for text in lowered]) - 1
-    return out, np.concatenate([[0], stops[ends]]).astype(np.int64)
+    word = kind == WORD
+    # each character and a space behind it; of the spaces those stay that end a word or a character that stands alone
+    keep = np.zeros((len(codes), 2), bool)
+    keep[:, 0] = kind
+    keep[:, 1] = kind == ALONE
+    keep[:-1, 1] |= word[:-1] > word[1:]
+    pairs = np.full((len(codes), 2), SPACE, np.uint32)
+    pairs[:, 0] = codes
+    at = np.flatnonzero(keep)
+    ends = np.cumsum([0, *(len(text) + 1 for text in lowered)])
+    return pairs.ravel().take(at), np.searchsorted(at, 2 * ends)
 
 
 def _word_hashes(codes_C: np.ndarray, bounds_D: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
