@@ -6,7 +6,9 @@ FOLDER holds NAME/docs.jsonl.zst as in the shared data. Each set gives its first
 characters. Times are CPU seconds of this process (`process_time`), models loaded before. `--reference` is a Python
 with datatrove 0.10.1, nltk and spacy (a throw-away environment): it judges the same English pieces with
 GopherRepetitionFilter, GopherQualityFilter, C4QualityFilter (thresholds of the published code) and
-FineWebQualityFilter, one by one, and the table says how many documents each side drops and how many both do.
+FineWebQualityFilter, one by one, and the table says how many documents each side drops and how many both do. The two
+Gopher filters judge a second time with words split at white space instead of spaCy's tokens: what remains different
+then is not the definition of a word.
 """
 
 import argparse
@@ -53,10 +55,17 @@ filters = {
     "c4": C4QualityFilter(min_num_sentences=3, min_words_per_line=5),
     "fineweb": FineWebQualityFilter(),
 }
-out, seconds = {}, {}
 import time
+from datatrove.pipeline.filters import gopher_quality_filter, gopher_repetition_filter
+out, seconds = {}, {}
 texts = [json.loads(line) for line in open(sys.argv[1], encoding="utf-8")]
-for name, chosen in filters.items():
+for name in [*filters, "gopher_repetition by white space", "gopher_quality by white space"]:
+    if name.endswith("space"):
+        chosen = filters[name.split()[0]]
+        for module in (gopher_quality_filter, gopher_repetition_filter):
+            module.split_into_words = lambda text, language: text.split()
+    else:
+        chosen = filters[name]
     started = time.process_time()
     out[name] = []
     for index, text in enumerate(texts):
@@ -133,8 +142,9 @@ def compare(texts: list[str], python: str) -> dict[str, dict[str, float]]:
     seconds = time.process_time() - started
     table = {}
     for name, theirs in found["rules"].items():
-        a, b = np.array([bool(rule) for rule in mine[name]]), np.array([bool(rule) for rule in theirs])
-        differs = [(x, y, texts[i][:60]) for i, (x, y) in enumerate(zip(mine[name], theirs)) if bool(x) != bool(y)]
+        own = mine[name.split()[0]]
+        a, b = np.array([bool(rule) for rule in own]), np.array([bool(rule) for rule in theirs])
+        differs = [(x, y) for x, y in zip(own, theirs) if bool(x) != bool(y)]
         table[name] = {
             "documents": len(texts),
             "ours": int(a.sum()),
@@ -142,9 +152,9 @@ def compare(texts: list[str], python: str) -> dict[str, dict[str, float]]:
             "both": int((a & b).sum()),
             "agreement": float((a == b).mean()),
             "datatrove_s": found["seconds"][name],
-            "differ": [list(item[:2]) for item in differs],
+            "differ": [list(item) for item in differs],
         }
-    table["seconds"] = {"ours": seconds, "datatrove": sum(found["seconds"].values())}
+    table["seconds"] = {"ours": seconds, "datatrove": sum(found["seconds"][name] for name in mine)}
     return table
 
 
