@@ -168,20 +168,20 @@ def write_clusters(job: Job, run: Run) -> None:
 
 
 def components(edges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Documents that have an edge, ascending, and the smallest document of the component of each."""
-    if not len(edges):
-        return np.empty(0, np.uint64), np.empty(0, np.uint64)
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
+    """Documents that have an edge, ascending, and the smallest document of the component of each.
 
+    Each edge hangs the root of one end below that of the other, then every document looks where its root hangs; as
+    many rounds as the logarithm of the longest chain.
+    """
     documents, places = np.unique(edges, return_inverse=True)
-    places = places.reshape(-1, 2)
-    n = len(documents)
-    graph = coo_array((np.ones(len(edges), np.int8), (places[:, 0], places[:, 1])), shape=(n, n))
-    label = connected_components(graph, directed=False)[1]
-    smallest = np.full(n, n, np.int64)
-    np.minimum.at(smallest, label, np.arange(n))
-    return documents, documents[smallest[label]]
+    left, right = places.reshape(-1, 2).T
+    root, before = np.arange(len(documents)), np.empty(0, np.int64)
+    while not np.array_equal(root, before):
+        before = root.copy()
+        for ends in (before[left], before[right]):
+            np.minimum.at(root, ends, np.minimum(before[left], before[right]))
+        root = root[root]
+    return documents, documents[root]
 
 
 def exact_similarity(job: Job, pairs: np.ndarray, run: Run) -> np.ndarray:

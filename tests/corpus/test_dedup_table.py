@@ -5,9 +5,12 @@ import random
 import numpy as np
 import pytest
 from dedup_tables import N_PARTITIONS, rows_of, shingles, words, write_table
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from isoflop.corpus.dedup import DedupOptions
 from isoflop.corpus.dedup_job import Dump, Threads
+from isoflop.corpus.dedup_near import components
 from isoflop.corpus.dedup_table import cut, deduplicate_table, survivors
 from isoflop.errors import DataError, RecipeError
 
@@ -77,6 +80,17 @@ def test_clusters_are_those_of_all_pairs_with_bands_that_miss_next_to_nothing(tm
     assert {origin for origin, root in clusters.items() if origin != root} == set(found)
     assert all(clusters[origin] == clusters[survivor] for origin, (_, survivor) in found.items())
     assert {rule for rule, _ in found.values()} == {"exact_duplicate", "near_duplicate"}
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), max_size=40))
+def test_components_are_what_walking_along_edges_reaches(edges):
+    found = dict(zip(*(part.tolist() for part in components(np.array(edges, np.uint64).reshape(-1, 2)))))
+    reached = {end: {end} for edge in edges for end in edge}
+    for left, right in edges * len(reached):
+        reached[left] |= reached[right]
+        reached[right] |= reached[left]
+    assert found == {end: min(others) for end, others in reached.items()}
 
 
 def test_split_text_loses_the_same_documents(tmp_path):
