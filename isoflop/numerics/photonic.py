@@ -108,7 +108,7 @@ class _Photonic(torch.autograd.Function):
             weights.append(weight.value.mul_(weight.scale.unsqueeze(1)))
         assert y_MN is not None
         light_MK, weight_NK = (parts[0] if len(parts) == 1 else torch.cat(parts, 1) for parts in (lights, weights))
-        n_clipped = y_MN.new_zeros((), dtype=torch.int64) if clipped_MN is None else clipped_MN.sum()
+        n_clipped = y_MN.new_zeros((), dtype=torch.int64) if clipped_MN is None else clipped_MN.count_nonzero()
         dtype = _product_dtype(x_MK)
         needs_master = call.backward in ("core", "dx_core")
         ctx.save_for_backward(
@@ -129,7 +129,7 @@ class _Photonic(torch.autograd.Function):
         call: _Call = ctx.call
         d_y_MN = d_y_MN.to(light_MK.dtype)
         if clipped_MN is not None:
-            d_y_MN = d_y_MN.masked_fill(clipped_MN, 0.0)
+            d_y_MN = torch.where(clipped_MN, 0.0, d_y_MN)
         d_x_MK = d_w_NK = None
         if call.backward == "dfa" and call.is_last and call.line is not None:
             call.line.error_ME = d_y_MN

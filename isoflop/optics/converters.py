@@ -37,30 +37,38 @@ def to_range_levels_(value: Tensor, bits: int, low: float, high: float, generato
         return value
     top = 2**bits - 1
     step = (high - low) / top
-    codes = _round_(value.mul_(1.0 / step).sub_(low / step), generator)
-    return codes.clamp_(0.0, float(top)).mul_(step).add_(low)
+    value = value.mul_(1.0 / step)
+    codes = _round_(value.sub_(low / step) if low else value, generator).clamp_(0.0, float(top)).mul_(step)
+    return codes.add_(low) if low else codes
 
 
 def digitise(y: Tensor, bits: int, full_scale: Tensor) -> tuple[Tensor, Tensor]:
-    """What the ADC reads of charges, and which of them were beyond full scale; overwrites y unless it has a gradient.
+    """What the ADC reads of charges, and which were beyond full scale; overwrites y unless it has a gradient."""
+    codes, unit, clipped = read_codes(y, bits, full_scale)
+    return codes * unit, clipped
+
+
+def read_codes(y: Tensor, bits: int, full_scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes of the ADC, the charge of one code, which charges were beyond full scale; as `digitise` otherwise.
 
     A bin is 2 full_scale/(2^bits - 1) (A6), centred on 0, so every charge within full scale is read to half a bin; one
     bit is a comparator. Shapes: y [..., N], full_scale [] (a tensor, since it follows from the results).
     """
+    half = 1.0 if bits in (1, EXACT_BITS) else 0.5 * (2**bits - 1)  # full scale, in codes
+    unit = full_scale / half
     if y.requires_grad:
-        held = torch.minimum(torch.maximum(y, -full_scale), full_scale)
-        read, clipped = digitise(y.detach().clone(), bits, full_scale)
-        return straight_through(held, read), clipped
-    if bits == 1:
-        return torch.where(y >= 0, 0.5 * full_scale, -0.5 * full_scale).to(y.dtype), y.abs() > full_scale
-    half = 1.0 if bits == EXACT_BITS else 0.5 * (2**bits - 1)  # full scale, in bins
+        held = torch.minimum(torch.maximum(y, -full_scale), full_scale) / unit
+        codes, _, clipped = read_codes(y.detach().clone(), bits, full_scale)
+        return straight_through(held, codes), unit, clipped
     codes = y.mul_(half / full_scale)
     clipped = codes.abs() > half
-    if bits == EXACT_BITS:
+    if bits == 1:
+        codes = torch.where(codes >= 0, 0.5, -0.5).to(y.dtype)
+    elif bits == EXACT_BITS:
         codes.clamp_(-half, half)
     else:
         codes.round_().clamp_(0.5 - half, half - 0.5)
-    return codes.mul_(full_scale / half), clipped
+    return codes, unit, clipped
 
 
 def _round_(codes: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -63,7 +63,7 @@ def encode_inputs_(config: CoreConfig, u: Tensor, generator: Random = None) -> T
         ideal = u
     with torch.no_grad():
         if config.encoding == "linear":
-            actual = to_range_levels_(u.clamp_(0.0, 1.0), config.input_bits, 0.0, 1.0, generator)
+            actual = to_range_levels_(u, config.input_bits, 0.0, 1.0, generator)
         else:
             actual = input_light_(config, input_dac_(config, input_phase_(config, u), generator))
     return straight_through(ideal, actual)
@@ -81,7 +81,7 @@ def encode_weights_(config: CoreConfig, v: Tensor, generator: Random = None) -> 
         ideal = v
     with torch.no_grad():
         if config.encoding == "linear":
-            actual = to_levels_(v.clamp_(-1.0, 1.0), config.weight_bits, 1.0, generator)
+            actual = to_levels_(v, config.weight_bits, 1.0, generator)
         else:
             actual = weight_light_(config, weight_dac_(config, weight_phase_(config, v), generator))
     return straight_through(ideal, actual)

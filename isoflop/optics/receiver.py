@@ -23,6 +23,11 @@ class Moments:
     n_symbols: int
     both2_MN: Tensor | None = None
 
+    def rows(self, stride: int) -> "Moments":
+        """Every `stride`-th window."""
+        both2_MN = None if self.both2_MN is None else self.both2_MN[::stride]
+        return Moments(self.light_M1[::stride], self.light2_M1[::stride], self.weight2_N, self.n_symbols, both2_MN)
+
     def sum_of_squares(self) -> Tensor:
         """sum x^2 w^2, exact where the second product was made, else as if x^2 and w^2 were uncorrelated (A6)."""
         return self.light2_M1 * self.weight2_N if self.both2_MN is None else self.both2_MN
@@ -100,34 +105,44 @@ def shot_variance(config: CoreConfig, moments: Moments) -> Tensor:
     return moments.light_M1 / config.n_e
 
 
-def noise_variance(config: CoreConfig, moments: Moments, charge_MN: Tensor) -> Tensor:
-    """Sum of all terms but the reset noise of a capacitor that is sized by the full scale, in few passes.
+def noise_variance(config: CoreConfig, moments: Moments, charge_MN: Tensor, reset: Tensor | float = 0.0) -> Tensor:
+    """Sum of all terms in one or two passes; `reset` is that of a capacitor sized by the full scale.
 
-    Shapes: [M, N]; the caller may overwrite it.
+    Shapes: [M, N], or [M, 1] where all neurons see the same.
     """
-    constant = sum(constant_variance(config, moments.n_symbols).values())
-    per_row = shot_variance(config, moments) + constant if "shot" in config.noise else constant
+    per_row = charge_MN.new_full((1, 1), sum(constant_variance(config, moments.n_symbols).values())) + reset
+    if "shot" in config.noise:
+        per_row = per_row + shot_variance(config, moments)
     if relative := symbol_variance(config):
-        variance = (relative * moments.sum_of_squares()).add_(per_row)
-    elif isinstance(per_row, Tensor):
-        variance = per_row.expand_as(charge_MN).contiguous()
+        if moments.both2_MN is None:
+            variance = torch.addcmul(per_row, moments.light2_M1, moments.weight2_N, value=relative)
+        else:
+            variance = torch.add(per_row, moments.both2_MN, alpha=relative)
     else:
-        variance = torch.full_like(charge_MN, per_row)
+        variance = per_row
     if "gain" in config.noise and config.gain_error:
-        variance.addcmul_(charge_MN, charge_MN, value=config.gain_error**2)
+        variance = torch.addcmul(variance, charge_MN, charge_MN, value=config.gain_error**2)
     return variance
 
 
-def full_scale_of(config: CoreConfig, charge_MN: Tensor, variance_MN: Tensor | None) -> Tensor:
-    """Largest result that will be read, from about 128 of the rows, inside what a given capacitor holds."""
+def sampling_stride(n_windows: int) -> int:
+    """Full scale follows from about 128 of the windows: every so many-th."""
+    return max(1, n_windows // 128)
+
+
+def full_scale_of(config: CoreConfig, charge_MN: Tensor, moments: Moments | None) -> Tensor:
+    """Largest result that will be read, from some of the windows, inside what a given capacitor holds.
+
+    With `moments`, for charges that noise is still to be added to.
+    """
     if config.full_scale:
         found = charge_MN.new_full((), config.full_scale)
     else:
-        stride = max(1, charge_MN.shape[0] // 128)
+        stride = sampling_stride(charge_MN.shape[0])
         sample = charge_MN[::stride]
         mean = sample.mean()
         variance = sample.square().mean() - mean.square()
-        if variance_MN is not None:
-            variance = variance + variance_MN[::stride].mean()
+        if moments is not None:
+            variance = variance + noise_variance(config, moments.rows(stride), sample).mean()
         found = mean.abs() + config.range_deviations * variance.clamp_min(0.0).sqrt()
     return found.clamp(1.0 / config.n_e, config.swing_limit)

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from isoflop.optics.config import CoreConfig, OpticsError, Scaling
-from isoflop.optics.converters import digitise, straight_through
+from isoflop.optics.converters import read_codes, straight_through
 from isoflop.optics.modulator import encode_inputs_, encode_weights_, weight_dac_, weight_phase_
-from isoflop.optics.receiver import Moments, decay, full_scale_of, noise_variance, reset_slope
+from isoflop.optics.receiver import Moments, decay, full_scale_of, noise_variance, reset_slope, symbol_variance
 from isoflop.optics.signs import combine, combine_clips, largest_input, signed_light, to_numbers, to_windows
 
 Random = torch.Generator | Callable[[Tensor], Tensor] | None
@@ -30,8 +30,9 @@ Random = torch.Generator | Callable[[Tensor], Tensor] | None
 class Encoded:
     """An operand as light: signed values, and the digital scales that turn them back.
 
-    Shapes: inputs [M, K] with scale [M or 1, 1] and total light [M, 1], weights [N, K] with scale [N or 1]. `common` is
-    light that a drifted bias lets through whatever the sign of the input; None without drift.
+    Shapes: inputs [M, K] with scale [M or 1, 1] and total light [M, 1] (None: not counted yet), weights [N, K] with
+    scale [N or 1]. `common` is light that a drifted bias lets through whatever the sign of the input, None without
+    drift.
     """
 
     value: Tensor
@@ -61,6 +62,7 @@ class TensorCore:
         self.config = config
         # A homodyne receiver sees a field and rejects what leaks by its phase: nothing limits the contrast.
         self._optics = dataclasses.replace(config, extinction_db=math.inf) if config.signs == "field" else config
+        self._counts_light = "shot" in config.noise or bool(config.imbalance)
         self._input_field = dataclasses.replace(self._optics, weight_bits=config.input_bits)
 
     def matmul(self, x: Tensor, w: Tensor, generator: Random = None) -> Tensor:
@@ -121,10 +123,11 @@ class TensorCore:
         sent_MK, x_MK, scale_M1 = self.normalise_inputs(x)
         if self.config.signs == "field":
             light_MK = encode_weights_(self._input_field, sent_MK, self._rounding(generator))
-            return Encoded(light_MK, scale_M1, light_MK.detach().abs().sum(1, keepdim=True))
+            return Encoded(light_MK, scale_M1)
         light_MK = encode_inputs_(self.config, sent_MK, self._rounding(generator))
-        total_M1 = light_MK.detach().sum(1, keepdim=True)
-        return Encoded(signed_light(self.config.signs, light_MK, x_MK), scale_M1, total_M1)
+        total_M1 = light_MK.detach().sum(1, keepdim=True) if self._counts_light else None
+        dark = self.config.encoding == "linear"
+        return Encoded(signed_light(self.config.signs, light_MK, x_MK, dark=dark), scale_M1, total_M1)
 
     def encode_weights(self, w: Tensor, generator: Random = None) -> Encoded:
         """Weights as light, leak included: what an input in the light of symbol k adds to the charge that is read."""
@@ -155,11 +158,17 @@ class TensorCore:
         """What noise and imbalance depend on."""
         light_MK, weight_NK = inputs.value.detach(), weights.value.detach()
         n_symbols, light_M1 = light_MK.shape[1], inputs.total
-        if light_M1 is None:
-            light_M1 = light_MK.abs().sum(1, keepdim=True)
-        if n_symbols * self.config.symbol_s / self.config.leak_s > 1e-3:  # early noise leaks away too
+        nothing_11 = light_MK.new_zeros(1, 1)
+        if not self._counts_light:
+            light_M1 = nothing_11
+        elif n_symbols * self.config.symbol_s / self.config.leak_s > 1e-3:  # early noise leaks away too
             left_K = decay(self.config, n_symbols, light_MK)
-            light_M1 = light_M1 if left_K is None else (light_MK.abs() @ left_K.square()).unsqueeze(1)
+            assert left_K is not None
+            light_M1 = (light_MK.abs() @ left_K.square()).unsqueeze(1)
+        elif light_M1 is None:
+            light_M1 = light_MK.abs().sum(1, keepdim=True)
+        if not symbol_variance(self.config) and self.config.signs != "field":
+            return Moments(light_M1, nothing_11, nothing_11[0], n_symbols)
         light2_M1 = torch.linalg.vector_norm(light_MK, 2, dim=1, keepdim=True).square()
         weight2_N = torch.linalg.vector_norm(weight_NK, 2, dim=1).square() / n_symbols
         both2_MN = light_MK.square() @ weight_NK.square().T if self.config.exact_rin else None
@@ -183,16 +192,15 @@ class TensorCore:
         moments = self.moments(inputs, weights) if config.noise or config.imbalance else None
         if moments is not None and config.imbalance:
             charge_MN = charge_MN + 0.5 * config.imbalance * moments.light_M1
+        noisy = moments if config.noise else None
         with torch.no_grad():
-            variance_MN = noise_variance(config, moments, charge_MN) if moments is not None and config.noise else None
             if config.is_limited and full_scale is None:
-                full_scale = full_scale_of(config, charge_MN, variance_MN)
-            if variance_MN is not None:
-                if full_scale is not None and (slope := reset_slope(config)):
-                    variance_MN.add_(slope * full_scale)
-                noise_MN = variance_MN.sqrt_().mul_(_normal(charge_MN, generator))
-        if variance_MN is not None:
-            charge_MN = charge_MN + noise_MN if charge_MN.requires_grad else charge_MN.add_(noise_MN)
+                full_scale = full_scale_of(config, charge_MN, noisy)
+            if noisy is not None:
+                reset = 0.0 if full_scale is None else reset_slope(config) * full_scale
+                noise = (_normal(charge_MN, generator), noise_variance(config, noisy, charge_MN, reset).sqrt_())
+        if noisy is not None:
+            charge_MN = charge_MN.addcmul(*noise) if charge_MN.requires_grad else charge_MN.addcmul_(*noise)
         offset_M1 = 0.5 * config.imbalance * moments.light_M1 if moments is not None and config.imbalance else None
         sum_N = weights.value.sum(1) if config.signs == "offset" else None
         return self._convert(charge_MN, full_scale, offset_M1, sum_N, (inputs.scale, weights.scale))
@@ -210,13 +218,17 @@ class TensorCore:
         scales: tuple[Tensor, Tensor],
     ) -> Readout:
         """From charges to results: the ADC, what is known of the imbalance, windows of one result, scales."""
-        signs, clipped = self.config.signs, None
+        signs, clipped, scale_M1 = self.config.signs, None, scales[0]
         if full_scale is not None:
-            charge_MN, clipped = digitise(charge_MN, self.config.adc_bits, full_scale)
+            charge_MN, unit, clipped = read_codes(charge_MN, self.config.adc_bits, full_scale)
+            if offset_M1 is None and weight_sum_N is None:
+                scale_M1 = scale_M1 * unit  # codes and inputs share a pass
+            else:
+                charge_MN = charge_MN * unit
         if offset_M1 is not None and self.config.remove_imbalance:
             charge_MN = charge_MN - offset_M1
         y_MN = combine(signs, charge_MN, weight_sum_N)
-        y_MN = y_MN * scales[0] * scales[1] if y_MN.requires_grad else y_MN.mul_(scales[0]).mul_(scales[1])
+        y_MN = y_MN * scale_M1 * scales[1] if y_MN.requires_grad else y_MN.mul_(scale_M1).mul_(scales[1])
         return Readout(y_MN, combine_clips(signs, clipped), full_scale)
 
     def _rounding(self, generator: Random) -> torch.Generator | None:
