@@ -26,7 +26,7 @@ class Perceptron(nn.Module):
     def __init__(self, widths: tuple[int, ...], *, signed: bool = False):
         super().__init__()
         self.layers = nn.ModuleList(Dense(a, b) for a, b in itertools.pairwise(widths))
-        self.signed = signed
+        self.widths, self.signed = widths, signed
 
     def initialise(self, generator: torch.Generator) -> None:
         """Weights from N(0, 2 / d_in) (He et al. 2015, arXiv 1502.01852), with tanh N(0, 1 / d_in); biases 0."""

@@ -89,11 +89,13 @@ def train_network(
     numerics: NumericsSection | None,
     *,
     signed: bool = False,
+    start: Perceptron | None = None,
     run_dir: Path | None = None,
     on_step: Callable[[LoopResult], None] | None = None,
 ) -> tuple[Perceptron, Clock]:
     """A perceptron of these widths, trained in the given number formats; the clock stands where validations begin.
 
+    It begins with the weights of `start`, without one with random weights.
     `run_dir` keeps metrics and a last checkpoint; without it nothing is kept. `on_step` gets the result of the loop.
 
     Raises:
@@ -103,7 +105,10 @@ def train_network(
     if not 1 <= options.batch <= n_images:
         raise RecipeError(f"batch = {options.batch} must be 1 to the {n_images} images there are")
     model = Perceptron(widths, signed=signed)
-    model.initialise(torch.Generator().manual_seed(options.seed))
+    if start is None:
+        model.initialise(torch.Generator().manual_seed(options.seed))
+    else:
+        model.load_state_dict(start.state_dict())
     clock = Clock(options.seed, 0 if numerics is None else numerics.seed)
     if numerics is not None:
         assign(model, numerics, clock)

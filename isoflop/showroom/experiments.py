@@ -191,8 +191,11 @@ def energy_by_channels(config: CoreConfig, fan_in: int = 12_544) -> list[Tree]:
 
 
 def accuracies(config: CoreConfig, seed: int, *, n_train: int, n_test: int, on_progress: Progress | None) -> Tree:
-    """Glyphs of 112x112 pixels, 12,544-32-10: digital, its weights moved to the core, and trained on the core."""
-    steps = 2 + len(BITS) + len(ELECTRONS)
+    """Glyphs of 112x112 pixels, 12,544-32-10: one digital start, trained on as long digitally or on the core.
+
+    What was trained digitally to its end is also moved to each core.
+    """
+    steps = 3 + len(BITS) + len(ELECTRONS)
     done = 0
 
     def tell(what: str) -> None:
@@ -206,8 +209,10 @@ def accuracies(config: CoreConfig, seed: int, *, n_train: int, n_test: int, on_p
     options = TrainOptions(n_epochs=6, batch=50, learning_rate=1e-3, seed=seed)
     widths = (112 * 112, 32, 10)
     workload = Classify(train_images, test_images, options)
+    tell("start")
+    start, _ = train_network(workload, widths, None)
     tell("digital")
-    digital, _ = train_network(workload, widths, None)
+    digital, _ = train_network(workload, widths, None, start=start)
     result: Tree = {
         "n_train": n_train,
         "n_test": n_test,
@@ -221,18 +226,19 @@ def accuracies(config: CoreConfig, seed: int, *, n_train: int, n_test: int, on_p
     for bits in BITS:
         tell(f"{bits} bits")
         changes = {"input_bits": bits, "weight_bits": bits, "adc_bits": bits, "range_std": 0.0}
-        result["bits"].append({"bits": bits, **_in_situ(workload, digital, widths, _numerics(config, changes))})
+        result["bits"].append({"bits": bits, **_in_situ(workload, start, digital, _numerics(config, changes))})
     for electrons in ELECTRONS:
         tell(f"{electrons:g} electrons")
         changes = {"power_mw": config.power_mw * electrons / config.n_e, "noise": ("shot",)}
         changes |= {"input_bits": 32, "weight_bits": 32, "adc_bits": 32}
-        numbers = _in_situ(workload, digital, widths, _numerics(config, changes))
+        numbers = _in_situ(workload, start, digital, _numerics(config, changes))
         result["electrons"].append({"electrons": electrons, **numbers})
     return result
 
 
-def _in_situ(workload: Classify, digital: Perceptron, widths: tuple[int, ...], numerics: NumericsSection) -> Tree:
-    trained, _ = train_network(workload, widths, numerics)
+def _in_situ(workload: Classify, start: Perceptron, digital: Perceptron, numerics: NumericsSection) -> Tree:
+    widths = digital.widths
+    trained, _ = train_network(workload, widths, numerics, start=start)
     there = moved(digital, widths, numerics, workload.options.seed)
     return {
         "moved": accuracy(there, workload.test),

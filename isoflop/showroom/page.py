@@ -208,11 +208,11 @@ def _learning(results: Tree, pictures: Pictures) -> Markup:
         "learning",
         "Weights moved to the core, and trained on it",
         sentence(
-            f"{found['n_train']:,} glyphs of 112x112 pixels train a network {shape} for {found['epochs']} epochs; "
-            f"{found['n_test']:,} glyphs of fonts it has not seen test it. Weights trained digitally and moved to a "
-            "core "
-            f"of {worst['bits']} bits get {worst['moved']:.1%}; trained with the core in the loop, "
-            f"{worst['in_situ']:.1%} (digital: {found['digital']:.1%})."
+            f"{found['n_train']:,} glyphs of 112x112 pixels train a network {shape} digitally for {found['epochs']} "
+            f"epochs, and {found['epochs']} more: digitally, or with a core in the loop. {found['n_test']:,} glyphs of "
+            f"fonts it has not seen test it. On a core of {worst['bits']} bits the digital weights get "
+            f"{worst['moved']:.1%}, those that met the core in training {worst['in_situ']:.1%} (digital weights used "
+            f"digitally: {found['digital']:.1%})."
         ),
         picture(pictures, "glyphs", "Test images, every second pixel shown."),
         picture(
