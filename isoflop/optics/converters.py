@@ -31,6 +31,11 @@ def to_levels_(value: Tensor, bits: int, full_scale: float, generator: torch.Gen
     return _round_(value.mul_(top / full_scale), generator).clamp_(-top, top).mul_(full_scale / top)
 
 
+def on_steps(x: Tensor, gain: Tensor, top: int) -> Tensor:
+    """x gain, at most 1 in magnitude, on `top` even steps to either side of 0: scale and DAC in three passes."""
+    return x.mul(gain * top).round_().mul_(1.0 / top)
+
+
 def to_range_levels_(value: Tensor, bits: int, low: float, high: float, generator: torch.Generator | None) -> Tensor:
     """Values on 2^bits levels from `low` to `high`, both included: an input modulator from dark to bright."""
     if bits == EXACT_BITS:

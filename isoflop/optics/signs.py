@@ -33,17 +33,14 @@ def to_windows(config: CoreConfig, u_MK: Tensor) -> Tensor:
     return u_MK
 
 
-def signed_light(signs: Signs, light_MK: Tensor, u_MK: Tensor, *, dark: bool = False) -> Tensor:
+def signed_light(signs: Signs, light_MK: Tensor, u_MK: Tensor) -> Tensor:
     """Light with the sign that `fold` puts onto the weights; overwrites it unless it has a gradient.
 
     The sign of 0 is 0: where nothing is to be added, no weight is sent, and the light that no modulator can block meets
-    none. Else the dark symbols of a sparse input would sum up, and their weights would learn from it. `dark`: there is
-    no light where x is 0, so zeros need no care.
+    none. Else the dark symbols of a sparse input would sum up, and their weights would learn from it.
     """
     if signs != "fold":
         return light_MK
-    if dark and not light_MK.requires_grad:
-        return light_MK.copysign_(u_MK)
     return light_MK * u_MK.sign() if light_MK.requires_grad else light_MK.mul_(u_MK.sign())
 
 

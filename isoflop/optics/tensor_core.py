@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from isoflop.optics.config import CoreConfig, OpticsError, Scaling
-from isoflop.optics.converters import read_codes, straight_through
+from isoflop.optics.config import EXACT_BITS, CoreConfig, OpticsError, Scaling
+from isoflop.optics.converters import on_steps, read_codes, straight_through
 from isoflop.optics.modulator import encode_inputs_, encode_weights_, weight_dac_, weight_phase_
 from isoflop.optics.receiver import Moments, decay, full_scale_of, noise_variance, reset_slope, symbol_variance
 from isoflop.optics.signs import combine, combine_clips, largest_input, signed_light, to_numbers, to_windows
@@ -120,17 +120,25 @@ class TensorCore:
 
     def encode_inputs(self, x: Tensor, generator: Random = None) -> Encoded:
         """Inputs as light, one row a window. Shapes: x [..., K] -> value [M, K]."""
+        if self._has_even_steps(x, self.config.input_bits) and self.config.signs == "fold":
+            x_MK = _at_least_float(x.reshape(-1, x.shape[-1]))
+            scale_M1 = _largest(x_MK, self.config.input_scale)
+            return Encoded(on_steps(x_MK, scale_M1.reciprocal(), 2**self.config.input_bits - 1), scale_M1)
         sent_MK, x_MK, scale_M1 = self.normalise_inputs(x)
         if self.config.signs == "field":
             light_MK = encode_weights_(self._input_field, sent_MK, self._rounding(generator))
             return Encoded(light_MK, scale_M1)
         light_MK = encode_inputs_(self.config, sent_MK, self._rounding(generator))
         total_M1 = light_MK.detach().sum(1, keepdim=True) if self._counts_light else None
-        dark = self.config.encoding == "linear"
-        return Encoded(signed_light(self.config.signs, light_MK, x_MK, dark=dark), scale_M1, total_M1)
+        return Encoded(signed_light(self.config.signs, light_MK, x_MK), scale_M1, total_M1)
 
     def encode_weights(self, w: Tensor, generator: Random = None) -> Encoded:
         """Weights as light, leak included: what an input in the light of symbol k adds to the charge that is read."""
+        if self._has_even_steps(w, self.config.weight_bits) and math.isinf(self.config.leak_s):
+            w_NK = _at_least_float(w)
+            scale_N1 = _largest(w_NK, self.config.weight_scale)
+            top = 2 ** (self.config.weight_bits - 1) - 1
+            return Encoded(on_steps(w_NK, scale_N1.reciprocal(), top), scale_N1.reshape(-1))
         config, (v_NK, scale_N) = self._optics, self.normalise_weights(w)
         rounding, common = self._rounding(generator), None
         if config.bias_error_rad and config.signs == "fold":
@@ -230,6 +238,11 @@ class TensorCore:
         y_MN = combine(signs, charge_MN, weight_sum_N)
         y_MN = y_MN * scale_M1 * scales[1] if y_MN.requires_grad else y_MN.mul_(scale_M1).mul_(scales[1])
         return Readout(y_MN, combine_clips(signs, clipped), full_scale)
+
+    def _has_even_steps(self, operand: Tensor, bits: int) -> bool:
+        """Whether encoding is a scale and a rounding, nothing else: no modulator, and no gradient to pass through."""
+        plain = self.config.encoding == "linear" and not (self.config.stochastic_rounding or self.config.bias_error_rad)
+        return plain and 1 < bits < EXACT_BITS and not operand.requires_grad
 
     def _rounding(self, generator: Random) -> torch.Generator | None:
         if not self.config.stochastic_rounding:
