@@ -105,18 +105,20 @@ def trained(
 
 
 def rates(data: Path, results: Results) -> None:
-    """Digits at 3 and 4 bits, the learning rate kept as in a plain Adam: what moved weights lose depends on it."""
+    """Digits with the learning rate kept, as in a plain Adam: what moved weights lose at few bits depends on it."""
     train, test = read_digits(data / "mnist/mnist-30k.npz")
     widths = (784, 100, 100, 10)
     for rate in (5e-4, 1e-3, 2e-3, 3e-3, 5e-3):
         for seed in SEEDS:
             options = TrainOptions(n_epochs=10, learning_rate=rate, constant=True, seed=seed)
 
-            def both(options: TrainOptions = options) -> dict[str, float]:
+            all_bits = (8, 6, 5, 4, 3) if rate == 5e-3 else (4, 3)
+
+            def both(options: TrainOptions = options, all_bits: tuple[int, ...] = all_bits) -> dict[str, float]:
                 network, _ = train_network(Classify(train, test, options), widths, None)
                 weights = [p.detach() for p in network.parameters() if p.ndim == 2]
                 ratios = [float(w.abs().max() / w.std()) for w in weights]
-                there = {bits: accuracy(moved(network, widths, core(bits, **PROTOTYPE)), test) for bits in (3, 4)}
+                there = {bits: accuracy(moved(network, widths, core(bits, **PROTOTYPE)), test) for bits in all_bits}
                 return {
                     "digital": accuracy(network, test),
                     **{f"moved {bits}": value for bits, value in there.items()},
@@ -124,7 +126,7 @@ def rates(data: Path, results: Results) -> None:
                 }
 
             results.run(f"rate {rate:g} digital {seed}", both)
-            for bits in (4, 3):
+            for bits in all_bits:
                 results.run(
                     f"rate {rate:g} {bits} bits {seed}",
                     lambda b=bits, o=options: trained(train, test, widths, core(b, **PROTOTYPE), o),
