@@ -1,7 +1,7 @@
 """The numerics study: one small ladder in several number formats, the laws of each, and what each is worth in compute.
 
     python recipes/study/numerics.py run [VARIANT ...] --tokens DIR --out DIR      what is finished is skipped
-    python recipes/study/numerics.py report --out DIR                       table on stdout, study.json and a picture there
+    python recipes/study/numerics.py report --out DIR                     table on stdout, study.json a picture there
 
 Each variant is numerics.toml with a few values changed; cells, data, batches and rates are the same in all. A variant
 is a sweep of its own in OUT/VARIANT, so it resumes, and `isoflop fit`, `plan`, `compare` and `report` read it.
