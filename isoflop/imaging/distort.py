@@ -1,4 +1,4 @@
-"""Random distortions of small images: turns, scales, shifts and bends, all drawn from one generator.
+"""Random distortions of training objects: mild ones, as of another hand, and wild ones that leave strokes.
 
 Shapes: B images, Y X pixels, values in [0, 1] before and after.
 """
@@ -7,27 +7,8 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-
-def distorted(
-    images_BYX: Tensor, generator: torch.Generator, *, turn_rad: float, scale: float, shift: float, bend: float
-) -> Tensor:
-    """Every image under its own map: turn up to `turn_rad`, log-scale and shear `scale`, `shift` and `bend` of the half
-    width."""
-    n, height, width = images_BYX.shape
-
-    def uniform(*shape: int) -> Tensor:
-        return torch.rand(*shape, generator=generator) * 2 - 1
-
-    turn, size, aspect, shear = uniform(n) * turn_rad, uniform(n) * scale, uniform(n) * scale / 2, uniform(n) * scale
-    cos, sin = torch.cos(turn) * torch.exp(-size), torch.sin(turn) * torch.exp(-size)
-    row_x = torch.stack((cos * torch.exp(aspect), shear - sin, uniform(n) * shift), 1)
-    row_y = torch.stack((sin, cos * torch.exp(-aspect), uniform(n) * shift), 1)
-    grid = F.affine_grid(torch.stack((row_x, row_y), 1), [n, 1, height, width], align_corners=False)
-    coarse = uniform(n, 2, 5, 5) * bend
-    bends = F.interpolate(coarse, (height, width), mode="bicubic", align_corners=True).permute(0, 2, 3, 1)
-    return F.grid_sample(images_BYX.unsqueeze(1), grid + bends, align_corners=False).squeeze(1).clamp(0, 1)
+from isoflop.glyphs import distorted
 
 
 def mildly(images_BYX: Tensor, generator: torch.Generator) -> Tensor:

@@ -16,11 +16,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from isoflop.errors import DataError, RecipeError
-from isoflop.imaging.distort import distorted
+from isoflop.glyphs import draw_glyphs, fonts
 
 GLYPH_PX = 112
-NOT_LETTERS = ("STIXNonUni", "STIXSiz", "LastResort", "cmex", "cmsy", "cmmi", "Display")
-"""Fonts of symbols, by a part of their file name."""
 
 
 @dataclass(frozen=True)
@@ -95,62 +93,18 @@ def _letters(section: ObjectsSection, size: int) -> Tensor:
 
 
 def _drawn(section: ObjectsSection, size: int) -> ObjectSet:
-    fonts = _fonts()
+    to_train, to_test = fonts()  # digits are tested in fonts that training never saw
     generator = torch.Generator().manual_seed(section.seed)
-    for_test = fonts[::4]  # digits are tested in fonts that training never saw
-    for_train = [font for font in fonts if font not in for_test]
 
     def draw(n: int, characters: str, among: list[Path]) -> Tensor:
-        if not n:
-            return torch.zeros(0, size, size)
-        originals = torch.stack([_glyph(font, character) for font in among for character in characters])
-        choice = torch.randint(len(originals), (n,), generator=generator)
-        pieces = [
-            _resized(distorted(originals[part], generator, turn_rad=0.3, scale=0.2, shift=0.12, bend=0.07), size)
-            for part in choice.split(500)
-        ]
-        return torch.cat(pieces)
+        return _resized(draw_glyphs(n, characters, among, GLYPH_PX, generator)[0], size)
 
     digits, letters = "0123456789", "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
     return ObjectSet(
-        draw(section.n_train, digits, for_train),
-        draw(section.n_test, digits, for_test),
-        draw(section.n_unseen, letters, fonts),
+        draw(section.n_train, digits, to_train),
+        draw(section.n_test, digits, to_test),
+        draw(section.n_unseen, letters, sorted([*to_train, *to_test])),
     )
-
-
-def _fonts() -> list[Path]:
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise DataError(
-            'objects.source = "glyphs" needs matplotlib, whose fonts it draws: pip install isoflop[report]'
-        ) from error
-    folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
-    found = sorted(path for path in folder.glob("*.ttf") if not any(part in path.name for part in NOT_LETTERS))
-    if len(found) < 4:
-        raise DataError(f"{folder} holds {len(found)} fonts; matplotlib is not installed completely")
-    return found
-
-
-def _glyph(font: Path, character: str) -> Tensor:
-    """A character in the middle of 112x112 pixels, 70 high at most; strokes are 1."""
-    from matplotlib.ft2font import FT2Font, LoadFlags
-
-    face = FT2Font(str(font))
-    face.set_size(72, 72)
-    face.set_text(character, 0.0, flags=LoadFlags.NO_HINTING)
-    face.draw_glyphs_to_bitmap(antialiased=True)
-    drawn = torch.from_numpy(np.asarray(face.get_image()).copy()).float() / 255
-    rows, columns = drawn.sum(1).nonzero().flatten(), drawn.sum(0).nonzero().flatten()
-    drawn = drawn[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    factor = 70 / max(drawn.shape)
-    shape = [max(1, round(side * factor)) for side in drawn.shape]
-    drawn = F.interpolate(drawn[None, None], shape, mode="bilinear", align_corners=False)[0, 0]
-    canvas = torch.zeros(GLYPH_PX, GLYPH_PX)
-    top, left = ((GLYPH_PX - side) // 2 for side in shape)
-    canvas[top : top + shape[0], left : left + shape[1]] = drawn
-    return canvas
 
 
 def _resized(images_NYX: Tensor, size: int) -> Tensor:

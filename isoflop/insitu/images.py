@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from isoflop.errors import DataError
+from isoflop.glyphs import draw_glyphs, fonts
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,18 @@ class Images:
             held_out = torch.isin(self.group, writers[fold::n_folds])
             sides.append((self.rows(torch.nonzero(~held_out)[:, 0]), self.rows(torch.nonzero(held_out)[:, 0])))
         return sides
+
+
+def drawn_glyphs(
+    n_train: int, n_test: int, *, characters: str = "0123456789", side: int = 112, seed: int = 0
+) -> tuple[Images, Images]:
+    """(train, test) of drawn characters; test images use fonts that training never saw. Raises DataError."""
+    generator = torch.Generator().manual_seed(seed)
+    found = []
+    for n, among in zip((n_train, n_test), fonts(), strict=True):
+        x, y = draw_glyphs(n, characters, among, side, generator)
+        found.append(Images(x.flatten(1), y, side, len(characters)))
+    return found[0], found[1]
 
 
 def read_digits(path: Path) -> tuple[Images, Images]:

@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from isoflop.insitu.glyphs import draw_glyphs
-from isoflop.insitu.images import Images
+from isoflop.insitu.images import Images, drawn_glyphs
 from isoflop.insitu.perceptron import Perceptron
 from isoflop.insitu.train import Classify, TrainOptions, accuracy, moved, train_network
 from isoflop.numerics.assign import assign
@@ -205,7 +204,7 @@ def accuracies(config: CoreConfig, seed: int, *, n_train: int, n_test: int, on_p
         done += 1
 
     tell("glyphs")
-    train_images, test_images = draw_glyphs(n_train, n_test, seed=seed)
+    train_images, test_images = drawn_glyphs(n_train, n_test, seed=seed)
     options = TrainOptions(n_epochs=6, batch=50, learning_rate=1e-3, seed=seed)
     widths = (112 * 112, 32, 10)
     workload = Classify(train_images, test_images, options)

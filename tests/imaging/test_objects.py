@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from isoflop.errors import DataError, RecipeError
-from isoflop.imaging.distort import distorted, mildly, wildly
+from isoflop.glyphs import distorted
+from isoflop.imaging.distort import mildly, wildly
 from isoflop.imaging.objects import ObjectsSection, load_objects
 
 DRAWN = ObjectsSection(n_train=60, n_test=20, n_unseen=26)

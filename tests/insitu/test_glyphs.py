@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from isoflop.insitu.glyphs import draw_glyphs
+from isoflop.insitu.images import drawn_glyphs
 
 pytest.importorskip("matplotlib")
 
 
 def test_glyphs_are_images_of_light_with_labels_that_a_nearest_neighbour_can_read():
-    train, test = draw_glyphs(400, 100, side=28)
+    train, test = drawn_glyphs(400, 100, side=28)
     assert train.x.shape == (400, 784) and test.n_classes == 10
     assert train.x.min() >= 0 and train.x.max() <= 1 and 0.03 < train.x.mean() < 0.4
     nearest = train.y[torch.cdist(test.x, train.x).argmin(1)]
@@ -17,10 +17,10 @@ def test_glyphs_are_images_of_light_with_labels_that_a_nearest_neighbour_can_rea
 
 
 def test_a_seed_fixes_them_and_another_changes_them():
-    one, again, other = (draw_glyphs(6, 3, side=28, seed=seed)[0] for seed in (1, 1, 2))
+    one, again, other = (drawn_glyphs(6, 3, side=28, seed=seed)[0] for seed in (1, 1, 2))
     assert torch.equal(one.x, again.x) and torch.equal(one.y, again.y) and not torch.equal(one.x, other.x)
 
 
 def test_sides_and_characters_are_as_asked():
-    train, _ = draw_glyphs(5, 2, characters="ABC", side=112)
+    train, _ = drawn_glyphs(5, 2, characters="ABC", side=112)
     assert train.x.shape == (5, 12_544) and train.n_classes == 3 and int(train.y.max()) < 3
