@@ -121,7 +121,8 @@ class _Photonic(torch.autograd.Function):
         )
         ctx.call, ctx.dtype = call, x_MK.dtype
         ctx.mark_non_differentiable(n_clipped)
-        return y_MN.to(x_MK.dtype), n_clipped
+        # A view: compiled by torch 2.11, an output that was written in place gets no gradient (2.13 does without).
+        return y_MN.to(x_MK.dtype).view_as(y_MN), n_clipped
 
     @staticmethod
     def backward(ctx, d_y_MN: Tensor, _):  # type: ignore[override]
