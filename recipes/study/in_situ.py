@@ -146,10 +146,15 @@ def large(data: Path, results: Results) -> None:
 def omniglot(data: Path, results: Results) -> None:
     """Alphabet of a character, 12,544-64-8, writers held out: 5 folds x 3 seeds, each digitally and at 6 bits."""
     images = read_omniglot(data / "omniglot/omniglot-112.npz")
+    formats = {
+        "digital": None,
+        "6 bits": core(6, **PROTOTYPE),
+        "6 bits, scale by row": core(6, **{**PROTOTYPE, "weight_scale": "row"}),
+    }
     for fold, (train, test) in enumerate(images.folds(5)):
         for seed in SEEDS:
             options = TrainOptions(n_epochs=6, seed=seed, learning_rate=1e-3)
-            for name, section in (("digital", None), ("6 bits", core(6, **PROTOTYPE))):
+            for name, section in formats.items():
                 results.run(
                     f"{name} {fold} {seed}",
                     lambda s=section, o=options, a=train, b=test: trained(a, b, (12544, 64, 8), s, o),
