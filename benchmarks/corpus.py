@@ -231,7 +231,8 @@ def row(name: str, watched: Watched, info: tables.TableInfo, seconds: float | No
 
 def build_stages(recipe: Path, out: Path, workers: int) -> dict:
     """`isoflop corpus build`, from nothing: what each stage took."""
-    shutil.rmtree(out, ignore_errors=True)
+    for folder in (out, out.with_name(f".{out.name}.stages")):
+        shutil.rmtree(folder, ignore_errors=True)
     command = [sys.executable, "-m", "isoflop.cli", "corpus", "build", str(recipe), "--out", str(out)]
     watched = watch([*command, f"workers={workers}"])
     stages = json.loads((out / "build.json").read_text(encoding="utf-8"))["stages"]
