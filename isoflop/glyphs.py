@@ -41,13 +41,15 @@ def draw_glyphs(
     n: int, characters: str, among: Sequence[Path], side: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """(images [N, side, side], number of the character [N]): a random font and a random distortion each."""
-    clean = torch.stack([_glyph(font, character, side) for font in among for character in characters])
-    picked = torch.randint(len(clean), (n,), generator=generator)
+    picked = torch.randint(len(among) * len(characters), (n,), generator=generator)
     if not n:
         return torch.zeros(0, side, side), picked
+    needed, places = picked.unique(return_inverse=True)
+    pairs = [divmod(number, len(characters)) for number in needed.tolist()]
+    clean = torch.stack([_glyph(among[font], characters[character], side) for font, character in pairs])
     # A few at a time: large images take memory. Strengths are assumptions.
     parts = [
-        distorted(clean[part], generator, turn_rad=0.3, scale=0.2, shift=0.12, bend=0.07) for part in picked.split(500)
+        distorted(clean[part], generator, turn_rad=0.3, scale=0.2, shift=0.12, bend=0.07) for part in places.split(500)
     ]
     return torch.cat(parts), picked % len(characters)
 

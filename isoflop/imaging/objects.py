@@ -5,6 +5,7 @@ capital letters as the unseen kind), or arrays in .npz files (`train_x`, `test_x
 `alphabet`). All end as float32 in [0, 1]. Shapes: N images, Y X pixels.
 """
 
+import functools
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,6 +93,7 @@ def _letters(section: ObjectsSection, size: int) -> Tensor:
     return _resized(F.max_pool2d(images.unsqueeze(1), 3, 1, 1).squeeze(1), size)
 
 
+@functools.lru_cache(maxsize=1)
 def _drawn(section: ObjectsSection, size: int) -> ObjectSet:
     to_train, to_test = fonts()  # digits are tested in fonts that training never saw
     generator = torch.Generator().manual_seed(section.seed)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from isoflop.errors import CheckpointError
 from isoflop.imaging.config import ImagingRecipe, check
 from isoflop.imaging.network import Hybrid, RidgeNetwork, build_network, initialise, reconstruct
-from isoflop.imaging.objects import load_objects
+from isoflop.imaging.objects import ObjectSet, load_objects
 from isoflop.imaging.ridge import Ridge, fit_ridge
 from isoflop.imaging.score import loss_sum, mean_image_pcc, scores
 from isoflop.imaging.speckle import Bench, Measured, Pairs
@@ -73,6 +73,7 @@ class Prepared:
     """What a recipe becomes before anything is trained."""
 
     recipe: ImagingRecipe
+    objects: ObjectSet
     bench: Bench
     train: Measured
     test: Measured
@@ -120,7 +121,7 @@ def prepare(recipe: ImagingRecipe, on_stage: OnStage | None = None) -> Prepared:
             on_progress=on_stage,
         )
         log.info("twin of the medium: residual %.3f, held-out frames correlate %.4f", twin.residual, twin.held_out)
-    return Prepared(recipe, bench, *measured, ridge=ridge, twin=twin)
+    return Prepared(recipe, objects, bench, *measured, ridge=ridge, twin=twin)
 
 
 def untrained(prepared: Prepared) -> nn.Module:
@@ -296,7 +297,7 @@ def _write_gallery(prepared: Prepared, network: nn.Module, path: Path, n: int = 
 def _result(prepared: Prepared, network: nn.Module, loop: LoopResult | None) -> dict[str, Any]:
     recipe, device = prepared.recipe, next(iter(network.state_dict().values())).device
     other = dataclasses.replace(recipe.medium, seed=recipe.medium.seed + 1_000_003)
-    elsewhere = Bench(other, recipe.camera, load_objects(recipe.objects, recipe.medium.object_px))
+    elsewhere = Bench(other, recipe.camera, prepared.objects)
     sets = {"test": prepared.test, "unseen": prepared.unseen}
     ridge = RidgeNetwork(prepared.frame_px, recipe.medium.object_px)
     ridge.linear.take(prepared.ridge)

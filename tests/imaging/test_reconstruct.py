@@ -205,17 +205,11 @@ def test_what_only_shows_on_the_bench_is_refused_there():
     with pytest.raises(RecipeError, match=r"network\.levels = 4 needs frames of a multiple of 16 pixels"):
         untrained(prepare(tiny(network={"kind": "unet-dense", "levels": 4})))
     prepared = prepare(TINY)
-    bench = Bench(TINY.medium, TINY.camera, _objects(prepared))
+    bench = Bench(TINY.medium, TINY.camera, prepared.objects)
     with pytest.raises(DataError, match=r"do not fit medium\.object_px = 14"):
         bench.measure(torch.zeros(2, 28, 28), 0)
     with pytest.raises(DataError, match="they must be in 0 to 1; divide 8-bit images by 255"):
         bench.measure(torch.full((2, 14, 14), 255.0), 0)
-
-
-def _objects(prepared):
-    from isoflop.imaging.objects import ObjectSet
-
-    return ObjectSet(prepared.train.images, prepared.test.images, prepared.unseen.images)
 
 
 def test_default_recipe_is_valid():
