@@ -1,9 +1,8 @@
 """On a GPU: grouped products equal float64, nothing waits for the device, decoding and compiling change nothing."""
 
-import contextlib
-
 import pytest
 import torch
+from on_gpu import waiting_for_the_device_is_an_error
 
 from isoflop.model import dispatch
 from isoflop.model.config import ExpertConfig, LatentConfig, ModelConfig
@@ -31,16 +30,6 @@ def tokens(batch=4, seed=1):
 
 def relative_error(a, b):
     return ((a.double() - b).abs().max() / b.abs().max().clamp(min=1e-30)).item()
-
-
-@contextlib.contextmanager
-def waiting_for_the_device_is_an_error():
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,8 @@
 """On a GPU: products on the core near the exact ones, the same bits for the same key, compiled equals eager."""
 
-import contextlib
-
 import pytest
 import torch
+from on_gpu import waiting_for_the_device_is_an_error
 from torch import nn
 
 from isoflop.numerics.assign import assign
@@ -48,16 +47,6 @@ def gradients(layer, weight, x, d_y):
     y.backward(d_y)
     assert weight.grad is not None
     return [y.detach(), x.grad, weight.grad.clone()]
-
-
-@contextlib.contextmanager
-def waiting_for_the_device_is_an_error():
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 @ALL
