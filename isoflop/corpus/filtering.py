@@ -72,19 +72,23 @@ class _Counts:
 def train_filters(job: FilterJob, n_partitions: int) -> dict[str, Any]:
     """Train what the filters need on documents of the smallest keys, a fixed amount of each domain."""
     import pyarrow as pa
+    import pyarrow.compute as pc
 
     if job.filters is None:
         return {}
     left: dict[str, int] = defaultdict(lambda: SAMPLE_BYTES)
-    found: dict[str, list[str]] = {"domain": [], "lang": [], "text": []}
+    parts = []
     for partition in range(n_partitions):
-        for row in job.rows(partition).select(["domain", "lang", "text"]).to_pylist():
-            if left[row["domain"]] > 0:
-                left[row["domain"]] -= len(row["text"].encode())
-                for name, values in found.items():
-                    values.append(row[name])
-    train_models(job.filters, pa.table(found), job.models)
-    return {"n_documents": len(found["text"]), "domains": sorted(left)}
+        rows = job.rows(partition).select(["domain", "lang", "text"])
+        sizes = pc.call_function("binary_length", [rows["text"]]).to_pylist()
+        taken = []
+        for domain, size in zip(rows["domain"].to_pylist(), sizes, strict=True):
+            taken.append(left[domain] > 0)
+            left[domain] -= size if taken[-1] else 0
+        parts.append(rows.filter(pa.array(taken, pa.bool_())))
+    sample = pa.concat_tables(parts)
+    train_models(job.filters, sample, job.models)
+    return {"n_documents": sample.num_rows, "domains": sorted(left)}
 
 
 def filter_partition(partition: int, job: FilterJob) -> dict[str, Any]:

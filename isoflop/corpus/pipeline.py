@@ -79,7 +79,7 @@ def run_stages(
     job = FilterJob(
         documents.folder, work, filtered.folder, recipe.clean, filters, models.folder / "models", rule.given
     )
-    build.once(models, lambda _: train_filters(job, recipe.partitions))
+    build.once(models, lambda _: build.workers.alone(train_filters, job, recipe.partitions))
     build.run(filtered, filter_partition, _by_partition(recipe, came.n_bytes, job))
     tallies = [merged(item["tallies"][place] for item in filtered.summaries) for place in range(3)]
     clean = tallies[-1]

@@ -73,8 +73,7 @@ class Workers:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, _value: object, _where: TracebackType | None) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(wait=kind is None, cancel_futures=True)
+        self._end_processes(at_once=kind is not None)
         if self.engine == "ray":
             import ray
 
@@ -94,6 +93,25 @@ class Workers:
         """Results of calls with these arguments as they end; the form in which deduplication asks for work."""
         tasks = [Task(str(number), given) for number, given in enumerate(arguments)]
         yield from (result for _, result in self.map(function, tasks))
+
+    def alone(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """One call in a process of its own, with no other beside it: what it takes is given back when it ends.
+
+        Where there are no processes, or Ray has them, it runs in this one.
+        """
+        if self.engine == "ray" or self.n == 1:
+            return function(*arguments)
+        self._end_processes()
+        try:
+            (result,) = (result for _, result in self._in_processes(function, [Task("alone", arguments)]))
+            return result
+        finally:
+            self._end_processes()
+
+    def _end_processes(self, *, at_once: bool = False) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=not at_once, cancel_futures=True)
+            self._pool = None
 
     def _in_processes(self, function: Callable[..., Any], tasks: Sequence[Task]) -> Iterator[tuple[Task, Any]]:
         if self._pool is None:  # spawn: threads of Arrow and a forked child do not go together
