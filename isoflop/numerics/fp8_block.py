@@ -73,7 +73,8 @@ class _Fp8Block(torch.autograd.Function):
         ctx.save_for_backward(x8_MK, x_scale_MG, w8_NK, w_scale)
         ctx.block, ctx.power_of_two, ctx.dtype = block, power_of_two, x_MK.dtype
         y_MN = dequantise(x8_MK, x_scale_MG, block) @ dequantise(w8_NK, w_scale, block).T
-        return y_MN.to(x_MK.dtype)
+        # A view: compiled by torch 2.11, an output that went through an empty cast gets no gradient.
+        return y_MN.to(x_MK.dtype).view_as(y_MN)
 
     @staticmethod
     def backward(ctx, d_y_MN: Tensor):  # type: ignore[override]

@@ -57,7 +57,7 @@ def test_codes_of_an_autoencoder_separate_groups():
     x, y = blobs(0.8)
     images = Images(x, y, 8, 4)
     codes = autoencoded(
-        images, core(6), TrainOptions(n_epochs=15, batch=20, learning_rate=0.01), d_inner=16, d_latent=3
+        images, core(6), TrainOptions(n_epochs=15, batch=20, learning_rate=0.01), d_inner=16, d_latent=6
     )
-    assert codes.shape == (300, 3) and (codes < 0).any() and (codes > 0).any()
+    assert codes.shape == (300, 6) and (codes < 0).any() and (codes > 0).any()
     assert best_of(codes, y) > 0.9
