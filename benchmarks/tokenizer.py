@@ -19,7 +19,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from isoflop.corpus.sources import read_texts
+from compression import sample
+
 from isoflop.run import commit, processor
 
 CASES = ("isoflop", "library", "tokens")
@@ -51,18 +52,6 @@ def run_case(case: str, args: argparse.Namespace) -> dict[str, Any]:
     return {"case": case, "wall_s": time.perf_counter() - begin, "peak_pss_gb": peak / 1e9, **found}
 
 
-def texts(corpus: Path, mb: float):
-    files = [item for item in json.loads((corpus / "manifest.json").read_text())["files"] if item["split"] == "train"]
-    share = min(1.0, mb * 1e6 / sum(item["n_bytes"] for item in files))
-    for item in files:
-        kept = 0.0
-        for text in read_texts(corpus / item["path"]):
-            kept += share
-            if kept >= 1.0:
-                kept -= 1.0
-                yield text
-
-
 def case(args: argparse.Namespace) -> dict[str, Any]:
     begin = time.process_time()
     if args.case == "tokens":
@@ -77,7 +66,7 @@ def case(args: argparse.Namespace) -> dict[str, Any]:
     if args.case == "isoflop":
         from isoflop.tokens.bpe import train_tokenizer
 
-        model = json.loads(train_tokenizer(texts(args.corpus, args.mb), args.vocab, rules=args.rules).to_json())[
+        model = json.loads(train_tokenizer(sample(args.corpus, args.mb), args.vocab, rules=args.rules).to_json())[
             "model"
         ]
     else:
@@ -90,7 +79,7 @@ def case(args: argparse.Namespace) -> dict[str, Any]:
         trainer = trainers.BpeTrainer(
             vocab_size=args.vocab, min_frequency=2, show_progress=False, initial_alphabet=alphabet
         )
-        backend.train_from_iterator(texts(args.corpus, args.mb), trainer)
+        backend.train_from_iterator(sample(args.corpus, args.mb), trainer)
         model = json.loads(backend.to_str())["model"]
     identity = hashlib.sha256(json.dumps(model, sort_keys=True).encode()).hexdigest()
     return {"cpu_s": time.process_time() - begin, "n_merges": len(model["merges"]), "model_sha256": identity}
@@ -110,7 +99,7 @@ def main() -> None:
     if args.case:
         print(json.dumps(case(args)))
         return
-    n_bytes = sum(len(text.encode()) for text in texts(args.corpus, args.mb))
+    n_bytes = sum(len(text.encode()) for text in sample(args.corpus, args.mb))
     print(f"{n_bytes / 1e6:.1f} MB, {args.vocab} tokens, {args.rules}; {processor()}; commit {commit()}", flush=True)
     rows = []
     for name in CASES if args.library else ("isoflop", "tokens"):

@@ -416,8 +416,13 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _group_of(arguments: list[str]) -> str:
-    """First of two words of a command (`corpus build`), or nothing. Raises RecipeError where the second is none."""
+    """First of two words of a command (`corpus build`), or nothing. Raises RecipeError where there is no such one."""
     group, second = (*arguments, "", "")[:2]
+    words = {name.split(" ")[0] for name in STAGES}
+    if group and group not in words and not group.startswith("-"):
+        near = difflib.get_close_matches(group, words, 1)
+        hint = f"did you mean {near[0]}?" if near else "isoflop --help lists what there is"
+        raise RecipeError(f"{group} is not a command of isoflop; {hint}")
     names = [name.removeprefix(f"{group} ") for name in STAGES if name.startswith(f"{group} ")]
     if not group or not names:
         return ""

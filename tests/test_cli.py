@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from isoflop import cli
+from isoflop.errors import RecipeError
 from isoflop.recipe import to_toml, write_json, write_recipe
 from isoflop.scaling.records import RunRecord, append_record
 
@@ -384,3 +385,11 @@ def test_an_unknown_option_is_named_and_not_the_recipe_that_follows_it(refused):
     message = refused("train", "--otu", "runs/x", "recipe.toml")
     assert "--otu is not an option of isoflop train; did you mean --out?" in message
     assert "isoflop fit --help" in refused("fit", "--zzz=1", "records.jsonl")
+
+
+def test_a_mistyped_command_is_named():
+    with pytest.raises(RecipeError, match="trian is not a command of isoflop; did you mean train"):
+        cli._group_of(["trian", "recipe.toml"])
+    with pytest.raises(RecipeError, match="zzz is not a command of isoflop; isoflop --help lists"):
+        cli._group_of(["zzz"])
+    assert cli._group_of(["corpus", "build"]) == "corpus" and cli._group_of(["train"]) == cli._group_of([]) == ""

@@ -13,8 +13,11 @@ import math
 import multiprocessing
 import shutil
 import statistics
+import sys
 from pathlib import Path
 from typing import Any
+
+from isoflop.errors import IsoflopError
 
 BASE = Path(__file__).with_suffix(".toml")
 SEEDS = (0, 1, 2)
@@ -113,6 +116,8 @@ def run(out: Path, variants: list[str], base: Path, overrides: list[str]) -> Non
     records = out / "records.jsonl"
     done = {(row["variant"], row["seed"]) for row in read(records)} if records.is_file() else set()
     wanted = [(variant, seed) for seed in SEEDS for variant in variants if (variant, seed) not in done]
+    for variant, seed in wanted:
+        recipe_of(variant, seed, base, overrides)  # bad input is said before processes start
     out.mkdir(parents=True, exist_ok=True)
     context = multiprocessing.get_context("spawn")
     jobs, answers = context.Queue(), context.Queue()
@@ -228,4 +233,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except IsoflopError as error:
+        sys.exit(f"error: {error}")

@@ -12,8 +12,11 @@ import json
 import logging
 import math
 import statistics
+import sys
 from pathlib import Path
 from typing import Any
+
+from isoflop.errors import IsoflopError
 
 LADDER = Path(__file__).with_suffix(".toml")
 PHOTONIC = ('numerics.rules=[{modules = "blocks.*", format = "photonic"}]',)
@@ -56,7 +59,6 @@ def run(out: Path, variants: list[str], overrides: list[str], workers: int) -> N
 
 def report(out: Path, level: float) -> dict[str, Any]:
     """Laws of every finished variant, paired loss ratios, and the compute multiplier over float32."""
-    from isoflop.errors import IsoflopError
     from isoflop.recipe import write_json
     from isoflop.scaling.compare import compare
     from isoflop.scaling.law_set import fit_law_set
@@ -161,4 +163,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except IsoflopError as error:
+        sys.exit(f"error: {error}")

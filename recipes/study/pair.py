@@ -12,11 +12,14 @@ import argparse
 import json
 import math
 import statistics
+import sys
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from isoflop.errors import IsoflopError
 
 LEVEL = 0.9
 
@@ -142,4 +145,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except IsoflopError as error:
+        sys.exit(f"error: {error}")
