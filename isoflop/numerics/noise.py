@@ -38,9 +38,14 @@ class Clock:
 
 def keyed_generator(key: Tensor, label: list[int], device: torch.device) -> torch.Generator:
     """A generator at the start of the stream that belongs to `key` (of a Clock) and `label` (layer, part, use)."""
+    return torch.Generator(device).manual_seed(keyed_seed(key, label))
+
+
+def keyed_seed(key: Tensor, label: list[int]) -> int:
+    """A whole number of 56 bits that depends on `key` and `label` alone."""
     words = [*key.tolist(), *label]
     digest = hashlib.blake2b(struct.pack(f"<{len(words)}q", *words), digest_size=7).digest()
-    return torch.Generator(device).manual_seed(int.from_bytes(digest, "little"))
+    return int.from_bytes(digest, "little")
 
 
 @torch.library.custom_op("isoflop::keyed_normal", mutates_args=())

@@ -10,6 +10,10 @@ Source: optics.md A12 (training in situ, as "gradient modes"); which of them the
 Shapes: M rows, K in, N out, E width of the error that dfa feeds back.
 """
 
+import dataclasses
+import functools
+import importlib.util
+import json
 from typing import Literal, NamedTuple
 
 import torch
@@ -17,8 +21,9 @@ from torch import Tensor
 
 from isoflop.errors import RecipeError
 from isoflop.numerics.linear import Product
-from isoflop.numerics.noise import Clock, keyed_generator, keyed_normal
-from isoflop.optics.config import CoreConfig
+from isoflop.numerics.noise import Clock, keyed_generator, keyed_normal, keyed_seed
+from isoflop.optics.config import CoreConfig, core_config
+from isoflop.optics.fused import fused_product, fuses
 from isoflop.optics.signs import to_numbers
 from isoflop.optics.tensor_core import Random, TensorCore
 
@@ -42,6 +47,8 @@ class _Call(NamedTuple):
     """What a call needs besides its operands."""
 
     core: TensorCore
+    fused: str | None
+    """The core for `_fused`."""
     backward: str
     """One of `Backward`."""
     layer: int
@@ -70,6 +77,7 @@ class PhotonicProduct(Product):
         super().__init__()
         self.core, self.clock, self.layer, self.backward_mode = TensorCore(config), clock, layer, backward
         self.line, self.is_last = line, is_last
+        self.fused = _described(config)
         self.noisy = bool(config.noise) or config.stochastic_rounding
         # Results that the receiver clipped and results in all, of training; taken and reset once a step.
         self.register_buffer("counts", torch.zeros(2, dtype=torch.int64, device=device), persistent=False)
@@ -79,36 +87,28 @@ class PhotonicProduct(Product):
             self.clock.next_call()
         if x.numel() == 0:  # an expert without rows: no window, no statistics
             return x @ weight.to(x.dtype).T
-        call = _Call(self.core, self.backward_mode, self.layer, part, self.line, self.is_last)
+        call = _Call(self.core, self.fused, self.backward_mode, self.layer, part, self.line, self.is_last)
         # The key as it is now: the clock may have moved on when the backward pass runs.
         key = self.clock.key.clone()
         y_MN, n_clipped = _Photonic.apply(x.reshape(-1, x.shape[-1]), weight, key, call)  # type: ignore[misc]
         if self.training:  # a validation in between must not show in the metrics of the next step
             with torch.no_grad():
-                self.counts[0] += n_clipped
-                self.counts[1] += y_MN.numel()
+                self.counts[0].add_(n_clipped)
+                self.counts[1].add_(y_MN.numel())
         return y_MN.reshape(*x.shape[:-1], len(weight))
 
 
 class _Photonic(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x_MK: Tensor, w_NK: Tensor, key: Tensor, call: _Call) -> tuple[Tensor, Tensor]:
-        core = call.core
-        random = _random(core, key, call, FORWARD, x_MK.device)
-        size = core.tile_size(x_MK, w_NK)
-        y_MN, clipped_MN, lights, weights = None, None, [], []
-        for x_MT, w_NT in zip(x_MK.split(size, 1), w_NK.split(size, 1), strict=True):
-            light, weight = core.encode_inputs(x_MT, random), core.encode_weights(w_NT, random)
-            found = core.read(light, weight, random, dtype=_product_dtype(x_MK))
-            y_MN = found.y if y_MN is None else y_MN + found.y
-            if found.clipped is not None:
-                clipped_MN = found.clipped if clipped_MN is None else clipped_MN | found.clipped
-            # Nothing needs the bare light any more: numbers take its place, without memory of their own.
-            lights.append(to_numbers(core.config.signs, light.value).mul_(light.scale))
-            weights.append(weight.value.mul_(weight.scale.unsqueeze(1)))
-        assert y_MN is not None
-        light_MK, weight_NK = (parts[0] if len(parts) == 1 else torch.cat(parts, 1) for parts in (lights, weights))
-        n_clipped = y_MN.new_zeros((), dtype=torch.int64) if clipped_MN is None else clipped_MN.count_nonzero()
+        label = [call.layer, call.part, FORWARD]
+        if call.fused is None or not fuses(call.core.config, x_MK):
+            y_MN, light_MK, weight_NK, clipped_MN, n_clipped = _composed(x_MK, w_NK, key, call)
+        elif torch.compiler.is_compiling():
+            y_MN, light_MK, weight_NK, clipped_MN, n_clipped = _fused(x_MK, w_NK, key, label, call.fused)
+        else:  # without the operator's own time
+            seed = keyed_seed(key, label)
+            y_MN, light_MK, weight_NK, clipped_MN, n_clipped = fused_product(call.core.config, x_MK, w_NK, seed)
         dtype = _product_dtype(x_MK)
         needs_master = call.backward in ("core", "dx_core")
         ctx.save_for_backward(
@@ -130,7 +130,7 @@ class _Photonic(torch.autograd.Function):
         call: _Call = ctx.call
         d_y_MN = d_y_MN.to(light_MK.dtype)
         if clipped_MN is not None:
-            d_y_MN = torch.where(clipped_MN, 0.0, d_y_MN)
+            d_y_MN = d_y_MN.masked_fill(clipped_MN, 0.0)
         d_x_MK = d_w_NK = None
         if call.backward == "dfa" and call.is_last and call.line is not None:
             call.line.error_ME = d_y_MN
@@ -144,16 +144,76 @@ class _Photonic(torch.autograd.Function):
             d_x_MK = d_x_MK.to(ctx.dtype)
         if ctx.needs_input_grad[1]:
             if call.backward == "core":
-                d_w_NK = _on_core(d_y_MN.T, x_MK.to(d_y_MN.dtype).T, key, call, WEIGHT_GRADIENT)
+                d_w_NK = _on_core(d_y_MN.T, x_MK.to(d_y_MN.dtype).T, key, call, WEIGHT_GRADIENT).float()
             else:
-                d_w_NK = d_y_MN.T @ light_MK
-            d_w_NK = d_w_NK.float()
+                d_w_NK = _float32_product(d_y_MN.T, light_MK)
         return d_x_MK, d_w_NK, None, None
 
 
 def _product_dtype(x: Tensor) -> torch.dtype:
     """bfloat16 activations ask for bfloat16 products with float32 accumulation, as everywhere."""
     return x.dtype
+
+
+def _composed(
+    x_MK: Tensor, w_NK: Tensor, key: Tensor, call: _Call
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]:
+    """y, the operands as encoded, which results were clipped and how many; of any core, tile by tile."""
+    core, random = call.core, _random(call.core, key, call, FORWARD, x_MK.device)
+    size = core.tile_size(x_MK, w_NK)
+    y_MN, clipped_MN, lights, weights = None, None, [], []
+    for x_MT, w_NT in zip(x_MK.split(size, 1), w_NK.split(size, 1), strict=True):
+        light, weight = core.encode_inputs(x_MT, random), core.encode_weights(w_NT, random)
+        found = core.read(light, weight, random, dtype=_product_dtype(x_MK))
+        y_MN = found.y if y_MN is None else y_MN + found.y
+        if found.clipped is not None:
+            clipped_MN = found.clipped if clipped_MN is None else clipped_MN | found.clipped
+        # Nothing needs the bare light any more: numbers take its place, without memory of their own.
+        lights.append(to_numbers(core.config.signs, light.value).mul_(light.scale))
+        weights.append(weight.value.mul_(weight.scale.unsqueeze(1)))
+    assert y_MN is not None
+    light_MK, weight_NK = (parts[0] if len(parts) == 1 else torch.cat(parts, 1) for parts in (lights, weights))
+    n_clipped = y_MN.new_zeros((), dtype=torch.int64) if clipped_MN is None else clipped_MN.count_nonzero()
+    return y_MN, light_MK, weight_NK, clipped_MN, n_clipped
+
+
+@torch.library.custom_op("isoflop::fused_product", mutates_args=())
+def _fused(
+    x: Tensor, weight: Tensor, key: Tensor, label: list[int], core: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """`fused_product` of a core as `_described`; opaque to torch.compile, which can't turn a key into a seed."""
+    found = fused_product(_core_of(core), x, weight, keyed_seed(key, label))
+    return found.y, found.light, found.weight, found.clipped, found.n_clipped
+
+
+@_fused.register_fake
+def _(x: Tensor, weight: Tensor, key: Tensor, label: list[int], core: str):
+    shape = (len(x), len(weight))
+    return (
+        x.new_empty(shape),
+        x.new_empty(x.shape),
+        x.new_empty(weight.shape),
+        x.new_empty(shape, dtype=torch.bool),
+        x.new_empty((), dtype=torch.int64),
+    )
+
+
+def _described(config: CoreConfig) -> str | None:
+    """The core as text, which custom operators can take; None where there are no kernels to run it."""
+    has_kernels = torch.version.cuda is not None and importlib.util.find_spec("triton") is not None
+    return json.dumps(dataclasses.asdict(config)) if has_kernels else None
+
+
+@functools.cache
+def _core_of(text: str) -> CoreConfig:
+    return core_config(json.loads(text))
+
+
+def _float32_product(a: Tensor, b: Tensor) -> Tensor:
+    """a b in float32; a GPU rounds to bfloat16 only if asked to, which would cost a pass to undo."""
+    if a.is_cuda and a.dtype in (torch.bfloat16, torch.float16):
+        return torch.mm(a, b, out_dtype=torch.float32)
+    return (a @ b).float()
 
 
 def _random(core: TensorCore, key: Tensor, call: _Call, use: int, device: torch.device) -> Random:

@@ -13,6 +13,11 @@ from isoflop.optics.config import EXACT_BITS
 HALF_PI = math.pi / 2
 
 
+def at_least_float(x: Tensor) -> Tensor:
+    """x in float32 or as it is: converters have more steps than bfloat16 has digits."""
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
 def straight_through(ideal: Tensor, actual: Tensor) -> Tensor:
     """`actual` in value, `ideal` in gradient."""
     return ideal + (actual - ideal).detach() if ideal.requires_grad else actual

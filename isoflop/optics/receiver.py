@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from isoflop.optics.config import CoreConfig, OpticsError
+from isoflop.optics.converters import at_least_float
 from isoflop.optics.units import BOLTZMANN_J_PER_K, ELEMENTARY_CHARGE_C
 
 
@@ -47,8 +48,8 @@ def decay(config: CoreConfig, n_symbols: int, like: Tensor) -> Tensor | None:
             f"leak_s = {config.leak_s:g} is {1 / windows:.2g} of an integration of {n_symbols} symbols: no headroom to "
             f"correct it; give at least {n_symbols * config.symbol_s / 5.0:.3g} s or leak_correction = false"
         )
-    left = torch.arange(n_symbols - 1, -1, -1, dtype=torch.float64, device=like.device)
-    return torch.exp(left * (-config.symbol_s / config.leak_s)).to(like.dtype)
+    left = torch.arange(n_symbols - 1, -1, -1, dtype=like.dtype, device=like.device)
+    return torch.exp(left * (-config.symbol_s / config.leak_s))
 
 
 def constant_variance(config: CoreConfig, n_symbols: int) -> dict[str, float]:
@@ -136,10 +137,10 @@ def full_scale_of(config: CoreConfig, charge_MN: Tensor, moments: Moments | None
     With `moments`, for charges that noise is still to be added to.
     """
     if config.full_scale:
-        found = charge_MN.new_full((), config.full_scale)
+        found = at_least_float(charge_MN.new_full((), config.full_scale))
     else:
         stride = sampling_stride(charge_MN.shape[0])
-        sample = charge_MN[::stride]
+        sample = at_least_float(charge_MN[::stride])
         mean = sample.mean()
         variance = sample.square().mean() - mean.square()
         if moments is not None:

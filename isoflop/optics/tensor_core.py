@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from isoflop.optics.config import EXACT_BITS, CoreConfig, OpticsError, Scaling
-from isoflop.optics.converters import on_steps, read_codes, straight_through
+from isoflop.optics.converters import at_least_float, on_steps, read_codes, straight_through
 from isoflop.optics.modulator import encode_inputs_, encode_weights_, weight_dac_, weight_phase_
 from isoflop.optics.receiver import Moments, decay, full_scale_of, noise_variance, reset_slope, symbol_variance
 from isoflop.optics.signs import combine, combine_clips, largest_input, signed_light, to_numbers, to_windows
@@ -105,13 +105,13 @@ class TensorCore:
 
     def normalise_inputs(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What the first modulator is to send, the numbers that it stands for (for their signs), the digital scale."""
-        x_MK = _at_least_float(x.reshape(-1, x.shape[-1]))
+        x_MK = at_least_float(x.reshape(-1, x.shape[-1]))
         scale_M1 = _largest(x_MK, self.config.input_scale) / largest_input(self.config)
         return to_windows(self.config, x_MK * scale_M1.reciprocal()), x_MK, scale_M1
 
     def normalise_weights(self, w: Tensor) -> tuple[Tensor, Tensor]:
         """What the second modulator is to multiply with, a correction of the leak included, and the digital scale."""
-        config, w_NK = self._optics, _at_least_float(w)
+        config, w_NK = self._optics, at_least_float(w)
         left_K = decay(config, w_NK.shape[1], w_NK) if config.leak_correction else None
         grown_NK = w_NK if left_K is None else w_NK / left_K
         # Weights end where the modulator does (raw: at a quarter wave), so that none is clipped by a finite contrast.
@@ -121,7 +121,7 @@ class TensorCore:
     def encode_inputs(self, x: Tensor, generator: Random = None) -> Encoded:
         """Inputs as light, one row a window. Shapes: x [..., K] -> value [M, K]."""
         if self._has_even_steps(x, self.config.input_bits) and self.config.signs == "fold":
-            x_MK = _at_least_float(x.reshape(-1, x.shape[-1]))
+            x_MK = at_least_float(x.reshape(-1, x.shape[-1]))
             scale_M1 = _largest(x_MK, self.config.input_scale)
             return Encoded(on_steps(x_MK, scale_M1.reciprocal(), 2**self.config.input_bits - 1), scale_M1)
         sent_MK, x_MK, scale_M1 = self.normalise_inputs(x)
@@ -135,7 +135,7 @@ class TensorCore:
     def encode_weights(self, w: Tensor, generator: Random = None) -> Encoded:
         """Weights as light, leak included: what an input in the light of symbol k adds to the charge that is read."""
         if self._has_even_steps(w, self.config.weight_bits) and math.isinf(self.config.leak_s):
-            w_NK = _at_least_float(w)
+            w_NK = at_least_float(w)
             scale_N1 = _largest(w_NK, self.config.weight_scale)
             top = 2 ** (self.config.weight_bits - 1) - 1
             return Encoded(on_steps(w_NK, scale_N1.reciprocal(), top), scale_N1.reshape(-1))
@@ -160,7 +160,7 @@ class TensorCore:
         charge_MN = inputs.value.to(dtype) @ weights.value.to(dtype).T
         if weights.common is not None:
             charge_MN = charge_MN + (inputs.value.detach().abs().to(dtype) @ weights.common.to(dtype).T)
-        return _at_least_float(charge_MN)
+        return charge_MN
 
     def moments(self, inputs: Encoded, weights: Encoded) -> Moments:
         """What noise and imbalance depend on."""
@@ -196,17 +196,19 @@ class TensorCore:
         Shapes: y [rows of x, N]. `full_scale` (MAC units) replaces what the config says.
         """
         config = self.config
-        charge_MN = self.charge(inputs, weights, dtype)
+        product_MN = self.charge(inputs, weights, dtype)  # in few digits if the product was; all else is in float32
+        charge_MN = at_least_float(product_MN)
         moments = self.moments(inputs, weights) if config.noise or config.imbalance else None
         if moments is not None and config.imbalance:
             charge_MN = charge_MN + 0.5 * config.imbalance * moments.light_M1
         noisy = moments if config.noise else None
         with torch.no_grad():
             if config.is_limited and full_scale is None:
-                full_scale = full_scale_of(config, charge_MN, noisy)
+                full_scale = full_scale_of(config, product_MN, noisy)
             if noisy is not None:
                 reset = 0.0 if full_scale is None else reset_slope(config) * full_scale
-                noise = (_normal(charge_MN, generator), noise_variance(config, noisy, charge_MN, reset).sqrt_())
+                drawn_MN = _normal(product_MN, generator).to(charge_MN.dtype)
+                noise = (drawn_MN, noise_variance(config, noisy, charge_MN, reset).sqrt_())
         if noisy is not None:
             charge_MN = charge_MN.addcmul(*noise) if charge_MN.requires_grad else charge_MN.addcmul_(*noise)
         offset_M1 = 0.5 * config.imbalance * moments.light_M1 if moments is not None and config.imbalance else None
@@ -264,11 +266,6 @@ def _drifted(config: CoreConfig, v_NK: Tensor, rounding: torch.Generator | None)
         value = torch.sin(phase).mul_(config.contrast * math.cos(config.bias_error_rad))
         common = torch.cos(phase).mul_(config.contrast * math.sin(config.bias_error_rad))
     return straight_through(v_NK, value), common
-
-
-def _at_least_float(x: Tensor) -> Tensor:
-    # Encoding has more steps than bfloat16 has digits, so it is computed in float32.
-    return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
 def _largest(x: Tensor, scaling: Scaling) -> Tensor:
