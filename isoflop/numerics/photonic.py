@@ -23,7 +23,7 @@ from isoflop.errors import RecipeError
 from isoflop.numerics.linear import Product
 from isoflop.numerics.noise import Clock, keyed_generator, keyed_normal, keyed_seed
 from isoflop.optics.config import CoreConfig, core_config
-from isoflop.optics.fused import fused_product, fuses
+from isoflop.optics.fused import fused_product, fuses, stop_clipped
 from isoflop.optics.signs import to_numbers
 from isoflop.optics.tensor_core import Random, TensorCore
 
@@ -130,7 +130,9 @@ class _Photonic(torch.autograd.Function):
         call: _Call = ctx.call
         d_y_MN = d_y_MN.to(light_MK.dtype)
         if clipped_MN is not None:
-            d_y_MN = d_y_MN.masked_fill(clipped_MN, 0.0)
+            has_kernels = call.fused is not None and clipped_MN.is_cuda
+            composed = torch.compiler.is_compiling() or not has_kernels
+            d_y_MN = d_y_MN.masked_fill(clipped_MN, 0.0) if composed else stop_clipped(d_y_MN, clipped_MN)
         d_x_MK = d_w_NK = None
         if call.backward == "dfa" and call.is_last and call.line is not None:
             call.line.error_ME = d_y_MN

@@ -112,5 +112,14 @@ def _read(
     return FusedProduct(y, light, weight, clipped, n_clipped)
 
 
+def stop_clipped(d_y: Tensor, clipped: Tensor) -> Tensor:
+    """Gradients of results [M, N], 0 where the receiver clipped them: masked_fill in half of its time."""
+    kernels: Any = importlib.import_module("isoflop.optics.kernels")
+    d_y, out = d_y.contiguous(), torch.empty_like(clipped, dtype=d_y.dtype)
+    with torch.cuda.device_of(d_y):
+        kernels.stop_clipped[(-(-d_y.numel() // 4096),)](d_y, clipped, out, d_y.numel(), block=4096)
+    return out
+
+
 def _power_of_two(size: int) -> int:
     return 1 << max(4, (size - 1).bit_length())

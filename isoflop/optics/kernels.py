@@ -167,6 +167,14 @@ def read(
 
 
 @triton.jit
+def stop_clipped(d_y, clipped, out, n, block: tl.constexpr):
+    """Gradients of results, 0 where the receiver clipped them; all flat."""
+    k = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
+    value, over = tl.load(d_y + k, k < n), tl.load(clipped + k, k < n)
+    tl.store(out + k, tl.where(over, 0.0, value), k < n)
+
+
+@triton.jit
 def _loaded(row, k, n):
     return tl.load(row + k, k < n, 0.0).to(tl.float32)
 

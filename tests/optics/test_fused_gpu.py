@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from isoflop.optics.config import load_preset
-from isoflop.optics.fused import fused_product, fuses
-from isoflop.optics.receiver import noise_variance
+from isoflop.optics.fused import fused_product, fuses, stop_clipped
+from isoflop.optics.receiver import noise_variance, reset_slope
 from isoflop.optics.tensor_core import TensorCore
 
 pytestmark = [
@@ -70,7 +70,6 @@ def test_noise_is_normal_with_the_variance_of_the_plain_core(name):
     inputs, weights = core.encode_inputs(x), core.encode_weights(w)
     charge = core.charge(inputs, weights)
     full_scale = core.read(inputs, weights, torch.Generator("cuda").manual_seed(0)).full_scale
-    from isoflop.optics.receiver import reset_slope
 
     variance = noise_variance(noisy, core.moments(inputs, weights), charge, reset_slope(noisy) * full_scale)
     scales = inputs.scale * weights.scale
@@ -132,3 +131,13 @@ def test_other_cores_are_left_to_the_plain_one():
         assert not fuses(load_preset("lin2024", **change), x)
     assert not fuses(load_preset("lin2024", leak_s=1e-9), x)
     assert not fuses(load_preset("lin2024"), x.double()) and not fuses(load_preset("lin2024"), x.cpu())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_clipped_results_get_no_gradient(dtype):
+    generator = torch.Generator("cuda").manual_seed(0)
+    clipped = torch.rand(513, 77, generator=generator, device="cuda") < 0.3
+    gradients = torch.randn(513, 77, generator=generator, device="cuda").to(dtype)
+    gradients[3, 5] = float("inf")
+    for d_y in (gradients, gradients[:1].expand(513, 77), gradients.T.contiguous().T):
+        assert torch.equal(stop_clipped(d_y, clipped), d_y.masked_fill(clipped, 0.0))
