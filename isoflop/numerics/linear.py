@@ -21,7 +21,11 @@ class Product(nn.Module):
     """
 
     noisy = False
-    """Whether results differ from call to call; such products can't be replayed from a CUDA graph."""
+    """Whether results differ from call to call."""
+
+    def capturable(self, weight: Tensor) -> bool:
+        """Whether products with this weight [..., d_out, d_in] can be replayed from a CUDA graph."""
+        return not self.noisy
 
     def forward(self, x: Tensor, weight: Tensor, part: int = 0) -> Tensor:
         raise NotImplementedError

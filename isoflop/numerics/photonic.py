@@ -21,7 +21,7 @@ from torch import Tensor
 
 from isoflop.errors import RecipeError
 from isoflop.numerics.linear import Product
-from isoflop.numerics.noise import Clock, keyed_generator, keyed_normal, keyed_seed
+from isoflop.numerics.noise import Clock, keyed_generator, keyed_normal
 from isoflop.optics.config import CoreConfig, core_config
 from isoflop.optics.fused import fused_product, fuses, stop_clipped
 from isoflop.optics.signs import to_numbers
@@ -77,10 +77,16 @@ class PhotonicProduct(Product):
         super().__init__()
         self.core, self.clock, self.layer, self.backward_mode = TensorCore(config), clock, layer, backward
         self.line, self.is_last = line, is_last
-        self.fused = _described(config)
         self.noisy = bool(config.noise) or config.stochastic_rounding
+        self.device_key, self.fused = None, None
+        if device is not None and device.type == "cuda":
+            self.device_key, self.fused = clock.key_on(device), _described(config)
         # Results that the receiver clipped and results in all, of training; taken and reset once a step.
         self.register_buffer("counts", torch.zeros(2, dtype=torch.int64, device=device), persistent=False)
+
+    def capturable(self, weight: Tensor) -> bool:
+        fused = self.fused is not None and self.backward_mode == "ste" and fuses(self.core.config, weight)
+        return fused or not self.noisy
 
     def forward(self, x: Tensor, weight: Tensor, part: int = 0) -> Tensor:
         if not self.training:
@@ -90,7 +96,7 @@ class PhotonicProduct(Product):
         call = _Call(self.core, self.fused, self.backward_mode, self.layer, part, self.line, self.is_last)
         # The key as it is now: the clock may have moved on when the backward pass runs.
         key = self.clock.key.clone()
-        y_MN, n_clipped = _Photonic.apply(x.reshape(-1, x.shape[-1]), weight, key, call)  # type: ignore[misc]
+        y_MN, n_clipped = _Photonic.apply(x.reshape(-1, x.shape[-1]), weight, key, self.device_key, call)  # type: ignore[misc]
         if self.training:  # a validation in between must not show in the metrics of the next step
             with torch.no_grad():
                 self.counts[0].add_(n_clipped)
@@ -100,15 +106,17 @@ class PhotonicProduct(Product):
 
 class _Photonic(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x_MK: Tensor, w_NK: Tensor, key: Tensor, call: _Call) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx, x_MK: Tensor, w_NK: Tensor, key: Tensor, device_key: Tensor | None, call: _Call
+    ) -> tuple[Tensor, Tensor]:
         label = [call.layer, call.part, FORWARD]
-        if call.fused is None or not fuses(call.core.config, x_MK):
+        if device_key is None or call.fused is None or not fuses(call.core.config, x_MK):
             y_MN, light_MK, weight_NK, clipped_MN, n_clipped = _composed(x_MK, w_NK, key, call)
         elif torch.compiler.is_compiling():
-            y_MN, light_MK, weight_NK, clipped_MN, n_clipped = _fused(x_MK, w_NK, key, label, call.fused)
+            y_MN, light_MK, weight_NK, clipped_MN, n_clipped = _fused(x_MK, w_NK, device_key, label, call.fused)
         else:  # without the operator's own time
-            seed = keyed_seed(key, label)
-            y_MN, light_MK, weight_NK, clipped_MN, n_clipped = fused_product(call.core.config, x_MK, w_NK, seed)
+            found = fused_product(call.core.config, x_MK, w_NK, device_key, label)
+            y_MN, light_MK, weight_NK, clipped_MN, n_clipped = found
         dtype = _product_dtype(x_MK)
         needs_master = call.backward in ("core", "dx_core")
         ctx.save_for_backward(
@@ -149,7 +157,7 @@ class _Photonic(torch.autograd.Function):
                 d_w_NK = _on_core(d_y_MN.T, x_MK.to(d_y_MN.dtype).T, key, call, WEIGHT_GRADIENT).float()
             else:
                 d_w_NK = _float32_product(d_y_MN.T, light_MK)
-        return d_x_MK, d_w_NK, None, None
+        return d_x_MK, d_w_NK, None, None, None
 
 
 def _product_dtype(x: Tensor) -> torch.dtype:
@@ -183,8 +191,8 @@ def _composed(
 def _fused(
     x: Tensor, weight: Tensor, key: Tensor, label: list[int], core: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """`fused_product` of a core as `_described`; opaque to torch.compile, which can't turn a key into a seed."""
-    found = fused_product(_core_of(core), x, weight, keyed_seed(key, label))
+    """`fused_product` of a core as `_described`, opaque to torch.compile."""
+    found = fused_product(_core_of(core), x, weight, key, label)
     return found.y, found.light, found.weight, found.clipped, found.n_clipped
 
 

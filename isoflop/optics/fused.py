@@ -8,6 +8,7 @@ Shapes: M windows, K symbols, N neurons.
 """
 
 import importlib
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -39,7 +40,7 @@ def fuses(config: CoreConfig, x: Tensor) -> bool:
 
     Another core, a window in which much leaks away before it ends, float64 or a CPU takes `TensorCore`.
     """
-    fan_in = x.shape[1]
+    fan_in = x.shape[-1]
     leaks = fan_in * config.symbol_s / config.leak_s  # 0 without a leak
     return (
         x.is_cuda
@@ -55,11 +56,14 @@ def fuses(config: CoreConfig, x: Tensor) -> bool:
     )
 
 
-def fused_product(config: CoreConfig, x: Tensor, w: Tensor, seed: int) -> FusedProduct:
-    """x W^T on a core that `fuses`, with the noise of `seed` (0 to 2^62). Shapes: x [M, K], w [N, K], on one GPU."""
+def fused_product(config: CoreConfig, x: Tensor, w: Tensor, key: Tensor, label: Sequence[int]) -> FusedProduct:
+    """x W^T on a core that `fuses`; noise depends on `key` and `label` alone.
+
+    Shapes: x [M, K], w [N, K], key [5] int64, on one GPU; label: three whole numbers. Nothing waits for the device.
+    """
     with torch.cuda.device_of(x):
         light, inputs, weight, weights = _encode(config, x.contiguous(), w.contiguous())
-        return _read(config, light, inputs, weight, weights, seed)
+        return _read(config, (light, inputs), (weight, weights), key, label)
 
 
 def _encode(config: CoreConfig, x: Tensor, w: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -83,9 +87,10 @@ def _encode(config: CoreConfig, x: Tensor, w: Tensor) -> tuple[Tensor, Tensor, T
 
 
 def _read(
-    config: CoreConfig, light: Tensor, inputs: Tensor, weight: Tensor, weights: Tensor, seed: int
+    config: CoreConfig, x: tuple[Tensor, Tensor], w: tuple[Tensor, Tensor], key: Tensor, label: Sequence[int]
 ) -> FusedProduct:
     """Integrate, disturb, convert."""
+    (light, inputs), (weight, weights) = x, w
     kernels: Any = importlib.import_module("isoflop.optics.kernels")
     charge = light @ weight.T
     (m, n), k = charge.shape, light.shape[1]
@@ -106,7 +111,7 @@ def _read(
     kernels.read[(-(-m // ROWS), -(-n // BLOCK))](
         charge, inputs, weights, sums, y, clipped, n_clipped, m, n, n_sampled,
         config.range_deviations, config.full_scale, 1.0 / config.n_e, min(config.swing_limit, 3e38),
-        0.5 * (2**config.adc_bits - 1), *variances, reset_slope(config), seed | 1 << 62,
+        0.5 * (2**config.adc_bits - 1), *variances, reset_slope(config), key, *label,
         noisy=bool(config.noise), samples=256, rows=ROWS, block=BLOCK, num_warps=1,
     )  # fmt: skip
     return FusedProduct(y, light, weight, clipped, n_clipped)

@@ -22,11 +22,13 @@ MAX_PARAMETERS = 100_000_000
 def can_capture(model: nn.Module, optimizer: torch.optim.AdamW, micro_batches: list[tuple[Tensor, ...]]) -> bool:
     """Whether a step is worth and fit for capture: CUDA, one micro-batch, a small model, fused AdamW.
 
-    Experts must run as grouped products: looped ones ask the device how many rows each has. Noise must come from no
-    key that the host sets.
+    Experts must run as grouped products: looped ones ask the device how many rows each has. Noise must come from
+    a key on the device: the host's own says nothing to a replay.
     """
-    formats = [module for module in model.modules() if isinstance(module, Product)]
-    if any(product.noisy for product in formats):
+    formats = [
+        (product, layer) for layer in model.modules() for product in layer.children() if isinstance(product, Product)
+    ]
+    if not all(product.capturable(w) for product, layer in formats for w in layer.parameters(recurse=False)):
         return False
     parameter = next(model.parameters())
     n_used = sum(p.numel() for p in model.parameters())

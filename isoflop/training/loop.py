@@ -172,6 +172,8 @@ def train(
             if step == start_step and graph and can_capture(model, optimizer, micro_batches):
                 graphed = GraphedStep(workload, model, optimizer, micro_batches[0], clip_norm, terms)
             if graphed is not None:
+                if clock is not None:
+                    clock.set(step, 0)
                 values = graphed(micro_batches[0], learning_rate)
             else:
                 values = _step(workload, model, optimizer, micro_batches, learning_rate, clip_norm, terms, clock, step)

@@ -26,6 +26,13 @@ SHAPES = [(768, 1024, 512), (257, 300, 1000), (3, 5, 1), (1024, 4500, 2100)]
 ALL = pytest.mark.parametrize("name", CORES)
 
 
+LABEL = (7, 0, 0)
+
+
+def key_of(seed, step=0, batch=0, rank=0, call=0):
+    return torch.tensor([seed, step, batch, rank, call], device="cuda")
+
+
 def operands(shape, dtype=torch.float32):
     generator = torch.Generator("cuda").manual_seed(1)
     x = torch.randn(shape[0], shape[1], generator=generator, device="cuda").to(dtype)
@@ -51,7 +58,7 @@ def test_without_noise_results_and_operands_are_those_of_the_plain_core(name, sh
     inputs, weights = core.encode_inputs(x), core.encode_weights(w)
     expected = core.read(inputs, weights)
     assert fuses(config, x)
-    found = fused_product(config, x, w, seed=3)
+    found = fused_product(config, x, w, key_of(3), LABEL)
     # At the edge of a converter's step a value may fall to the other side: few do, by a whole step.
     assert share_that_differs(found.light, core.numbers(inputs)) < 2e-3
     assert share_that_differs(found.weight, weights.value * weights.scale[:, None]) < 2e-3
@@ -74,7 +81,9 @@ def test_noise_is_normal_with_the_variance_of_the_plain_core(name):
     variance = noise_variance(noisy, core.moments(inputs, weights), charge, reset_slope(noisy) * full_scale)
     scales = inputs.scale * weights.scale
     step = 2.0 * full_scale / (2**16 - 1)
-    difference = (fused_product(noisy, x, w, 5).y - fused_product(quiet, x, w, 5).y) / scales
+    difference = (
+        fused_product(noisy, x, w, key_of(5), LABEL).y - fused_product(quiet, x, w, key_of(5), LABEL).y
+    ) / scales
     z = (difference / (variance + step.square() / 6).sqrt()).double()
     n = z.numel()
     assert abs(z.mean()) < 5 / n**0.5
@@ -85,7 +94,7 @@ def test_noise_is_normal_with_the_variance_of_the_plain_core(name):
         assert abs((z * z.roll(shift, (0, 1))).mean()) < 5 / n**0.5
 
 
-def normals(seed, shape=(1024, 2048)):
+def normals(key, shape=(1024, 2048), label=LABEL):
     """What the kernel draws: charges of zero with output noise of one MAC unit, finely read."""
     config = load_preset(
         "lin2024",
@@ -97,11 +106,11 @@ def normals(seed, shape=(1024, 2048)):
         full_scale=8.0,
     )
     x, w = torch.zeros(shape[0], 16, device="cuda"), torch.zeros(shape[1], 16, device="cuda")
-    return fused_product(config, x, w, seed).y
+    return fused_product(config, x, w, key, label).y
 
 
 def test_draws_are_standard_normal_and_those_of_another_seed_are_others():
-    z, other = normals(1).double(), normals(2).double()
+    z, other = normals(key_of(1)).double(), normals(key_of(2)).double()
     n = z.numel()
     for order, expected, spread in ((1, 0.0, 1.0), (2, 1.0, 2.0), (3, 0.0, 15.0), (4, 3.0, 96.0)):
         assert abs(z.pow(order).mean() - expected) < 5 * (spread / n) ** 0.5
@@ -110,18 +119,30 @@ def test_draws_are_standard_normal_and_those_of_another_seed_are_others():
     assert (ranks - steps).abs().max() < 2.0 / n**0.5  # Kolmogorov and Smirnov: 1.36 is the 95% point
     assert z.abs().max() > 4.9
     assert abs((z * other).mean()) < 5 / n**0.5
-    assert torch.equal(normals(1), normals(1))
+    assert torch.equal(normals(key_of(1)), normals(key_of(1)))
     # The first results of a longer row are drawn as in a shorter one.
-    assert torch.equal(normals(1, (1024, 1024)), normals(1)[:, :1024])
+    assert torch.equal(normals(key_of(1), (1024, 1024)), normals(key_of(1))[:, :1024])
+
+
+def test_every_number_of_key_and_label_tells_draws_apart():
+    keys = [key_of(1), key_of(2), *(key_of(1, **{name: 1}) for name in ("step", "batch", "rank", "call"))]
+    cases = [
+        *((key, LABEL) for key in [*keys, key_of(1, batch=1 << 40)]),
+        *((keys[0], at) for at in ((8, 0, 0), (7, 1, 0), (7, 0, 1))),
+    ]
+    draws = torch.stack([normals(key, (64, 1024), label).flatten() for key, label in cases]).double()
+    n = draws.shape[1]
+    correlation = draws @ draws.T / n
+    assert (correlation - torch.eye(len(cases), device="cuda")).abs().max() < 6 * (2 / n) ** 0.5
 
 
 def test_what_is_not_a_number_stays_so():
     x, w = operands((64, 128, 96))
     x[5, 7] = float("nan")
-    y = fused_product(core_of("full scale given"), x, w, 0).y
+    y = fused_product(core_of("full scale given"), x, w, key_of(0), LABEL).y
     assert y[5].isnan().all() and not y[6].isnan().any()
     w[9, 3] = float("inf")
-    assert fused_product(core_of("full scale given"), x, w, 0).y[:, 9].isnan().all()
+    assert fused_product(core_of("full scale given"), x, w, key_of(0), LABEL).y[:, 9].isnan().all()
 
 
 def test_other_cores_are_left_to_the_plain_one():

@@ -7,8 +7,12 @@ import torch
 
 from isoflop.model.config import ExpertConfig, LatentConfig, ModelConfig
 from isoflop.model.transformer import Transformer
+from isoflop.numerics.assign import assign
+from isoflop.numerics.noise import Clock
+from isoflop.numerics.section import NumericsSection, PhotonicSection, Rule
 from isoflop.scaling.shapes import shape
 from isoflop.training.balance import BalanceSection
+from isoflop.training.clipping import watch_clipping
 from isoflop.training.graph import GraphedStep, can_capture
 from isoflop.training.loop import _step
 from isoflop.training.optim import adamw
@@ -108,3 +112,54 @@ def test_experts_that_run_in_a_loop_are_not_captured():
         model = Transformer(config, dtype).cuda()
         optimizer = adamw(model, learning_rate=1e-3, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
         assert not can_capture(model, optimizer, batch)
+
+
+def photonic_model():
+    model, clock = Transformer(shape(64, vocab_size=512, seq_len=64), torch.bfloat16).cuda(), Clock(0)
+    model.initialise(torch.Generator().manual_seed(0))
+    assign(model, NumericsSection((Rule("blocks.*", "photonic"),)), clock)
+    optimizer = adamw(model, learning_rate=1e-3, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
+    return model, clock, optimizer
+
+
+def photonic_steps(graphed: bool) -> list[float]:
+    model, clock, optimizer = photonic_model()
+    batches = [(torch.randint(512, (4, 65), generator=torch.Generator().manual_seed(i)).cuda(),) for i in range(8)]
+    assert can_capture(model, optimizer, batches[:1])
+    terms = watch_clipping(model, None)
+    replay = GraphedStep(Repeat(), model, optimizer, batches[0], 1.0, terms) if graphed else None
+    rows = []
+    for index, batch in enumerate(batches):
+        clock.set(index, 0)
+        values = (
+            replay(batch, 1e-3)
+            if replay
+            else _step(Repeat(), model, optimizer, [batch], 1e-3, 1.0, terms, clock, index)
+        )
+        rows.append(values.tolist())
+    return rows
+
+
+def test_graphed_steps_on_a_noisy_core_equal_eager_ones():
+    eager, replayed = photonic_steps(graphed=False), photonic_steps(graphed=True)
+    for found, expected in zip(replayed, eager, strict=True):
+        assert found[0] == pytest.approx(expected[0], rel=3e-3)
+        assert found[2] == pytest.approx(expected[2], abs=3e-5), "the passes before the capture must not count"
+
+
+def test_a_replay_draws_the_noise_of_its_own_step():
+    model, clock, optimizer = photonic_model()
+    batch = (torch.randint(512, (4, 65), generator=torch.Generator().manual_seed(0)).cuda(),)
+    replay = GraphedStep(Repeat(), model, optimizer, batch, 1.0)
+    losses = []
+    for step in (3, 4, 3):
+        clock.set(step, 0)
+        losses.append(float(replay(batch, 0.0)[0]))
+    assert losses[0] == losses[2] != losses[1]
+
+
+def test_noise_from_a_key_of_the_host_is_not_captured():
+    for settings in (PhotonicSection(backward="core"), PhotonicSection(core={"signs": "two_pass"})):
+        model, clock, optimizer = photonic_model()
+        assign(model, NumericsSection((Rule("blocks.*", "photonic"),), photonic=settings), clock)
+        assert not can_capture(model, optimizer, [(torch.zeros(4, 65, dtype=torch.long).cuda(),)])
