@@ -3,8 +3,8 @@
     python benchmarks/step_formats.py                  1M parameters on this CPU, float32
     python benchmarks/step_formats.py --device cuda    20M, bfloat16, blocks compiled, with and without CUDA graphs
 
-A step is what `isoflop.training.loop.train` does. Runs of two lengths are timed; the difference of their times over that
-of their steps leaves out what a start costs.
+A step is what `isoflop.training.loop.train` does. Runs of two lengths are timed; the difference of their times over
+that of their steps leaves out what a start costs.
 """
 
 import argparse

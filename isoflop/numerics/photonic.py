@@ -51,7 +51,6 @@ class _Call(NamedTuple):
     """The core for `_fused`."""
     backward: str
     """One of `Backward`."""
-    layer: int
     part: int
     line: ErrorLine | None
     is_last: bool
@@ -75,12 +74,14 @@ class PhotonicProduct(Product):
     ):
         """`layer` tells its noise from that of other layers; `line` and `is_last` matter to dfa alone."""
         super().__init__()
-        self.core, self.clock, self.layer, self.backward_mode = TensorCore(config), clock, layer, backward
+        self.core, self.clock, self.backward_mode = TensorCore(config), clock, backward
+        # Numbers as data: to torch.compile all layers are one program, however many there are.
+        self.layer = torch.tensor([layer])
         self.line, self.is_last = line, is_last
         self.noisy = bool(config.noise) or config.stochastic_rounding
         self.device_key, self.fused = None, None
         if device is not None and device.type == "cuda":
-            self.device_key, self.fused = clock.key_on(device), _described(config)
+            self.device_key, self.fused = (clock.key_on(device), self.layer.to(device)), _described(config)
         # Results that the receiver clipped and results in all, of training; taken and reset once a step.
         self.register_buffer("counts", torch.zeros(2, dtype=torch.int64, device=device), persistent=False)
 
@@ -93,10 +94,11 @@ class PhotonicProduct(Product):
             self.clock.next_call()
         if x.numel() == 0:  # an expert without rows: no window, no statistics
             return x @ weight.to(x.dtype).T
-        call = _Call(self.core, self.fused, self.backward_mode, self.layer, part, self.line, self.is_last)
+        call = _Call(self.core, self.fused, self.backward_mode, part, self.line, self.is_last)
         # The key as it is now: the clock may have moved on when the backward pass runs.
-        key = self.clock.key.clone()
-        y_MN, n_clipped = _Photonic.apply(x.reshape(-1, x.shape[-1]), weight, key, self.device_key, call)  # type: ignore[misc]
+        key = torch.cat((self.clock.key, self.layer))
+        x_MK, on_device = x.reshape(-1, x.shape[-1]), self.device_key or (None, None)
+        y_MN, n_clipped = _Photonic.apply(x_MK, weight, key, *on_device, call)  # type: ignore[misc]
         if self.training:  # a validation in between must not show in the metrics of the next step
             with torch.no_grad():
                 self.counts[0].add_(n_clipped)
@@ -107,15 +109,16 @@ class PhotonicProduct(Product):
 class _Photonic(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx, x_MK: Tensor, w_NK: Tensor, key: Tensor, device_key: Tensor | None, call: _Call
+        ctx, x_MK: Tensor, w_NK: Tensor, key: Tensor, device_key: Tensor | None, layer: Tensor | None, call: _Call
     ) -> tuple[Tensor, Tensor]:
-        label = [call.layer, call.part, FORWARD]
-        if device_key is None or call.fused is None or not fuses(call.core.config, x_MK):
+        if device_key is None or layer is None or call.fused is None or not fuses(call.core.config, x_MK):
             y_MN, light_MK, weight_NK, clipped_MN, n_clipped = _composed(x_MK, w_NK, key, call)
         elif torch.compiler.is_compiling():
-            y_MN, light_MK, weight_NK, clipped_MN, n_clipped = _fused(x_MK, w_NK, device_key, label, call.fused)
+            y_MN, light_MK, weight_NK, clipped_MN, n_clipped = _fused(
+                x_MK, w_NK, device_key, layer, call.part, call.fused
+            )
         else:  # without the operator's own time
-            found = fused_product(call.core.config, x_MK, w_NK, device_key, label)
+            found = fused_product(call.core.config, x_MK, w_NK, (device_key, layer), call.part)
             y_MN, light_MK, weight_NK, clipped_MN, n_clipped = found
         dtype = _product_dtype(x_MK)
         needs_master = call.backward in ("core", "dx_core")
@@ -157,7 +160,7 @@ class _Photonic(torch.autograd.Function):
                 d_w_NK = _on_core(d_y_MN.T, x_MK.to(d_y_MN.dtype).T, key, call, WEIGHT_GRADIENT).float()
             else:
                 d_w_NK = _float32_product(d_y_MN.T, light_MK)
-        return d_x_MK, d_w_NK, None, None, None
+        return d_x_MK, d_w_NK, None, None, None, None
 
 
 def _product_dtype(x: Tensor) -> torch.dtype:
@@ -189,15 +192,15 @@ def _composed(
 
 @torch.library.custom_op("isoflop::fused_product", mutates_args=())
 def _fused(
-    x: Tensor, weight: Tensor, key: Tensor, label: list[int], core: str
+    x: Tensor, weight: Tensor, key: Tensor, layer: Tensor, part: int, core: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """`fused_product` of a core as `_described`, opaque to torch.compile."""
-    found = fused_product(_core_of(core), x, weight, key, label)
+    found = fused_product(_core_of(core), x, weight, (key, layer), part)
     return found.y, found.light, found.weight, found.clipped, found.n_clipped
 
 
 @_fused.register_fake
-def _(x: Tensor, weight: Tensor, key: Tensor, label: list[int], core: str):
+def _(x: Tensor, weight: Tensor, key: Tensor, layer: Tensor, part: int, core: str):
     shape = (len(x), len(weight))
     return (
         x.new_empty(shape),
@@ -228,7 +231,7 @@ def _float32_product(a: Tensor, b: Tensor) -> Tensor:
 
 def _random(core: TensorCore, key: Tensor, call: _Call, use: int, device: torch.device) -> Random:
     """Where this product's noise comes from; None without noise."""
-    label = [call.layer, call.part, use]
+    label = [call.part, use]
     if core.config.stochastic_rounding:  # more than one draw: a generator, which torch.compile can't look into
         return keyed_generator(key, label, device)
     if not core.config.noise:
@@ -260,7 +263,7 @@ def _fed_back(d_y_MN: Tensor, n_in: int, key: Tensor, call: _Call) -> Tensor:
             f"with {len(d_y_MN)} rows; it needs layers that all see the same rows: use ste, or narrow numerics.rules"
         )
     fixed = torch.zeros_like(key)
-    fixed[0] = key[0]  # the seed alone: the same matrix in every step
+    fixed[0], fixed[-1] = key[0], key[-1]  # seed and layer alone: the same matrix in every step
     width = error_ME.shape[1]
-    matrix_EK = keyed_normal(fixed, [call.layer, FEEDBACK], [width, n_in], torch.float32, error_ME.device)
+    matrix_EK = keyed_normal(fixed, [FEEDBACK], [width, n_in], torch.float32, error_ME.device)
     return error_ME @ (matrix_EK * width**-0.5).to(error_ME.dtype)

@@ -8,7 +8,6 @@ Shapes: M windows, K symbols, N neurons.
 """
 
 import importlib
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -56,14 +55,14 @@ def fuses(config: CoreConfig, x: Tensor) -> bool:
     )
 
 
-def fused_product(config: CoreConfig, x: Tensor, w: Tensor, key: Tensor, label: Sequence[int]) -> FusedProduct:
-    """x W^T on a core that `fuses`; noise depends on `key` and `label` alone.
+def fused_product(config: CoreConfig, x: Tensor, w: Tensor, key: tuple[Tensor, Tensor], part: int) -> FusedProduct:
+    """x W^T on a core that `fuses`; noise depends on `key` (when it is, and which layer) and `part` alone.
 
-    Shapes: x [M, K], w [N, K], key [5] int64, on one GPU; label: three whole numbers. Nothing waits for the device.
+    Shapes: x [M, K], w [N, K], key [5] and [1] int64, on one GPU. Nothing waits for the device.
     """
     with torch.cuda.device_of(x):
         light, inputs, weight, weights = _encode(config, x.contiguous(), w.contiguous())
-        return _read(config, (light, inputs), (weight, weights), key, label)
+        return _read(config, (light, inputs), (weight, weights), key, part)
 
 
 def _encode(config: CoreConfig, x: Tensor, w: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -87,7 +86,7 @@ def _encode(config: CoreConfig, x: Tensor, w: Tensor) -> tuple[Tensor, Tensor, T
 
 
 def _read(
-    config: CoreConfig, x: tuple[Tensor, Tensor], w: tuple[Tensor, Tensor], key: Tensor, label: Sequence[int]
+    config: CoreConfig, x: tuple[Tensor, Tensor], w: tuple[Tensor, Tensor], key: tuple[Tensor, Tensor], part: int
 ) -> FusedProduct:
     """Integrate, disturb, convert."""
     (light, inputs), (weight, weights) = x, w
@@ -111,7 +110,7 @@ def _read(
     kernels.read[(-(-m // ROWS), -(-n // BLOCK))](
         charge, inputs, weights, sums, y, clipped, n_clipped, m, n, n_sampled,
         config.range_deviations, config.full_scale, 1.0 / config.n_e, min(config.swing_limit, 3e38),
-        0.5 * (2**config.adc_bits - 1), *variances, reset_slope(config), key, *label,
+        0.5 * (2**config.adc_bits - 1), *variances, reset_slope(config), *key, part,
         noisy=bool(config.noise), samples=256, rows=ROWS, block=BLOCK, num_warps=1,
     )  # fmt: skip
     return FusedProduct(y, light, weight, clipped, n_clipped)

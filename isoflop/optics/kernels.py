@@ -123,18 +123,18 @@ def sample(charge, inputs, weights, sums, n, stride, constant, shot, relative, g
     tl.store(sums + 3 * tl.program_id(0) + 2, tl.sum(noise))
 
 
-@triton.jit(do_not_specialize=["label0", "label1", "label2"])
+@triton.jit(do_not_specialize=["part_number"])
 def read(
     charge, inputs, weights, sums, y, clipped, n_clipped, m, n, n_sampled,
-    deviations, fixed, low, high, half, constant, shot, relative, gain2, reset, key, label0, label1, label2,
+    deviations, fixed, low, high, half, constant, shot, relative, gain2, reset, key, layer, part_number,
     noisy: tl.constexpr, samples: tl.constexpr, rows: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
-    """Noise, ADC and scales of `block` results of `rows` windows; noise depends on key, label, row and column alone."""
+    """Noise, ADC and scales of `block` results of `rows` windows; noise depends on keys, row and column alone."""
     full_scale = _full_scale(sums, n, n_sampled, deviations, fixed, low, high, noisy, samples)
     quarter: tl.constexpr = block // 4
     lane = tl.arange(0, quarter)
     drawn, first = tl.program_id(1) * quarter + lane, tl.program_id(1) * block
-    seed = _seed(key, label0, label1, label2)
+    seed = _seed(key, layer, part_number)
     beyond = tl.zeros([quarter], tl.int32)
     for row in range(tl.program_id(0) * rows, min(m, tl.program_id(0) * rows + rows)):
         start, stats = tl.cast(row, tl.int64) * n + first, inputs + 3 * row
@@ -193,11 +193,11 @@ def _full_scale(sums, n, n_sampled, deviations, fixed, low, high, noisy: tl.cons
 
 
 @triton.jit
-def _seed(key, label0, label1, label2):
-    """64 bits of the five numbers of a key and the three of a label, by two rounds of the generator itself."""
+def _seed(key, layer, part_number):
+    """64 bits of the five numbers of a key, the layer and the part, by two rounds of the generator itself."""
     step, batch, rank, call = tl.load(key + 1), tl.load(key + 2), tl.load(key + 3), tl.load(key + 4)
     a, b, _, _ = tl.philox(tl.load(key), _low(step), _low(batch), _low(batch >> 32), _low(rank))
-    a, b, _, _ = tl.philox(_joined(a, b), _low(call), _low(label0), _low(label1), _low(label2))
+    a, b, _, _ = tl.philox(_joined(a, b), _low(call), _low(tl.load(layer)), _low(part_number), 0)
     return _joined(a, b)
 
 

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
@@ -251,3 +252,17 @@ def test_layers_compiled_to_machine_code_compute_what_eager_ones_do(name):
         # Fused arithmetic rounds otherwise, so a value at the edge of a converter's step may fall to its other side:
         # one of a thousand results, by a step of 1/128 of full scale, is 1e-3.
         assert relative_error(found, exact) < (3e-3 if "photonic" in name else 1e-4)
+
+
+@ALL
+def test_compiled_layers_are_one_program_however_many_there_are(name):
+    torch.compiler.reset()
+    layers = nn.ModuleList(Linear(24, 24) for _ in range(4))
+    for layer in layers:
+        nn.init.normal_(layer.weight, 0.0, 24**-0.5, generator=torch.Generator().manual_seed(0))
+    assign(layers, section_of(name), Clock(0))
+    programs = CompileCounter()
+    x = inputs(8, 24).requires_grad_()
+    for layer in layers:
+        torch.compile(layer, backend=programs, dynamic=False)(x)
+    assert programs.frame_count == 1

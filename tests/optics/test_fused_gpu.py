@@ -26,11 +26,8 @@ SHAPES = [(768, 1024, 512), (257, 300, 1000), (3, 5, 1), (1024, 4500, 2100)]
 ALL = pytest.mark.parametrize("name", CORES)
 
 
-LABEL = (7, 0, 0)
-
-
-def key_of(seed, step=0, batch=0, rank=0, call=0):
-    return torch.tensor([seed, step, batch, rank, call], device="cuda")
+def key_of(seed, step=0, batch=0, rank=0, call=0, layer=7):
+    return torch.tensor([seed, step, batch, rank, call], device="cuda"), torch.tensor([layer], device="cuda")
 
 
 def operands(shape, dtype=torch.float32):
@@ -58,7 +55,7 @@ def test_without_noise_results_and_operands_are_those_of_the_plain_core(name, sh
     inputs, weights = core.encode_inputs(x), core.encode_weights(w)
     expected = core.read(inputs, weights)
     assert fuses(config, x)
-    found = fused_product(config, x, w, key_of(3), LABEL)
+    found = fused_product(config, x, w, key_of(3), 0)
     # At the edge of a converter's step a value may fall to the other side: few do, by a whole step.
     assert share_that_differs(found.light, core.numbers(inputs)) < 2e-3
     assert share_that_differs(found.weight, weights.value * weights.scale[:, None]) < 2e-3
@@ -81,9 +78,7 @@ def test_noise_is_normal_with_the_variance_of_the_plain_core(name):
     variance = noise_variance(noisy, core.moments(inputs, weights), charge, reset_slope(noisy) * full_scale)
     scales = inputs.scale * weights.scale
     step = 2.0 * full_scale / (2**16 - 1)
-    difference = (
-        fused_product(noisy, x, w, key_of(5), LABEL).y - fused_product(quiet, x, w, key_of(5), LABEL).y
-    ) / scales
+    difference = (fused_product(noisy, x, w, key_of(5), 0).y - fused_product(quiet, x, w, key_of(5), 0).y) / scales
     z = (difference / (variance + step.square() / 6).sqrt()).double()
     n = z.numel()
     assert abs(z.mean()) < 5 / n**0.5
@@ -94,7 +89,7 @@ def test_noise_is_normal_with_the_variance_of_the_plain_core(name):
         assert abs((z * z.roll(shift, (0, 1))).mean()) < 5 / n**0.5
 
 
-def normals(key, shape=(1024, 2048), label=LABEL):
+def normals(key, shape=(1024, 2048), part=0):
     """What the kernel draws: charges of zero with output noise of one MAC unit, finely read."""
     config = load_preset(
         "lin2024",
@@ -106,7 +101,7 @@ def normals(key, shape=(1024, 2048), label=LABEL):
         full_scale=8.0,
     )
     x, w = torch.zeros(shape[0], 16, device="cuda"), torch.zeros(shape[1], 16, device="cuda")
-    return fused_product(config, x, w, key, label).y
+    return fused_product(config, x, w, key, part).y
 
 
 def test_draws_are_standard_normal_and_those_of_another_seed_are_others():
@@ -124,13 +119,11 @@ def test_draws_are_standard_normal_and_those_of_another_seed_are_others():
     assert torch.equal(normals(key_of(1), (1024, 1024)), normals(key_of(1))[:, :1024])
 
 
-def test_every_number_of_key_and_label_tells_draws_apart():
-    keys = [key_of(1), key_of(2), *(key_of(1, **{name: 1}) for name in ("step", "batch", "rank", "call"))]
-    cases = [
-        *((key, LABEL) for key in [*keys, key_of(1, batch=1 << 40)]),
-        *((keys[0], at) for at in ((8, 0, 0), (7, 1, 0), (7, 0, 1))),
-    ]
-    draws = torch.stack([normals(key, (64, 1024), label).flatten() for key, label in cases]).double()
+def test_every_number_of_the_key_tells_draws_apart():
+    names = ("step", "batch", "rank", "call", "layer")
+    keys = [key_of(1), key_of(2), key_of(1, batch=1 << 40), *(key_of(1, **{name: 1}) for name in names)]
+    cases = [*((key, 0) for key in keys), (keys[0], 1)]
+    draws = torch.stack([normals(key, (64, 1024), part).flatten() for key, part in cases]).double()
     n = draws.shape[1]
     correlation = draws @ draws.T / n
     assert (correlation - torch.eye(len(cases), device="cuda")).abs().max() < 6 * (2 / n) ** 0.5
@@ -139,10 +132,10 @@ def test_every_number_of_key_and_label_tells_draws_apart():
 def test_what_is_not_a_number_stays_so():
     x, w = operands((64, 128, 96))
     x[5, 7] = float("nan")
-    y = fused_product(core_of("full scale given"), x, w, key_of(0), LABEL).y
+    y = fused_product(core_of("full scale given"), x, w, key_of(0), 0).y
     assert y[5].isnan().all() and not y[6].isnan().any()
     w[9, 3] = float("inf")
-    assert fused_product(core_of("full scale given"), x, w, key_of(0), LABEL).y[:, 9].isnan().all()
+    assert fused_product(core_of("full scale given"), x, w, key_of(0), 0).y[:, 9].isnan().all()
 
 
 def test_other_cores_are_left_to_the_plain_one():
