@@ -6,8 +6,8 @@
 
 All candidates are timed in turn, round by round, in one process; the median counts. "core" is preset lin2024
 with every noise term (analytic fidelity); "core as peer" has the peer's physics alone: 8 bits in, weights and out, one
-output noise. On a GPU layers are timed three ways: eager, compiled (as training compiles its blocks) and replayed from a
-CUDA graph (as training replays steps of small models), which takes the host out of it; the peer asks the device for
+output noise. On a GPU layers are timed three ways: eager, compiled (as training compiles its blocks) and replayed from
+a CUDA graph (as training replays steps of small models), which takes the host out of it; the peer asks the device for
 the size of its steps, so it can't be captured, but is also timed with its Triton kernels. Each way is compared with
 nn.Linear timed the same way. Before timing, results are compared with the exact product.
 """
