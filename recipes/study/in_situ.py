@@ -150,11 +150,14 @@ def omniglot(data: Path, results: Results) -> None:
         "digital": None,
         "6 bits": core(6, **PROTOTYPE),
         "6 bits, scale by row": core(6, **{**PROTOTYPE, "weight_scale": "row"}),
+        "6 bits, best full scale": core(6, **{**PROTOTYPE, "range_std": 0.0}),
     }
+    runs = [(name, section, 1e-3) for name, section in formats.items()]
+    runs += [(f"rate {rate:g} {name}", formats[name], rate) for rate in (5e-4, 2e-3) for name in ("digital", "6 bits")]
     for fold, (train, test) in enumerate(images.folds(5)):
         for seed in SEEDS:
-            options = TrainOptions(n_epochs=6, seed=seed, learning_rate=1e-3)
-            for name, section in formats.items():
+            for name, section, rate in runs:
+                options = TrainOptions(n_epochs=6, seed=seed, learning_rate=rate)
                 results.run(
                     f"{name} {fold} {seed}",
                     lambda s=section, o=options, a=train, b=test: trained(a, b, (12544, 64, 8), s, o),
@@ -235,7 +238,7 @@ def show(results: Results) -> None:
 
 def _digital_of(label: str, labels: Iterable[str]) -> str | None:
     """The digital runs that a row is compared with: "k-means digital" for "k-means 6 bits", else "digital"."""
-    return next((name for name in labels if _is_base(name, label)), None)
+    return max((name for name in labels if _is_base(name, label)), key=len, default=None)
 
 
 def _is_base(name: str, label: str) -> bool:
