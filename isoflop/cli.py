@@ -388,7 +388,7 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         group = _group_of(arguments)
-        _check_options(arguments)
+        arguments = _arranged(arguments)
         tyro.extras.subcommand_cli_from_dict(
             {name.removeprefix(f"{group} "): stage for name, stage in STAGES.items() if name.startswith(group)},
             args=arguments[1:] if group else arguments,
@@ -434,20 +434,29 @@ def _group_of(arguments: list[str]) -> str:
     return group
 
 
-def _check_options(arguments: list[str]) -> None:
-    """An unknown option is named before the parser complains about what it then misses. Raises RecipeError."""
+def _arranged(arguments: list[str]) -> list[str]:
+    """The arguments with options last, so that overrides may stand anywhere: the parser wants them before.
+
+    Raises:
+        RecipeError: an unknown option, named before the parser complains about what it then misses.
+    """
     name = next((n for n in (" ".join(arguments[:2]), *arguments[:1]) if n in STAGES), "")
     if not name:
-        return
-    stage = STAGES[name]
-    options = [name for name, p in signature(stage).parameters.items() if p.kind is p.KEYWORD_ONLY]
-    known = {f"--{prefix}{name.replace('_', '-')}" for name in options for prefix in ("", "no-")} | {"--help"}
-    for argument in arguments[1:]:
+        return arguments
+    parameters = {n: p for n, p in signature(STAGES[name]).parameters.items() if p.kind is p.KEYWORD_ONLY}
+    takes_value = {f"--{n.replace('_', '-')}": not isinstance(p.default, bool) for n, p in parameters.items()}
+    known = {"--help", *takes_value, *(f"--no-{option[2:]}" for option, takes in takes_value.items() if not takes)}
+    n_words = name.count(" ") + 1
+    words, options = arguments[:n_words], []
+    for before, argument in zip(arguments[n_words - 1 :], arguments[n_words:]):
         option = argument.split("=")[0].replace("_", "-")
         if option.startswith("--") and option not in known:
             near = difflib.get_close_matches(option, known, 1)
             hint = f"did you mean {near[0]}?" if near else f"isoflop {name} --help lists what there is"
             raise RecipeError(f"{argument.split('=')[0]} is not an option of isoflop {name}; {hint}")
+        is_value = takes_value.get(before.replace("_", "-"), False)
+        (options if is_value or argument.startswith("-") else words).append(argument)
+    return [*words, *options]
 
 
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENOTDIR, errno.EISDIR)

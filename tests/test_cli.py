@@ -393,3 +393,23 @@ def test_a_mistyped_command_is_named():
     with pytest.raises(RecipeError, match="zzz is not a command of isoflop; isoflop --help lists"):
         cli._group_of(["zzz"])
     assert cli._group_of(["corpus", "build"]) == "corpus" and cli._group_of(["train"]) == cli._group_of([]) == ""
+
+
+def test_overrides_may_stand_before_and_after_options():
+    after = ["inspect", "recipe.toml", "model.n_layers=3", "--json", "found.json", "--micro_batch=2"]
+    for arguments in (
+        after,
+        ["inspect", "--json", "found.json", "recipe.toml", "--micro_batch=2", "model.n_layers=3"],
+        ["inspect", "recipe.toml", "--json", "found.json", "--micro_batch=2", "model.n_layers=3"],
+    ):
+        assert cli._arranged(arguments) == after
+    flags = ["sweep", "--no-calibrate", "recipe.toml", "--out", "runs/a=b", "ladder.n_sizes=4"]
+    assert cli._arranged(flags) == ["sweep", "recipe.toml", "ladder.n_sizes=4", "--no-calibrate", "--out", "runs/a=b"]
+    assert cli._arranged(["corpus", "build", "--out", "runs/c", "r.toml"]) == [
+        "corpus",
+        "build",
+        "r.toml",
+        "--out",
+        "runs/c",
+    ]
+    assert cli._arranged(["trian", "--x"]) == ["trian", "--x"] and cli._arranged([]) == []
