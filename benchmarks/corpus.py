@@ -264,7 +264,8 @@ def main() -> None:
     parser.add_argument("--split", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.ours:
-        ours(*options.ours, options.workers, options.threshold, not options.split)
+        documents, work = options.ours
+        ours(documents, work, options.workers, options.threshold, not options.split)
         return
     if options.text is None:
         parser.error("--text names the folder with */docs.jsonl.zst")

@@ -2,6 +2,8 @@
 that has datatrove (tried with 0.10.1). Words are split at single spaces and nothing is normalised: the text comes
 split, so that neither side pays for its way of finding words."""
 
+# pyright: reportMissingImports=false
+
 import json
 import sys
 import time

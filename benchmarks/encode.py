@@ -31,8 +31,8 @@ import numpy as np
 from isoflop.corpus.sources import read_texts
 from isoflop.run import commit, processor
 from isoflop.tokens.bpe import Tokenizer, train_tokenizer
-from isoflop.tokens.encoder import Encoder
-from isoflop.tokens.rules import CJK_V3, PIECES
+from isoflop.tokens.encoder import Encoder, _crossed_borders
+from isoflop.tokens.rules import CJK_V3, PIECES, Rules
 
 Encode = Callable[[list[str]], list[Any]]
 PUBLISHED = (
@@ -89,13 +89,13 @@ def this_package(folder: Path, rules: str) -> Encode:
 def this_package_with_tiktoken(folder: Path, rules: str) -> Encode:
     merge = tiktoken_ranks(folder)._core_bpe.encode_single_piece
     tokenizer = Tokenizer.load(folder)
-
-    class WithTiktoken(Encoder):
-        def _merge(self, pieces: list[bytes]) -> list[list[int]]:
-            return [merge(piece) for piece in pieces]
-
     assert tokenizer.rules
-    encoder = WithTiktoken(tokenizer._backend, tokenizer.rules, tokenizer._bytes_of_id)
+    encoder = Encoder(
+        tokenizer.rules,
+        lambda pieces: [merge(piece) for piece in pieces],
+        tokenizer.encode,
+        _crossed_borders(tokenizer._bytes_of_id),
+    )
     encoder.encode(["a \u4e2d"])
     return encoder.encode
 
@@ -201,7 +201,8 @@ def main() -> None:
     n_bytes = sum(len(item.encode()) for item in chain.from_iterable(text))
     print(f"{n_bytes / 1e6:.1f} MB, {sum(map(len, text))} documents; {processor()}, one thread; commit {commit()}")
     rows = []
-    for rules in [args.rules] if args.rules else ["v1", "v3"]:
+    every: list[Rules] = ["v1", "v3"]
+    for rules in [args.rules] if args.rules else every:
         with tempfile.TemporaryDirectory() as work:
             folder = args.tokenizer or Path(work)
             if not args.tokenizer:

@@ -53,7 +53,7 @@ class Noise:
     def loss_sum(self, model, micro_batch):
         return model.loss_sum(micro_batch[0][:, :-1], micro_batch[0][:, 1:])
 
-    def validate(self, model):
+    def validate(self, model) -> dict[str, object]:
         return {"loss_nats": float("nan")}
 
 

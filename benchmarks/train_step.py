@@ -74,7 +74,7 @@ class Windows:
     def loss_sum(self, model, micro_batch):
         return model.loss_sum(micro_batch[0][:, :-1], micro_batch[0][:, 1:])
 
-    def validate(self, model):
+    def validate(self, model) -> dict[str, object]:
         return {"loss_nats": float("nan")}
 
 
@@ -99,8 +99,8 @@ def check_against_float64(device: torch.device, dtype: torch.dtype, compiled: bo
     logits = exact.head.weight @ exact(tokens[:, :-1]).flatten(0, 1).T
     reference = torch.nn.functional.cross_entropy(logits.T, tokens[:, 1:].flatten(), reduction="sum")
     reference.backward()
-    pairs = [(p.grad.cpu().double(), q.grad) for p, q in zip(model.parameters(), exact.parameters())]
-    worst = max(float((a - b).norm() / b.norm()) for a, b in pairs)
+    found, of = ([p.grad for p in m.parameters() if p.grad is not None] for m in (model, exact))
+    worst = max(float((a.cpu().double() - b).norm() / b.norm()) for a, b in zip(found, of, strict=True))
     return {"loss": abs(float(loss.detach().cpu()) / float(reference.detach()) - 1), "worst_gradient": worst}
 
 

@@ -66,6 +66,7 @@ def recipe_of(variant: str, seed: int, base_path: Path, overrides: list[str]) ->
     recipe = load_recipe(base_path, PretrainRecipe, [*overrides, *changes(variant, base.model)])
     if variant == "dense":
         experts = base.model.experts
+        assert experts is not None
         width = (experts.n_active + experts.n_shared) * experts.d_expert
         recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, experts=None, d_ff=width))
         recipe = with_train(recipe, balance=None)
