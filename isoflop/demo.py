@@ -13,7 +13,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from isoflop.errors import IsoflopError
+from isoflop.errors import IsoflopError, RecipeError
 from isoflop.recipe import load_recipe, write_json, write_recipe
 from isoflop.scaling.calibrate import measure_ladder, measure_speed
 from isoflop.scaling.ladder import Ladder, LadderRecipe, plan_ladder, resolved
@@ -161,7 +161,11 @@ def _planned_ladder(
         data=dataclasses.replace(preset.data, tokens=str(out / "tokens")),
     )
     recipe, data_sha256 = ladder_on_tokens(recipe)
-    planned = plan_ladder(recipe, measure_ladder(recipe), data_sha256=data_sha256)
+    speed = measure_ladder(recipe)
+    try:
+        planned = plan_ladder(recipe, speed, data_sha256=data_sha256)
+    except RecipeError as error:
+        raise RecipeError(f"--minutes {minutes:g} (make demo: MINUTES) must be more, 15 is usual: {error}") from error
     seconds = _target_seconds(recipe, max(planned.budgets) * USUAL_RATIO)
     # One measurement on a busy machine may be far too slow: no smaller than a quarter of what the sweep can afford.
     share = min(1.0, max(0.25, minutes * TARGET_SHARE * 60 / seconds))

@@ -337,11 +337,13 @@ def _fit_into_time(recipe: LadderRecipe, speed: Speed, data_sha256: str) -> Ladd
         else:
             high = middle
     if best is None:
-        asked = f"ladder.minutes = {spec.minutes}" if spec.minutes else f"ladder.gpu_hours = {spec.gpu_hours}"
+        asked = f"ladder.minutes = {spec.minutes:g}" if spec.minutes else f"ladder.gpu_hours = {spec.gpu_hours:g}"
+        cells = (
+            f"with cells of at most ladder.max_tokens = {spec.max_tokens}" if spec.max_tokens else "even the smallest"
+        )
         raise RecipeError(
-            f"{asked} is too short for {spec.n_budgets} budgets of {spec.n_sizes} sizes on this device (even with the "
-            f"smallest shapes, or with cells of at most ladder.max_tokens = {spec.max_tokens}, 0 being no limit); give "
-            f"more time, or fewer budgets or sizes"
+            f"{asked} is too short for {spec.n_budgets} budgets of {spec.n_sizes} sizes on this device, as fast as it "
+            f"was measured ({cells}); give more time, fewer budgets or sizes, or give the device nothing else to do"
         )
     return best
 

@@ -1,0 +1,44 @@
+"""The demo's own decisions; the whole of it is what `make demo` runs."""
+
+import re
+from importlib import resources
+
+import pytest
+
+from isoflop import demo
+from isoflop.errors import RecipeError
+from isoflop.recipe import load_recipe
+from isoflop.scaling.ladder import LadderRecipe
+from isoflop.scaling.speed import SpeedModel
+
+SPEED = SpeedModel(per_step_s=2e-3, per_layer_s=5e-4, per_flop_s=1 / 45e9, per_param_s=0.0)
+
+
+@pytest.fixture
+def planned(tmp_path, monkeypatch):
+    """The ladder of a demo of so many minutes on a machine as fast as SPEED."""
+    monkeypatch.setattr(demo, "measure_ladder", lambda recipe: SPEED)
+    monkeypatch.setattr(demo, "_target_seconds", lambda recipe, budget: 60.0)
+    with resources.as_file(resources.files("isoflop") / "presets") as presets:
+        preset = load_recipe(presets / "demo_sweep.toml", LadderRecipe)
+
+    def plan(minutes: float):
+        known = lambda recipe: (recipe, "0" * 64)
+        return demo._planned_ladder(tmp_path, preset, known, minutes=minutes, seed=3, workers=2)
+
+    return plan
+
+
+def test_too_few_minutes_are_named_as_the_user_gave_them(planned, tmp_path):
+    message = re.escape("--minutes 0.001 (make demo: MINUTES) must be more, 15 is usual: ladder.minutes = ")
+    with pytest.raises(RecipeError, match=message):
+        planned(0.001)
+    assert not (tmp_path / "ladder.toml").exists()
+
+
+def test_a_ladder_is_decided_once(planned, tmp_path):
+    first = planned(15.0)
+    written = (tmp_path / "ladder.toml").read_bytes()
+    again = planned(2.0)  # a restart goes on with what was decided, whatever the machine does by then
+    assert again.budgets == first.budgets and [c.cell_id for c in again.cells] == [c.cell_id for c in first.cells]
+    assert (tmp_path / "ladder.toml").read_bytes() == written and "seeds = [3]" in written.decode()
