@@ -435,7 +435,7 @@ def _group_of(arguments: list[str]) -> str:
 
 
 def _arranged(arguments: list[str]) -> list[str]:
-    """The arguments with options last, so that overrides may stand anywhere: the parser wants them before.
+    """The arguments with options last, so that overrides may follow options: the parser wants them before.
 
     Raises:
         RecipeError: an unknown option, named before the parser complains about what it then misses.
@@ -445,17 +445,24 @@ def _arranged(arguments: list[str]) -> list[str]:
         return arguments
     parameters = {n: p for n, p in signature(STAGES[name]).parameters.items() if p.kind is p.KEYWORD_ONLY}
     takes_value = {f"--{n.replace('_', '-')}": not isinstance(p.default, bool) for n, p in parameters.items()}
+    takes_more = {
+        f"--{n.replace('_', '-')}"
+        for n, p in parameters.items()
+        if isinstance(p.default, tuple) and tyro.conf.UseAppendAction not in p.annotation.__metadata__
+    }
     known = {"--help", *takes_value, *(f"--no-{option[2:]}" for option, takes in takes_value.items() if not takes)}
     n_words = name.count(" ") + 1
-    words, options = arguments[:n_words], []
+    words, options, last = arguments[:n_words], [], ""
     for before, argument in zip(arguments[n_words - 1 :], arguments[n_words:]):
         option = argument.split("=")[0].replace("_", "-")
         if option.startswith("--") and option not in known:
             near = difflib.get_close_matches(option, known, 1)
             hint = f"did you mean {near[0]}?" if near else f"isoflop {name} --help lists what there is"
             raise RecipeError(f"{argument.split('=')[0]} is not an option of isoflop {name}; {hint}")
-        is_value = takes_value.get(before.replace("_", "-"), False)
-        (options if is_value or argument.startswith("-") else words).append(argument)
+        first = takes_value.get(before.replace("_", "-"), False)
+        further = last in takes_more and "=" not in argument and options[-1:] == [before]
+        (options if first or further or argument.startswith("-") else words).append(argument)
+        last = option if argument.startswith("--") else last
     return [*words, *options]
 
 

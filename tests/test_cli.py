@@ -412,4 +412,9 @@ def test_overrides_may_stand_before_and_after_options():
         "--out",
         "runs/c",
     ]
+    several = ["passkey", "runs/x", "--lengths", "128", "256", "--depths", "0.0", "1.0"]
+    assert cli._arranged(several) == several
+    assert cli._arranged([*several[:1], *several[2:], "--json", "f", "runs/x"]) == [*several, "--json", "f"]
+    where = ["fit", "--where", "a=1", "--where", "b<2", "table.csv"]
+    assert cli._arranged(where) == ["fit", "table.csv", "--where", "a=1", "--where", "b<2"]
     assert cli._arranged(["trian", "--x"]) == ["trian", "--x"] and cli._arranged([]) == []
