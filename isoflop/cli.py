@@ -80,7 +80,7 @@ def inspect(
 ) -> None:
     """Count a model: parameters, FLOPs per token by convention, memory, KV bytes per token."""
     from isoflop.model.accounting import inspect as count
-    from isoflop.training.pretrain import PretrainRecipe
+    from isoflop.training.pretrain_recipe import PretrainRecipe
 
     found = count(load_recipe(recipe, PretrainRecipe, overrides).model, micro_batch=micro_batch, world_size=world_size)
     report_found(found, json, f"{recipe}", list(flat(found)))

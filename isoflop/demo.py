@@ -52,7 +52,8 @@ def run_demo(
     from isoflop.scaling.sweep import run_sweep
     from isoflop.scaling.target import ladder_on_tokens, score_run
     from isoflop.tokens.shards import TokensRecipe, build_tokens
-    from isoflop.training.pretrain import PretrainRecipe, run_pretrain, with_train
+    from isoflop.training.pretrain import run_pretrain
+    from isoflop.training.pretrain_recipe import PretrainRecipe, with_train
 
     began = time.monotonic()
 

@@ -2,7 +2,7 @@
 
 One file is one run. `load_recipe` reads it into a tree of frozen dataclasses, applies `section.key=value` overrides,
 refuses unknown keys with a suggestion, and checks every type. `to_toml` writes the resolved recipe back. Nothing here
-knows any stage: each stage owns its schema (for example `isoflop.training.pretrain.PretrainRecipe`).
+knows any stage: each stage owns its schema (for example `isoflop.training.pretrain_recipe.PretrainRecipe`).
 """
 
 import dataclasses

@@ -11,7 +11,7 @@ from isoflop.terminal import Bar, flat, print_table, report_found, shown, stop_o
 
 if TYPE_CHECKING:
     from isoflop.training.monitor import Progress
-    from isoflop.training.pretrain import PretrainRecipe
+    from isoflop.training.pretrain_recipe import PretrainRecipe
 
 Recipe = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE", help="TOML file")]
 Overrides = Annotated[
@@ -35,7 +35,7 @@ def train(
 ) -> None:
     """Run a pretrain recipe; resumes by itself; Ctrl-C saves and leaves."""
     from isoflop.model.accounting import inspect as count
-    from isoflop.training.pretrain import PretrainRecipe, check
+    from isoflop.training.pretrain_recipe import PretrainRecipe, check
 
     loaded = load_recipe(recipe, PretrainRecipe, overrides)
     check(loaded)

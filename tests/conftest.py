@@ -12,7 +12,7 @@ from isoflop.corpus.dedup import DedupOptions
 from isoflop.corpus.sources import SourceOptions
 from isoflop.recipe import from_tree
 from isoflop.tokens.shards import TokenizerOptions, TokensRecipe, build_tokens
-from isoflop.training.pretrain import PretrainRecipe
+from isoflop.training.pretrain_recipe import PretrainRecipe
 
 
 @pytest.fixture(scope="session")

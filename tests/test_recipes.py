@@ -20,7 +20,8 @@ from isoflop.scaling.sweep import run_sweep
 from isoflop.scaling.target import ladder_on_tokens
 from isoflop.tokens.shards import TokensRecipe, build_tokens
 from isoflop.training.extend import ExtendRecipe, extension
-from isoflop.training.pretrain import PretrainRecipe, check, run_pretrain
+from isoflop.training.pretrain import run_pretrain
+from isoflop.training.pretrain_recipe import PretrainRecipe, check
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted([*(ROOT / "recipes").rglob("*.toml"), *(Path(isoflop.__file__).parent / "presets").rglob("*.toml")])

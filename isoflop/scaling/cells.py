@@ -91,7 +91,7 @@ class Cell:
 
     @property
     def recipe(self) -> dict[str, Any]:
-        """The pretrain recipe of this cell, as the tree that isoflop.training.pretrain.PretrainRecipe reads."""
+        """The pretrain recipe of this cell, as the tree that isoflop.training.pretrain_recipe.PretrainRecipe reads."""
         own = {
             "n_tokens": self.n_tokens,
             "batch_tokens": self.batch_tokens,

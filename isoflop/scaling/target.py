@@ -13,7 +13,7 @@ from isoflop.scaling.records import append_record
 from isoflop.scaling.score import score
 from isoflop.scaling.sweep import record_of_run
 from isoflop.tokens.shards import TokenSet
-from isoflop.training.pretrain import PretrainRecipe
+from isoflop.training.pretrain_recipe import PretrainRecipe
 
 
 def ladder_on_tokens(recipe: LadderRecipe) -> tuple[LadderRecipe, str]:

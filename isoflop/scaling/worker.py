@@ -56,7 +56,8 @@ def work(pipe: Connection, threads: int, parent: int, number: int) -> None:
 
 
 def _run(job: dict[str, Any], pipe: Connection, orphaned) -> dict[str, Any]:
-    from isoflop.training.pretrain import PretrainRecipe, run_pretrain
+    from isoflop.training.pretrain import run_pretrain
+    from isoflop.training.pretrain_recipe import PretrainRecipe
 
     recipe = from_tree(job["recipe"], PretrainRecipe)
     run_dir = Path(job["run_dir"])

@@ -1,4 +1,4 @@
-"""Balance between experts: what a step adds to the loss for it, how it is measured, and the settings of both.
+"""Balance between experts: what a step adds to the loss for it, and how it is measured.
 
 Losses are taken per sequence, from what a layer decided (`Routing`). Counts carry no gradient; the affinities do.
 
@@ -6,55 +6,13 @@ Shapes: B batch, T tokens, E experts, A active experts, N devices, L layers with
 """
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from isoflop.errors import RecipeError
 from isoflop.model.config import ExpertConfig
 from isoflop.model.experts import Routing
-
-
-@dataclass(frozen=True)
-class BalanceSection:
-    """How the load of experts is kept even; nothing here matters to a model without experts."""
-
-    bias_speed: float = 0.001
-    """Step of the selection bias after every optimizer step, gamma of V3; 0 leaves the biases where they are."""
-    bias_until_tokens: int = 0
-    """Training tokens after which the biases rest (V3: 14.3e12 of 14.8e12); 0: never."""
-    sequence_loss: float = 1e-4
-    """Weight of V3's complementary loss: counts over the experts that affinity alone would choose."""
-    expert_loss: float = 0.0
-    """Weight of the expert-level loss of V2 and DeepSeekMoE: counts over the experts that were chosen."""
-    device_loss: float = 0.0
-    """Weight of V2's device-level loss: groups of experts on `n_devices` devices."""
-    communication_loss: float = 0.0
-    """Weight of V2's communication loss: how many tokens each device is sent."""
-    n_devices: int = 1
-    """Devices that the experts are spread over, for the two losses above; divides n_experts."""
-    report_every: int = 10
-    """Optimizer steps between load statistics in metrics.jsonl; 0: none."""
-
-
-def check_balance(section: BalanceSection, experts: ExpertConfig | None) -> None:
-    """Raises RecipeError where a value makes no sense for these experts, or there are none."""
-    if experts is None:
-        raise RecipeError("train.balance is set but the model has no experts: leave it out or add [model.experts]")
-    names = ("bias_speed", "bias_until_tokens", "sequence_loss", "expert_loss", "device_loss", "communication_loss")
-    for name in (*names, "report_every"):
-        if getattr(section, name) < 0:
-            raise RecipeError(f"train.balance.{name} = {getattr(section, name)} must be 0 (off) or more")
-    if section.n_devices < 1 or experts.n_experts % section.n_devices:
-        raise RecipeError(
-            f"train.balance.n_devices = {section.n_devices} must divide model.experts.n_experts = {experts.n_experts}"
-        )
-    if section.n_devices == 1 and (section.device_loss or section.communication_loss):
-        raise RecipeError(
-            "train.balance.n_devices = 1 must be at least 2 for device_loss and communication_loss: "
-            "one device is always balanced; the paper's value is 8"
-        )
+from isoflop.training.pretrain_recipe import BalanceSection
 
 
 def balance_loss(routing: Routing, experts: ExpertConfig, section: BalanceSection) -> Tensor | None:

@@ -21,7 +21,7 @@ from isoflop.model.config import ModelConfig, YarnConfig
 from isoflop.model.transformer import Transformer
 from isoflop.numerics.section import NumericsSection
 from isoflop.training import checkpoint
-from isoflop.training.pretrain import (
+from isoflop.training.pretrain_recipe import (
     CheckpointSection,
     DataSection,
     InitialSection,

@@ -4,15 +4,13 @@
 checkpoint of a longer one (its trunk): up to the cooldown both compute the same thing, bit for bit.
 """
 
-import dataclasses
 import hashlib
 import json
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,188 +18,26 @@ from torch import Tensor, nn
 from isoflop.errors import CheckpointError, DataError, RecipeError
 from isoflop.model.accounting import flops_per_token
 from isoflop.model.attention import fastest_kernels
-from isoflop.model.config import ModelConfig
 from isoflop.model.transformer import Transformer
 from isoflop.numerics.assign import assign
 from isoflop.numerics.noise import VALIDATION, Clock
-from isoflop.numerics.section import NumericsSection, check_numerics, numerics_text
+from isoflop.numerics.section import numerics_text
 from isoflop.recipe import to_tree, write_json, write_recipe
 from isoflop.run import commit, now, processor
 from isoflop.tokens.batches import Batches
 from isoflop.tokens.shards import TokenSet
 from isoflop.training import checkpoint
-from isoflop.training.balance import BalanceSection, check_balance
 from isoflop.training.clipping import watch_clipping
 from isoflop.training.loop import LoopResult, Saving, train
 from isoflop.training.monitor import Progress, peak_flops_per_s
 from isoflop.training.optim import adamw
-from isoflop.training.schedule import Schedule, cooldown_start, factor
-from isoflop.training.terms import MtpSection, StepTerms, check_mtp
+from isoflop.training.pretrain_recipe import BalanceSection, InitialSection, MtpSection, PretrainRecipe, check
+from isoflop.training.schedule import cooldown_start, factor
+from isoflop.training.terms import StepTerms
 from isoflop.training.validate import validate
 from isoflop.training.workload import Loss
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class CurriculumStage:
-    """One `[[data.curriculum]]` entry: from here on, these shares."""
-
-    from_share: float
-    """Of the training tokens at which the stage begins; 0 for the first, below 1."""
-    weights: dict[str, float]
-    """Share of each domain."""
-
-
-@dataclass(frozen=True)
-class DataSection:
-    """What is read."""
-
-    tokens: str = ""
-    """Tokens folder, relative to the working directory."""
-    tokenizer_sha256: str = ""
-    """Hash that the folder's tokenizer must have; empty accepts any."""
-    weights: dict[str, float] = field(default_factory=dict)
-    """Share of each domain; empty keeps the natural proportions."""
-    curriculum: tuple[CurriculumStage, ...] = ()
-    """Shares that change during the run, instead of weights; `mixture.toml` of a corpus has them."""
-    cross_document: bool = True
-    """Documents packed into one window see each other, as in published pre-training; false masks them."""
-
-
-@dataclass(frozen=True)
-class InitialSection:
-    """Where the weights of step 0 come from, if they are not drawn."""
-
-    checkpoint: str
-    """Checkpoint folder of another run; only its weights are taken."""
-    model_sha256: str
-    """Hash of the weights file; part of what this run is."""
-
-
-@dataclass(frozen=True)
-class TrainSection:
-    """How it is trained."""
-
-    n_tokens: int
-    """Training tokens, all passes."""
-    batch_tokens: int
-    """Tokens per optimizer step, a multiple of model.seq_len."""
-    learning_rate: float
-    """Peak rate."""
-    micro_batch: int = 0
-    """Sequences per forward pass; 0: the whole batch."""
-    schedule: Schedule = "multi_step"
-    warmup_steps: int = 2000
-    """Linear from 0 (paper: 2000)."""
-    cooldown_fraction: float = 0.2
-    """Share of the steps that constant_cooldown spends going to 0."""
-    beta1: float = 0.9
-    beta2: float = 0.95
-    eps: float = 1e-8
-    """Not stated in the paper; PyTorch's default."""
-    weight_decay: float = 0.1
-    clip_norm: float = 1.0
-    seed: int = 0
-    """Of the weights and the order of the data."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of activations and products; auto is bfloat16 on a GPU and float32 on a CPU."""
-    compile: Literal["auto", "on", "off"] = "auto"
-    """torch.compile of each block; auto compiles long runs on a GPU."""
-    cuda_graph: bool = True
-    """Replay the steps of small models as one CUDA graph: ten times faster where launches dominate."""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:1 ..."""
-    threads: int = 0
-    """CPU threads; 0 leaves PyTorch's choice. Results are bitwise repeatable at one thread count."""
-
-    balance: BalanceSection | None = None
-    """Of a mixture of experts; left out: V3's values."""
-    mtp: MtpSection | None = None
-    """Of multi-token prediction; left out: V3's first weight."""
-
-
-@dataclass(frozen=True)
-class ValidateSection:
-    """When bits per byte are measured during the run; the end always is."""
-
-    every_steps: int = 0
-    max_tokens: int = 0
-    """Per domain; 0: every held-out token."""
-
-
-@dataclass(frozen=True)
-class CheckpointSection:
-    """When the run is saved; the end always is."""
-
-    every_steps: int = 0
-    every_s: float = 300.0
-    keep: int = 2
-
-
-@dataclass(frozen=True)
-class PretrainRecipe:
-    """One pre-training run."""
-
-    model: ModelConfig
-    data: DataSection
-    train: TrainSection
-    validate: ValidateSection = ValidateSection()
-    checkpoint: CheckpointSection = CheckpointSection()
-    numerics: NumericsSection | None = None
-    """Number formats of the layers; left out: all compute in train.precision."""
-    initial: InitialSection | None = None
-    """Trained weights to start from, as `isoflop extend` does."""
-    prediction: dict[str, Any] | None = None
-    """What `isoflop plan` expects of this run, with its time stamp."""
-
-    def n_steps(self) -> int:
-        """Optimizer steps; tokens that don't fill a step are left out."""
-        return self.train.n_tokens // self.train.batch_tokens
-
-
-def check(recipe: PretrainRecipe) -> None:
-    """Rules between keys. Raises RecipeError naming the key, the value, the rule and a way out."""
-    t, seq_len = recipe.train, recipe.model.seq_len
-    if t.batch_tokens < 1 or t.batch_tokens % seq_len:
-        low = max(1, t.batch_tokens // seq_len) * seq_len
-        raise RecipeError(
-            f"train.batch_tokens = {t.batch_tokens} must be a multiple of model.seq_len = {seq_len}; "
-            f"nearest: {low} or {low + seq_len}"
-        )
-    if t.micro_batch and (t.batch_tokens // seq_len) % t.micro_batch:
-        raise RecipeError(
-            f"train.micro_batch = {t.micro_batch} must divide the {t.batch_tokens // seq_len} sequences of a batch"
-        )
-    if recipe.n_steps() < 1:
-        raise RecipeError(
-            f"train.n_tokens = {t.n_tokens} is less than one optimizer step of train.batch_tokens = {t.batch_tokens}; "
-            f"raise the budget or lower the batch"
-        )
-    if not 0 < t.cooldown_fraction <= 1:
-        raise RecipeError(f"train.cooldown_fraction = {t.cooldown_fraction} must be above 0 and at most 1")
-    if recipe.checkpoint.keep < 1:
-        raise RecipeError(
-            f"checkpoint.keep = {recipe.checkpoint.keep} must be at least 1, better 2: one may be damaged"
-        )
-    for name in ("learning_rate", "clip_norm", "eps"):
-        if not getattr(t, name) > 0:
-            raise RecipeError(f"train.{name} = {getattr(t, name)} must be above 0")
-    if t.balance is not None:
-        check_balance(t.balance, recipe.model.experts)
-    if t.mtp is not None:
-        check_mtp(t.mtp, recipe.model.mtp_depth)
-    if recipe.numerics is not None:
-        check_numerics(recipe.numerics)
-    if not recipe.data.tokens:
-        raise RecipeError('data.tokens = "" must name a tokens folder; build one with isoflop tokens RECIPE')
-    starts = [stage.from_share for stage in recipe.data.curriculum]
-    if starts and (starts[0] != 0 or starts != sorted(set(starts)) or not 0 <= starts[-1] < 1):
-        raise RecipeError(
-            f"data.curriculum: from_share = {starts} must begin with 0 and rise below 1, as in [0.0, 0.9]"
-        )
-    if starts and recipe.data.weights:
-        raise RecipeError(f"data.weights = {recipe.data.weights} and data.curriculum: give one of them, not both")
 
 
 class LanguageModel:
@@ -529,8 +365,3 @@ def _result(
         "started_at": started_at,
         "finished_at": now(),
     }
-
-
-def with_train(recipe: PretrainRecipe, **changes: Any) -> PretrainRecipe:
-    """A copy with other values in [train]."""
-    return dataclasses.replace(recipe, train=dataclasses.replace(recipe.train, **changes))

@@ -5,35 +5,12 @@ is sought is that of the global batch. All of it stays on the device, so a step 
 weights that change during a run are scalars there, set before the step.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
-from isoflop.errors import RecipeError
 from isoflop.model.transformer import Losses, Transformer
-from isoflop.training.balance import BalanceSection, balance_loss, bias_direction, by_name, load_statistics
-
-
-@dataclass(frozen=True)
-class MtpSection:
-    """Weight of the multi-token prediction loss; nothing here matters to a model without such modules."""
-
-    weight: float = 0.3
-    """Lambda: the mean over the modules' losses counts this much (V3: 0.3, later 0.1)."""
-    later_weight: float = 0.1
-    """Lambda from `later_from_tokens` on."""
-    later_from_tokens: int = 0
-    """Training tokens after which the weight changes (V3: 10e12 of 14.8e12); 0: never."""
-
-
-def check_mtp(section: MtpSection, depth: int) -> None:
-    """Raises RecipeError for values below 0, and where there are no modules."""
-    if not depth:
-        raise RecipeError("train.mtp is set but model.mtp_depth = 0: leave it out or set a depth of at least 1")
-    for name in ("weight", "later_weight", "later_from_tokens"):
-        if getattr(section, name) < 0:
-            raise RecipeError(f"train.mtp.{name} = {getattr(section, name)} must be 0 or more")
+from isoflop.training.balance import balance_loss, bias_direction, by_name, load_statistics
+from isoflop.training.pretrain_recipe import BalanceSection, MtpSection
 
 
 class StepTerms:

@@ -60,7 +60,7 @@ def recipe_of(variant: str, seed: int, base_path: Path, overrides: list[str]) ->
 
     from isoflop.model.accounting import flops_per_token
     from isoflop.recipe import load_recipe
-    from isoflop.training.pretrain import PretrainRecipe, with_train
+    from isoflop.training.pretrain_recipe import PretrainRecipe, with_train
 
     base = load_recipe(base_path, PretrainRecipe, overrides)
     recipe = load_recipe(base_path, PretrainRecipe, [*overrides, *changes(variant, base.model)])

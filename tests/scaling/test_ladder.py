@@ -245,7 +245,7 @@ def test_a_new_budget_keeps_the_finished_cells_of_the_others():
 
 
 def test_cells_become_pretrain_recipes_that_survive_toml():
-    from isoflop.training.pretrain import PretrainRecipe, check
+    from isoflop.training.pretrain_recipe import PretrainRecipe, check
 
     plan = recipe(data={"tokens": "somewhere"}, validate={"max_tokens": 4096}, train={"max_micro_batch": 4})
     for cell in plan_ladder(plan).cells:

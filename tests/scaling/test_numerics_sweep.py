@@ -13,7 +13,7 @@ from isoflop.scaling.records import RunRecord, read_records
 from isoflop.scaling.sweep import run_sweep
 from isoflop.scaling.table import Table
 from isoflop.scaling.target import ladder_on_tokens
-from isoflop.training.pretrain import PretrainRecipe
+from isoflop.training.pretrain_recipe import PretrainRecipe
 
 RULES = {"rules": [{"modules": "blocks.*", "format": "photonic"}], "photonic": {"core": {"adc_bits": 6}}}
 TEXT = "photonic lin2024, adc_bits 6, ste on blocks.*"

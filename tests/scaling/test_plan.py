@@ -12,6 +12,7 @@ from isoflop.model.accounting import count_parameters, flops_per_token
 from isoflop.recipe import from_tree, to_toml, write_json
 from isoflop.scaling.family import ExpertFamily, Family, LatentFamily
 from isoflop.scaling.plan import Machine, load_laws, make_plan
+from isoflop.training.pretrain_recipe import PretrainRecipe, check
 
 LAWS = example_laws()
 SMALL = {
@@ -44,10 +45,9 @@ def test_the_recipe_carries_the_prediction_and_its_time_stamp():
 
 
 def test_train_reads_the_recipe_as_it_is():
-    pretrain = pytest.importorskip("isoflop.training.pretrain")
     plan = make_plan(LAWS, budget_flops=1.5e15, **SMALL)
-    recipe = from_tree(tomllib.loads(to_toml(plan.recipe)), pretrain.PretrainRecipe)
-    pretrain.check(recipe)
+    recipe = from_tree(tomllib.loads(to_toml(plan.recipe)), PretrainRecipe)
+    check(recipe)
     assert recipe.n_steps() == plan.steps and recipe.model == plan.config
     assert recipe.prediction is not None and recipe.prediction["bits_per_byte"] > 0
 
@@ -236,10 +236,9 @@ def test_a_mixture_is_planned_in_active_flops_with_what_it_should_be_worth():
 
 
 def test_train_reads_the_recipe_of_a_mixture_as_it_is():
-    pretrain = pytest.importorskip("isoflop.training.pretrain")
     plan = make_plan(LAWS, budget_flops=1.5e15, family=MIXTURE, **SMALL)
-    recipe = from_tree(tomllib.loads(to_toml(plan.recipe)), pretrain.PretrainRecipe)
-    pretrain.check(recipe)
+    recipe = from_tree(tomllib.loads(to_toml(plan.recipe)), PretrainRecipe)
+    check(recipe)
     assert recipe.model == plan.config
 
 

@@ -24,7 +24,8 @@ from isoflop.scaling.records import read_records
 from isoflop.scaling.shapes import shape
 from isoflop.scaling.sweep import run_sweep
 from isoflop.scaling.target import ladder_on_tokens
-from isoflop.training.pretrain import PretrainRecipe, run_pretrain
+from isoflop.training.pretrain import run_pretrain
+from isoflop.training.pretrain_recipe import PretrainRecipe
 
 WIDTHS = (8, 16, 24, 32)
 TIMES = ("wall_s", "tokens_per_s", "started_at", "finished_at", "commit")

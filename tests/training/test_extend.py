@@ -12,7 +12,8 @@ from isoflop.errors import CheckpointError, RecipeError
 from isoflop.model.config import YarnConfig
 from isoflop.recipe import from_tree, load_recipe, write_recipe
 from isoflop.training.extend import ExtendRecipe, dry_run, extension, require_weights
-from isoflop.training.pretrain import PretrainRecipe, run_pretrain
+from isoflop.training.pretrain import run_pretrain
+from isoflop.training.pretrain_recipe import PretrainRecipe
 from isoflop.training.trained import find_trained, load_model
 
 ROOT = Path(__file__).parents[2]

@@ -11,12 +11,12 @@ from isoflop.numerics.assign import assign
 from isoflop.numerics.noise import Clock
 from isoflop.numerics.section import NumericsSection, PhotonicSection, Rule
 from isoflop.scaling.shapes import shape
-from isoflop.training.balance import BalanceSection
 from isoflop.training.clipping import watch_clipping
 from isoflop.training.graph import GraphedStep, can_capture
 from isoflop.training.loop import _step
 from isoflop.training.optim import adamw
-from isoflop.training.terms import MtpSection, StepTerms
+from isoflop.training.pretrain_recipe import BalanceSection, MtpSection
+from isoflop.training.terms import StepTerms
 from isoflop.training.workload import Loss
 
 pytestmark = [

@@ -9,7 +9,8 @@ import torch
 from isoflop.errors import CheckpointError, RecipeError
 from isoflop.numerics.section import NumericsSection
 from isoflop.recipe import load_recipe, write_recipe
-from isoflop.training.pretrain import PretrainRecipe, run_pretrain
+from isoflop.training.pretrain import run_pretrain
+from isoflop.training.pretrain_recipe import PretrainRecipe
 from isoflop.training.trained import find_trained, load_model
 
 SMALL = {"n_layers": 2, "d_model": 32, "n_heads": 4, "n_kv_heads": 4, "d_head": 8, "d_ff": 88, "seq_len": 32}

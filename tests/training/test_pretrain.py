@@ -20,7 +20,8 @@ from isoflop.model.transformer import Transformer
 from isoflop.recipe import write_recipe
 from isoflop.tokens.shards import TokenSet
 from isoflop.training.optim import adamw
-from isoflop.training.pretrain import LanguageModel, check, run_pretrain, trajectory_of, with_train
+from isoflop.training.pretrain import LanguageModel, run_pretrain, trajectory_of
+from isoflop.training.pretrain_recipe import check, with_train
 from isoflop.training.schedule import cooldown_start
 
 FIGURES = ("status", "step", "n_tokens", "start_step", "train_loss_nats", "loss_nats", "bits_per_byte")

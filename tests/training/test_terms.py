@@ -17,11 +17,12 @@ from isoflop.model.config import ExpertConfig, LatentConfig, ModelConfig
 from isoflop.model.transformer import Transformer
 from isoflop.tokens.shards import TokenSet
 from isoflop.training import checkpoint
-from isoflop.training.balance import BalanceSection, balance_loss
+from isoflop.training.balance import balance_loss
 from isoflop.training.loop import _step
 from isoflop.training.optim import adamw
-from isoflop.training.pretrain import check, run_pretrain, trajectory_of
-from isoflop.training.terms import MtpSection, StepTerms, check_mtp
+from isoflop.training.pretrain import run_pretrain, trajectory_of
+from isoflop.training.pretrain_recipe import BalanceSection, MtpSection, check, check_mtp
+from isoflop.training.terms import StepTerms
 from isoflop.training.validate import validate
 from isoflop.training.workload import Loss
 
@@ -158,8 +159,9 @@ RANK = """
 import sys, torch
 from safetensors.torch import save_file
 from isoflop.model.transformer import Transformer
-from isoflop.training.balance import BalanceSection
-from isoflop.training.terms import MtpSection, StepTerms
+from isoflop.training.pretrain_recipe import BalanceSection
+from isoflop.training.terms import StepTerms
+from isoflop.training.pretrain_recipe import MtpSection
 sys.path.insert(0, {folder!r})
 from test_terms import CONFIG, build, windows
 rank, world = int(sys.argv[1]), int(sys.argv[2])
