@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from isoflop.corpus.build import CorpusRecipe, SplitOptions, build_corpus
 from isoflop.corpus.dedup import DedupOptions
@@ -13,6 +14,10 @@ from isoflop.corpus.sources import SourceOptions
 from isoflop.recipe import from_tree
 from isoflop.tokens.shards import TokenizerOptions, TokensRecipe, build_tokens
 from isoflop.training.pretrain_recipe import PretrainRecipe
+
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.load_profile("repeatable")
+"""The same examples every time, however slow the machine; `--hypothesis-profile=default` searches for others."""
 
 
 @pytest.fixture(scope="session")

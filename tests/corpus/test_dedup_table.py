@@ -82,7 +82,7 @@ def test_clusters_are_those_of_all_pairs_with_bands_that_miss_next_to_nothing(tm
     assert {rule for rule, _ in found.values()} == {"exact_duplicate", "near_duplicate"}
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), max_size=40))
 def test_components_are_what_walking_along_edges_reaches(edges):
     found = dict(zip(*(part.tolist() for part in components(np.array(edges, np.uint64).reshape(-1, 2)))))

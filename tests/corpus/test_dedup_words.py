@@ -16,14 +16,14 @@ TEXTS = st.lists(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(TEXTS)
 def test_words_are_those_of_a_plain_reading(texts):
     found = [text for part in spaced(texts) for text in part.to_pylist()]
     assert found == [" ".join(words(text)) for text in texts]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(TEXTS, st.integers(1, 6))
 def test_shingles_are_as_many_and_as_equal_as_their_texts(texts, n):
     found = list(shingle_sets(texts, n))
@@ -34,7 +34,7 @@ def test_shingles_are_as_many_and_as_equal_as_their_texts(texts, n):
             assert len(np.intersect1d(found[i], found[j])) == len(wanted[i] & wanted[j])
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(TEXTS, st.integers(1, 6))
 def test_split_text_has_the_shingles_of_the_text_it_was_split_from(texts, n):
     split = [" ".join(words(text)) for text in texts]
@@ -42,7 +42,7 @@ def test_split_text_has_the_shingles_of_the_text_it_was_split_from(texts, n):
         assert np.array_equal(found, wanted)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.binary(max_size=200), st.integers(1, 40))
 def test_window_hashes_are_equal_where_windows_are(data, width):
     found = window_hashes(np.frombuffer(data, np.uint8), width)

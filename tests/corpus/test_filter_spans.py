@@ -3,7 +3,7 @@ import re
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from isoflop.corpus.filter_spans import Spans, TextBlock, group, hash_text, runs_of
@@ -35,7 +35,6 @@ def test_tokens_chunks_lines_and_paragraphs_of_a_known_text() -> None:
     assert _pieces(TextBlock(["a\nb\n\nc"]), TextBlock(["a\nb\n\nc"]).paragraphs) == ["a\nb", "c"]
 
 
-@settings(deadline=None)  # the first call makes tables
 @given(ANY_TEXT)
 def test_spans_agree_with_regular_expressions_in_any_block(texts: list[str]) -> None:
     block = TextBlock(texts)
@@ -49,7 +48,6 @@ def test_spans_agree_with_regular_expressions_in_any_block(texts: list[str]) -> 
         assert _pieces(block, block.paragraphs, doc) == paragraphs
 
 
-@settings(deadline=None)  # the first call makes tables
 @given(ANY_TEXT)
 def test_hash_of_a_token_is_the_same_wherever_it_stands(texts: list[str]) -> None:
     block = TextBlock(texts)

@@ -162,7 +162,7 @@ def test_counted_m_equals_the_formula_where_its_assumptions_hold(n, tenths, seq_
     assert accounting.flops_per_token(config, "M") == accounting.flops_per_token(config, "M_formula")
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(st.integers(1, 3), st.sampled_from([(4, 4), (4, 2), (4, 1)]), st.sampled_from([8, 16]), st.integers(9, 33))
 def test_exact_flops_equal_pytorchs_counter(n_layers, heads, d_head, seq_len):
     config = ModelConfig(n_layers, 48, *heads, d_head, 80, 96, seq_len)

@@ -18,7 +18,7 @@ def model_config(experts):
     return ModelConfig(2, 16, 2, 2, 8, 32, 64, 16, experts=dataclasses.replace(experts, n_dense_layers=0))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.sampled_from([(8, 2, 1, 1), (16, 4, 4, 2), (12, 6, 6, 3), (24, 8, 8, 4), (6, 6, 2, 2), (5, 5, 1, 1)]),
     st.sampled_from(["top_sum", "max"]),
@@ -81,7 +81,7 @@ def test_affinities_that_all_underflow_give_zero_weights_and_not_nan():
     assert (weights_TA == 0).all()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(1, 30), st.integers(1, 4), st.integers(4, 9), st.integers(0, 1000))
 def test_rows_are_sorted_by_expert_and_come_back_to_their_tokens(n_tokens, n_active, n_experts, seed):
     generator = torch.Generator().manual_seed(seed)

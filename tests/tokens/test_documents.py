@@ -41,7 +41,7 @@ def text_of(tokenizer: Tokenizer, row: list[int]) -> str:
 
 
 @given(texts=st.lists(st.text(alphabet="ab1 .,)\n\r\u4e2d\u3002"), min_size=1, max_size=4), seed=st.integers(0, 5))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_prefix_middle_and_suffix_together_are_the_document(v3: Tokenizer, texts: list[str], seed: int) -> None:
     ids = encode_documents(v3, DocumentOptions(1.0, 0.5, seed), Texts("train", "a", 3, texts))
     assert [text_of(v3, row) for row in rows(v3, ids)] == texts

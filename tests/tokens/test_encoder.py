@@ -75,14 +75,14 @@ def agree(tokenizer: Tokenizer, texts: list[str]) -> None:
 
 
 @given(texts=TEXTS)
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_any_texts_get_the_ids_of_the_library(both: Tokenizer, texts: list[str]) -> None:
     assert both.rules and both._encoder is not None
     agree(both, texts)
 
 
 @given(texts=TEXTS)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_a_text_longer_than_the_window_is_cut_as_if_it_were_whole(both: Tokenizer, texts: list[str]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(encoder_module, "WINDOW_CHARS", 5)
@@ -90,7 +90,7 @@ def test_a_text_longer_than_the_window_is_cut_as_if_it_were_whole(both: Tokenize
 
 
 @given(texts=TEXTS)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_a_full_table_is_forgotten_without_a_trace(both: Tokenizer, texts: list[str]) -> None:
     assert both._encoder is not None
     with pytest.MonkeyPatch.context() as patch:

@@ -62,7 +62,7 @@ def test_merges_are_those_of_the_library(
 @given(
     texts=st.lists(st.text(alphabet=st.one_of(st.sampled_from("ab1 \n.\u4e2d\u6587"), st.characters(codec="utf-8"))))
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @pytest.mark.parametrize("rules", RULES)
 def test_pieces_are_counted_as_the_library_cuts_them(rules: Rules, texts: list[str]) -> None:
     backend = _untrained(rules)
