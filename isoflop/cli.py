@@ -7,18 +7,29 @@ import json as json_module
 import logging
 import os
 import sys
-from inspect import signature
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
-from isoflop.errors import DataError, IsoflopError, RecipeError
+from isoflop.errors import IsoflopError, RecipeError
 from isoflop.exchange import export, import_
 from isoflop.lighting import optics_demo, optics_inspect
 from isoflop.optics.config import OpticsError
-from isoflop.recipe import load_recipe, write_json, write_recipe
-from isoflop.running import Json, Out, Overrides, Recipe, extend, passkey, train
+from isoflop.options import Json, Out, Overrides, Recipe, Writes, arranged, checked
+from isoflop.recipe import (
+    NotNegative,
+    NotNegativeInt,
+    Positive,
+    PositiveInt,
+    Range,
+    Seed,
+    load_recipe,
+    write_json,
+    write_recipe,
+)
+from isoflop.running import extend, passkey, train
 from isoflop.seeing import STAGES as IMAGING
 from isoflop.terminal import (
     Bar,
@@ -74,8 +85,8 @@ def inspect(
     overrides: Overrides = (),
     /,
     *,
-    micro_batch: Annotated[int, tyro.conf.arg(help="sequences of a forward pass, for the memory estimate")] = 1,
-    world_size: Annotated[int, tyro.conf.arg(help="devices that share the optimizer state")] = 1,
+    micro_batch: Annotated[PositiveInt, tyro.conf.arg(help="sequences of a forward pass, for the memory estimate")] = 1,
+    world_size: Annotated[PositiveInt, tyro.conf.arg(help="devices that share the optimizer state")] = 1,
     json: Json = None,
 ) -> None:
     """Count a model: parameters, FLOPs per token by convention, memory, KV bytes per token."""
@@ -175,29 +186,34 @@ def fit(
         tyro.conf.UseAppendAction[tuple[str, ...]],
         tyro.conf.arg(metavar="COLUMN(=|<|>)VALUE", help="keep these rows; repeat to narrow"),
     ] = (),
-    drop_highest_loss: int = 0,
+    drop_highest_loss: NotNegativeInt = 0,
     weights: Annotated[str, tyro.conf.arg(metavar="COLUMN", help="weights; a column *_std weights by 1/std^2")] = "",
-    bootstrap: Annotated[int, tyro.conf.arg(help="resamples")] = 1000,
-    interpolation: Annotated[str, tyro.conf.arg(help="auto, parabola or akima")] = "auto",
-    group: Annotated[str, tyro.conf.arg(help="what a resample draws: setting, row or budget")] = "setting",
-    at_flops: Annotated[float | None, tyro.conf.arg(help="state the optimum at this compute")] = None,
+    bootstrap: Annotated[NotNegativeInt, tyro.conf.arg(help="resamples")] = 1000,
+    interpolation: Annotated[
+        Literal["auto", "parabola", "akima"], tyro.conf.arg(help="how the bottom of a curve is found")
+    ] = "auto",
+    group: Annotated[Literal["setting", "row", "budget"], tyro.conf.arg(help="what a resample draws")] = "setting",
+    at_flops: Annotated[Positive | None, tyro.conf.arg(help="state the optimum at this compute")] = None,
     form: Annotated[
         Literal["", "clark", "joint", "granularity", "leverage"],
         tyro.conf.arg(help="law of experts; empty: every one that the columns allow"),
     ] = "",
-    seed: int = 0,
-    out: Annotated[Path, tyro.conf.arg(metavar="FILE", help="laws file of --law all")] = Path("runs/laws.json"),
+    seed: Seed = 0,
+    out: Annotated[Path, Writes("file"), tyro.conf.arg(metavar="FILE", help="laws file of --law all")] = Path(
+        "runs/laws.json"
+    ),
     json: Json = None,
 ) -> None:
     """Records or any table of runs -> fitted laws with intervals."""
     from isoflop.scaling.fit import run_fit
 
-    if not tables:
-        raise DataError("fit needs at least one TABLE, a CSV or JSONL file; for example runs/sweep/records.jsonl")
     if law == "all":
         from isoflop.scaling.law_set import fit_law_set
         from isoflop.scaling.records import read_records
 
+        _refuse_unused(
+            map=map, where=where, drop_highest_loss=drop_highest_loss, weights=weights, at_flops=at_flops, form=form
+        )
         records = [record for table in tables for record in read_records(table)]
         found = fit_law_set(records, bootstrap=bootstrap, seed=seed)
         write_json(out, found)
@@ -226,15 +242,17 @@ def plan(
     laws: Laws = "runs/laws.json",
     /,
     *,
-    budget_flops: Annotated[float | None, tyro.conf.arg(help="training FLOPs as the laws count them")] = None,
-    gpu_hours: Annotated[float | None, tyro.conf.arg(help="instead of FLOPs; needs --hardware")] = None,
+    budget_flops: Annotated[Positive | None, tyro.conf.arg(help="training FLOPs as the laws count them")] = None,
+    gpu_hours: Annotated[Positive | None, tyro.conf.arg(help="instead of FLOPs; needs --hardware")] = None,
     hardware: Annotated[str, tyro.conf.arg(help="for example h100")] = "",
-    n_gpus: int = 1,
-    utilisation: Annotated[float, tyro.conf.arg(help="achieved share of the peak; measure it")] = 0.4,
-    memory_gib: Annotated[float, tyro.conf.arg(help="of one device; 0: from --hardware")] = 0.0,
-    zero_stage: Annotated[int, tyro.conf.arg(help="what is sharded: 0, 1, 2, 3")] = 0,
-    price: Annotated[float, tyro.conf.arg(help="per GPU-hour")] = 0.0,
-    max_micro_batch: Annotated[int, tyro.conf.arg(help="most sequences of a forward pass on a device")] = 16,
+    n_gpus: PositiveInt = 1,
+    utilisation: Annotated[
+        float, Range(above=0, at_most=1), tyro.conf.arg(help="achieved share of the peak; measure it")
+    ] = 0.4,
+    memory_gib: Annotated[NotNegative, tyro.conf.arg(help="of one device; 0: from --hardware")] = 0.0,
+    zero_stage: Annotated[int, Range(at_least=0, at_most=3), tyro.conf.arg(help="what is sharded: 0, 1, 2, 3")] = 0,
+    price: Annotated[NotNegative, tyro.conf.arg(help="per GPU-hour")] = 0.0,
+    max_micro_batch: Annotated[PositiveInt, tyro.conf.arg(help="most sequences of a forward pass on a device")] = 16,
     ladder: Annotated[
         Path | None,
         tyro.conf.arg(metavar="RECIPE", help="the sweep's ladder.toml: family, data, schedule, batch and rate"),
@@ -243,14 +261,18 @@ def plan(
         Path | None,
         tyro.conf.arg(metavar="LAWS", help="laws of a dense sweep: what is this family worth over it?"),
     ] = None,
-    vocab_size: int = 102_400,
-    seq_len: int = 4096,
-    unique_tokens: Annotated[float | None, tyro.conf.arg(help="tokens of the corpus: repeats count less")] = None,
-    max_epochs: float | None = None,
-    serve_tokens: Annotated[float, tyro.conf.arg(help="tokens to be served: smaller, longer-trained models")] = 0.0,
+    vocab_size: PositiveInt = 102_400,
+    seq_len: PositiveInt = 4096,
+    unique_tokens: Annotated[Positive | None, tyro.conf.arg(help="tokens of the corpus: repeats count less")] = None,
+    max_epochs: Annotated[Positive | None, tyro.conf.arg(help="most passes over unique_tokens")] = None,
+    serve_tokens: Annotated[
+        NotNegative, tyro.conf.arg(help="tokens to be served: smaller, longer-trained models")
+    ] = 0.0,
     hyper: Annotated[str, tyro.conf.arg(help="law of batch and rate by name; default: that of LAWS")] = "",
-    level: Annotated[float, tyro.conf.arg(help="of the interval")] = 0.9,
-    out: Annotated[Path, tyro.conf.arg(metavar="FILE", help="recipe that isoflop train runs")] = Path("runs/plan.toml"),
+    level: Annotated[float, Range(at_least=0.5, at_most=0.999), tyro.conf.arg(help="of the interval")] = 0.9,
+    out: Annotated[Path, Writes("file"), tyro.conf.arg(metavar="FILE", help="recipe that isoflop train runs")] = Path(
+        "runs/plan.toml"
+    ),
     json: Json = None,
 ) -> None:
     """Laws and a budget -> shape, tokens, batch, rate, memory, hours, and the predicted loss."""
@@ -317,7 +339,7 @@ def compare(
     b: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="LAWS_B")],
     /,
     *,
-    budget_flops: Annotated[float | None, tyro.conf.arg(help="where to compare; default: largest of both")] = None,
+    budget_flops: Annotated[Positive | None, tyro.conf.arg(help="where to compare; default: largest of both")] = None,
     json: Json = None,
 ) -> None:
     """Two fits -> compute multiplier with interval, test of the exponents, a plain verdict."""
@@ -331,8 +353,12 @@ def report(
     study: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="STUDY", help="folder of a study or of a run")],
     /,
     *,
-    out: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help="default: STUDY/report.html")] = None,
-    figures: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help="also write every figure as SVG and PNG")] = None,
+    out: Annotated[
+        Path | None, Writes("file"), tyro.conf.arg(metavar="FILE", help="default: STUDY/report.html")
+    ] = None,
+    figures: Annotated[
+        Path | None, Writes("folder"), tyro.conf.arg(metavar="DIR", help="also write every figure as SVG and PNG")
+    ] = None,
     json: Json = None,
 ) -> None:
     """Records, laws, plan and score of a study -> one HTML page, and its figures."""
@@ -345,9 +371,9 @@ def report(
 def demo(
     *,
     out: Out = Path("demo"),
-    minutes: Annotated[float, tyro.conf.arg(help="for the whole demo after set-up")] = 15.0,
-    seed: int = 0,
-    workers: Annotated[int, tyro.conf.arg(help="processes of the sweep; 0: one per core, at most 4")] = 0,
+    minutes: Annotated[Positive, tyro.conf.arg(help="for the whole demo after set-up")] = 15.0,
+    seed: Seed = 0,
+    workers: Annotated[NotNegativeInt, tyro.conf.arg(help="processes of the sweep; 0: one per core, at most 4")] = 0,
     json: Json = None,
 ) -> None:
     """Everything on this machine: text, sweep, laws, a prediction, the run that tests it, a report."""
@@ -386,14 +412,22 @@ def main(arguments: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.WARNING, format="isoflop: %(message)s", stream=sys.stderr)
     logging.getLogger("isoflop").setLevel(logging.INFO)
     arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments == ["--version"]:
+        say(f"isoflop {version('isoflop')}")
+        return
     try:
         group = _group_of(arguments)
-        arguments = _arranged(arguments)
+        arguments = arranged(STAGES, arguments)
         tyro.extras.subcommand_cli_from_dict(
-            {name.removeprefix(f"{group} "): stage for name, stage in STAGES.items() if name.startswith(group)},
+            {
+                name.removeprefix(f"{group} "): checked(stage)
+                for name, stage in STAGES.items()
+                if name.startswith(group)
+            },
             args=arguments[1:] if group else arguments,
             prog=f"isoflop {group}".strip(),
-            description="Know the result before you pay for the run. The commands are in the order of the data flow.",
+            description="Know the result before you pay for the run. The commands are in the order of the data flow; "
+            "--version says which isoflop this is.",
             sort_subcommands=False,
         )
     except (IsoflopError, OpticsError) as error:
@@ -434,40 +468,21 @@ def _group_of(arguments: list[str]) -> str:
     return group
 
 
-def _arranged(arguments: list[str]) -> list[str]:
-    """The arguments with options last, so that overrides may follow options: the parser wants them before.
-
-    Raises:
-        RecipeError: an unknown option, named before the parser complains about what it then misses.
-    """
-    name = next((n for n in (" ".join(arguments[:2]), *arguments[:1]) if n in STAGES), "")
-    if not name:
-        return arguments
-    parameters = {n: p for n, p in signature(STAGES[name]).parameters.items() if p.kind is p.KEYWORD_ONLY}
-    takes_value = {f"--{n.replace('_', '-')}": not isinstance(p.default, bool) for n, p in parameters.items()}
-    takes_more = {
-        f"--{n.replace('_', '-')}"
-        for n, p in parameters.items()
-        if isinstance(p.default, tuple) and tyro.conf.UseAppendAction not in p.annotation.__metadata__
-    }
-    known = {"--help", *takes_value, *(f"--no-{option[2:]}" for option, takes in takes_value.items() if not takes)}
-    n_words = name.count(" ") + 1
-    words, options, last = arguments[:n_words], [], ""
-    for before, argument in zip(arguments[n_words - 1 :], arguments[n_words:]):
-        option = argument.split("=")[0].replace("_", "-")
-        if option.startswith("--") and option not in known:
-            near = difflib.get_close_matches(option, known, 1)
-            hint = f"did you mean {near[0]}?" if near else f"isoflop {name} --help lists what there is"
-            raise RecipeError(f"{argument.split('=')[0]} is not an option of isoflop {name}; {hint}")
-        first = takes_value.get(before.replace("_", "-"), False)
-        further = last in takes_more and "=" not in argument and options[-1:] == [before]
-        (options if first or further or argument.startswith("-") else words).append(argument)
-        last = option if argument.startswith("--") else last
-    return [*words, *options]
-
-
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENOTDIR, errno.EISDIR)
+_DISK_ERRORS = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM),
+    *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG),
+)
 """What the disk refuses is for the user to cure; any other error of the system is a bug and keeps its traceback."""
+
+
+def _refuse_unused(**options: Any) -> None:
+    """Options of `fit` that only a single law of a table uses. Raises RecipeError for one that was given."""
+    for name, value in options.items():
+        if value:
+            raise RecipeError(
+                f"--{name.replace('_', '-')} has no meaning with --law all, which fits every law to whole records of a "
+                f"sweep; name one law, as in --law parabola, or leave it out"
+            )
 
 
 def _ladder(recipe: Path, overrides: tuple[str, ...], *, calibrate: bool) -> Any:

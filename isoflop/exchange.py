@@ -6,9 +6,10 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from isoflop.errors import CheckpointError
+from isoflop.options import Json, Writes
+from isoflop.recipe import NotNegativeInt, PositiveInt
 from isoflop.terminal import flat, print_warnings, report_found
 
-Json = Annotated[Path | None, tyro.conf.arg(metavar="FILE", help="also write what was found as JSON")]
 Device = Annotated[str, tyro.conf.arg(help="where the parity report computes: cpu, cuda")]
 
 
@@ -16,7 +17,7 @@ def export(
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN", help="folder of train or import")],
     /,
     *,
-    out: Annotated[Path, tyro.conf.arg(metavar="DIR", help="new folder in the Hugging Face format")],
+    out: Annotated[Path, Writes("folder"), tyro.conf.arg(metavar="DIR", help="new folder in the Hugging Face format")],
     format: Annotated[
         Literal["auto", "llama", "qwen2_moe", "deepseek", "deepseek_v2", "deepseek_v3"],
         tyro.conf.arg(help="auto: the one that the model is"),
@@ -27,9 +28,9 @@ def export(
     fp8: Annotated[
         bool, tyro.conf.arg(help="FP8 matrices with a scale per block, as DeepSeek-V3 was released")
     ] = False,
-    shard_mib: Annotated[int, tyro.conf.arg(help="largest shard; larger only for a single larger tensor")] = 512,
+    shard_mib: Annotated[PositiveInt, tyro.conf.arg(help="largest shard, but for a single larger tensor")] = 512,
     drop_mtp: Annotated[bool, tyro.conf.arg(help="leave out multi-token prediction modules")] = False,
-    step: Annotated[int | None, tyro.conf.arg(help="checkpoint of this step; default: the newest")] = None,
+    step: Annotated[NotNegativeInt | None, tyro.conf.arg(help="checkpoint of this step; default: the newest")] = None,
     tokenizer: Annotated[
         Path | None, tyro.conf.arg(metavar="DIR", help="default: the import's, or that of the run's tokens folder")
     ] = None,
@@ -61,7 +62,7 @@ def import_(
     folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR", help="Hugging Face folder")],
     /,
     *,
-    out: Annotated[Path, tyro.conf.arg(metavar="RUN", help="new run folder")],
+    out: Annotated[Path, Writes("folder"), tyro.conf.arg(metavar="RUN", help="new run folder")],
     parity: Annotated[bool, tyro.conf.arg(help="also compare with transformers")] = False,
     device: Device = "cpu",
     json: Json = None,

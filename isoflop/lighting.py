@@ -7,15 +7,15 @@ from typing import Annotated
 
 import tyro
 
-from isoflop.recipe import load_recipe
-from isoflop.running import Json, Out
+from isoflop.options import Json, Out
+from isoflop.recipe import PositiveInt, Seed, load_recipe
 from isoflop.terminal import Bar, flat, print_rows, report_found
 
 Preset = Annotated[str, tyro.conf.arg(metavar="NAME", help="lin2024, lin2023, ideal or aihwkit")]
 Fields = Annotated[
     tuple[str, ...],
     tyro.conf.Positional,
-    tyro.conf.arg(metavar="KEY=VALUE", help="fields of the core that go before those of the preset"),
+    tyro.conf.arg(metavar="[KEY=VALUE ...]", help="fields of the core that go before those of the preset"),
 ]
 
 
@@ -24,9 +24,9 @@ def optics_inspect(
     /,
     *,
     preset: Preset = "lin2024",
-    fan_in: Annotated[int, tyro.conf.arg(help="symbols of one dot product")] = 12_544,
-    fan_out: Annotated[int, tyro.conf.arg(help="dot products of the layer")] = 64,
-    seed: int = 0,
+    fan_in: Annotated[PositiveInt, tyro.conf.arg(help="symbols of one dot product")] = 12_544,
+    fan_out: Annotated[PositiveInt, tyro.conf.arg(help="dot products of the layer")] = 64,
+    seed: Seed = 0,
     json: Json = None,
 ) -> None:
     """One layer on a photonic tensor core: throughput, time, energy and error by term, effective bits."""
@@ -45,9 +45,9 @@ def optics_demo(
     *,
     out: Out = Path("demo-optics"),
     preset: Preset = "lin2024",
-    seed: int = 0,
-    n_train: Annotated[int, tyro.conf.arg(help="glyphs to train on")] = 2500,
-    n_test: Annotated[int, tyro.conf.arg(help="glyphs to test on")] = 2000,
+    seed: Seed = 0,
+    n_train: Annotated[PositiveInt, tyro.conf.arg(help="glyphs to train on")] = 2500,
+    n_test: Annotated[PositiveInt, tyro.conf.arg(help="glyphs to test on")] = 2000,
     json: Json = None,
 ) -> None:
     """A photonic tensor core on one page: transfer, eye, error budget, accuracy, throughput, energy."""

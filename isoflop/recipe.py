@@ -1,12 +1,14 @@
 """TOML file -> frozen dataclasses -> plain arguments.
 
 One file is one run. `load_recipe` reads it into a tree of frozen dataclasses, applies `section.key=value` overrides,
-refuses unknown keys with a suggestion, and checks every type. `to_toml` writes the resolved recipe back. Nothing here
-knows any stage: each stage owns its schema (for example `isoflop.training.pretrain_recipe.PretrainRecipe`).
+refuses unknown keys with a suggestion, and checks every type and every range (`Annotated[int, Range(at_least=1)]`).
+`to_toml` writes the resolved recipe back. Nothing here knows any stage: each stage owns its schema (for example
+`isoflop.training.pretrain_recipe.PretrainRecipe`), and the rules between its keys.
 """
 
 import dataclasses
 import difflib
+import functools
 import json
 import math
 import os
@@ -14,25 +16,58 @@ import tempfile
 import tomllib
 import types
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from isoflop.errors import RecipeError
 
 T = TypeVar("T")
 
 
+@dataclass(frozen=True)
+class Range:
+    """Which numbers a key may be: `Annotated[float, Range(above=0)]`; of a list, each of them. NaN is in no range."""
+
+    at_least: float = -math.inf
+    above: float = -math.inf
+    at_most: float = math.inf
+    below: float = math.inf
+    finite: bool = True
+
+    def __contains__(self, value: float) -> bool:
+        inside = self.at_least <= value <= self.at_most and (self.above < value or self.above == -math.inf)
+        return inside and (value < self.below or self.below == math.inf) and not (self.finite and math.isinf(value))
+
+    def __str__(self) -> str:
+        limits = [("at least", self.at_least), ("above", self.above), ("at most", self.at_most), ("below", self.below)]
+        said = (f"{word} {limit:,.0f}" if limit >= 1e6 else f"{word} {limit:g}" for word, limit in limits)
+        return " and ".join(text for text, (_, limit) in zip(said, limits) if not math.isinf(limit)) or "a number"
+
+
+Positive = Annotated[float, Range(above=0)]
+NotNegative = Annotated[float, Range(at_least=0)]
+Share = Annotated[float, Range(at_least=0, at_most=1)]
+PositiveInt = Annotated[int, Range(at_least=1)]
+NotNegativeInt = Annotated[int, Range(at_least=0)]
+Seed = Annotated[int, Range(at_least=0, at_most=2**32 - 1)]
+
+
 def load_recipe(path: str | Path | None, schema: type[T], overrides: Sequence[str] = ()) -> T:
     """Read `path` (None: only defaults), apply `section.key=value` overrides, return an instance of `schema`.
 
     Raises:
-        RecipeError: file missing or not TOML, unknown key (with the nearest known one), wrong type, missing key.
+        RecipeError: file missing or not TOML, unknown key (with the nearest known one), wrong type, missing key,
+            a number out of its range.
     """
     tree: dict[str, Any] = {}
     if path is not None:
         path = Path(path)
         if not path.is_file():
-            raise RecipeError(f"recipe {path} does not exist; give the path of a TOML file")
+            problem = "is a folder" if path.is_dir() else "does not exist"
+            near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.toml")], n=1)
+            hint = f"did you mean {path.parent / near[0]}?" if near else "give the path of a TOML file"
+            raise RecipeError(f"recipe {path} {problem}; {hint}")
         try:
             tree = tomllib.loads(path.read_text(encoding="utf-8"))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -44,7 +79,7 @@ def load_recipe(path: str | Path | None, schema: type[T], overrides: Sequence[st
 
 def from_tree(tree: dict[str, Any], schema: type[T], prefix: str = "") -> T:
     """Build `schema` from nested plain data. Keys are checked before values. Raises RecipeError."""
-    hints = get_type_hints(schema)
+    hints = _hints(schema)
     fields = {field.name: field for field in dataclasses.fields(schema)}  # type: ignore[arg-type]
     for key in tree:
         if key not in fields:
@@ -55,6 +90,7 @@ def from_tree(tree: dict[str, Any], schema: type[T], prefix: str = "") -> T:
     for name, field in fields.items():
         if name in tree:
             values[name] = _convert(tree[name], hints[name], f"{prefix}{name}")
+            check_range(values[name], hints[name], f"{prefix}{name}", field.default)
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             nested = hints[name]
             if dataclasses.is_dataclass(nested) and isinstance(nested, type):
@@ -62,6 +98,60 @@ def from_tree(tree: dict[str, Any], schema: type[T], prefix: str = "") -> T:
             else:
                 raise RecipeError(f"missing key {prefix}{name}; it has no default: add it to the recipe")
     return schema(**values)
+
+
+def check_ranges(recipe: Any, prefix: str = "") -> None:
+    """Ranges of a tree of dataclasses that was built by hand. Raises RecipeError as `from_tree` does."""
+    hints = _hints(type(recipe))
+    for field in dataclasses.fields(recipe):
+        check_range(getattr(recipe, field.name), hints[field.name], f"{prefix}{field.name}", field.default)
+
+
+def check_range(value: Any, hint: Any, name: str, default: Any = dataclasses.MISSING) -> None:
+    """Whether a value, and each value in it, is in the `Range` that its type names.
+
+    Raises:
+        RecipeError: naming the key, its value, the range, and the default where it is a number.
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        check_ranges(value, f"{name}.")
+    elif isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            for part in get_args(plain_type(hint))[:1]:
+                check_range(item, part, f"{name}[{index}]")
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            for part in get_args(plain_type(hint))[1:]:
+                check_range(item, part, f"{name}.{key}")
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        way_out = f"; the default is {default}" if isinstance(default, (int, float)) else ""
+        for rule in _rules(hint):
+            if value not in rule:
+                finite = " and finite" if math.isinf(value) and rule.finite else ""
+                raise RecipeError(f"{name} = {value!r} must be {rule}{finite}{way_out}")
+
+
+@functools.cache
+def _hints(schema: type) -> dict[str, Any]:
+    return get_type_hints(schema, include_extras=True)
+
+
+def plain_type(hint: Any) -> Any:
+    """A type without what is said about it, and without None."""
+    if get_origin(hint) is Annotated:
+        return plain_type(get_args(hint)[0])
+    if get_origin(hint) in (Union, types.UnionType):
+        return next((plain_type(option) for option in get_args(hint) if option is not type(None)), hint)
+    return hint
+
+
+def _rules(hint: Any) -> list[Range]:
+    """The ranges of a number: those of its type, of every type of a union; NaN is refused everywhere."""
+    if get_origin(hint) is Annotated:
+        return [extra for extra in get_args(hint)[1:] if isinstance(extra, Range)] + _rules(get_args(hint)[0])
+    if get_origin(hint) in (Union, types.UnionType):
+        return [rule for option in get_args(hint) for rule in _rules(option)]
+    return [Range(finite=False)] if hint is float else []
 
 
 def to_tree(value: Any) -> Any:
@@ -141,6 +231,8 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
 
 def _convert(value: Any, hint: Any, name: str) -> Any:
     origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return _convert(value, arguments[0], name)
     if origin in (Union, types.UnionType):
         for option in arguments:
             if option is type(None):

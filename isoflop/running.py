@@ -6,21 +6,13 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from isoflop.errors import IsoflopError
-from isoflop.recipe import load_recipe, write_json
+from isoflop.options import Json, Out, Overrides, Recipe, Writes
+from isoflop.recipe import NotNegativeInt, PositiveInt, Seed, Share, load_recipe, write_json
 from isoflop.terminal import Bar, flat, print_table, report_found, shown, stop_on_signal
 
 if TYPE_CHECKING:
     from isoflop.training.monitor import Progress
     from isoflop.training.pretrain_recipe import PretrainRecipe
-
-Recipe = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE", help="TOML file")]
-Overrides = Annotated[
-    tuple[str, ...],
-    tyro.conf.Positional,
-    tyro.conf.arg(metavar="SECTION.KEY=VALUE", help="values that go before those of the recipe"),
-]
-Json = Annotated[Path | None, tyro.conf.arg(metavar="FILE", help="also write what was found as JSON")]
-Out = Annotated[Path, tyro.conf.arg(metavar="DIR", help="output folder")]
 
 
 def train(
@@ -40,6 +32,10 @@ def train(
     loaded = load_recipe(recipe, PretrainRecipe, overrides)
     check(loaded)
     if dry_run:
+        if Path(loaded.data.tokens).exists():  # else it may be on the machine that will train
+            from isoflop.training.pretrain import check_data
+
+            check_data(loaded)
         t = loaded.train
         counted = count(loaded.model, micro_batch=t.micro_batch or t.batch_tokens // loaded.model.seq_len)
         total = counted["flops_per_token"]["exact"] * t.n_tokens
@@ -80,16 +76,18 @@ def passkey(
     /,
     *,
     before: Annotated[Path | None, tyro.conf.arg(metavar="RUN", help="the run it was extended from")] = None,
-    lengths: Annotated[tuple[int, ...], tyro.conf.arg(help="tokens; default: doubling up to the run's context")] = (),
-    depths: Annotated[tuple[float, ...], tyro.conf.arg(help="places of the key, 0 to 1")] = (0.0, 0.25, 0.5, 0.75, 1.0),
-    trials: Annotated[int, tyro.conf.arg(help="questions per length and depth")] = 50,
+    lengths: Annotated[
+        tuple[PositiveInt, ...], tyro.conf.arg(help="tokens; default: doubling to the run's context")
+    ] = (),
+    depths: Annotated[tuple[Share, ...], tyro.conf.arg(help="places of the key, 0 to 1")] = (0.0, 0.25, 0.5, 0.75, 1.0),
+    trials: Annotated[PositiveInt, tyro.conf.arg(help="questions per length and depth")] = 50,
     tokens: Annotated[
         Path | None, tyro.conf.arg(metavar="DIR", help="tokenizer and held-out text; default: those of RUN")
     ] = None,
-    max_tokens: Annotated[int, tyro.conf.arg(help="of held-out text per domain; 0: all")] = 200_000,
-    seed: int = 0,
+    max_tokens: Annotated[NotNegativeInt, tyro.conf.arg(help="of held-out text per domain; 0: all")] = 200_000,
+    seed: Seed = 0,
     device: Annotated[str, tyro.conf.arg(help="auto, cpu, cuda")] = "auto",
-    out: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help="default: RUN/passkey")] = None,
+    out: Annotated[Path | None, Writes("folder"), tyro.conf.arg(metavar="DIR", help="default: RUN/passkey")] = None,
     json: Json = None,
 ) -> None:
     """A run -> keys found over context length and depth, perplexity inside the trained length, a picture."""

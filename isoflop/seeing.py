@@ -5,8 +5,8 @@ from typing import Annotated
 
 import tyro
 
-from isoflop.recipe import load_recipe
-from isoflop.running import Json, Out, Overrides, Recipe
+from isoflop.options import Json, Out, Overrides, Recipe
+from isoflop.recipe import Seed, load_recipe
 from isoflop.terminal import Bar, flat, print_table, report_found, stop_on_signal
 
 
@@ -91,7 +91,7 @@ def demo(
     *,
     out: Out = Path("imaging-demo"),
     minutes: Annotated[float, tyro.conf.arg(help="about, for training on 2 cores")] = 4.0,
-    seed: int = 0,
+    seed: Seed = 0,
     json: Json = None,
 ) -> None:
     """Everything on this machine: glyphs behind a slab, networks, controls, a page."""

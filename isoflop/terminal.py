@@ -19,7 +19,13 @@ class Bar:
 
         quiet = not sys.stderr.isatty()
         self._bar = tqdm(
-            unit=unit, unit_scale=True, desc=label, dynamic_ncols=True, mininterval=30.0 if quiet else 0.3, leave=False
+            unit=unit,
+            unit_scale=True,
+            desc=label,
+            dynamic_ncols=True,
+            mininterval=30.0 if quiet else 0.3,
+            leave=False,
+            delay=1.0,  # what is refused at once gets no bar before its message
         )
 
     def __enter__(self) -> "Bar":

@@ -140,7 +140,7 @@ def test_a_recipe_that_is_missing_or_not_toml_is_refused(refused, files, tmp_pat
         ("ladder.n_sizes=2", "ladder.n_sizes = 2: an IsoFLOP curve needs at least 3 sizes per budget"),
         ("hyper.batch_tokens.coefficient=1e9", "budget 1e+12 is too small for one step of a model with"),
         ("ladder.budgets=[1e5,1e9]", "has no shape near it at seq_len = 16"),
-        ("ladder.budgets=[3e9,1e9]", "must be above 0 and increase; sort them"),
+        ("ladder.budgets=[3e9,1e9]", "must increase; sort them"),
         ("ladder.minutes=3", "give exactly one of ladder.budgets, ladder.minutes and ladder.gpu_hours"),
         ("train.schedule=cosine", 'needs train.schedule = "constant_cooldown"'),
         ("data.tokenizer_sha256=0123456789abcdef", "a recipe for another tokenizer"),
@@ -256,7 +256,7 @@ def test_a_plan_that_does_not_fit_the_stated_memory_is_refused(refused, tmp_path
     [
         (["deepseek"], "budget"),
         (["deepsek", "--budget-flops", "1e20"], "deepsek"),
-        (["deepseek", "--budget-flops", "-1"], "must be a finite number above 0"),
+        (["deepseek", "--budget-flops", "-1"], "--budget-flops = -1.0 must be above 0"),
         (["deepseek", "--gpu-hours", "10"], "hardware"),
         (["deepseek", "--gpu-hours", "10", "--hardware", "h1000"], "did you mean H100?"),
         (["deepseek", "--budget-flops", "1e20", "--hyper", "depseek"], "depseek"),
@@ -393,28 +393,3 @@ def test_a_mistyped_command_is_named():
     with pytest.raises(RecipeError, match="zzz is not a command of isoflop; isoflop --help lists"):
         cli._group_of(["zzz"])
     assert cli._group_of(["corpus", "build"]) == "corpus" and cli._group_of(["train"]) == cli._group_of([]) == ""
-
-
-def test_overrides_may_stand_before_and_after_options():
-    after = ["inspect", "recipe.toml", "model.n_layers=3", "--json", "found.json", "--micro_batch=2"]
-    for arguments in (
-        after,
-        ["inspect", "--json", "found.json", "recipe.toml", "--micro_batch=2", "model.n_layers=3"],
-        ["inspect", "recipe.toml", "--json", "found.json", "--micro_batch=2", "model.n_layers=3"],
-    ):
-        assert cli._arranged(arguments) == after
-    flags = ["sweep", "--no-calibrate", "recipe.toml", "--out", "runs/a=b", "ladder.n_sizes=4"]
-    assert cli._arranged(flags) == ["sweep", "recipe.toml", "ladder.n_sizes=4", "--no-calibrate", "--out", "runs/a=b"]
-    assert cli._arranged(["corpus", "build", "--out", "runs/c", "r.toml"]) == [
-        "corpus",
-        "build",
-        "r.toml",
-        "--out",
-        "runs/c",
-    ]
-    several = ["passkey", "runs/x", "--lengths", "128", "256", "--depths", "0.0", "1.0"]
-    assert cli._arranged(several) == several
-    assert cli._arranged([*several[:1], *several[2:], "--json", "f", "runs/x"]) == [*several, "--json", "f"]
-    where = ["fit", "--where", "a=1", "--where", "b<2", "table.csv"]
-    assert cli._arranged(where) == ["fit", "table.csv", "--where", "a=1", "--where", "b<2"]
-    assert cli._arranged(["trian", "--x"]) == ["trian", "--x"] and cli._arranged([]) == []

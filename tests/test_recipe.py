@@ -6,7 +6,7 @@ import os
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pytest
@@ -14,7 +14,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from isoflop.errors import RecipeError
-from isoflop.recipe import from_tree, load_recipe, to_toml, to_tree, write_json, write_recipe, write_text
+from isoflop.recipe import (
+    NotNegative,
+    Positive,
+    PositiveInt,
+    Range,
+    Seed,
+    check_ranges,
+    from_tree,
+    load_recipe,
+    to_toml,
+    to_tree,
+    write_json,
+    write_recipe,
+    write_text,
+)
 
 
 @dataclass(frozen=True)
@@ -84,6 +98,55 @@ def test_what_does_not_fit_is_refused_with_key_value_and_rule(tree, message):
     assert message in str(refused.value)
 
 
+@dataclass(frozen=True)
+class Dough:
+    eggs: PositiveInt = 3
+    water: Annotated[float, Range(at_least=0.2, below=1)] = 0.6
+    rest_s: Positive | None = None
+    parts: tuple[NotNegative, ...] = ()
+    shares: dict[str, Annotated[float, Range(above=0, at_most=1)]] = field(default_factory=dict)
+    oldest_s: Annotated[float, Range(above=0, finite=False)] = math.inf
+    seed: Seed = 0
+    spice: float = 0.0
+
+
+@dataclass(frozen=True)
+class Bread:
+    dough: Dough = Dough()
+    loaves: tuple[Dough, ...] = ()
+
+
+@pytest.mark.parametrize(
+    "dough, message",
+    [
+        ({"eggs": 0}, "dough.eggs = 0 must be at least 1; the default is 3"),
+        ({"water": 1}, "dough.water = 1.0 must be at least 0.2 and below 1; the default is 0.6"),
+        ({"water": 0.1}, "dough.water = 0.1 must be at least 0.2"),
+        ({"water": math.nan}, "dough.water = nan must be at least 0.2 and below 1"),
+        ({"rest_s": 0}, "dough.rest_s = 0.0 must be above 0"),
+        ({"rest_s": math.inf}, "dough.rest_s = inf must be above 0 and finite"),
+        ({"parts": [1, -1]}, "dough.parts[1] = -1.0 must be at least 0"),
+        ({"shares": {"rye": 1.5}}, "dough.shares.rye = 1.5 must be above 0 and at most 1"),
+        ({"seed": 2**40}, "dough.seed = 1099511627776 must be at least 0 and at most 4,294,967,295; the default is 0"),
+        ({"spice": math.nan}, "dough.spice = nan must be a number; the default is 0.0"),
+    ],
+)
+def test_a_number_out_of_its_range_is_refused_read_or_built(dough, message):
+    with pytest.raises(RecipeError) as refused:
+        from_tree({"dough": dough}, Bread)
+    assert str(refused.value).startswith(message)
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in dough.items()}
+    with pytest.raises(RecipeError) as built:
+        check_ranges(Bread(loaves=(Dough(), Dough(**values))))
+    assert str(built.value).startswith(message.replace("dough.", "loaves[1].").split(" =")[0])
+
+
+def test_numbers_at_the_edge_of_their_range_pass():
+    edges = {"eggs": 1, "water": 0.2, "parts": [0], "shares": {"rye": 1.0}, "seed": 2**32 - 1, "spice": -math.inf}
+    assert from_tree({"dough": edges}, Bread).dough.oldest_s == math.inf
+    check_ranges(Bread(loaves=(Dough(rest_s=None), Dough(rest_s=1e-9))), "bread.")
+
+
 @pytest.mark.parametrize(
     "override, message", [("oven", "must read section.key=value"), ("oven.degrees.x=1", "is a value, not a section")]
 )
@@ -91,6 +154,14 @@ def test_an_override_that_cannot_be_read_is_refused(tmp_path, override, message)
     path = written(tmp_path / "meal.toml", "[oven]\ndegrees = 180\n")
     with pytest.raises(RecipeError, match=message):
         load_recipe(path, Meal, [override])
+
+
+def test_a_mistyped_name_of_a_file_gets_the_nearest_one(tmp_path):
+    written(tmp_path / "deep-7b.toml", "")
+    with pytest.raises(RecipeError, match=r"deep_7b.toml does not exist; did you mean .*deep-7b.toml\?"):
+        load_recipe(tmp_path / "deep_7b.toml", Meal)
+    with pytest.raises(RecipeError, match="is a folder; give the path of a TOML file"):
+        load_recipe(tmp_path, Meal)
 
 
 def test_a_file_that_is_missing_or_not_toml_is_refused(tmp_path):

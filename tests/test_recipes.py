@@ -2,6 +2,7 @@
 
 import dataclasses
 import tomllib
+import typing
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,10 @@ from isoflop.corpus.build import CorpusRecipe
 from isoflop.imaging.config import ImagingRecipe
 from isoflop.imaging.sweep import ImagingSweep
 from isoflop.model.accounting import count_parameters
+from isoflop.optics.camera import CameraSection
 from isoflop.optics.config import CoreConfig
-from isoflop.recipe import load_recipe
+from isoflop.optics.medium import MediumSection
+from isoflop.recipe import Range, load_recipe, plain_type
 from isoflop.scaling.ladder import LadderRecipe, plan_ladder, resolved
 from isoflop.scaling.ladder_recipe import check as check_ladder
 from isoflop.scaling.speed import SpeedModel
@@ -60,6 +63,43 @@ def label(path: Path) -> str:
 
 def of_kind(kind: str) -> list[Path]:
     return [path for path in FILES if kind_of(path) == kind]
+
+
+OWN_CHECK = {CoreConfig, CameraSection, MediumSection}
+"""Sections of isoflop.optics, which imports nothing of ours; tests/optics hold their rules."""
+
+
+def numbers_without_range(schema: type, seen: set[type]) -> typing.Iterator[str]:
+    """Keys of a schema, and of all sections in it, that take any number at all."""
+    if schema in seen or schema in OWN_CHECK:
+        return
+    seen.add(schema)
+    for key, hint in typing.get_type_hints(schema, include_extras=True).items():
+        yield from (f"{schema.__name__}.{key}" for _ in range(free_numbers(hint)))
+        for part in parts_of(hint):
+            if isinstance(part, type) and dataclasses.is_dataclass(part):
+                yield from numbers_without_range(part, seen)
+
+
+def parts_of(hint) -> set:
+    return {hint, plain_type(hint)}.union(*(parts_of(part) for part in typing.get_args(hint) if part is not ...))
+
+
+def free_numbers(hint) -> int:
+    """How many int and float a type has that no Range is said of."""
+    if typing.get_origin(hint) is typing.Annotated:
+        inner, *said = typing.get_args(hint)
+        return 0 if any(isinstance(mark, Range) for mark in said) else free_numbers(inner)
+    if typing.get_origin(hint) is typing.Literal:
+        return 0
+    return (hint in (int, float)) + sum(free_numbers(part) for part in typing.get_args(hint))
+
+
+def test_every_number_of_every_recipe_has_a_range():
+    seen: set[type] = set()
+    free = {name for schema in SCHEMAS.values() for name in numbers_without_range(schema, seen)}
+    assert free == {"SourceOptions.priority"}  # of two sources the smaller one wins: any number will do
+    assert len(seen) > 40
 
 
 def test_every_kind_of_recipe_is_there():

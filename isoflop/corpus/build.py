@@ -16,7 +16,7 @@ import logging
 import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from isoflop.corpus.clean import CleanOptions
 from isoflop.corpus.dedup import DedupOptions, check_options
@@ -31,7 +31,7 @@ from isoflop.corpus.report import corpus_page
 from isoflop.corpus.sources import BadRecord, SourceOptions
 from isoflop.corpus.stages import Build, Engine, Progress, Workers, fingerprint, n_workers
 from isoflop.errors import RecipeError
-from isoflop.recipe import to_tree, write_json, write_recipe, write_text
+from isoflop.recipe import NotNegativeInt, Range, check_ranges, to_tree, write_json, write_recipe, write_text
 from isoflop.run import commit, now, only_one, processor
 
 log = logging.getLogger(__name__)
@@ -46,9 +46,9 @@ weights, no curriculum."""
 class SplitOptions:
     """Validation share of user sources, and the size of pieces."""
 
-    valid_fraction: float = 0.05
+    valid_fraction: Annotated[float, Range(at_least=0, below=1)] = 0.05
     """Share of the documents of a source with split = "auto" that go to validation, by a hash of their origin."""
-    max_piece_kb: float = 50.0
+    max_piece_kb: Annotated[float, Range(at_least=1)] = 50.0
     """Longer documents are cut at paragraph ends; kilobytes."""
 
 
@@ -66,18 +66,19 @@ class CorpusRecipe:
     """Families of published rules on top of `clean`; left out: none of them."""
     raw: bool = False
     """Read, normalise, cut and split, but drop nothing: what a clean corpus is compared with."""
-    sample: float = 1.0
+    sample: Annotated[float, Range(above=0, at_most=1)] = 1.0
     """Share of the training documents to take, those of the smallest keys: below 1 to try a recipe out."""
     mix: MixOptions = field(default_factory=MixOptions)
     passkey: tuple[PasskeyOptions, ...] | None = None
     """Passkey documents as further domains; they are made, not read, so no rule drops any of them."""
-    partitions: int = 16
-    """Parts into which every table is cut, by key; more for larger corpora: a part should fit in memory easily."""
+    partitions: Annotated[int, Range(at_least=1, at_most=100_000)] = 16
+    """Parts into which every table is cut, by key; a part should fit in memory easily: 16 suit corpora of a few GB, one
+    per 200 MB larger ones."""
     engine: Engine = "native"
     """native: processes of this machine. ray: a cluster, which must see the same folders."""
     ray_address: str = ""
     """Of a running cluster, for example "auto"; empty: start one on this machine."""
-    workers: int = 0
+    workers: NotNegativeInt = 0
     """Processes; 0: one per core, at most 8, and none for small inputs. Changes nothing in the result."""
     keep_stages: bool = False
     """Leave the stages on disk, so that after a change of the recipe only what depends on it is made anew."""
@@ -138,24 +139,12 @@ def build_corpus(recipe: CorpusRecipe, out: str | Path, *, on_progress: Progress
 
 
 def _check(recipe: CorpusRecipe) -> None:
-    if not 0.0 <= recipe.split.valid_fraction < 1.0:
-        raise RecipeError(
-            f"split.valid_fraction = {recipe.split.valid_fraction} must lie in [0, 1); 0.05 holds out one in twenty"
-        )
-    if not recipe.split.max_piece_kb >= 1.0:
-        raise RecipeError(f"split.max_piece_kb = {recipe.split.max_piece_kb} must be at least 1; 50 is the default")
-    if not 1 <= recipe.partitions <= 100_000:
-        raise RecipeError(
-            f"partitions = {recipe.partitions} must lie between 1 and 100000; 16 suit corpora of a few GB, "
-            "one per 200 MB larger ones"
-        )
+    check_ranges(recipe)
     for source in recipe.sources:
         if not source.domain or set(source.domain) & set('/\\.\0"'):
             raise RecipeError(
                 f"sources.domain = {source.domain!r} becomes the name of a file: letters, digits, - and _, not empty"
             )
-    if not 0.0 < recipe.sample <= 1.0:
-        raise RecipeError(f"sample = {recipe.sample} must lie in (0, 1]; 0.01 tries a recipe on a hundredth")
     check_options(recipe.dedup)
     if recipe.filters:
         recipe.filters.check()

@@ -10,6 +10,8 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Literal
 
+from isoflop.recipe import NotNegativeInt, Positive, Share
+
 _LETTERS = bytes(b for b in range(256) if (chr(b).isascii() and chr(b).isalpha()) or b >= 0x80)
 _WHITE = b" \t\n\r\x0b\x0c"
 _CONTROLS = bytes(b for b in range(32) if b not in _WHITE) + b"\x7f"
@@ -24,17 +26,17 @@ class CleanOptions:
 
     unicode_form: Literal["NFC", "none"] = "NFC"
     """Unicode normalisation; NFC joins letters and accents and changes nothing that a reader sees."""
-    min_chars: int = 50
+    min_chars: NotNegativeInt = 50
     """Shorter documents are dropped."""
-    min_letter_share: float = 0.4
+    min_letter_share: Share = 0.4
     """Letters (all of non-ASCII counts) among characters that aren't white space; tables and dumps have fewer."""
-    max_word_bytes: float = 40.0
+    max_word_bytes: Positive = 40.0
     """Mean length of words in ASCII text; encoded data has hundreds."""
-    max_repeated_share: float = 0.5
+    max_repeated_share: Share = 0.5
     """Share of characters in lines that occurred before, in documents of 20 lines or more."""
-    max_mean_line_chars: float = 200.0
+    max_mean_line_chars: Positive = 200.0
     """Mean length of the lines of code; minified files have thousands."""
-    max_control_share: float = 0.002
+    max_control_share: Share = 0.002
     """Control and replacement characters; binary data has more."""
     drop_generated: bool = True
     """Drop code that says in its first lines that a program wrote it."""

@@ -24,6 +24,7 @@ from isoflop.corpus.filter_toxicity import contains
 from isoflop.corpus.read_bytes import ReadLimits, open_bytes
 from isoflop.corpus.read_encoding import NotText, decode_text
 from isoflop.errors import DataError
+from isoflop.recipe import PositiveInt
 
 _MAX_FILE_BYTES = 1 << 30
 _HEAD_BITS = 25
@@ -48,15 +49,15 @@ class DecontaminateOptions:
 
     benchmarks: tuple[BenchmarkOptions, ...] = ()
     """Evaluation sets; empty: nothing is looked for."""
-    n_words: int = 13
+    n_words: PositiveInt = 13
     """Length of a run in words."""
-    n_chars: int = 20
+    n_chars: PositiveInt = 20
     """Length of a run in characters, for texts that are mostly of an unspaced script."""
-    min_words: int = 8
+    min_words: PositiveInt = 8
     """Shortest text that is looked for as a whole, in words."""
-    min_chars: int = 12
+    min_chars: PositiveInt = 12
     """The same in characters."""
-    min_overlaps: int = 1
+    min_overlaps: PositiveInt = 1
     """Documents with fewer runs in common with a benchmark stay."""
 
 

@@ -13,6 +13,7 @@ Source: Broder 1997 (MinHash); DeepSeek LLM 2.1 deduplicates across the whole co
 from dataclasses import dataclass
 
 from isoflop.errors import RecipeError
+from isoflop.recipe import NotNegativeInt, PositiveInt, Seed, Share, check_ranges
 
 
 @dataclass(frozen=True)
@@ -21,25 +22,25 @@ class DedupOptions:
 
     near: bool = True
     """Look for near-duplicates; exact ones are always removed."""
-    bands: int = 16
+    bands: PositiveInt = 16
     """Bands of the signature."""
-    rows: int = 8
+    rows: PositiveInt = 8
     """Hash values per band."""
-    shingle_words: int = 5
+    shingle_words: PositiveInt = 5
     """Consecutive words per shingle; each character counts as one in scripts without spaces."""
     presplit: bool = False
     """Words are what lies between single spaces, case counts: for text that another splitter cut; half the time."""
-    threshold: float = 0.7
-    """Jaccard similarity at which a candidate pair counts as the same text; 0: every candidate does."""
-    seed: int = 1
+    threshold: Share = 0.7
+    """Jaccard similarity at which a candidate pair counts as the same text; 0: every one does; usual: 0.7 to 0.9."""
+    seed: Seed = 1
     """Seed of the hash functions."""
-    max_shared_share: float = 0.2
+    max_shared_share: Share = 0.2
     """Training documents with more than this share of their text in lines of validation documents are removed."""
-    min_line_chars: int = 40
+    min_line_chars: PositiveInt = 40
     """Shorter lines are never compared."""
-    max_line_copies: int = 0
+    max_line_copies: NotNegativeInt = 0
     """Of equal lines so many stay, in any documents; 0: all."""
-    min_passage_bytes: int = 0
+    min_passage_bytes: NotNegativeInt = 0
     """Strings of so many bytes that occur a second time are cut out, wherever they lie; 0: none, usual: 200."""
 
 
@@ -49,22 +50,9 @@ def candidate_probability(similarity: float, bands: int, rows: int) -> float:
 
 
 def check_options(options: DedupOptions) -> None:
-    """Raises RecipeError for sizes that are not positive, or shares outside 0 to 1."""
-    sizes = {"bands": options.bands, "rows": options.rows, "shingle_words": options.shingle_words}
-    for name, value in sizes.items():
-        if value < 1:
-            raise RecipeError(f"dedup.{name} = {value} must be at least 1; leave it out for the default")
-    if not 0.0 <= options.threshold <= 1.0:
-        raise RecipeError(
-            f"dedup.threshold = {options.threshold} must lie in [0, 1]; usual values are 0.7 to 0.9, "
-            "0 takes every candidate"
-        )
+    """Raises RecipeError for values outside their ranges, and passages so short that all text has them."""
+    check_ranges(options, "dedup.")
     if options.min_passage_bytes and options.min_passage_bytes < 16:
         raise RecipeError(
             f"dedup.min_passage_bytes = {options.min_passage_bytes} must be 0 (off) or at least 16; 200 is usual"
-        )
-    if options.max_line_copies < 0 or options.min_line_chars < 1:
-        raise RecipeError(
-            f"dedup.max_line_copies = {options.max_line_copies} must not be negative and dedup.min_line_chars = "
-            f"{options.min_line_chars} must be positive; 0 copies keeps every line"
         )

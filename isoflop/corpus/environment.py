@@ -26,10 +26,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from inspect import cleandoc
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Annotated, Literal
 
 from isoflop.corpus.sources import BadRecord, Document, OnBad, decode
 from isoflop.errors import DataError
+from isoflop.recipe import NotNegative, Range, Share
 
 DOMAINS = ("code", "prose", "mathematics")
 MATH_PACKAGES = frozenset(["sympy", "mpmath", "networkx", "scipy", "statsmodels", "scikit-learn", "gmpy2", "patsy"])
@@ -60,13 +61,13 @@ class EnvironmentOptions:
     """Read the environment; unset: only if the recipe names no sources."""
     packages: tuple[str, ...] = ()
     """Only these distributions; empty: all installed. `python` is the standard library."""
-    max_mb: float = 60.0
+    max_mb: NotNegative = 60.0
     """At most this much of sources and documentation, before cleaning; 0: all. Files are chosen by a hash."""
-    math_share: float = 0.4
+    math_share: Share = 0.4
     """Share of max_mb for the mathematics domain."""
-    max_package_share: float = 0.3
+    max_package_share: Annotated[float, Range(above=0, at_most=1)] = 0.3
     """No package has more than this share of max_mb within mathematics, or within code and prose."""
-    valid_share: float = 0.06
+    valid_share: Annotated[float, Range(above=0, below=1)] = 0.06
     """Share of each domain that whole packages held out for validation shall reach."""
 
 

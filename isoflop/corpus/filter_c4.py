@@ -14,6 +14,7 @@ import numpy as np
 from isoflop.corpus.filter_fineweb import SENTENCE_ENDS
 from isoflop.corpus.filter_gopher import Finding, below
 from isoflop.corpus.filter_spans import ALONE, SPACE, TextBlock
+from isoflop.recipe import NotNegativeInt, PositiveInt
 
 _LINE_ENDS = np.array([*map(ord, ".?!\"'"), *SENTENCE_ENDS[3:], 0x201D, 0x2019, 0x300D, 0x300F], dtype=np.uint32)
 _CLOSING = np.array([*map(ord, "\"')]"), 0x201D, 0x2019, 0x300D, 0x300F, 0xFF09], dtype=np.uint32)
@@ -32,9 +33,9 @@ class C4Options:
     """Apply the family. It edits texts: for web pages, not for code, mathematics or verse."""
     terminal_punctuation: bool = True
     """Remove lines that do not end with a sentence end or a quotation mark, or that end with "...". FineWeb: false."""
-    min_line_words: int = 5
+    min_line_words: NotNegativeInt = 5
     """Remove lines with fewer words (characters in unspaced scripts)."""
-    max_word_chars: int = 1000
+    max_word_chars: PositiveInt = 1000
     """Remove lines with a longer word."""
     phrases: bool = True
     """Remove lines that say "javascript" or name a policy on terms, privacy or cookies."""
@@ -44,7 +45,7 @@ class C4Options:
     """Drop pages with a curly bracket."""
     lorem_ipsum: bool = True
     """Drop pages with "lorem ipsum"."""
-    min_sentences: int = 3
+    min_sentences: NotNegativeInt = 3
     """Drop pages with fewer sentences in the lines that stay."""
 
 

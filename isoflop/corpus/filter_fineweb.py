@@ -11,6 +11,7 @@ import numpy as np
 
 from isoflop.corpus.filter_gopher import Finding, above, below, duplicates, share
 from isoflop.corpus.filter_spans import TextBlock
+from isoflop.recipe import NotNegative, NotNegativeInt, Share
 
 SENTENCE_ENDS = np.array(
     [
@@ -29,15 +30,15 @@ class FinewebOptions:
 
     enabled: bool = True
     """Apply the family."""
-    min_punctuated_lines: float = 0.12
+    min_punctuated_lines: Share = 0.12
     """Share of lines that end with a sentence end; less: dropped."""
-    max_short_lines: float = 0.67
+    max_short_lines: Share = 0.67
     """Share of lines of at most `short_line_chars`; more: dropped."""
-    short_line_chars: int = 30
+    short_line_chars: NotNegativeInt = 30
     """Length of a short line."""
-    max_duplicate_line_chars: float = 0.01
+    max_duplicate_line_chars: Share = 0.01
     """Share of characters in lines that occurred before; more: dropped."""
-    max_breaks_per_word: float = 0.3
+    max_breaks_per_word: NotNegative = 0.3
     """Line breaks per word (lists have many); more: dropped."""
 
 

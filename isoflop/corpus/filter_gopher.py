@@ -20,6 +20,7 @@ from isoflop.corpus.filter_spans import (
     group,
     join_hashes,
 )
+from isoflop.recipe import NotNegative, Positive, Share
 
 STOP_WORDS = {
     "en": ("the", "be", "to", "of", "and", "that", "have", "with"),  # paper
@@ -36,25 +37,25 @@ class GopherQualityOptions:
 
     enabled: bool = True
     """Apply the family."""
-    min_words: float = 50
+    min_words: NotNegative = 50
     """Fewer words: dropped. Words in unspaced scripts are characters."""
-    max_words: float = 100_000
+    max_words: Positive = 100_000
     """More words: dropped."""
-    min_mean_word_chars: float = 3.0
+    min_mean_word_chars: NotNegative = 3.0
     """Shorter words on average: dropped. Only where most words are set with spaces."""
-    max_mean_word_chars: float = 10.0
+    max_mean_word_chars: Positive = 10.0
     """Longer words on average: dropped."""
-    max_hash_ratio: float = 0.1
+    max_hash_ratio: NotNegative = 0.1
     """Hash signs per word; more: dropped."""
-    max_ellipsis_ratio: float = 0.1
+    max_ellipsis_ratio: NotNegative = 0.1
     """Ellipses per word; more: dropped."""
-    max_bullet_lines: float = 0.9
+    max_bullet_lines: Share = 0.9
     """Share of lines that begin with a bullet; more: dropped."""
-    max_ellipsis_lines: float = 0.3
+    max_ellipsis_lines: Share = 0.3
     """Share of lines that end with an ellipsis; more: dropped."""
-    min_alpha_words: float = 0.8
+    min_alpha_words: Share = 0.8
     """Share of words with a letter; less: dropped."""
-    min_stop_words: float = 2
+    min_stop_words: NotNegative = 2
     """Different stop words that must occur; only for languages with a list (en, zh)."""
 
 
@@ -64,17 +65,17 @@ class GopherRepetitionOptions:
 
     enabled: bool = True
     """Apply the family."""
-    max_duplicate_lines: float = 0.30
+    max_duplicate_lines: Share = 0.30
     """Lines that occurred before, among lines."""
-    max_duplicate_paragraphs: float = 0.30
+    max_duplicate_paragraphs: Share = 0.30
     """Paragraphs that occurred before, among paragraphs."""
-    max_duplicate_line_chars: float = 0.20
+    max_duplicate_line_chars: Share = 0.20
     """Characters in lines that occurred before."""
-    max_duplicate_paragraph_chars: float = 0.20
+    max_duplicate_paragraph_chars: Share = 0.20
     """Characters in paragraphs that occurred before."""
-    max_top_ngram_chars: tuple[float, ...] = (0.20, 0.18, 0.16)
+    max_top_ngram_chars: tuple[Share, ...] = (0.20, 0.18, 0.16)
     """Characters in the most frequent run of 2, 3, 4 tokens, if it occurs twice or more."""
-    max_duplicate_ngram_chars: tuple[float, ...] = (0.15, 0.14, 0.13, 0.12, 0.11, 0.10)
+    max_duplicate_ngram_chars: tuple[Share, ...] = (0.15, 0.14, 0.13, 0.12, 0.11, 0.10)
     """Characters in runs of 5, 6, ... 10 tokens that occurred before, overlaps counted once."""
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from isoflop.corpus.filter_gopher import Finding
 from isoflop.errors import DataError
+from isoflop.recipe import Share
 
 _WINDOW_CHARS = 1000  # measured (docs/corpus-filters.md): same answer as the whole text for 99% of real documents
 
@@ -27,7 +28,7 @@ class LanguageOptions:
     """Find out the language of documents that state none, and drop by language."""
     keep: tuple[str, ...] = ()
     """ISO 639-1 codes that stay; empty: all."""
-    min_score: float = 0.65
+    min_score: Share = 0.65
     """Score of the best language (FineWeb 0.65, CCNet 0.5); less: dropped."""
     trust_stated: bool = True
     """Take the language that a document states as given; then only `keep` is asked."""

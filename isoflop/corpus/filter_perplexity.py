@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from isoflop.corpus.filter_gopher import Finding, above
 from isoflop.corpus.filter_spans import SortedIndex, TextBlock, join_hashes, mix
 from isoflop.corpus.filter_toxicity import contains
 from isoflop.errors import DataError
+from isoflop.recipe import Positive, PositiveInt, Range, Share
 
 _START = mix(np.array([1], dtype=np.uint64) << np.uint64(60))[0]
 _UNKNOWN = mix(np.array([3], dtype=np.uint64) << np.uint64(60))[0]
@@ -30,13 +32,13 @@ class PerplexityOptions:
     """Apply the rule."""
     seed_domains: tuple[str, ...] = ()
     """Domains whose documents are trusted: the model is trained on a sample of them, one model per language."""
-    order: int = 3
+    order: Annotated[int, Range(at_least=1, at_most=5)] = 3
     """Tokens of the longest counted run, 1 to 5."""
-    train_mb: float = 20.0
+    train_mb: Positive = 20.0
     """Text to train on, per language, MB."""
-    min_count: int = 2
+    min_count: PositiveInt = 2
     """Rarer tokens are one unknown token."""
-    drop_share: float = 0.3
+    drop_share: Share = 0.3
     """Share of the documents of a sample, those with the highest perplexity, beyond which all are dropped (CCNet's
     tail is a third)."""
 

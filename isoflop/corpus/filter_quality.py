@@ -19,6 +19,7 @@ import numpy as np
 from isoflop.corpus.filter_gopher import Finding, below
 from isoflop.corpus.filter_spans import TextBlock, runs_of
 from isoflop.errors import DataError
+from isoflop.recipe import NotNegative, PositiveInt, Share
 
 PLACES_BITS = 20
 _SCORE_DIGITS = 4  # rounding hides the last bits, in which machines differ
@@ -33,11 +34,11 @@ class QualityOptions:
     """Apply the rule."""
     seed_domains: tuple[str, ...] = ()
     """Domains whose documents are the seed: what good documents look like."""
-    min_score: float = 0.5
+    min_score: Share = 0.5
     """Documents of other domains with a lower score are dropped."""
-    max_documents: int = 20_000
+    max_documents: PositiveInt = 20_000
     """Seed documents to train on, and as many others."""
-    penalty: float = 1e-6
+    penalty: NotNegative = 1e-6
     """Weight of the squared weights in the loss. Assumption."""
 
 

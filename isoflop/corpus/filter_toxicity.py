@@ -16,6 +16,7 @@ import numpy as np
 from isoflop.corpus.filter_gopher import Finding, above, share
 from isoflop.corpus.filter_spans import Spans, TextBlock, runs_of
 from isoflop.errors import DataError
+from isoflop.recipe import NotNegative
 
 WORDS = Path(__file__).parents[1] / "presets" / "words"
 
@@ -28,7 +29,7 @@ class ToxicityOptions:
     """Apply the rule."""
     word_files: tuple[str, ...] = ()
     """Text files with one expression a line, # for comments; empty: the shipped lists (English, Chinese)."""
-    max_per_thousand: float = 5.0
+    max_per_thousand: NotNegative = 5.0
     """Expressions per 1000 words (characters in unspaced scripts); more: dropped. Assumption."""
     mask: bool = True
     """Replace expressions in documents that stay."""

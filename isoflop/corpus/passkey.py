@@ -15,6 +15,7 @@ import numpy as np
 
 from isoflop.corpus.sources import Document
 from isoflop.errors import RecipeError
+from isoflop.recipe import PositiveInt, Seed, Share, check_ranges
 
 DOMAIN = "passkey"
 """Domains of such documents are called this, or begin with it and an underscore."""
@@ -59,20 +60,20 @@ class PasskeyOptions:
 
     domain: str = DOMAIN
     """Name of its domain, `passkey` or `passkey_...`; entries of different lengths are different domains."""
-    n_documents: int = 20_000
+    n_documents: PositiveInt = 20_000
     """Documents in all."""
-    min_chars: int = 100
+    min_chars: PositiveInt = 100
     """Length of the shortest document; lengths are uniform up to max_chars. A token has 2 to 4 characters."""
-    max_chars: int = 1000
+    max_chars: PositiveInt = 1000
     """Longest document: what must be found is at most this far back."""
-    list_share: float = 0.5
+    list_share: Share = 0.5
     """Share of documents with a list; the others have a pass key."""
-    first_share: float = 0.0
+    first_share: Share = 0.0
     """Share of documents that begin with what is asked for at their end; in the others its place is uniform. Windows
     are cut without regard to documents, so hardly one holds a key almost its own length back where this is 0."""
-    valid_share: float = 0.02
+    valid_share: Share = 0.02
     """Share held out for validation."""
-    seed: int = 0
+    seed: Seed = 0
 
 
 def is_passkey(domain: str) -> bool:
@@ -91,18 +92,12 @@ def passkey_documents(options: PasskeyOptions) -> Iterator[tuple[str, Document]]
     Raises:
         RecipeError: lengths or shares that cannot be.
     """
+    check_ranges(options, "passkey.")
     shortest = len(statement("0" * N_DIGITS)) + len(QUESTION) + N_DIGITS + 3
     if not shortest <= options.min_chars <= options.max_chars:
         raise RecipeError(
             f"passkey.min_chars = {options.min_chars} must be at least {shortest} (statement and question) and at most "
             f"passkey.max_chars = {options.max_chars}"
-        )
-    for name in ("list_share", "first_share", "valid_share"):
-        if not 0.0 <= getattr(options, name) <= 1.0:
-            raise RecipeError(f"passkey.{name} = {getattr(options, name)} must lie in [0, 1]")
-    if options.n_documents < 1:
-        raise RecipeError(
-            f"passkey.n_documents = {options.n_documents} must be at least 1; leave the entry out for none"
         )
     if not is_passkey(options.domain):
         raise RecipeError(

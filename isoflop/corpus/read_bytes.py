@@ -12,8 +12,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import zstandard
+
+from isoflop.recipe import Positive, Range
 
 CHUNK_BYTES = 1 << 20
 COMPRESSED_SUFFIXES = (".gz", ".zst", ".zstd")
@@ -25,9 +28,9 @@ _ZSTD_MAGIC = 0xFD2FB528
 class ReadLimits:
     """Bounds on what one file or record may take; beyond them a record is set aside, never read into memory."""
 
-    max_record_mb: float = 16.0
+    max_record_mb: Positive = 16.0
     """Longest JSON line, document, page or table cell, in MB; longer ones are set aside. Longer text files are cut."""
-    max_expansion: float = 300.0
+    max_expansion: Annotated[float, Range(at_least=1)] = 300.0
     """A compressed file may expand to this many times its size (text: 3 to 30 times); reading stops there."""
 
     @property

@@ -18,6 +18,7 @@ from typing import Any
 
 from isoflop.corpus.mixture import shares_per_block
 from isoflop.errors import RecipeError
+from isoflop.recipe import NotNegative, Positive, Share, check_ranges
 
 REPEAT_DECAY = 15.387756  # paper: R* of data, 2305.16264
 
@@ -26,11 +27,11 @@ REPEAT_DECAY = 15.387756  # paper: R* of data, 2305.16264
 class MixStage:
     """One `[[mix.stages]]` entry: a stretch of training with shares of its own."""
 
-    part: float
+    part: Positive
     """Of training, relative to the parts of the other stages; above 0."""
-    targets: dict[str, float] = field(default_factory=dict)
+    targets: dict[str, Share] = field(default_factory=dict)
     """Shares of domains in this stage; as `mix.targets`, which they replace."""
-    temperature: float = 0.0
+    temperature: NotNegative = 0.0
     """Of this stage; 0: `mix.temperature`."""
 
 
@@ -38,13 +39,13 @@ class MixStage:
 class MixOptions:
     """The `[mix]` section of a corpus recipe."""
 
-    temperature: float = 1.0
+    temperature: Positive = 1.0
     """Share of a domain ~ bytes ** (1 / temperature); 1: natural proportions."""
-    targets: dict[str, float] = field(default_factory=dict)
+    targets: dict[str, Share] = field(default_factory=dict)
     """Explicit shares of training bytes; together at most 1, and exactly 1 if they name every domain."""
-    train_gb: float = 0.0
+    train_gb: NotNegative = 0.0
     """Planned training in GB of text, all passes; 0: one pass over the corpus."""
-    max_epochs: float = 0.0
+    max_epochs: NotNegative = 0.0
     """No domain more often than this; what it may not take goes to the others. 0: no limit. Paper: 4 is nearly free."""
     stages: tuple[MixStage, ...] = ()
     """Curriculum; empty: one stage."""
@@ -106,25 +107,11 @@ def mixture_section(plan: Mapping[str, Any]) -> dict[str, Any]:
 
 def check_mixture(options: MixOptions) -> None:
     """Raises RecipeError for values that cannot be, whatever the text."""
-    if options.train_gb < 0 or options.max_epochs < 0:
-        raise RecipeError(
-            f"mix.train_gb = {options.train_gb} and mix.max_epochs = {options.max_epochs} must be 0 or more; "
-            "0 leaves them open"
-        )
-    named = [("mix", options.targets, options.temperature)]
-    for number, stage in enumerate(options.stages):
-        if not stage.part > 0:
-            raise RecipeError(f"mix.stages[{number}].part = {stage.part} must be above 0, for example 0.9 and 0.1")
-        named.append((f"mix.stages[{number}]", stage.targets, stage.temperature or options.temperature))
-    for where, targets, temperature in named:
-        if not 0 < temperature < math.inf:
-            raise RecipeError(f"{where}.temperature = {temperature} must be above 0; 1 is natural, 3 is common")
-        bad = [name for name, share in targets.items() if not 0 <= share <= 1]
-        if bad or sum(targets.values()) > 1 + 1e-6:
-            raise RecipeError(
-                f"{where}.targets = {targets} must be shares from 0 to 1 with a sum of at most 1; lower "
-                f"{', '.join(bad) or 'them'}"
-            )
+    check_ranges(options, "mix.")
+    named = {"mix": options.targets, **{f"mix.stages[{n}]": stage.targets for n, stage in enumerate(options.stages)}}
+    for where, targets in named.items():
+        if sum(targets.values()) > 1 + 1e-6:
+            raise RecipeError(f"{where}.targets = {targets} must have a sum of at most 1; lower them")
 
 
 def _shares(

@@ -9,7 +9,7 @@ Shapes: B samples, Y X pixels of the frame or the image, P = Y X of the frame, F
 import itertools
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from isoflop.errors import RecipeError
 from isoflop.imaging.ridge import Ridge
 from isoflop.numerics.linear import Linear
+from isoflop.recipe import NotNegativeInt, Range, check_ranges
 
 
 @dataclass(frozen=True)
@@ -26,31 +27,24 @@ class NetworkSection:
 
     kind: Literal["ridge", "hnn", "unet-dense"] = "hnn"
     """ridge: linear, not trained by steps; hnn: connected and convolutional paths; unet-dense: 2-D throughout."""
-    width: int = 1024
+    width: NotNegativeInt = 1024
     """Of the connected path (hnn); 0 leaves it out."""
-    depth: int = 2
-    """Hidden layers of the connected path, 1 to 8 (hnn)."""
-    channels: int = 16
-    """Of the convolutions that refine (hnn) or of the first level (unet-dense), 1 to 256."""
-    refinements: int = 3
-    """3x3 convolutions between the sum of the paths and the image, 1 to 16 (hnn)."""
-    levels: int = 3
-    """Times the U-Net halves the image, 1 to 4."""
-    growth: int = 16
+    depth: Annotated[int, Range(at_least=1, at_most=8)] = 2
+    """Hidden layers of the connected path (hnn)."""
+    channels: Annotated[int, Range(at_least=1, at_most=256)] = 16
+    """Of the convolutions that refine (hnn) or of the first level (unet-dense)."""
+    refinements: Annotated[int, Range(at_least=1, at_most=16)] = 3
+    """3x3 convolutions between the sum of the paths and the image (hnn)."""
+    levels: Annotated[int, Range(at_least=1, at_most=4)] = 3
+    """Times the U-Net halves the image."""
+    growth: Annotated[int, Range(at_least=1, at_most=128)] = 16
     """Channels that each of the 4 layers of a dense block adds (code of Optica 5, 1181: 16)."""
-    dropout: float = 0.0
-    """Share of activations left out, 0 to below 1 (code of Optica 5, 1181: 0.5 in dense blocks)."""
+    dropout: Annotated[float, Range(at_least=0, below=1)] = 0.0
+    """Share of activations left out (code of Optica 5, 1181: 0.5 in dense blocks)."""
 
     def check(self) -> None:
         """Raises RecipeError naming key, value and rule."""
-        limits = {"depth": (1, 8), "channels": (1, 256), "refinements": (1, 16), "levels": (1, 4), "growth": (1, 128)}
-        for name, (low, high) in limits.items():
-            if not low <= getattr(self, name) <= high:
-                raise RecipeError(f"network.{name} = {getattr(self, name)} must be in {low} to {high}")
-        if self.width < 0:
-            raise RecipeError(f"network.width = {self.width} must be 0 (no connected path) or above")
-        if not 0 <= self.dropout < 1:
-            raise RecipeError(f"network.dropout = {self.dropout} must be at least 0 and below 1")
+        check_ranges(self, "network.")
 
 
 class LinearPath(nn.Module):

@@ -9,7 +9,7 @@ import functools
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from isoflop.errors import DataError, RecipeError
 from isoflop.glyphs import draw_glyphs, fonts
+from isoflop.recipe import NotNegativeInt, Range, Seed, check_ranges
 
 GLYPH_PX = 112
 
@@ -34,20 +35,17 @@ class ObjectsSection:
     """.npz with bits (N, 1568), 112x112 images of one bit, alphabet and alphabet_names; empty: no unseen kind."""
     alphabet: str = "Latin"
     """Which alphabet of `letters` is the unseen kind."""
-    n_train: int = 4000
-    """Measured pairs to learn from, at least 16."""
-    n_test: int = 500
-    """At least 2."""
-    n_unseen: int = 520
+    n_train: Annotated[int, Range(at_least=16)] = 4000
+    """Measured pairs to learn from."""
+    n_test: Annotated[int, Range(at_least=2)] = 500
+    n_unseen: NotNegativeInt = 520
     """Images of the unseen kind, at most; 0: none."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the drawn glyphs."""
 
     def check(self) -> None:
         """Raises RecipeError naming key, value and rule."""
-        for name, least in (("n_train", 16), ("n_test", 2), ("n_unseen", 0), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise RecipeError(f"objects.{name} = {getattr(self, name)} must be at least {least}")
+        check_ranges(self, "objects.")
         if self.source == "file" and not self.digits:
             raise RecipeError('objects.digits = "" must name an .npz file when objects.source = "file"')
 

@@ -18,7 +18,7 @@ from isoflop.imaging.objects import ObjectsSection
 from isoflop.imaging.reconstruct import run_imaging
 from isoflop.optics.camera import CameraSection
 from isoflop.optics.medium import MediumSection
-from isoflop.recipe import write_recipe
+from isoflop.recipe import NotNegative, NotNegativeInt, PositiveInt, write_recipe
 
 
 @dataclass(frozen=True)
@@ -27,15 +27,15 @@ class SweepSection:
 
     study: str = "imaging"
     """Name of the study, in every record."""
-    crops_px: tuple[int, ...] = ()
+    crops_px: tuple[PositiveInt, ...] = ()
     """Sides of the crop; empty: that of [camera]."""
-    photons: tuple[float, ...] = ()
+    photons: tuple[NotNegative, ...] = ()
     """Photons per pixel, at the largest crop; 0: no photon noise."""
-    pairs: tuple[int, ...] = ()
+    pairs: tuple[PositiveInt, ...] = ()
     """Numbers of measured pairs, at the largest crop."""
     networks: tuple[Literal["ridge", "hnn", "unet-dense"], ...] = ()
     """Kinds of network, at the largest crop."""
-    twin_max_px: int = 1024
+    twin_max_px: NotNegativeInt = 1024
     """Frames of more pixels are learned from the measured pairs alone, without twin and connected path."""
     control: bool = True
     """Add a run on shuffled pairs, at the smallest crop."""

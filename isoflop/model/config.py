@@ -2,24 +2,25 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from isoflop.errors import RecipeError
+from isoflop.recipe import NotNegative, NotNegativeInt, Positive, PositiveInt, Range, check_ranges
 
 
 @dataclass(frozen=True)
 class LatentConfig:
     """Multi-head latent attention (arXiv 2412.19437, section 2.1.1); model.d_head is then d_nope + d_rope."""
 
-    d_kv_latent: int
+    d_kv_latent: PositiveInt
     """Channels of the latent that keys and values are made from; this and one rotary key are all that is cached."""
-    d_nope: int
+    d_nope: PositiveInt
     """Channels of a head's query and key without position."""
-    d_rope: int
+    d_rope: PositiveInt
     """Channels with rotary position, even; the key's are shared by all heads."""
-    d_value: int
+    d_value: PositiveInt
     """Channels of a head's value."""
-    d_q_latent: int = 0
+    d_q_latent: NotNegativeInt = 0
     """Channels of the query latent; 0: queries come straight from the hidden state (V2-Lite)."""
 
 
@@ -27,27 +28,27 @@ class LatentConfig:
 class ExpertConfig:
     """A mixture of experts in place of the MLP (arXiv 2401.06066; arXiv 2412.19437, section 2.1.2)."""
 
-    n_experts: int
+    n_experts: PositiveInt
     """Routed experts."""
-    n_active: int
+    n_active: PositiveInt
     """Routed experts that a token uses."""
-    d_expert: int
+    d_expert: PositiveInt
     """Inner width of one expert's SwiGLU."""
-    n_shared: int = 1
+    n_shared: NotNegativeInt = 1
     """Experts that every token uses: one SwiGLU of n_shared * d_expert."""
-    n_dense_layers: int = 1
+    n_dense_layers: NotNegativeInt = 1
     """Blocks at the bottom that keep the dense MLP of width d_ff."""
     affinity: Literal["sigmoid", "softmax"] = "sigmoid"
     """Of a token for an expert: sigmoid is V3's, softmax V2's and DeepSeekMoE's."""
     normalise: bool = True
     """Weights of the chosen experts add up to 1 before scaling."""
-    routed_scale: float = 1.0
+    routed_scale: Positive = 1.0
     """Factor of the routed experts' sum."""
     selection_bias: bool = True
     """Choose by affinity + bias, the bias moved by load alone (auxiliary-loss-free balancing)."""
-    n_groups: int = 1
+    n_groups: PositiveInt = 1
     """Equal groups of experts, one a node."""
-    n_groups_kept: int = 1
+    n_groups_kept: PositiveInt = 1
     """Groups a token may use; the others' scores become -inf."""
     group_score: Literal["top_sum", "max"] = "top_sum"
     """Of a group: sum of its n_active / n_groups_kept best selection scores (V3), or its best one (V2)."""
@@ -57,15 +58,15 @@ class ExpertConfig:
 class YarnConfig:
     """Rotary frequencies for contexts longer than trained (YaRN; arXiv 2412.19437, section 4.3)."""
 
-    factor: float
+    factor: Positive
     """Longest context over the original one."""
-    original_seq_len: int
+    original_seq_len: PositiveInt
     """Context that the model was trained at before extension."""
-    beta_fast: float = 32.0
+    beta_fast: Positive = 32.0
     """Pairs that turn more often than this in the original context keep their frequency."""
-    beta_slow: float = 1.0
+    beta_slow: Positive = 1.0
     """Pairs that turn less often than this are slowed by `factor`."""
-    mscale: float = 1.0
+    mscale: NotNegative = 1.0
     """Softmax scale times (0.1 mscale ln factor + 1)^2; V2-Lite 0.707, 0 leaves it."""
 
 
@@ -73,43 +74,40 @@ class YarnConfig:
 class ModelConfig:
     """A decoder-only transformer: dense as DeepSeek LLM (arXiv 2401.02954, section 2.2), or as DeepSeek-V3."""
 
-    n_layers: int
+    n_layers: PositiveInt
     """Blocks, at least 1."""
-    d_model: int
+    d_model: PositiveInt
     """Width of the residual stream."""
-    n_heads: int
+    n_heads: PositiveInt
     """Query heads."""
-    n_kv_heads: int
+    n_kv_heads: PositiveInt
     """Key and value heads; equal to n_heads is MHA, fewer is GQA; must divide n_heads."""
-    d_head: int
+    d_head: PositiveInt
     """Channels of one head, even (rotary pairs)."""
-    d_ff: int
+    d_ff: PositiveInt
     """Inner width of the SwiGLU; the paper's rule is 8/3 d_model rounded up to a multiple of 256."""
-    vocab_size: int
+    vocab_size: PositiveInt
     """Rows of the embedding and of the untied head, padding included."""
-    seq_len: int
+    seq_len: PositiveInt
     """Longest sequence in tokens."""
-    rope_base: float = 10000.0
+    rope_base: Annotated[float, Range(above=1)] = 10000.0
     """Base of the rotary frequencies."""
-    norm_eps: float = 1e-6
+    norm_eps: NotNegative = 1e-6
     """Added to the mean square in RMSNorm."""
-    init_std: float = 0.006
+    init_std: Positive = 0.006
     """Standard deviation of every initial weight (paper: 0.006; the choice for tiny widths is in docs/scaling.md)."""
 
     latent: LatentConfig | None = None
     """Multi-head latent attention instead of MHA and GQA."""
     experts: ExpertConfig | None = None
     """Mixture of experts instead of the MLP, above n_dense_layers."""
-    mtp_depth: int = 0
+    mtp_depth: NotNegativeInt = 0
     """Multi-token prediction modules; they cost a block each and are dropped for inference."""
     yarn: YarnConfig | None = None
     """Context extension."""
 
     def __post_init__(self) -> None:
-        for name in ("n_layers", "d_model", "n_heads", "n_kv_heads", "d_head", "d_ff", "vocab_size", "seq_len"):
-            value = getattr(self, name)
-            if value < 1:
-                raise RecipeError(f"model.{name} = {value} must be at least 1")
+        check_ranges(self, "model.")
         if self.n_heads % self.n_kv_heads:
             raise RecipeError(
                 f"model.n_kv_heads = {self.n_kv_heads} must divide model.n_heads = {self.n_heads}; "
@@ -117,12 +115,8 @@ class ModelConfig:
             )
         if self.d_head % 2 and self.latent is None:
             raise RecipeError(f"model.d_head = {self.d_head} must be even: rotary embedding turns pairs of channels")
-        if self.init_std <= 0:
-            raise RecipeError(f"model.init_std = {self.init_std} must be above 0; the paper's value is 0.006")
-        if not 0 <= self.mtp_depth < self.seq_len:
-            raise RecipeError(
-                f"model.mtp_depth = {self.mtp_depth} must be 0 (none) or more, below model.seq_len = {self.seq_len}"
-            )
+        if self.mtp_depth >= self.seq_len:
+            raise RecipeError(f"model.mtp_depth = {self.mtp_depth} must be below model.seq_len = {self.seq_len}")
         if self.latent is not None:
             _check_latent(self, self.latent)
         if self.experts is not None:
@@ -160,11 +154,6 @@ class ModelConfig:
 
 
 def _check_latent(model: ModelConfig, latent: LatentConfig) -> None:
-    for name in ("d_kv_latent", "d_nope", "d_rope", "d_value"):
-        if getattr(latent, name) < 1:
-            raise RecipeError(f"model.latent.{name} = {getattr(latent, name)} must be at least 1")
-    if latent.d_q_latent < 0:
-        raise RecipeError(f"model.latent.d_q_latent = {latent.d_q_latent} must be 0 (no query latent) or more")
     if latent.d_rope % 2:
         raise RecipeError(
             f"model.latent.d_rope = {latent.d_rope} must be even: rotary embedding turns pairs of channels"
@@ -183,20 +172,13 @@ def _check_latent(model: ModelConfig, latent: LatentConfig) -> None:
 
 def _check_experts(model: ModelConfig, experts: ExpertConfig) -> None:
     e = experts
-    for name in ("n_experts", "n_active", "d_expert", "n_groups", "n_groups_kept"):
-        if getattr(e, name) < 1:
-            raise RecipeError(f"model.experts.{name} = {getattr(e, name)} must be at least 1")
-    if e.n_shared < 0:
-        raise RecipeError(f"model.experts.n_shared = {e.n_shared} must be 0 or more")
-    if not 0 <= e.n_dense_layers < model.n_layers:
+    if e.n_dense_layers >= model.n_layers:
         raise RecipeError(
-            f"model.experts.n_dense_layers = {e.n_dense_layers} must be 0 or more and below model.n_layers = "
+            f"model.experts.n_dense_layers = {e.n_dense_layers} must be below model.n_layers = "
             f"{model.n_layers}; leave [model.experts] out for a dense model"
         )
     if e.n_active > e.n_experts:
         raise RecipeError(f"model.experts.n_active = {e.n_active} must be at most n_experts = {e.n_experts}")
-    if e.routed_scale <= 0:
-        raise RecipeError(f"model.experts.routed_scale = {e.routed_scale} must be above 0; 1 leaves the sum as it is")
     if e.n_experts % e.n_groups:
         raise RecipeError(f"model.experts.n_groups = {e.n_groups} must divide n_experts = {e.n_experts}")
     if e.n_groups_kept > e.n_groups:
@@ -217,18 +199,16 @@ def _check_experts(model: ModelConfig, experts: ExpertConfig) -> None:
 def _check_yarn(model: ModelConfig, yarn: YarnConfig) -> None:
     if yarn.factor <= 1:
         raise RecipeError(f"model.yarn.factor = {yarn.factor} must be above 1; leave [model.yarn] out for no extension")
-    if not 1 <= yarn.original_seq_len < model.seq_len:
+    if yarn.original_seq_len >= model.seq_len:
         raise RecipeError(
-            f"model.yarn.original_seq_len = {yarn.original_seq_len} must be at least 1 and below model.seq_len = "
+            f"model.yarn.original_seq_len = {yarn.original_seq_len} must be below model.seq_len = "
             f"{model.seq_len}: frequencies change only for contexts longer than trained; leave [model.yarn] out before"
         )
-    if not 0 < yarn.beta_slow < yarn.beta_fast:
+    if yarn.beta_slow >= yarn.beta_fast:
         raise RecipeError(
-            f"model.yarn.beta_slow = {yarn.beta_slow} must be above 0 and below beta_fast = {yarn.beta_fast}; "
+            f"model.yarn.beta_slow = {yarn.beta_slow} must be below beta_fast = {yarn.beta_fast}; "
             f"the paper's values are 1 and 32"
         )
-    if yarn.mscale < 0:
-        raise RecipeError(f"model.yarn.mscale = {yarn.mscale} must be 0 (softmax scale as it was) or more")
 
 
 def swiglu_width(d_model: int, multiple: int = 256) -> int:

@@ -50,7 +50,8 @@ def assign(model: nn.Module, section: NumericsSection, clock: Clock | None = Non
     for index, rule in enumerate(section.rules):
         matched = [name for name in layers if fnmatchcase(name, rule.modules)]
         if not matched:
-            close = difflib.get_close_matches(rule.modules, layers, n=1, cutoff=0.3)
+            wholes = {f"{name.partition('.')[0]}.*" for name in layers if "." in name}
+            close = difflib.get_close_matches(rule.modules, [*sorted(wholes), *layers], n=1, cutoff=0.3)
             hint = f"did you mean {close[0]!r}?" if close else "this model has no layer that takes a format"
             raise RecipeError(
                 f"numerics.rules[{index}].modules = {rule.modules!r} matches none of the {len(layers)} layers; {hint}"

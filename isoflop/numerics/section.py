@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from isoflop.errors import RecipeError
 from isoflop.optics.config import CoreConfig, OpticsError, load_preset
+from isoflop.recipe import PositiveInt, Seed, check_ranges
 
 Format = Literal["float32", "bfloat16", "fp8_block", "photonic"]
 
@@ -30,7 +31,7 @@ class Rule:
 class Fp8Section:
     """Blockwise-scaled E4M3 (DeepSeek-V3, arXiv 2412.19437, section 3.3)."""
 
-    block: int = 128
+    block: PositiveInt = 128
     """Values that share a scale: 1 x block of activations and gradients, block x block of weights (paper: 128)."""
     power_of_two_scales: bool = False
     """Scales rounded up to a power of two, as the released kernels offer."""
@@ -55,7 +56,7 @@ class NumericsSection:
 
     rules: tuple[Rule, ...]
     """Later ones go before earlier ones."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the noise, beside train.seed; formats without noise ignore it."""
     fp8_block: Fp8Section = Fp8Section()
     photonic: PhotonicSection = PhotonicSection()
@@ -71,9 +72,7 @@ def check_numerics(section: NumericsSection) -> None:
     for index, rule in enumerate(section.rules):
         if not rule.modules:
             raise RecipeError(f'numerics.rules[{index}].modules = "" must be a pattern of module names: "*" is all')
-    block = section.fp8_block.block
-    if block < 1:
-        raise RecipeError(f"numerics.fp8_block.block = {block} must be at least 1; the paper's is 128")
+    check_ranges(section, "numerics.")
     core_of(section.photonic)
 
 

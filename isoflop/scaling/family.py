@@ -17,10 +17,11 @@ Source: widths and ratios of the released configurations of DeepSeekMoE (arXiv 2
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from isoflop.errors import RecipeError
 from isoflop.model.config import ExpertConfig, LatentConfig, ModelConfig
+from isoflop.recipe import NotNegative, NotNegativeInt, Positive, PositiveInt, Range, check_ranges
 
 _MULTIPLES = ((1024, 64), (512, 32), (0, 8))
 
@@ -29,23 +30,23 @@ _MULTIPLES = ((1024, 64), (512, 32), (0, 8))
 class ExpertFamily:
     """Mixture of experts: counts are the same at every size, widths follow d_model."""
 
-    n_experts: int
+    n_experts: PositiveInt
     """Routed experts."""
-    n_active: int
+    n_active: PositiveInt
     """Routed experts that a token uses."""
-    granularity: float = 4.0
-    """Width of the dense family's MLP, 8/3 d_model, over that of one expert."""
-    n_shared: int = 1
+    granularity: Annotated[float, Range(at_least=0.5)] = 4.0
+    """Width of the dense family's MLP, 8/3 d_model, over that of one expert: 1 is as wide as it, 4 a quarter."""
+    n_shared: NotNegativeInt = 1
     """Experts that every token uses."""
-    n_dense_layers: int = 1
+    n_dense_layers: NotNegativeInt = 1
     """Blocks at the bottom with a dense MLP."""
     affinity: Literal["sigmoid", "softmax"] = "sigmoid"
     """See isoflop.model.config.ExpertConfig, as for the keys below."""
     normalise: bool = True
-    routed_scale: float = 1.0
+    routed_scale: Positive = 1.0
     selection_bias: bool = True
-    n_groups: int = 1
-    n_groups_kept: int = 1
+    n_groups: PositiveInt = 1
+    n_groups_kept: PositiveInt = 1
     group_score: Literal["top_sum", "max"] = "top_sum"
 
     def config(self, d_model: int) -> ExpertConfig:
@@ -70,11 +71,11 @@ class ExpertFamily:
 class LatentFamily:
     """Multi-head latent attention, sizes as shares."""
 
-    kv_share: float = 0.25
+    kv_share: Positive = 0.25
     """Key and value latent over d_model (V2-Lite 0.25, V2 0.1, V3 0.07)."""
-    q_share: float = 0.0
+    q_share: NotNegative = 0.0
     """Query latent over d_model (V2 0.3, V3 0.21); 0: none, as V2-Lite."""
-    rope_share: float = 0.5
+    rope_share: Positive = 0.5
     """Rotary channels of a head over those without position (released models: 64 of 128)."""
 
     def config(self, d_model: int, d_head: int) -> LatentConfig:
@@ -96,9 +97,9 @@ class Family:
     """Mixture of experts in place of the MLP."""
     latent: LatentFamily | None = None
     """Multi-head latent attention in place of MHA."""
-    heads_per_kv_head: int = 1
+    heads_per_kv_head: PositiveInt = 1
     """Query heads that share keys and values, at most (GQA); the largest divisor of the heads up to it is taken."""
-    mtp_depth: int = 0
+    mtp_depth: NotNegativeInt = 0
     """Multi-token prediction modules of every size."""
 
     def member(self, dense: ModelConfig) -> ModelConfig:
@@ -129,37 +130,18 @@ def rounded_up(width: float, d_model: int) -> int:
 
 
 def check_family(family: Family) -> None:
-    """Rules between the family's keys. Raises RecipeError naming the key, the value, the rule and a way out."""
-    experts, latent = family.experts, family.latent
-    if experts is not None:
-        if not 1 <= experts.n_active <= experts.n_experts:
-            raise RecipeError(
-                f"family.experts.n_active = {experts.n_active} must be between 1 and family.experts.n_experts = "
-                f"{experts.n_experts}"
-            )
-        if experts.granularity < 0.5:
-            raise RecipeError(
-                f"family.experts.granularity = {experts.granularity} must be at least 0.5; 1 is an expert as wide as "
-                f"the dense MLP, 4 a quarter of it"
-            )
-        for name in ("n_shared", "n_dense_layers"):
-            if getattr(experts, name) < 0:
-                raise RecipeError(f"family.experts.{name} = {getattr(experts, name)} must be 0 or more")
-    if latent is not None:
-        for name, low in (("kv_share", 0.0), ("rope_share", 0.0)):
-            if getattr(latent, name) <= low:
-                raise RecipeError(f"family.latent.{name} = {getattr(latent, name)} must be above 0, for example 0.25")
-        if latent.q_share < 0:
-            raise RecipeError(f"family.latent.q_share = {latent.q_share} must be 0 (no query latent) or more")
-        if family.heads_per_kv_head != 1:
-            raise RecipeError(
-                f"family.heads_per_kv_head = {family.heads_per_kv_head} must be 1 with family.latent: latent attention "
-                f"makes every head's own key and value; leave one of the two out"
-            )
-    if family.heads_per_kv_head < 1 or family.mtp_depth < 0:
+    """Ranges, and rules between the family's keys. Raises RecipeError naming the key, the value and the rule."""
+    check_ranges(family, "family.")
+    experts = family.experts
+    if experts is not None and experts.n_active > experts.n_experts:
         raise RecipeError(
-            f"family.heads_per_kv_head = {family.heads_per_kv_head} must be at least 1 and family.mtp_depth = "
-            f"{family.mtp_depth} at least 0"
+            f"family.experts.n_active = {experts.n_active} must be at most family.experts.n_experts = "
+            f"{experts.n_experts}"
+        )
+    if family.latent is not None and family.heads_per_kv_head != 1:
+        raise RecipeError(
+            f"family.heads_per_kv_head = {family.heads_per_kv_head} must be 1 with family.latent: latent attention "
+            f"makes every head's own key and value; leave one of the two out"
         )
 
 

@@ -4,11 +4,19 @@ TOML in (isoflop.recipe.load_recipe), a `LadderRecipe` out; isoflop.scaling.ladd
 """
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from isoflop.errors import RecipeError
 from isoflop.numerics.section import NumericsSection, check_numerics
+from isoflop.recipe import NotNegative, NotNegativeInt, Positive, PositiveInt, Range, Seed, check_ranges, from_tree
 from isoflop.scaling.family import DENSE, Family, check_family
+from isoflop.training.pretrain_recipe import (
+    BalanceSection,
+    CheckpointSection,
+    MtpSection,
+    ValidateSection,
+    check_device,
+)
 from isoflop.training.schedule import Schedule
 
 
@@ -17,39 +25,39 @@ class LadderSection:
     """Which budgets and which sizes."""
 
     purpose: Literal["isoflop", "grid", "hyper"] = "isoflop"
-    budgets: tuple[float, ...] = ()
+    budgets: tuple[Positive, ...] = ()
     """Training FLOPs of a cell, C = M D, increasing; or give minutes or gpu_hours instead."""
-    minutes: float = 0.0
+    minutes: NotNegative = 0.0
     """Wall time of the whole sweep with `workers` workers; the budgets that fit are chosen."""
-    gpu_hours: float = 0.0
+    gpu_hours: NotNegative = 0.0
     """Device time of the whole sweep, summed over workers."""
-    workers: int = 1
+    workers: PositiveInt = 1
     """Runs at a time."""
-    overhead_s: float = 0.0
+    overhead_s: NotNegative = 0.0
     """Seconds that a cell costs besides its steps: start, validation, saving."""
-    n_budgets: int = 4
+    n_budgets: PositiveInt = 4
     """How many, where they are chosen from a time."""
-    budget_ratio: float = 3.0
+    budget_ratio: Annotated[float, Range(above=1)] = 3.0
     """Between neighbouring budgets, where they are chosen from a time."""
-    n_sizes: int = 5
+    n_sizes: Annotated[int, Range(at_least=1, at_most=100)] = 5
     """Sizes per budget; an IsoFLOP curve needs at least 3."""
-    size_span: float = 3.5
+    size_span: Annotated[float, Range(above=1)] = 3.5
     """Factor in M from the centre to the smallest and to the largest size (the fact sheet advises 3 to 4)."""
-    sizes: tuple[float, ...] = ()
+    sizes: tuple[Positive, ...] = ()
     """Explicit model scales M, FLOPs per token: for a grid, or instead of the centred sizes of a hyper ladder."""
-    tokens_per_param: tuple[float, ...] = ()
+    tokens_per_param: tuple[Positive, ...] = ()
     """For a grid: training tokens per parameter, all parameters that a token uses counted."""
-    learning_rate_factors: tuple[float, ...] = (1.0,)
+    learning_rate_factors: tuple[Positive, ...] = (1.0,)
     """Multiples of the law's rate, each a cell."""
-    batch_factors: tuple[float, ...] = (1.0,)
+    batch_factors: tuple[Positive, ...] = (1.0,)
     """Multiples of the law's batch, each a cell."""
-    seeds: tuple[int, ...] = (0,)
+    seeds: tuple[Seed, ...] = (0,)
     """Each a cell."""
     share_trunks: bool = True
     """Cells of one size branch off one constant-rate run; needs train.schedule = constant_cooldown."""
-    n_controls: int = 0
+    n_controls: NotNegativeInt = 0
     """Shared cells that are run once more alone, at their own budget's rate and batch: the price of sharing."""
-    max_tokens: int = 0
+    max_tokens: NotNegativeInt = 0
     """No cell may train on more; 0: no limit. Budgets chosen from a time are lowered together to respect it."""
 
 
@@ -57,8 +65,8 @@ class LadderSection:
 class AllocationSection:
     """Prior law M_opt = coefficient C^exponent on which sizes are centred (default: DeepSeek LLM, arXiv 2401.02954)."""
 
-    coefficient: float = 0.1715
-    exponent: float = 0.5243
+    coefficient: Positive = 0.1715
+    exponent: Annotated[float, Range(above=0, below=1)] = 0.5243
 
     def scale_at(self, budget_flops: float) -> float:
         """M that is optimal at a budget."""
@@ -73,10 +81,10 @@ class AllocationSection:
 class LadderModelSection:
     """What all sizes have in common; the rest follows from the family in isoflop.scaling.shapes."""
 
-    vocab_size: int = 512
+    vocab_size: PositiveInt = 512
     """Padding included, as in the tokens folder."""
-    seq_len: int = 128
-    init_std: float = 0.0
+    seq_len: PositiveInt = 128
+    init_std: NotNegative = 0.0
     """0: the family's rule, 0.006 sqrt(4096 / d_model) below width 4096."""
 
 
@@ -86,7 +94,7 @@ class LadderDataSection:
 
     tokens: str = ""
     tokenizer_sha256: str = ""
-    weights: dict[str, float] = field(default_factory=dict)
+    weights: dict[str, NotNegative] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -94,21 +102,21 @@ class LadderTrainSection:
     """As in a pretrain recipe, less what the ladder decides (tokens, batch, rate, seed)."""
 
     schedule: Schedule = "constant_cooldown"
-    cooldown_fraction: float = 0.2
-    warmup_steps: int = 0
+    cooldown_fraction: Annotated[float, Range(above=0, below=1)] = 0.2
+    warmup_steps: NotNegativeInt = 0
     """0: 2% of the steps of this size at its own optimum, but at most 10% of the shortest run of the size."""
-    max_micro_batch: int = 0
+    max_micro_batch: NotNegativeInt = 0
     """Most sequences in a forward pass; 0: the whole batch."""
-    beta1: float = 0.9
-    beta2: float = 0.95
-    eps: float = 1e-8
-    weight_decay: float = 0.1
-    clip_norm: float = 1.0
+    beta1: Annotated[float, Range(at_least=0, below=1)] = 0.9
+    beta2: Annotated[float, Range(at_least=0, below=1)] = 0.95
+    eps: Positive = 1e-8
+    weight_decay: NotNegative = 0.1
+    clip_norm: Positive = 1.0
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"
     cuda_graph: bool = True
     device: str = "auto"
-    threads: int = 0
+    threads: NotNegativeInt = 0
     balance: dict[str, Any] = field(default_factory=dict)
     """`[train.balance]` of a pretrain recipe, for a mixture of experts; empty: its defaults."""
     mtp: dict[str, Any] = field(default_factory=dict)
@@ -136,8 +144,16 @@ class LadderRecipe:
 
 
 def check(recipe: LadderRecipe) -> None:
-    """Rules between keys. Raises RecipeError naming the key, the value, the rule and a way out."""
-    spec, prior, train = recipe.ladder, recipe.allocation, recipe.train
+    """Ranges, and rules between keys. Raises RecipeError naming the key, the value, the rule and a way out."""
+    check_ranges(recipe)
+    spec, train = recipe.ladder, recipe.train
+    for tree, section, name in (
+        (recipe.validate, ValidateSection, "validate."),
+        (recipe.checkpoint, CheckpointSection, "checkpoint."),
+        (train.balance, BalanceSection, "train.balance."),
+        (train.mtp, MtpSection, "train.mtp."),
+    ):
+        from_tree(tree, section, name)
     check_family(recipe.family)
     if recipe.numerics is not None:
         check_numerics(recipe.numerics)
@@ -148,37 +164,19 @@ def check(recipe: LadderRecipe) -> None:
             )
     elif sum(map(bool, (spec.budgets, spec.minutes, spec.gpu_hours))) != 1:
         raise RecipeError("give exactly one of ladder.budgets, ladder.minutes and ladder.gpu_hours")
-    if any(b <= a for a, b in zip(spec.budgets, spec.budgets[1:])) or any(b <= 0 for b in spec.budgets):
-        raise RecipeError(f"ladder.budgets = {list(spec.budgets)} must be above 0 and increase; sort them")
+    if any(b <= a for a, b in zip(spec.budgets, spec.budgets[1:])):
+        raise RecipeError(f"ladder.budgets = {list(spec.budgets)} must increase; sort them")
     given = len(set(spec.sizes)) if spec.sizes else spec.n_sizes
     if spec.purpose == "isoflop" and given < 3:
         raise RecipeError(
             f"ladder.n_sizes = {given}: an IsoFLOP curve needs at least 3 sizes per budget, better 5 to 7"
         )
-    for name, value, low in (
-        ("n_sizes", spec.n_sizes, 1),
-        ("n_controls", spec.n_controls, 0),
-        ("n_budgets", spec.n_budgets, 1),
-        ("workers", spec.workers, 1),
-        ("minutes", spec.minutes, 0),
-        ("gpu_hours", spec.gpu_hours, 0),
-    ):
-        if value < low:
-            raise RecipeError(f"ladder.{name} = {value} must be at least {low}")
-    for name, value in (("size_span", spec.size_span), ("budget_ratio", spec.budget_ratio)):
-        if value <= 1:
-            raise RecipeError(f"ladder.{name} = {value} must be above 1, for example 3")
-    for name in ("sizes", "tokens_per_param", "learning_rate_factors", "batch_factors"):
-        if any(value <= 0 for value in getattr(spec, name)):
-            raise RecipeError(f"ladder.{name} = {list(getattr(spec, name))} must be above 0 throughout")
     for name in ("learning_rate_factors", "batch_factors", "seeds"):
         if not getattr(spec, name):
             raise RecipeError(f"ladder.{name} = [] must name at least one; leave it out for the default")
-    if prior.coefficient <= 0 or not 0 < prior.exponent < 1:
-        raise RecipeError(
-            f"allocation M = {prior.coefficient} C^{prior.exponent} must have a coefficient above 0 and an exponent "
-            f"between 0 and 1; DeepSeek LLM's is 0.1715 C^0.5243"
-        )
+    check_device(train.device)
+    if not recipe.study:
+        raise RecipeError('study = "" must name the study: its records and pages carry the name')
     if spec.share_trunks and train.schedule != "constant_cooldown":
         raise RecipeError(
             f'ladder.share_trunks = true needs train.schedule = "constant_cooldown", not "{train.schedule}": '
@@ -190,5 +188,3 @@ def check(recipe: LadderRecipe) -> None:
     ):
         if getattr(train, name) and not part:
             raise RecipeError(f"train.{name} is set but the models have none: leave it out or set family.{of}")
-    if not 0 < train.cooldown_fraction < 1:
-        raise RecipeError(f"train.cooldown_fraction = {train.cooldown_fraction} must be above 0 and below 1")

@@ -2,18 +2,21 @@
 
 import dataclasses
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
-from isoflop.errors import DataError, PlanError
+from isoflop.errors import DataError, PlanError, RecipeError
 from isoflop.recipe import load_recipe, to_tree, write_json
 from isoflop.scaling.cells import stable_hash
-from isoflop.scaling.ladder import LadderRecipe
+from isoflop.scaling.ladder_recipe import LadderModelSection, LadderRecipe
 from isoflop.scaling.records import append_record
 from isoflop.scaling.score import score
 from isoflop.scaling.sweep import record_of_run
 from isoflop.tokens.shards import TokenSet
 from isoflop.training.pretrain_recipe import PretrainRecipe
+
+log = logging.getLogger(__name__)
 
 
 def ladder_on_tokens(recipe: LadderRecipe) -> tuple[LadderRecipe, str]:
@@ -23,10 +26,22 @@ def ladder_on_tokens(recipe: LadderRecipe) -> tuple[LadderRecipe, str]:
 
     Raises:
         DataError: no such folder, or it was made with another tokenizer than the recipe names.
+        RecipeError: weights of a domain that the folder lacks.
     """
     if not recipe.data.tokens:
         return recipe, ""
     token_set = TokenSet.open(recipe.data.tokens, tokenizer_sha256=recipe.data.tokenizer_sha256)
+    domains = token_set.domains("train")
+    unknown = sorted(set(recipe.data.weights) - set(domains))
+    if unknown:
+        raise RecipeError(f"data.weights.{unknown[0]}: no such domain; the tokens have: {', '.join(domains)}")
+    if recipe.model.vocab_size not in (LadderModelSection.vocab_size, token_set.vocab_size):
+        log.warning(
+            "model.vocab_size = %d is set to the %d rows of %s, padding included",
+            recipe.model.vocab_size,
+            token_set.vocab_size,
+            recipe.data.tokens,
+        )
     tied = dataclasses.replace(
         recipe,
         model=dataclasses.replace(recipe.model, vocab_size=token_set.vocab_size),

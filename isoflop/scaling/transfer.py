@@ -188,7 +188,7 @@ def hyper_law(spec: "str | Mapping[str, Any] | HyperLaw") -> HyperLaw:
     """A law by published name, from a `[hyper]` tree, or from the output of `fit_hyper` (its `own_law` is used).
 
     Raises:
-        RecipeError: unknown name (with the nearest one), missing part, unknown quantity.
+        RecipeError: unknown name or key (with the nearest one), missing part, unknown quantity.
     """
     if isinstance(spec, HyperLaw):
         return spec
@@ -199,6 +199,14 @@ def hyper_law(spec: "str | Mapping[str, Any] | HyperLaw") -> HyperLaw:
             raise RecipeError(f"hyper-parameter law {spec!r} is unknown; {hint}")
         return HYPER_LAWS[spec]
     tree: Mapping[str, Any] = spec
+    known = ("law", "learning_rate", "batch_tokens", "name", "source", "grade", "counts")
+    unknown = [key for key in tree if key not in known and "own_law" not in tree]  # a fit says more than its law
+    if unknown:
+        close = difflib.get_close_matches(unknown[0], known, n=1)
+        raise RecipeError(
+            f"unknown key hyper.{unknown[0]}; "
+            + (f"did you mean hyper.{close[0]}?" if close else f"known keys: {', '.join(known)}")
+        )
     fitted, published = tree.get("own_law"), tree.get("law")
     if isinstance(fitted, Mapping):
         tree = fitted

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from isoflop.errors import RecipeError
+from isoflop.recipe import Seed, Share, check_ranges
 from isoflop.tokens.bpe import Tokenizer
 
 
@@ -26,11 +27,11 @@ from isoflop.tokens.bpe import Tokenizer
 class DocumentOptions:
     """The `[documents]` section of a tokens recipe."""
 
-    fim_rate: float = 0.0
+    fim_rate: Share = 0.0
     """Share of training documents in prefix-suffix-middle order. Paper: 0.1; needs tokenizer.fim_tokens."""
-    split_rate: float = 0.0
+    split_rate: Share = 0.0
     """Share of tokens joining punctuation and line breaks that are split in training documents. Paper: not stated."""
-    seed: int = 0
+    seed: Seed = 0
 
 
 class Texts(NamedTuple):
@@ -45,10 +46,7 @@ class Texts(NamedTuple):
 
 def check(options: DocumentOptions, tokenizer: Tokenizer) -> None:
     """Raises RecipeError for rates that cannot be, or that the tokenizer has no tokens for."""
-    for name in ("fim_rate", "split_rate"):
-        rate = getattr(options, name)
-        if not 0.0 <= rate <= 1.0:
-            raise RecipeError(f"documents.{name} = {rate} must lie in [0, 1]; 0 turns it off")
+    check_ranges(options, "documents.")
     if options.fim_rate and tokenizer.fim_ids is None:
         raise RecipeError(
             f"documents.fim_rate = {options.fim_rate} needs the three fill-in-the-middle tokens, which this tokenizer "

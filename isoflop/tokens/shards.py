@@ -25,7 +25,7 @@ import numpy as np
 from isoflop.corpus.folder import new_folder, read_manifest
 from isoflop.corpus.sources import read_texts
 from isoflop.errors import DataError
-from isoflop.recipe import to_tree, write_json
+from isoflop.recipe import NotNegativeInt, Positive, PositiveInt, to_tree, write_json
 from isoflop.tokens.bpe import Tokenizer, train_tokenizer
 from isoflop.tokens.count import TooVaried
 from isoflop.tokens.documents import DocumentOptions, Texts, encode_documents
@@ -45,17 +45,17 @@ Progress = Callable[[str, int, int], None]
 class TokenizerOptions:
     """Size and training sample of the tokenizer."""
 
-    vocab_size: int = 100_000
+    vocab_size: PositiveInt = 100_000
     """Ordinary tokens: 256 bytes plus merges. Paper: 100,000."""
-    n_reserved: int = 13
+    n_reserved: NotNegativeInt = 13
     """Further special tokens, for later stages. Paper: 15 special tokens in all."""
-    padded_vocab_size: int = 102_400
+    padded_vocab_size: NotNegativeInt = 102_400
     """What the model's embedding and head have; 0 rounds up to `pad_multiple`. Paper: 102,400."""
-    pad_multiple: int = 64
+    pad_multiple: PositiveInt = 64
     """Used where padded_vocab_size is 0."""
-    sample_mb: float = 200.0
+    sample_mb: Positive = 200.0
     """Text for training the merges, taken evenly from the training documents of all domains; megabytes."""
-    min_frequency: int = 2
+    min_frequency: PositiveInt = 2
     """A merge must be seen this often."""
     rules: Rules = "v1"
     """Where no merge may cross: v1 is DeepSeek LLM's cuts, v3 is DeepSeek-V3's (digits in threes, punctuation joined
@@ -72,7 +72,7 @@ class TokensRecipe:
     documents: DocumentOptions = field(default_factory=DocumentOptions)
     reuse_tokenizer: str = ""
     """Folder with a trained tokenizer to use instead of training one."""
-    workers: int = 0
+    workers: NotNegativeInt = 0
     """Processes that encode; 0: one per core, at most 16, and none for small inputs. Changes nothing in the result."""
 
 

@@ -20,6 +20,7 @@ from isoflop.model.accounting import count_parameters, flops_per_token, inspect
 from isoflop.model.config import ModelConfig, YarnConfig
 from isoflop.model.transformer import Transformer
 from isoflop.numerics.section import NumericsSection
+from isoflop.recipe import NotNegative, Positive, PositiveInt
 from isoflop.training import checkpoint
 from isoflop.training.pretrain_recipe import (
     CheckpointSection,
@@ -39,15 +40,15 @@ class ExtendSection:
 
     run: str
     """Folder of a finished train, extend or import; for a dry run also the TOML file of a pretrain recipe."""
-    seq_len: int
+    seq_len: PositiveInt
     """New context in tokens."""
-    factor: float = 0.0
+    factor: NotNegative = 0.0
     """How many times slower the slow rotary pairs turn; 0: seq_len over the original length. Paper: 40."""
-    beta_fast: float = 32.0
+    beta_fast: Positive = 32.0
     """Pairs that turn more often than this in the original context stay as they are (paper)."""
-    beta_slow: float = 1.0
+    beta_slow: Positive = 1.0
     """Pairs that turn less often than this are slowed by the whole factor (paper)."""
-    mscale: float = 1.0
+    mscale: NotNegative = 1.0
     """Softmax scale times (0.1 mscale ln factor + 1)^2; 0 leaves it. Paper: 1."""
 
 

@@ -31,7 +31,14 @@ from isoflop.training.clipping import watch_clipping
 from isoflop.training.loop import LoopResult, Saving, train
 from isoflop.training.monitor import Progress, peak_flops_per_s
 from isoflop.training.optim import adamw
-from isoflop.training.pretrain_recipe import BalanceSection, InitialSection, MtpSection, PretrainRecipe, check
+from isoflop.training.pretrain_recipe import (
+    BalanceSection,
+    InitialSection,
+    MtpSection,
+    PretrainRecipe,
+    check,
+    check_device,
+)
 from isoflop.training.schedule import cooldown_start, factor
 from isoflop.training.terms import StepTerms
 from isoflop.training.validate import validate
@@ -217,6 +224,16 @@ def run_pretrain(
     return result
 
 
+def check_data(recipe: PretrainRecipe) -> None:
+    """Whether tokenizer, vocabulary, domains and windows of the tokens folder suit the recipe; no device is touched.
+
+    Raises:
+        DataError: a folder that is damaged, or made with another tokenizer.
+        RecipeError: weights of a domain that it lacks, or windows longer than its text.
+    """
+    LanguageModel(recipe, _open_tokens(recipe))
+
+
 def trajectory_of(recipe: PretrainRecipe, token_set: TokenSet) -> str:
     """Hash of all that decides the numbers of a run, except how long its constant-rate stage goes on."""
     tree = to_tree(recipe)
@@ -301,12 +318,10 @@ def _open_tokens(recipe: PretrainRecipe) -> TokenSet:
 
 def choose_device(name: str) -> torch.device:
     """auto, cpu, cuda, cuda:1 ... as a device that is there. Raises RecipeError."""
+    check_device(name)
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise RecipeError(f"train.device = {name!r} is not a device; use auto, cpu or cuda") from error
+    device = torch.device(name)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise RecipeError(f"train.device = {name!r} but PyTorch sees no GPU here; use auto or cpu")
     return device

@@ -5,12 +5,14 @@ file never imports torch, so that ladders and plans can read it.
 """
 
 import dataclasses
+import re
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from isoflop.errors import RecipeError
 from isoflop.model.config import ExpertConfig, ModelConfig
 from isoflop.numerics.section import NumericsSection, check_numerics
+from isoflop.recipe import NotNegative, NotNegativeInt, Positive, PositiveInt, Range, Seed, check_ranges
 from isoflop.training.schedule import Schedule
 
 
@@ -18,9 +20,9 @@ from isoflop.training.schedule import Schedule
 class CurriculumStage:
     """One `[[data.curriculum]]` entry: from here on, these shares."""
 
-    from_share: float
+    from_share: Annotated[float, Range(at_least=0, below=1)]
     """Of the training tokens at which the stage begins; 0 for the first, below 1."""
-    weights: dict[str, float]
+    weights: dict[str, NotNegative]
     """Share of each domain."""
 
 
@@ -32,7 +34,7 @@ class DataSection:
     """Tokens folder, relative to the working directory."""
     tokenizer_sha256: str = ""
     """Hash that the folder's tokenizer must have; empty accepts any."""
-    weights: dict[str, float] = field(default_factory=dict)
+    weights: dict[str, NotNegative] = field(default_factory=dict)
     """Share of each domain; empty keeps the natural proportions."""
     curriculum: tuple[CurriculumStage, ...] = ()
     """Shares that change during the run, instead of weights; `mixture.toml` of a corpus has them."""
@@ -54,21 +56,21 @@ class InitialSection:
 class BalanceSection:
     """How the load of experts is kept even; nothing here matters to a model without experts."""
 
-    bias_speed: float = 0.001
+    bias_speed: NotNegative = 0.001
     """Step of the selection bias after every optimizer step, gamma of V3; 0 leaves the biases where they are."""
-    bias_until_tokens: int = 0
+    bias_until_tokens: NotNegativeInt = 0
     """Training tokens after which the biases rest (V3: 14.3e12 of 14.8e12); 0: never."""
-    sequence_loss: float = 1e-4
+    sequence_loss: NotNegative = 1e-4
     """Weight of V3's complementary loss: counts over the experts that affinity alone would choose."""
-    expert_loss: float = 0.0
+    expert_loss: NotNegative = 0.0
     """Weight of the expert-level loss of V2 and DeepSeekMoE: counts over the experts that were chosen."""
-    device_loss: float = 0.0
+    device_loss: NotNegative = 0.0
     """Weight of V2's device-level loss: groups of experts on `n_devices` devices."""
-    communication_loss: float = 0.0
+    communication_loss: NotNegative = 0.0
     """Weight of V2's communication loss: how many tokens each device is sent."""
-    n_devices: int = 1
+    n_devices: PositiveInt = 1
     """Devices that the experts are spread over, for the two losses above; divides n_experts."""
-    report_every: int = 10
+    report_every: NotNegativeInt = 10
     """Optimizer steps between load statistics in metrics.jsonl; 0: none."""
 
 
@@ -76,11 +78,11 @@ class BalanceSection:
 class MtpSection:
     """Weight of the multi-token prediction loss; nothing here matters to a model without such modules."""
 
-    weight: float = 0.3
+    weight: NotNegative = 0.3
     """Lambda: the mean over the modules' losses counts this much (V3: 0.3, later 0.1)."""
-    later_weight: float = 0.1
+    later_weight: NotNegative = 0.1
     """Lambda from `later_from_tokens` on."""
-    later_from_tokens: int = 0
+    later_from_tokens: NotNegativeInt = 0
     """Training tokens after which the weight changes (V3: 10e12 of 14.8e12); 0: never."""
 
 
@@ -88,26 +90,26 @@ class MtpSection:
 class TrainSection:
     """How it is trained."""
 
-    n_tokens: int
+    n_tokens: PositiveInt
     """Training tokens, all passes."""
-    batch_tokens: int
+    batch_tokens: PositiveInt
     """Tokens per optimizer step, a multiple of model.seq_len."""
-    learning_rate: float
+    learning_rate: Positive
     """Peak rate."""
-    micro_batch: int = 0
+    micro_batch: NotNegativeInt = 0
     """Sequences per forward pass; 0: the whole batch."""
     schedule: Schedule = "multi_step"
-    warmup_steps: int = 2000
+    warmup_steps: NotNegativeInt = 2000
     """Linear from 0 (paper: 2000)."""
-    cooldown_fraction: float = 0.2
+    cooldown_fraction: Annotated[float, Range(above=0, at_most=1)] = 0.2
     """Share of the steps that constant_cooldown spends going to 0."""
-    beta1: float = 0.9
-    beta2: float = 0.95
-    eps: float = 1e-8
+    beta1: Annotated[float, Range(at_least=0, below=1)] = 0.9
+    beta2: Annotated[float, Range(at_least=0, below=1)] = 0.95
+    eps: Positive = 1e-8
     """Not stated in the paper; PyTorch's default."""
-    weight_decay: float = 0.1
-    clip_norm: float = 1.0
-    seed: int = 0
+    weight_decay: NotNegative = 0.1
+    clip_norm: Positive = 1.0
+    seed: Seed = 0
     """Of the weights and the order of the data."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of activations and products; auto is bfloat16 on a GPU and float32 on a CPU."""
@@ -117,7 +119,7 @@ class TrainSection:
     """Replay the steps of small models as one CUDA graph: ten times faster where launches dominate."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1 ..."""
-    threads: int = 0
+    threads: NotNegativeInt = 0
     """CPU threads; 0 leaves PyTorch's choice. Results are bitwise repeatable at one thread count."""
 
     balance: BalanceSection | None = None
@@ -130,8 +132,8 @@ class TrainSection:
 class ValidateSection:
     """When bits per byte are measured during the run; the end always is."""
 
-    every_steps: int = 0
-    max_tokens: int = 0
+    every_steps: NotNegativeInt = 0
+    max_tokens: NotNegativeInt = 0
     """Per domain; 0: every held-out token."""
 
 
@@ -139,9 +141,10 @@ class ValidateSection:
 class CheckpointSection:
     """When the run is saved; the end always is."""
 
-    every_steps: int = 0
-    every_s: float = 300.0
-    keep: int = 2
+    every_steps: NotNegativeInt = 0
+    every_s: NotNegative = 300.0
+    keep: PositiveInt = 2
+    """Better 2: one may be damaged."""
 
 
 @dataclass(frozen=True)
@@ -166,9 +169,10 @@ class PretrainRecipe:
 
 
 def check(recipe: PretrainRecipe) -> None:
-    """Rules between keys. Raises RecipeError naming the key, the value, the rule and a way out."""
+    """Ranges, and rules between keys. Raises RecipeError naming the key, the value, the rule and a way out."""
+    check_ranges(recipe)
     t, seq_len = recipe.train, recipe.model.seq_len
-    if t.batch_tokens < 1 or t.batch_tokens % seq_len:
+    if t.batch_tokens % seq_len:
         low = max(1, t.batch_tokens // seq_len) * seq_len
         raise RecipeError(
             f"train.batch_tokens = {t.batch_tokens} must be a multiple of model.seq_len = {seq_len}; "
@@ -183,15 +187,7 @@ def check(recipe: PretrainRecipe) -> None:
             f"train.n_tokens = {t.n_tokens} is less than one optimizer step of train.batch_tokens = {t.batch_tokens}; "
             f"raise the budget or lower the batch"
         )
-    if not 0 < t.cooldown_fraction <= 1:
-        raise RecipeError(f"train.cooldown_fraction = {t.cooldown_fraction} must be above 0 and at most 1")
-    if recipe.checkpoint.keep < 1:
-        raise RecipeError(
-            f"checkpoint.keep = {recipe.checkpoint.keep} must be at least 1, better 2: one may be damaged"
-        )
-    for name in ("learning_rate", "clip_norm", "eps"):
-        if not getattr(t, name) > 0:
-            raise RecipeError(f"train.{name} = {getattr(t, name)} must be above 0")
+    check_device(t.device)
     if t.balance is not None:
         check_balance(t.balance, recipe.model.experts)
     if t.mtp is not None:
@@ -209,15 +205,18 @@ def check(recipe: PretrainRecipe) -> None:
         raise RecipeError(f"data.weights = {recipe.data.weights} and data.curriculum: give one of them, not both")
 
 
+def check_device(name: str) -> None:
+    """Whether a name can be one of a device, there or not. Raises RecipeError."""
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name):
+        raise RecipeError(f"train.device = {name!r} is not a device; use auto, cpu, cuda or cuda:1")
+
+
 def check_balance(section: BalanceSection, experts: ExpertConfig | None) -> None:
     """Raises RecipeError where a value makes no sense for these experts, or there are none."""
     if experts is None:
         raise RecipeError("train.balance is set but the model has no experts: leave it out or add [model.experts]")
-    names = ("bias_speed", "bias_until_tokens", "sequence_loss", "expert_loss", "device_loss", "communication_loss")
-    for name in (*names, "report_every"):
-        if getattr(section, name) < 0:
-            raise RecipeError(f"train.balance.{name} = {getattr(section, name)} must be 0 (off) or more")
-    if section.n_devices < 1 or experts.n_experts % section.n_devices:
+    check_ranges(section, "train.balance.")
+    if experts.n_experts % section.n_devices:
         raise RecipeError(
             f"train.balance.n_devices = {section.n_devices} must divide model.experts.n_experts = {experts.n_experts}"
         )
@@ -232,9 +231,7 @@ def check_mtp(section: MtpSection, depth: int) -> None:
     """Raises RecipeError for values below 0, and where there are no modules."""
     if not depth:
         raise RecipeError("train.mtp is set but model.mtp_depth = 0: leave it out or set a depth of at least 1")
-    for name in ("weight", "later_weight", "later_from_tokens"):
-        if getattr(section, name) < 0:
-            raise RecipeError(f"train.mtp.{name} = {getattr(section, name)} must be 0 or more")
+    check_ranges(section, "train.mtp.")
 
 
 def with_train(recipe: PretrainRecipe, **changes: Any) -> PretrainRecipe:

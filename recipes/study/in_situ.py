@@ -37,10 +37,10 @@ CONVERTERS = ("input_bits", "weight_bits", "adc_bits")
 SEEDS = (0, 1, 2)
 
 
-def core(bits: int, backward: str = "ste", **changes: Any) -> NumericsSection:
-    """lin2024 with converters of so many bits."""
+def core(bits: int, backward: str = "ste", *, preset: str = "lin2024", **changes: Any) -> NumericsSection:
+    """A preset with converters of so many bits."""
     fields = {**dict.fromkeys(CONVERTERS, bits), **changes}
-    return NumericsSection((Rule("*", "photonic"),), photonic=PhotonicSection("lin2024", fields, backward))  # type: ignore[arg-type]
+    return NumericsSection((Rule("*", "photonic"),), photonic=PhotonicSection(preset, fields, backward))  # type: ignore[arg-type]
 
 
 class Results:
@@ -151,6 +151,9 @@ def omniglot(data: Path, results: Results) -> None:
         "6 bits": core(6, **PROTOTYPE),
         "6 bits, scale by row": core(6, **{**PROTOTYPE, "weight_scale": "row"}),
         "6 bits, best full scale": core(6, **{**PROTOTYPE, "range_std": 0.0}),
+        "6 bits, lin2024 as it is": core(6),
+        "6 bits, perfect optics": core(6, preset="ideal"),
+        "8 bits": core(8, **PROTOTYPE),
     }
     runs = [(name, section, 1e-3) for name, section in formats.items()]
     runs += [(f"rate {rate:g} {name}", formats[name], rate) for rate in (5e-4, 2e-3) for name in ("digital", "6 bits")]

@@ -136,7 +136,7 @@ def test_corpus_without_any_usable_document_is_refused_with_counts(tmp_path: Pat
 def test_contradictions_in_the_recipe_are_refused(folder: Path) -> None:
     with pytest.raises(DataError, match=r"names none and environment\.enabled = false"):
         build_corpus(CorpusRecipe(environment=EnvironmentOptions(enabled=False)), folder / "corpus")
-    with pytest.raises(RecipeError, match=r"split\.valid_fraction = 1\.5 must lie in"):
+    with pytest.raises(RecipeError, match=r"split\.valid_fraction = 1\.5 must be at least 0 and below 1"):
         build_corpus(_recipe(folder, split=SplitOptions(valid_fraction=1.5)), folder / "corpus")
     with pytest.raises(DataError, match=r"no document is left for valid \(dropped by rule: .*\); raise split"):
         build_corpus(_recipe(folder, split=SplitOptions(valid_fraction=0.0)), folder / "corpus")
@@ -227,5 +227,5 @@ def test_a_sample_takes_its_share_of_training_and_all_of_validation(tmp_path: Pa
     assert taken < all_
     stages = json.loads((tmp_path / "small" / "report.json").read_text(encoding="utf-8"))["stages"]
     assert [stage["name"] for stage in stages] == ["read", "sample", "duplicates", "filter"]
-    with pytest.raises(RecipeError, match=r"sample = 0\.0 must lie in"):
+    with pytest.raises(RecipeError, match=r"sample = 0\.0 must be above 0"):
         build_corpus(CorpusRecipe(sources=sources, sample=0.0), tmp_path / "none")

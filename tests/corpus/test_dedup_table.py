@@ -257,8 +257,8 @@ def test_a_work_folder_of_another_deduplication_is_refused(tmp_path):
     ("options", "message"),
     [
         (DedupOptions(min_passage_bytes=5), r"dedup\.min_passage_bytes = 5 must be 0 \(off\) or at least 16"),
-        (DedupOptions(max_line_copies=-1), r"dedup\.max_line_copies = -1 must not be negative"),
-        (DedupOptions(threshold=1.5), r"dedup\.threshold = 1\.5 must lie in \[0, 1\]"),
+        (DedupOptions(max_line_copies=-1), r"dedup\.max_line_copies = -1 must be at least 0"),
+        (DedupOptions(threshold=1.5), r"dedup\.threshold = 1\.5 must be at least 0 and at most 1"),
         (DedupOptions(bands=0), r"dedup\.bands = 0 must be at least 1"),
     ],
 )

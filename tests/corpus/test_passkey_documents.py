@@ -89,8 +89,8 @@ def test_a_corpus_has_them_as_a_domain_with_both_splits(tmp_path: Path) -> None:
     [
         ({"min_chars": 50}, r"passkey\.min_chars = 50 must be at least \d+"),
         ({"min_chars": 500}, r"at most passkey\.max_chars = 400"),
-        ({"list_share": 1.5}, r"passkey\.list_share = 1\.5 must lie in \[0, 1\]"),
-        ({"first_share": -0.1}, r"passkey\.first_share = -0\.1 must lie in \[0, 1\]"),
+        ({"list_share": 1.5}, r"passkey\.list_share = 1\.5 must be at least 0 and at most 1"),
+        ({"first_share": -0.1}, r"passkey\.first_share = -0\.1 must be at least 0 and at most 1"),
         ({"domain": "prose"}, "passkey.domain = 'prose' must be passkey or begin with passkey_"),
         ({"n_documents": 0}, r"passkey\.n_documents = 0 must be at least 1"),
     ],

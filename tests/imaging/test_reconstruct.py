@@ -186,7 +186,7 @@ BAD = [
     ({"train": {"n_samples": 3}}, r"train\.n_samples = 3 must be at least one batch"),
     ({"train": {"learning_rate": 0.0}}, r"train\.learning_rate = 0\.0 must be above 0"),
     ({"network": {"dropout": 1.0}}, r"network\.dropout = 1\.0 must be at least 0 and below 1"),
-    ({"network": {"depth": 0}}, r"network\.depth = 0 must be in 1 to 8"),
+    ({"network": {"depth": 0}}, r"network\.depth = 0 must be at least 1 and at most 8"),
     ({"camera": {"bits": 30}}, r"camera\.bits = 30 must be 1 to 16"),
     ({"medium": {"object_px": 0}}, r"medium\.object_px = 0 must be in 1 to 512"),
 ]

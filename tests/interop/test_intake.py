@@ -203,8 +203,8 @@ def test_an_out_that_exists_is_refused_and_untouched(good, tmp_path, refused):
     (tmp_path / "full" / "precious").write_text("x")
     (tmp_path / "file").write_text("x")
     for command, source in (("import", good), ("export", run)):
-        for name in ("full", "file"):
-            assert "exists already; delete it or give another" in refused(command, source, "--out", tmp_path / name)
+        assert "exists already; delete it or give another" in refused(command, source, "--out", tmp_path / "full")
+        assert "is a file; give the name of a folder" in refused(command, source, "--out", tmp_path / "file")
     assert (tmp_path / "full" / "precious").read_text() == (tmp_path / "file").read_text() == "x"
 
 
@@ -258,7 +258,7 @@ def test_bad_options_of_export_are_refused(tmp_path, refused):
     run = make_run(tmp_path / "run", build(FAMILIES["v3"]))
     out = tmp_path / "out"
     assert "--step 9: " in refused("export", run, "--out", out, "--step", "9")
-    assert "--shard-mib 0 must be at least 1" in refused("export", run, "--out", out, "--shard-mib", "0")
+    assert "--shard-mib = 0 must be at least 1" in refused("export", run, "--out", out, "--shard-mib", "0")
     assert "--tokenizer" in refused("export", run, "--out", out, "--tokenizer", tmp_path)
     assert "the format llama is dense" in refused("export", run, "--out", out, "--format", "llama")
     assert not out.exists()

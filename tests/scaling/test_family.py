@@ -113,9 +113,9 @@ def test_share_and_granularity_are_lings():
 @pytest.mark.parametrize(
     ("family", "message"),
     [
-        (Family(experts=ExpertFamily(8, 9)), r"family.experts.n_active = 9 must be between 1 and .* 8"),
+        (Family(experts=ExpertFamily(8, 9)), r"family.experts.n_active = 9 must be at most .* 8"),
         (Family(experts=ExpertFamily(8, 2, granularity=0.1)), "family.experts.granularity = 0.1 must be at least 0.5"),
-        (Family(experts=ExpertFamily(8, 2, n_shared=-1)), "family.experts.n_shared = -1 must be 0 or more"),
+        (Family(experts=ExpertFamily(8, 2, n_shared=-1)), "family.experts.n_shared = -1 must be at least 0"),
         (Family(latent=LatentFamily(kv_share=0.0)), "family.latent.kv_share = 0.0 must be above 0"),
         (Family(latent=LatentFamily(), heads_per_kv_head=4), "heads_per_kv_head = 4 must be 1 with family.latent"),
         (Family(mtp_depth=-1), "family.mtp_depth = -1"),

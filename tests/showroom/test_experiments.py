@@ -61,7 +61,7 @@ def test_inspect_prints_and_writes_one_layer(tmp_path, capsys):
         (["powr_mw=1"], "unknown key powr_mw; did you mean power_mw?"),
         (["--preset", "lin2025"], "preset = 'lin2025' must be one of"),
         (["--fan-in", "200000"], "fan_in = 200000 is beyond max_fan_in = 131072"),
-        (["--fan-in", "0"], "fan_in = 0 must be 1 or more"),
+        (["--fan-in", "0"], "--fan-in = 0 must be at least 1"),
     ],
 )
 def test_bad_input_is_one_message_and_exit_2(arguments, message, capsys):

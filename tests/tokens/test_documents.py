@@ -101,8 +101,8 @@ def test_the_share_of_split_tokens_is_the_rate(v3: Tokenizer) -> None:
 @pytest.mark.parametrize(
     ("options", "rules", "message"),
     [
-        (DocumentOptions(fim_rate=1.5), "v3", r"documents\.fim_rate = 1\.5 must lie in \[0, 1\]"),
-        (DocumentOptions(split_rate=-1.0), "v3", r"documents\.split_rate = -1\.0 must lie in"),
+        (DocumentOptions(fim_rate=1.5), "v3", r"documents\.fim_rate = 1\.5 must be at least 0 and at most 1"),
+        (DocumentOptions(split_rate=-1.0), "v3", r"documents\.split_rate = -1\.0 must be at least 0"),
         (DocumentOptions(fim_rate=0.1), "v1", r"tokenizer\.fim_tokens = true"),
         (DocumentOptions(split_rate=0.1), "v1", 'tokenizer.rules = "v3"'),
     ],

@@ -115,7 +115,7 @@ def test_biases_go_up_below_the_mean_down_above_and_rest_at_it():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"bias_speed": -1.0}, ["train.balance.bias_speed = -1.0", "0 (off)"]),
+        ({"bias_speed": -1.0}, ["train.balance.bias_speed = -1.0", "at least 0"]),
         ({"report_every": -1}, ["train.balance.report_every = -1"]),
         ({"n_devices": 3}, ["train.balance.n_devices = 3", "divide", "n_experts = 8"]),
         ({"device_loss": 0.1}, ["n_devices = 1", "at least 2", "8"]),

@@ -205,7 +205,7 @@ def test_the_trajectory_names_what_decides_the_numbers_and_nothing_else(tiny_rec
         ("train", {"n_tokens": 63}, "train.n_tokens = 63 is less than one optimizer step .* = 64; raise the budget"),
         ("train", {"cooldown_fraction": 0.0}, "train.cooldown_fraction = 0.0 must be above 0 and at most 1"),
         ("train", {"learning_rate": 0.0}, "train.learning_rate = 0.0 must be above 0"),
-        ("train", {"device": "gpu7"}, "train.device = 'gpu7' is not a device; use auto, cpu or cuda"),
+        ("train", {"device": "gpu7"}, "train.device = 'gpu7' is not a device; use auto, cpu, cuda or cuda:1"),
         ("data", {"tokens": ""}, "data.tokens = .* must name a tokens folder; build one with isoflop tokens"),
         ("checkpoint", {"keep": 0}, "checkpoint.keep = 0 must be at least 1"),
     ],
