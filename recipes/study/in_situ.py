@@ -152,7 +152,7 @@ def omniglot(data: Path, results: Results) -> None:
         "6 bits, scale by row": core(6, **{**PROTOTYPE, "weight_scale": "row"}),
         "6 bits, best full scale": core(6, **{**PROTOTYPE, "range_std": 0.0}),
         "6 bits, lin2024 as it is": core(6),
-        "6 bits, perfect optics": core(6, preset="ideal"),
+        "6 bits, ideal optics": core(6, preset="ideal"),
         "8 bits": core(8, **PROTOTYPE),
     }
     runs = [(name, section, 1e-3) for name, section in formats.items()]
