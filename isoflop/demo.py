@@ -6,6 +6,7 @@ always the same multiple of the largest sweep budget.
 """
 
 import dataclasses
+import json
 import os
 import time
 from collections.abc import Callable
@@ -43,6 +44,7 @@ def run_demo(
     Leaves report.html, records.jsonl, score.json, laws.json, plan.toml, plan.json and the folders of all stages.
 
     Raises:
+        RecipeError: too few minutes, or `out` holds a demo of other minutes or another seed.
         IsoflopError: a step failed; KeyboardInterrupt after Ctrl-C, with everything finished so far kept.
     """
     from isoflop.corpus.build import CorpusRecipe, build_corpus
@@ -55,6 +57,7 @@ def run_demo(
     from isoflop.training.pretrain import run_pretrain
     from isoflop.training.pretrain_recipe import PretrainRecipe, with_train
 
+    _check_same(out, minutes=minutes, seed=seed)
     began = time.monotonic()
 
     def step(number: int, text: str) -> None:
@@ -148,6 +151,20 @@ def run_demo(
     return score
 
 
+def _check_same(out: Path, *, minutes: float, seed: int) -> None:
+    """Whether `out` is empty or holds a demo that was asked for with the same values. Raises RecipeError."""
+    began = out / "demo.json"
+    if not (out / "ladder.toml").is_file() or not began.is_file():
+        return
+    before = json.loads(began.read_text(encoding="utf-8"))
+    if before != {"minutes": minutes, "seed": seed}:
+        asked = f"--minutes {before['minutes']:g} --seed {before['seed']}"
+        raise RecipeError(
+            f"{out} holds a demo of {asked}, not of {minutes:g} and {seed} (make demo: MINUTES, SEED, OUT): "
+            f"give those to go on with it, or another --out, or delete the folder"
+        )
+
+
 def _planned_ladder(
     out: Path, preset: LadderRecipe, ladder_on_tokens: Callable[..., Any], *, minutes: float, seed: int, workers: int
 ) -> Ladder:
@@ -173,6 +190,7 @@ def _planned_ladder(
     if share < 1.0:
         section = dataclasses.replace(resolved(planned).ladder, budgets=tuple(b * share for b in planned.budgets))
         planned = plan_ladder(dataclasses.replace(recipe, ladder=section), planned.speed, data_sha256=data_sha256)
+    write_json(out / "demo.json", {"minutes": minutes, "seed": seed})
     write_recipe(
         fixed, resolved(planned), header="the sweep of this demo, with the budgets that this machine can afford"
     )

@@ -42,3 +42,14 @@ def test_a_ladder_is_decided_once(planned, tmp_path):
     again = planned(2.0)  # a restart goes on with what was decided, whatever the machine does by then
     assert again.budgets == first.budgets and [c.cell_id for c in again.cells] == [c.cell_id for c in first.cells]
     assert (tmp_path / "ladder.toml").read_bytes() == written and "seeds = [3]" in written.decode()
+
+
+def test_a_demo_of_other_minutes_or_another_seed_is_not_gone_on_with(planned, tmp_path):
+    planned(15.0)
+    same = {"say": print, "bar": None, "should_stop": lambda: True}
+    for minutes, seed in ((15.0, 4), (8.0, 3)):
+        message = f"holds a demo of --minutes 15 --seed 3, not of {minutes:g} and {seed} .*delete the folder"
+        with pytest.raises(RecipeError, match=message):
+            demo.run_demo(tmp_path, minutes=minutes, seed=seed, workers=1, **same)
+    with pytest.raises(KeyboardInterrupt):  # this one goes on, and is stopped before its first stage
+        demo.run_demo(tmp_path, minutes=15.0, seed=3, workers=1, **same)
