@@ -411,7 +411,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point. Exit codes: 0 done, 2 bad input (one message), 130 stopped by the user after saving."""
     logging.basicConfig(level=logging.WARNING, format="isoflop: %(message)s", stream=sys.stderr)
     logging.getLogger("isoflop").setLevel(logging.INFO)
-    arguments = sys.argv[1:] if arguments is None else arguments
+    arguments = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if arguments == ["--version"]:
         say(f"isoflop {version('isoflop')}")
         return

@@ -72,7 +72,7 @@ def arranged(stages: Mapping[str, Stage], arguments: list[str]) -> list[str]:
     words, options, rest = [], [], arguments[n_words:]
     while rest:
         argument = rest.pop(0)
-        if not argument.startswith("--"):
+        if not argument.startswith("-"):
             words.append(argument)
             continue
         option, equals, value = argument.partition("=")

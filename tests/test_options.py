@@ -67,6 +67,8 @@ def test_help_is_not_stood_in_the_way_of():
         ("oven clean", r"isoflop oven clean needs RECIPE"),
         ("bake r.toml --otu x", r"--otu is not an option of isoflop bake; did you mean --out\?"),
         ("bake r.toml --zzz=1", r"--zzz is not an option of isoflop bake; isoflop bake --help lists"),
+        ("bake r.toml -x", r"-x is not an option of isoflop bake"),
+        ("bake r.toml -1", r"-1 is not an option of isoflop bake"),
         ("bake r.toml --out", r"--out needs a value after it"),
         ("bake r.toml --out=", r"--out needs a value after it"),
         ("bake r.toml --out --seed 1", r"--out needs a value after it"),
