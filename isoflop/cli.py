@@ -490,8 +490,9 @@ def _ladder(recipe: Path, overrides: tuple[str, ...], *, calibrate: bool) -> Any
     from isoflop.scaling.ladder_recipe import check
     from isoflop.scaling.target import ladder_on_tokens
 
-    loaded, data_sha256 = ladder_on_tokens(load_recipe(recipe, LadderRecipe, overrides))
-    check(loaded)
+    asked = load_recipe(recipe, LadderRecipe, overrides)
+    check(asked)
+    loaded, data_sha256 = ladder_on_tokens(asked)
     timed = bool(loaded.ladder.minutes or loaded.ladder.gpu_hours)
     if calibrate and not timed:
         plan_ladder(loaded, data_sha256=data_sha256)  # what is wrong is said before seconds are spent on measuring

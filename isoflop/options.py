@@ -172,8 +172,7 @@ def _check_writable(option: str, path: Path, kind: str) -> None:
         raise RecipeError(f"{option} {path} is a {found}; give the name of a {wanted}")
     if kind == "file":
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=path.parent):
+            with tempfile.TemporaryFile(dir=next(folder for folder in path.parents if folder.exists())):
                 pass
         except OSError as error:
             reason = error.strerror or error

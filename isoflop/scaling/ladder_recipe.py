@@ -10,6 +10,7 @@ from isoflop.errors import RecipeError
 from isoflop.numerics.section import NumericsSection, check_numerics
 from isoflop.recipe import NotNegative, NotNegativeInt, Positive, PositiveInt, Range, Seed, check_ranges, from_tree
 from isoflop.scaling.family import DENSE, Family, check_family
+from isoflop.scaling.transfer import hyper_law
 from isoflop.training.pretrain_recipe import (
     BalanceSection,
     CheckpointSection,
@@ -175,6 +176,7 @@ def check(recipe: LadderRecipe) -> None:
         if not getattr(spec, name):
             raise RecipeError(f"ladder.{name} = [] must name at least one; leave it out for the default")
     check_device(train.device)
+    hyper_law(recipe.hyper)
     if not recipe.study:
         raise RecipeError('study = "" must name the study: its records and pages carry the name')
     if spec.share_trunks and train.schedule != "constant_cooldown":

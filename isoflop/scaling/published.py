@@ -208,7 +208,7 @@ def published_laws(name: str) -> dict[str, Any]:
     else:
         close = difflib.get_close_matches(name, names(), n=1)
         hint = f"did you mean {close[0]}?" if close else f"published laws: {', '.join(names())}"
-        raise PlanError(f"law {name!r} is neither a laws file nor a published law; {hint}")
+        raise PlanError(f"law {name!r} is neither a laws file (isoflop fit writes one) nor a published law; {hint}")
     conventions = {"flops": law.counts, "params": law.counts, "loss_unit": "nats per token"}
     return {
         "law_set": 1,
