@@ -119,11 +119,11 @@ def _is_override(word: str) -> bool:
 
 
 def _check_values(option: str, values: list[str], hint: Any) -> None:
-    if not values or not values[0]:
-        raise RecipeError(f"{option} needs a value after it")
     kind = plain_type(hint)
     if get_origin(kind) is tuple:
         kind = plain_type(get_args(kind)[0])
+    if not values or (kind is Path and not values[0]):
+        raise RecipeError(f"{option} needs a value after it")
     for value in values:
         if get_origin(kind) is Literal:
             choices = [str(choice) for choice in get_args(kind)]

@@ -55,6 +55,11 @@ def test_options_of_several_values_keep_them():
     assert arranged(cli.STAGES, where) == ["fit", "table.csv", "--where", "a=1", "--where", "b<2"]
 
 
+def test_text_may_be_empty_where_that_is_a_value():
+    arguments = ["fit", "t.csv", "--form", "", "--weights", ""]
+    assert arranged(cli.STAGES, arguments) == arguments
+
+
 def test_help_is_not_stood_in_the_way_of():
     for arguments in (["bake", "--help"], ["bake", "--otu", "x", "-h"], ["oven", "clean", "--help"]):
         assert arranged(STAGES, arguments) == arguments
