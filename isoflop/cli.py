@@ -212,7 +212,15 @@ def fit(
         from isoflop.scaling.records import read_records
 
         _refuse_unused(
-            map=map, where=where, drop_highest_loss=drop_highest_loss, weights=weights, at_flops=at_flops, form=form
+            "with --law all, which fits every law to whole records of a sweep: name one law, as in --law parabola",
+            map=map,
+            where=where,
+            drop_highest_loss=drop_highest_loss,
+            weights=weights,
+            at_flops=at_flops,
+            form=form,
+            interpolation=interpolation != "auto",
+            group=group != "setting",
         )
         records = [record for table in tables for record in read_records(table)]
         found = fit_law_set(records, bootstrap=bootstrap, seed=seed)
@@ -220,6 +228,14 @@ def fit(
         shown = {key: value for key, value in found.items() if key != "resamples"}
         report_found(found, json, f"laws in {out}", list(flat(shown, depth=2)))
     else:
+        _refuse_unused(
+            f"with --law {law}",
+            at_flops=at_flops if law != "surface" else None,
+            group=group != "setting" and law != "surface",
+            interpolation=interpolation != "auto" and law not in ("parabola", "lstar"),
+            form=form if law != "experts" else "",
+            out=out != Path("runs/laws.json"),
+        )
         found = run_fit(
             list(tables),
             law,
@@ -261,8 +277,8 @@ def plan(
         Path | None,
         tyro.conf.arg(metavar="LAWS", help="laws of a dense sweep: what is this family worth over it?"),
     ] = None,
-    vocab_size: PositiveInt = 102_400,
-    seq_len: PositiveInt = 4096,
+    vocab_size: Annotated[PositiveInt | None, tyro.conf.arg(help="default: that of --ladder, else 102,400")] = None,
+    seq_len: Annotated[PositiveInt | None, tyro.conf.arg(help="default: that of --ladder, else 4,096")] = None,
     unique_tokens: Annotated[Positive | None, tyro.conf.arg(help="tokens of the corpus: repeats count less")] = None,
     max_epochs: Annotated[Positive | None, tyro.conf.arg(help="most passes over unique_tokens")] = None,
     serve_tokens: Annotated[
@@ -283,6 +299,7 @@ def plan(
     exact: float | None = None
     kind: dict[str, Any] = {}
     if ladder is not None:
+        _refuse_unused("with --ladder, which says it", vocab_size=vocab_size, seq_len=seq_len)
         swept = _ladder(ladder, (), calibrate=False)
         cell: dict[str, Any] = swept.cells[-1].recipe
         template, vocab_size, seq_len = cell, cell["model"]["vocab_size"], cell["model"]["seq_len"]
@@ -302,8 +319,8 @@ def plan(
             max_micro_batch=max_micro_batch,
             price_per_gpu_hour=price,
         ),
-        vocab_size=vocab_size,
-        seq_len=seq_len,
+        vocab_size=vocab_size or 102_400,
+        seq_len=seq_len or 4096,
         hyper=law,
         template=template,
         largest_sweep_flops_exact=exact,
@@ -411,8 +428,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point. Exit codes: 0 done, 2 bad input (one message), 130 stopped by the user after saving."""
     logging.basicConfig(level=logging.WARNING, format="isoflop: %(message)s", stream=sys.stderr)
     logging.getLogger("isoflop").setLevel(logging.INFO)
-    arguments = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
-    if arguments == ["--version"]:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["--version"]:
         say(f"isoflop {version('isoflop')}")
         return
     try:
@@ -438,9 +455,10 @@ def main(arguments: list[str] | None = None) -> None:
     except OSError as error:
         if error.errno not in _DISK_ERRORS:
             raise
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        way_out = "make room (or give another folder)" if full else "give another path"
         print(
-            f"isoflop: error: {error}; what was saved before is intact: make room (or give another folder) and run the "
-            f"same command again, it goes on from there",
+            f"isoflop: error: {error}; what was saved before is intact: {way_out} and run the same command again",
             file=sys.stderr,
         )
         sys.exit(2)
@@ -453,10 +471,14 @@ def _group_of(arguments: list[str]) -> str:
     """First of two words of a command (`corpus build`), or nothing. Raises RecipeError where there is no such one."""
     group, second = (*arguments, "", "")[:2]
     words = {name.split(" ")[0] for name in STAGES}
-    if group and group not in words and not group.startswith("-"):
+    if not arguments:
+        raise RecipeError(f"isoflop is followed by a command: {', '.join(STAGES)}; isoflop --help says what they do")
+    if group.startswith("-") and group not in ("-h", "--help"):
+        raise RecipeError(f"{group} is not an option of isoflop; isoflop --help lists what there is")
+    if group not in words and not group.startswith("-"):
         near = difflib.get_close_matches(group, words, 1)
         hint = f"did you mean {near[0]}?" if near else "isoflop --help lists what there is"
-        raise RecipeError(f"{group} is not a command of isoflop; {hint}")
+        raise RecipeError(f"{group or repr(group)} is not a command of isoflop; {hint}")
     names = [name.removeprefix(f"{group} ") for name in STAGES if name.startswith(f"{group} ")]
     if not group or not names:
         return ""
@@ -475,14 +497,11 @@ _DISK_ERRORS = (
 """What the disk refuses is for the user to cure; any other error of the system is a bug and keeps its traceback."""
 
 
-def _refuse_unused(**options: Any) -> None:
-    """Options of `fit` that only a single law of a table uses. Raises RecipeError for one that was given."""
+def _refuse_unused(why: str, **options: Any) -> None:
+    """Options that this use of a command leaves aside. Raises RecipeError for the first that was given."""
     for name, value in options.items():
         if value:
-            raise RecipeError(
-                f"--{name.replace('_', '-')} has no meaning with --law all, which fits every law to whole records of a "
-                f"sweep; name one law, as in --law parabola, or leave it out"
-            )
+            raise RecipeError(f"--{name.replace('_', '-')} has no meaning {why}; leave it out")
 
 
 def _ladder(recipe: Path, overrides: tuple[str, ...], *, calibrate: bool) -> Any:

@@ -8,7 +8,7 @@ from typing import Annotated
 import tyro
 
 from isoflop.options import Json, Out
-from isoflop.recipe import PositiveInt, Seed, load_recipe
+from isoflop.recipe import PositiveInt, Range, Seed, load_recipe
 from isoflop.terminal import Bar, flat, print_rows, report_found
 
 Preset = Annotated[str, tyro.conf.arg(metavar="NAME", help="lin2024, lin2023, ideal or aihwkit")]
@@ -25,7 +25,7 @@ def optics_inspect(
     *,
     preset: Preset = "lin2024",
     fan_in: Annotated[PositiveInt, tyro.conf.arg(help="symbols of one dot product")] = 12_544,
-    fan_out: Annotated[PositiveInt, tyro.conf.arg(help="dot products of the layer")] = 64,
+    fan_out: Annotated[int, Range(at_least=1, at_most=10**9), tyro.conf.arg(help="dot products of the layer")] = 64,
     seed: Seed = 0,
     json: Json = None,
 ) -> None:
@@ -46,8 +46,8 @@ def optics_demo(
     out: Out = Path("demo-optics"),
     preset: Preset = "lin2024",
     seed: Seed = 0,
-    n_train: Annotated[PositiveInt, tyro.conf.arg(help="glyphs to train on")] = 2500,
-    n_test: Annotated[PositiveInt, tyro.conf.arg(help="glyphs to test on")] = 2000,
+    n_train: Annotated[int, Range(at_least=50, at_most=100_000), tyro.conf.arg(help="glyphs to train on")] = 2500,
+    n_test: Annotated[int, Range(at_least=1, at_most=100_000), tyro.conf.arg(help="glyphs to test on")] = 2000,
     json: Json = None,
 ) -> None:
     """A photonic tensor core on one page: transfer, eye, error budget, accuracy, throughput, energy."""

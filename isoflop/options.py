@@ -5,10 +5,12 @@ Overrides may stand anywhere, unknown options get the nearest known one, and wha
 """
 
 import difflib
+import errno
 import functools
+import os
 import re
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from inspect import Parameter, signature
 from pathlib import Path
@@ -46,11 +48,14 @@ def checked(stage: Stage) -> Stage:
 
     @functools.wraps(stage)
     def run(*positional: Any, **options: Any) -> None:
+        read = {path.resolve() for path in _paths((*positional, *_given(options, hints)))}
         for name, value in options.items():
             check_range(value, hints[name], _option(name), defaults[name])
             for mark in getattr(hints[name], "__metadata__", ()):
                 if isinstance(mark, Writes) and value is not None:
                     _check_writable(_option(name), value, mark.kind)
+                    if mark.kind == "file" and value.resolve() in read:
+                        raise RecipeError(f"{_option(name)} {value} is what the command reads; give another file")
         stage(*positional, **options)
 
     return run
@@ -82,6 +87,8 @@ def arranged(stages: Mapping[str, Stage], arguments: list[str]) -> list[str]:
             near = difflib.get_close_matches(option, known, 1)
             hint = f"did you mean {near[0]}?" if near else f"isoflop {name} --help lists what there is"
             raise RecipeError(f"{option} is not an option of isoflop {name}; {hint}")
+        if option in options and not _repeats(parameter):
+            raise RecipeError(f"{option} is given twice; give it once")
         if isinstance(parameter.default, bool):
             if equals:
                 raise RecipeError(f"{argument}: {option} takes no value; leave {equals}{value} out")
@@ -98,6 +105,19 @@ def arranged(stages: Mapping[str, Stage], arguments: list[str]) -> list[str]:
     return [*arguments[:n_words], *sorted(words, key=_is_override), *options]
 
 
+def _given(options: Mapping[str, Any], hints: Mapping[str, Any]) -> Iterator[Any]:
+    """Values of the options that do not name what is written."""
+    for name, value in options.items():
+        if not any(isinstance(mark, Writes) for mark in getattr(hints[name], "__metadata__", ())):
+            yield value
+
+
+def _paths(values: Iterable[Any]) -> Iterator[Path]:
+    for value in values:
+        items = value if isinstance(value, tuple) else (value,)
+        yield from (Path(item) for item in items if isinstance(item, (str, Path)))  # laws may be a name or a file
+
+
 def _option(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
@@ -108,10 +128,14 @@ def _switch(known: Mapping[str, Parameter], option: str) -> Parameter | None:
     return found if found is not None and isinstance(found.default, bool) and option.startswith("--no-") else None
 
 
+def _repeats(parameter: Parameter) -> bool:
+    """Whether the option may be given more than once, a value each time."""
+    return tyro.conf.UseAppendAction in getattr(parameter.annotation, "__metadata__", ())
+
+
 def _takes_several(parameter: Parameter) -> bool:
-    """Whether values follow each other after the option; an option that is repeated takes one each time."""
-    metadata = getattr(parameter.annotation, "__metadata__", ())
-    return isinstance(parameter.default, tuple) and tyro.conf.UseAppendAction not in metadata
+    """Whether values follow each other after the option."""
+    return isinstance(parameter.default, tuple) and not _repeats(parameter)
 
 
 def _is_override(word: str) -> bool:
@@ -170,10 +194,11 @@ def _check_writable(option: str, path: Path, kind: str) -> None:
     if path.is_dir() if kind == "file" else path.exists() and not path.is_dir():
         found, wanted = ("folder", "file") if kind == "file" else ("file", "folder")
         raise RecipeError(f"{option} {path} is a {found}; give the name of a {wanted}")
-    if kind == "file":
-        try:
-            with tempfile.TemporaryFile(dir=next(folder for folder in path.parents if folder.exists())):
-                pass
-        except OSError as error:
-            reason = error.strerror or error
-            raise RecipeError(f"{option} {path} can't be written: {reason}; give a file in another folder") from error
+    try:
+        with tempfile.TemporaryFile(dir=next(folder for folder in (path, *path.parents) if folder.is_dir())):
+            pass
+        if any(part.is_file() for part in path.parents):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+    except OSError as error:
+        reason = error.strerror or error
+        raise RecipeError(f"{option} {path} can't be written: {reason}; give another path") from error

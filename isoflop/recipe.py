@@ -42,7 +42,9 @@ class Range:
     def __str__(self) -> str:
         limits = [("at least", self.at_least), ("above", self.above), ("at most", self.at_most), ("below", self.below)]
         said = (f"{word} {limit:,.0f}" if limit >= 1e6 else f"{word} {limit:g}" for word, limit in limits)
-        return " and ".join(text for text, (_, limit) in zip(said, limits) if not math.isinf(limit)) or "a number"
+        return (
+            " and ".join(text for text, (_, limit) in zip(said, limits) if not math.isinf(limit)) or "a finite number"
+        )
 
 
 Positive = Annotated[float, Range(above=0)]

@@ -44,6 +44,18 @@ def processor() -> str:
 
 
 @contextlib.contextmanager
+def _tidy(folder: Path, made: bool) -> Iterator[None]:
+    """Leave nothing of a folder made for work that was refused before it wrote anything."""
+    try:
+        yield
+    except BaseException:
+        if made and [path.name for path in folder.iterdir()] == [".lock"]:
+            (folder / ".lock").unlink()
+            folder.rmdir()
+        raise
+
+
+@contextlib.contextmanager
 def only_one(folder: Path, *, wait_s: float = 0.0) -> Iterator[None]:
     """Hold `folder` for this process; a second one gets a clear error instead of a corrupted run.
 
@@ -53,8 +65,9 @@ def only_one(folder: Path, *, wait_s: float = 0.0) -> Iterator[None]:
     Raises:
         RecipeError: another process works in the folder.
     """
+    made = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
+    with _tidy(folder, made), (folder / ".lock").open("w") as file:
         deadline = time.monotonic() + wait_s
         while True:
             try:

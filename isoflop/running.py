@@ -32,10 +32,7 @@ def train(
     loaded = load_recipe(recipe, PretrainRecipe, overrides)
     check(loaded)
     if dry_run:
-        if Path(loaded.data.tokens).exists():  # else it may be on the machine that will train
-            from isoflop.training.pretrain import check_data
-
-            check_data(loaded)
+        _check_dry(loaded)
         t = loaded.train
         counted = count(loaded.model, micro_batch=t.micro_batch or t.batch_tokens // loaded.model.seq_len)
         total = counted["flops_per_token"]["exact"] * t.n_tokens
@@ -64,6 +61,7 @@ def extend(
     asked = load_recipe(recipe, ExtendRecipe, overrides)
     made = extension(asked)
     if dry_run:
+        _check_dry(made)
         found = count(made)
         report_found(found, json, "nothing was run", list(flat(found)))
         return
@@ -117,6 +115,15 @@ def passkey(
     report_found(found, json, f"records and picture in {out}", list(flat(found["summary"])))
 
 
+def _check_dry(recipe: "PretrainRecipe") -> None:
+    """What a run would refuse before its first step, as far as it can be known without a device."""
+    from isoflop.training.pretrain import check_data, check_layers
+
+    check_layers(recipe)
+    if Path(recipe.data.tokens).exists():  # else it may be on the machine that will train
+        check_data(recipe)
+
+
 def _run(recipe: "PretrainRecipe", out: Path, tensorboard: bool, json: Path | None) -> None:
     from isoflop.run import only_one
     from isoflop.training.board import Board
@@ -139,7 +146,8 @@ def _run(recipe: "PretrainRecipe", out: Path, tensorboard: bool, json: Path | No
     if found["status"] == "interrupted":
         raise KeyboardInterrupt
     if found["status"] == "diverged":
+        kept = "; the last checkpoint before it is kept" if any((out / "checkpoints").glob("step_*")) else ""
         raise IsoflopError(
             f"{out} diverged at step {found['step']} (loss is not finite): lower train.learning_rate or raise "
-            f"train.warmup_steps; the last checkpoint before it is kept"
+            f"train.warmup_steps, and look at train.weight_decay and model.init_std{kept}"
         )

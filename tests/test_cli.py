@@ -392,4 +392,30 @@ def test_a_mistyped_command_is_named():
         cli._group_of(["trian", "recipe.toml"])
     with pytest.raises(RecipeError, match="zzz is not a command of isoflop; isoflop --help lists"):
         cli._group_of(["zzz"])
-    assert cli._group_of(["corpus", "build"]) == "corpus" and cli._group_of(["train"]) == cli._group_of([]) == ""
+    assert cli._group_of(["corpus", "build"]) == "corpus" and cli._group_of(["train"]) == ""
+
+
+def test_an_output_never_replaces_what_the_command_reads(refused, tmp_path):
+    records = tmp_path / "records.jsonl"
+    records.write_text("{}\n", encoding="utf-8")
+    message = "is what the command reads; give another file"
+    assert message in refused("fit", records, "--out", records)
+    assert message in refused("fit", records, "--json", records)
+    assert message in refused("plan", records, "--budget-flops", "1e12", "--out", tmp_path / "." / "records.jsonl")
+    assert message in refused("plan", "deepseek", "--ladder", records, "--out", records)
+    assert records.read_text(encoding="utf-8") == "{}\n"
+
+
+def test_what_a_law_does_not_use_is_refused(refused, tmp_path):
+    table = tmp_path / "t.csv"
+    table.write_text("a\n1\n", encoding="utf-8")
+    for law, option, value in (
+        ("all", "--where", "a=1"),
+        ("all", "--group", "row"),
+        ("surface", "--form", "clark"),
+        ("surface", "--interpolation", "akima"),
+        ("parabola", "--at-flops", "1e20"),
+        ("power", "--out", str(tmp_path / "l.json")),
+    ):
+        assert f"{option} has no meaning with --law {law}" in refused("fit", table, "--law", law, option, value)
+    assert "--seq-len has no meaning with --ladder" in refused("plan", "deepseek", "--ladder", table, "--seq-len", "9")

@@ -83,6 +83,7 @@ def test_help_is_not_stood_in_the_way_of():
         ("bake r.toml --heat hot", r"--heat = 'hot' must be a number"),
         ("bake r.toml --trays 1 b", r"--trays = 'b' must be a whole number"),
         ("bake r.toml --mode topp", r"--mode = 'topp' must be one of top, bottom; did you mean top\?"),
+        ("bake r.toml --seed 1 --seed 2", r"--seed is given twice; give it once"),
         ("bake r.toml --json train.seed=1", r"--json = 'train.seed=1' reads like an override"),
     ],
 )
@@ -104,7 +105,7 @@ def test_too_much_and_too_little_are_refused():
         ({"seed": -1}, r"--seed = -1 must be at least 0 and at most 4,294,967,295; the default is 0"),
         ({"trays": (2, 0)}, r"--trays\[1\] = 0 must be at least 1"),
         ({"heat": float("nan")}, r"--heat = nan must be at least 0 and at most 1"),
-        ({"json": Path("/proc/nowhere/x.json")}, r"--json /proc/nowhere/x.json can't be written: .*another folder"),
+        ({"json": Path("/proc/nowhere/x.json")}, r"--json /proc/nowhere/x.json can't be written: .*another path"),
     ],
 )
 def test_options_are_checked_before_the_stage_begins(options, message):

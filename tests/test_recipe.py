@@ -128,7 +128,7 @@ class Bread:
         ({"parts": [1, -1]}, "dough.parts[1] = -1.0 must be at least 0"),
         ({"shares": {"rye": 1.5}}, "dough.shares.rye = 1.5 must be above 0 and at most 1"),
         ({"seed": 2**40}, "dough.seed = 1099511627776 must be at least 0 and at most 4,294,967,295; the default is 0"),
-        ({"spice": math.nan}, "dough.spice = nan must be a number; the default is 0.0"),
+        ({"spice": math.nan}, "dough.spice = nan must be a finite number; the default is 0.0"),
     ],
 )
 def test_a_number_out_of_its_range_is_refused_read_or_built(dough, message):

@@ -60,3 +60,16 @@ def test_a_lock_file_that_nobody_holds_blocks_nobody(tmp_path):
     (tmp_path / ".lock").write_text("left by a killed process", encoding="utf-8")
     with only_one(tmp_path):
         assert (tmp_path / ".lock").exists()
+
+
+def test_refused_work_leaves_no_folder_and_begun_work_keeps_it(tmp_path):
+    for name, begun in (("refused", False), ("begun", True)):
+        with pytest.raises(ValueError, match="no"), only_one(tmp_path / name):
+            if begun:
+                (tmp_path / name / "metrics.jsonl").write_text("x")
+            raise ValueError("no")
+    assert [path.name for path in tmp_path.iterdir()] == ["begun"]
+    (tmp_path / "there").mkdir()
+    with pytest.raises(ValueError, match="no"), only_one(tmp_path / "there"):
+        raise ValueError("no")
+    assert (tmp_path / "there").is_dir()

@@ -193,7 +193,7 @@ def compare_context(
             f"lengths: {lengths[-1]} is longer than the context of {run}, {after.config.seq_len}; "
             f"extend it first: isoflop extend RECIPE"
         )
-    where = choose_device(device)
+    where = choose_device(device, key="--device")
     found: dict[str, Any] = {
         "original_seq_len": original,
         "seq_len": after.config.seq_len,

@@ -57,7 +57,7 @@ class FitSection:
     """Of products; auto is bfloat16 where the processor multiplies it natively."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1 ..."""
-    threads: NotNegativeInt = 0
+    threads: Annotated[int, Range(at_least=0, at_most=1024)] = 0
     """CPU threads; 0 leaves PyTorch's choice."""
 
     def check(self) -> None:

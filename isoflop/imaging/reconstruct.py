@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from isoflop.errors import CheckpointError
+from isoflop.errors import CheckpointError, RecipeError
 from isoflop.imaging.config import ImagingRecipe, check
 from isoflop.imaging.network import Hybrid, RidgeNetwork, build_network, initialise, reconstruct
 from isoflop.imaging.objects import ObjectSet, load_objects
@@ -198,6 +198,11 @@ def evaluate(run_dir: Path, overrides: tuple[str, ...] = ()) -> dict[str, Any]:
     found = checkpoint.newest(run_dir / "checkpoints")
     if found is None:
         raise CheckpointError(f"{run_dir} has no checkpoint; run isoflop imaging train RECIPE --out {run_dir}")
+    for override in overrides:
+        if override.partition(".")[0] not in ("medium", "camera", "objects"):
+            raise RecipeError(
+                f"{override} changes the run, not the conditions it is tried under: medium, camera and objects"
+            )
     trained = load_recipe(run_dir / "recipe.toml", ImagingRecipe)
     recipe = load_recipe(run_dir / "recipe.toml", ImagingRecipe, overrides)
     check(recipe)

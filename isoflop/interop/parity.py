@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from isoflop.errors import CheckpointError, DataError
+from isoflop.errors import CheckpointError, DataError, RecipeError
 from isoflop.interop import tokenizer as tokenizer_files
 from isoflop.interop.formats import ARCHITECTURES, derived_format
 from isoflop.interop.intake import Folder
@@ -28,6 +28,7 @@ from isoflop.model.config import ModelConfig
 from isoflop.model.transformer import Transformer
 from isoflop.recipe import write_json
 from isoflop.tokens.shards import TokenSet
+from isoflop.training.pretrain import choose_device
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +63,17 @@ class _Ties:
 
     def watch(self, router: nn.Module, _inputs: Any, output: Any) -> None:
         self.tied_T.append(_tied(router, output[2]))
+
+
+def require_device(name: str, *, parity: bool) -> None:
+    """Whether the parity report can compute there, asked before anything is written.
+
+    Raises:
+        RecipeError: no such device, or one that no report would use.
+    """
+    if not parity and name != "cpu":
+        raise RecipeError(f"--device {name} has no meaning without --parity; leave it out")
+    choose_device(name, key="--device")
 
 
 def compare(

@@ -74,8 +74,8 @@ class YarnConfig:
 class ModelConfig:
     """A decoder-only transformer: dense as DeepSeek LLM (arXiv 2401.02954, section 2.2), or as DeepSeek-V3."""
 
-    n_layers: PositiveInt
-    """Blocks, at least 1."""
+    n_layers: Annotated[int, Range(at_least=1, at_most=10_000)]
+    """Blocks."""
     d_model: PositiveInt
     """Width of the residual stream."""
     n_heads: PositiveInt

@@ -2,7 +2,7 @@
 
 import difflib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
@@ -44,19 +44,8 @@ def assign(model: nn.Module, section: NumericsSection, clock: Clock | None = Non
     Raises:
         RecipeError: a pattern that matches no layer, values outside their range.
     """
-    check_numerics(section)
     layers = assignable(model)
-    decided: dict[str, int] = {}
-    for index, rule in enumerate(section.rules):
-        matched = [name for name in layers if fnmatchcase(name, rule.modules)]
-        if not matched:
-            wholes = {f"{name.partition('.')[0]}.*" for name in layers if "." in name}
-            close = difflib.get_close_matches(rule.modules, [*sorted(wholes), *layers], n=1, cutoff=0.3)
-            hint = f"did you mean {close[0]!r}?" if close else "this model has no layer that takes a format"
-            raise RecipeError(
-                f"numerics.rules[{index}].modules = {rule.modules!r} matches none of the {len(layers)} layers; {hint}"
-            )
-        decided |= dict.fromkeys(matched, index)
+    decided = match_rules(layers, section)
     photonic = [number for number, name in enumerate(layers) if _format(section, decided, name) == "photonic"]
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     made = _Maker(section, clock or Clock(section.seed), max(photonic, default=0), device)
@@ -69,6 +58,27 @@ def assign(model: nn.Module, section: NumericsSection, clock: Clock | None = Non
     for line in table(rows):
         log.info("numerics  %s", line)
     return rows
+
+
+def match_rules(layers: Collection[str], section: NumericsSection) -> dict[str, int]:
+    """Name of a layer -> index of the last rule that matches it.
+
+    Raises:
+        RecipeError: a pattern that matches no layer, values outside their range.
+    """
+    check_numerics(section)
+    decided: dict[str, int] = {}
+    for index, rule in enumerate(section.rules):
+        matched = [name for name in layers if fnmatchcase(name, rule.modules)]
+        if not matched:
+            wholes = {f"{name.partition('.')[0]}.*" for name in layers if "." in name}
+            close = difflib.get_close_matches(rule.modules, [*sorted(wholes), *layers], n=1, cutoff=0.3)
+            hint = f"did you mean {close[0]!r}?" if close else "'*' is all of them"
+            raise RecipeError(
+                f"numerics.rules[{index}].modules = {rule.modules!r} matches none of the {len(layers)} layers; {hint}"
+            )
+        decided |= dict.fromkeys(matched, index)
+    return decided
 
 
 def table(rows: list[Row]) -> list[str]:

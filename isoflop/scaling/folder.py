@@ -68,6 +68,8 @@ def _report_run(run_dir: Path, out: Path, *, figures: Path | None, title: str) -
     config = None
     if (run_dir / "recipe.toml").is_file():
         tree = tomllib.loads((run_dir / "recipe.toml").read_text(encoding="utf-8"))
+        if "model" not in tree:
+            raise DataError(f"{run_dir} is no run of a language model; isoflop imaging report draws a study of imaging")
         config = from_tree(tree["model"], ModelConfig)
     sizes = {} if config is None else {"n_layers": config.n_layers, "d_model": config.d_model, "config": config}
     drawn = write_run_report(

@@ -32,7 +32,7 @@ class LadderSection:
     """Wall time of the whole sweep with `workers` workers; the budgets that fit are chosen."""
     gpu_hours: NotNegative = 0.0
     """Device time of the whole sweep, summed over workers."""
-    workers: PositiveInt = 1
+    workers: Annotated[int, Range(at_least=1, at_most=1024)] = 1
     """Runs at a time."""
     overhead_s: NotNegative = 0.0
     """Seconds that a cell costs besides its steps: start, validation, saving."""
@@ -117,7 +117,7 @@ class LadderTrainSection:
     compile: Literal["auto", "on", "off"] = "auto"
     cuda_graph: bool = True
     device: str = "auto"
-    threads: NotNegativeInt = 0
+    threads: Annotated[int, Range(at_least=0, at_most=1024)] = 0
     balance: dict[str, Any] = field(default_factory=dict)
     """`[train.balance]` of a pretrain recipe, for a mixture of experts; empty: its defaults."""
     mtp: dict[str, Any] = field(default_factory=dict)

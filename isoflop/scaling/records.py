@@ -15,7 +15,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from isoflop.errors import DataError
+from isoflop.errors import DataError, RecipeError
+from isoflop.recipe import Positive, from_tree
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ class RunRecord:
     status: str = "finished"
     """finished or diverged."""
     seed: int | None = None
-    budget_flops: float | None = None
+    budget_flops: Positive | None = None
     """The planned label; what was spent is total_flops."""
     n_layers: int | None = None
     d_model: int | None = None
@@ -68,15 +69,15 @@ class RunRecord:
     """Used by one token, embedding and head included."""
     n_params_non_embedding: int | None = None
     """All experts counted."""
-    flops_per_token: float | None = None
+    flops_per_token: Positive | None = None
     """Non-embedding matmul weights that a token uses x 6 plus full attention: the paper's M, generalised."""
-    flops_per_token_exact: float | None = None
+    flops_per_token_exact: Positive | None = None
     """flops_per_token plus the output head."""
     planned_tokens: int | None = None
     n_tokens: int | None = None
-    total_flops: float | None = None
+    total_flops: Positive | None = None
     """flops_per_token x n_tokens, as achieved."""
-    total_flops_exact: float | None = None
+    total_flops_exact: Positive | None = None
     batch_tokens: int | None = None
     learning_rate: float | None = None
     schedule: str | None = None
@@ -86,9 +87,9 @@ class RunRecord:
     trunk_tokens_shared: int | None = None
     cooled: bool | None = None
     """Whether the learning rate was brought down before the loss was measured; only such losses are fitted."""
-    loss_nats: float | None = None
+    loss_nats: Positive | None = None
     """Validation, per token."""
-    bits_per_byte: float | None = None
+    bits_per_byte: Positive | None = None
     """Validation, all domains pooled by bytes."""
     bits_per_byte_by_domain: dict[str, float] | None = None
     train_loss_nats: float | None = None
@@ -121,12 +122,16 @@ class RunRecord:
 
     @classmethod
     def from_dict(cls, row: dict[str, Any]) -> "RunRecord":
-        """Build a record from one JSON object. Raises DataError when run_id is missing."""
+        """Build a record from one JSON object. Raises DataError: no run_id, a wrong type, a loss of 0."""
         if not row.get("run_id"):
             raise DataError(f"record {str(row)[:80]} has no run_id; every record needs one: add it")
         known = {field.name for field in dataclasses.fields(cls)} - {"extra"}
         extra = {key: value for key, value in row.items() if key not in known}
-        return cls(**{key: value for key, value in row.items() if key in known}, extra=extra)
+        given = {key: value for key, value in row.items() if key in known and value is not None}
+        try:
+            return dataclasses.replace(from_tree(given, cls, f"record {row['run_id']}: "), extra=extra)
+        except RecipeError as error:
+            raise DataError(f"{error}; repair or remove its line") from error
 
     def to_dict(self) -> dict[str, Any]:
         """Plain and flat, fields without a value left out."""
@@ -141,6 +146,8 @@ def read_records(path: str | Path) -> list[RunRecord]:
         DataError: the file is missing, or a line before the last is not a JSON object.
     """
     path = Path(path)
+    if path.is_dir():
+        raise DataError(f"records {path} is a folder; give the records.jsonl of a sweep")
     if not path.is_file():
         raise DataError(f"records {path} does not exist; run a sweep first or give the path of a .jsonl file")
     return [RunRecord.from_dict(row) for row in _last_of_each_run(read_json_lines(path))]
@@ -151,6 +158,8 @@ def append_record(path: str | Path, record: RunRecord) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     line = json.dumps(record.to_dict(), ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    if path.is_file() and path.stat().st_size and not path.read_bytes()[:1].startswith(b"{"):
+        raise DataError(f"records {path} has something else than records; give another file")
     with open(path, "a+b") as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # released when the file closes, also when the process dies
         size, whole = _whole_bytes(file)

@@ -14,7 +14,7 @@ from isoflop.scaling.records import append_record
 from isoflop.scaling.score import score
 from isoflop.scaling.sweep import record_of_run
 from isoflop.tokens.shards import TokenSet
-from isoflop.training.pretrain_recipe import PretrainRecipe
+from isoflop.training.pretrain_recipe import PretrainRecipe, check_prediction
 
 log = logging.getLogger(__name__)
 
@@ -62,12 +62,13 @@ def score_run(run_dir: Path, *, records: Path | None = None) -> dict[str, Any]:
     result_path, recipe_path = run_dir / "result.json", run_dir / "recipe.toml"
     if not result_path.is_file():
         raise DataError(f"{run_dir} has no result.json: it is not a finished run; finish it with isoflop train")
-    result = json.loads(result_path.read_text(encoding="utf-8"))
+    result = _result(result_path)
     recipe = load_recipe(recipe_path, PretrainRecipe)
     if not recipe.prediction:
         raise PlanError(
             f"{recipe_path} has no [prediction] section; write the recipe with isoflop plan before training"
         )
+    check_prediction(recipe.prediction)
     if result["status"] != "finished":
         raise PlanError(f"{run_dir} ended as {result['status']}: there is no loss to score; train it again")
     found = score(
@@ -86,4 +87,18 @@ def score_run(run_dir: Path, *, records: Path | None = None) -> dict[str, Any]:
             tree, result, run_id=name, study="", kind="target", budget_flops=result["total_flops"], trunk_id=""
         )
         append_record(records, dataclasses.replace(record, prediction=recipe.prediction, score=found))
+    return found
+
+
+def _result(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path} is not valid JSON ({error}); run isoflop train again") from error
+    needed = ["status"]
+    if isinstance(found, dict) and found.get("status") == "finished":
+        needed += ["bits_per_byte", "started_at", "finished_at", "total_flops", "total_flops_exact"]
+    missing = [key for key in needed if not isinstance(found, dict) or key not in found]
+    if missing:
+        raise DataError(f"{path} has no {missing[0]}: it is no result of isoflop train; run that again")
     return found

@@ -19,7 +19,7 @@ from isoflop.errors import CheckpointError, DataError, RecipeError
 from isoflop.model.accounting import flops_per_token
 from isoflop.model.attention import fastest_kernels
 from isoflop.model.transformer import Transformer
-from isoflop.numerics.assign import assign
+from isoflop.numerics.assign import assign, assignable, match_rules
 from isoflop.numerics.noise import VALIDATION, Clock
 from isoflop.numerics.section import numerics_text
 from isoflop.recipe import to_tree, write_json, write_recipe
@@ -116,6 +116,7 @@ def run_pretrain(
         CheckpointError: all checkpoints damaged, or the disk is full.
     """
     check(recipe)
+    require_run_folder(run_dir)
     token_set = _open_tokens(recipe)
     trajectory = trajectory_of(recipe, token_set)
     result_path = run_dir / "result.json"
@@ -157,16 +158,16 @@ def run_pretrain(
         first_step = state["first_step"] if own else start_step
         if own:
             started_at, earlier_s = state["started_at"], state["wall_s"]
+    needed = recipe.model.experts is not None or recipe.model.mtp_depth > 0
+    balance, mtp = t.balance or BalanceSection(), t.mtp or MtpSection()
+    terms = StepTerms(model, balance, mtp, batch_tokens=t.batch_tokens) if needed else None
+    workload = LanguageModel(recipe, token_set, terms)
     write_recipe(run_dir / "recipe.toml", recipe, header="resolved recipe of this run")
     exact = flops_per_token(recipe.model, "exact")
     if _should_compile(recipe, device, exact * t.n_tokens):
         for block in model.all_blocks():
             block.compile(dynamic=False)
     peak, peak_source = peak_flops_per_s(device, dtype)
-    needed = recipe.model.experts is not None or recipe.model.mtp_depth > 0
-    balance, mtp = t.balance or BalanceSection(), t.mtp or MtpSection()
-    terms = StepTerms(model, balance, mtp, batch_tokens=t.batch_tokens) if needed else None
-    workload = LanguageModel(recipe, token_set, terms)
     with fastest_kernels(device):
         loop = train(
             workload,
@@ -194,6 +195,7 @@ def run_pretrain(
                 "trajectory": trajectory,
                 "n_steps": n_steps,
                 "schedule": t.schedule,
+                "cooldown_fraction": t.cooldown_fraction,
                 "first_step": first_step,
                 "started_at": started_at,
                 "wall_s": earlier_s,
@@ -232,6 +234,30 @@ def check_data(recipe: PretrainRecipe) -> None:
         RecipeError: weights of a domain that it lacks, or windows longer than its text.
     """
     LanguageModel(recipe, _open_tokens(recipe))
+
+
+def check_layers(recipe: PretrainRecipe) -> None:
+    """Whether every rule of number formats names a layer of the model, which is built on the meta device only.
+
+    Raises:
+        RecipeError: a rule that matches none.
+    """
+    if recipe.numerics is not None:
+        with torch.device("meta"):
+            match_rules(assignable(Transformer(recipe.model)), recipe.numerics)
+
+
+def require_run_folder(run_dir: Path) -> None:
+    """Refuse a folder that something else has filled.
+
+    Raises:
+        DataError: it has files, and no recipe of a run.
+    """
+    ours = {".lock", "tensorboard", "recipe.toml"}
+    if run_dir.is_dir() and not (run_dir / "recipe.toml").is_file():
+        foreign = sorted({path.name for path in run_dir.iterdir()} - ours)
+        if foreign:
+            raise DataError(f"--out {run_dir} has {foreign[0]} and no recipe.toml: give a run's folder, or a new one")
 
 
 def trajectory_of(recipe: PretrainRecipe, token_set: TokenSet) -> str:
@@ -290,12 +316,15 @@ def _check_continues(state: dict[str, Any], trajectory: str, step: int, recipe: 
             f"{found} was trained with another recipe or other data than this one; "
             f"use the recipe.toml beside it, or another run folder"
         )
-    if state["n_steps"] != n_steps:
-        limit = cooldown_start(n_steps, recipe.train.cooldown_fraction)
+    fraction = recipe.train.cooldown_fraction
+    then, now_ = (state["n_steps"], state.get("cooldown_fraction", fraction)), (n_steps, fraction)
+    if then != now_:
+        limit = min(cooldown_start(*then), cooldown_start(*now_))  # beyond it one of the two has cooled down
         if recipe.train.schedule != "constant_cooldown" or step > limit:
             raise CheckpointError(
                 f"{found} is at step {step} of a run of {state['n_steps']} steps, this recipe has {n_steps}; "
-                f"only constant_cooldown runs share a trunk, up to the cooldown (here step {limit})"
+                f"only constant_cooldown runs share a trunk, up to the cooldown of the shorter one (step {limit}); "
+                f"give another run folder"
             )
 
 
@@ -316,14 +345,18 @@ def _open_tokens(recipe: PretrainRecipe) -> TokenSet:
     return token_set
 
 
-def choose_device(name: str) -> torch.device:
-    """auto, cpu, cuda, cuda:1 ... as a device that is there. Raises RecipeError."""
-    check_device(name)
+def choose_device(name: str, key: str = "train.device") -> torch.device:
+    """auto, cpu, cuda, cuda:1 ... as a device that is there. Raises RecipeError naming `key`."""
+    check_device(name, key)
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(name)
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise RecipeError(f"train.device = {name!r} but PyTorch sees no GPU here; use auto or cpu")
+        raise RecipeError(f"{key} = {name!r} but PyTorch sees no GPU here; use auto or cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise RecipeError(f"{key} = {name!r} but PyTorch sees {torch.cuda.device_count()} GPU(s), from cuda:0 on")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise RecipeError(f"{key} = {name!r} but PyTorch sees no Apple GPU here; use auto or cpu")
     return device
 
 

@@ -5,6 +5,7 @@ file never imports torch, so that ladders and plans can read it.
 """
 
 import dataclasses
+import math
 import re
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
@@ -90,7 +91,7 @@ class MtpSection:
 class TrainSection:
     """How it is trained."""
 
-    n_tokens: PositiveInt
+    n_tokens: Annotated[int, Range(at_least=1, at_most=10**16)]
     """Training tokens, all passes."""
     batch_tokens: PositiveInt
     """Tokens per optimizer step, a multiple of model.seq_len."""
@@ -119,7 +120,7 @@ class TrainSection:
     """Replay the steps of small models as one CUDA graph: ten times faster where launches dominate."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1 ..."""
-    threads: NotNegativeInt = 0
+    threads: Annotated[int, Range(at_least=0, at_most=1024)] = 0
     """CPU threads; 0 leaves PyTorch's choice. Results are bitwise repeatable at one thread count."""
 
     balance: BalanceSection | None = None
@@ -188,6 +189,11 @@ def check(recipe: PretrainRecipe) -> None:
             f"raise the budget or lower the batch"
         )
     check_device(t.device)
+    if recipe.prediction:
+        check_prediction(recipe.prediction)
+    for weights in (recipe.data.weights, *(stage.weights for stage in recipe.data.curriculum)):
+        if weights and not 0 < sum(weights.values()) < math.inf:
+            raise RecipeError(f"data.weights = {weights} must have a sum above 0; leave them out for natural shares")
     if t.balance is not None:
         check_balance(t.balance, recipe.model.experts)
     if t.mtp is not None:
@@ -205,10 +211,21 @@ def check(recipe: PretrainRecipe) -> None:
         raise RecipeError(f"data.weights = {recipe.data.weights} and data.curriculum: give one of them, not both")
 
 
-def check_device(name: str) -> None:
-    """Whether a name can be one of a device, there or not. Raises RecipeError."""
+def check_prediction(prediction: dict[str, Any]) -> None:
+    """Whether what `isoflop plan` predicted can be scored: finite numbers, the center inside. Raises RecipeError."""
+    found = {key: prediction[key] for key in ("low", "bits_per_byte", "high", "level") if key in prediction}
+    for key, value in found.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise RecipeError(f"prediction.{key} = {value!r} must be a finite number; plan again")
+    ordered = [found[key] for key in ("low", "bits_per_byte", "high") if key in found]
+    if ordered != sorted(ordered):
+        raise RecipeError(f"prediction: low, bits_per_byte, high = {ordered} must rise; plan again")
+
+
+def check_device(name: str, key: str = "train.device") -> None:
+    """Whether a name can be one of a device, there or not. Raises RecipeError naming `key`."""
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name):
-        raise RecipeError(f"train.device = {name!r} is not a device; use auto, cpu, cuda or cuda:1")
+        raise RecipeError(f"{key} = {name!r} is not a device; use auto, cpu, cuda or cuda:1")
 
 
 def check_balance(section: BalanceSection, experts: ExpertConfig | None) -> None:

@@ -120,6 +120,8 @@ def test_a_run_can_be_asked_about_other_conditions(trained, tmp_path):
     assert dark[("test", "mean image")] < dark[("test", "hnn")] < by[("test", "hnn")]
     with pytest.raises(CheckpointError, match="has no checkpoint; run isoflop imaging train"):
         evaluate(tmp_path)
+    with pytest.raises(RecipeError, match=r"network.width=3 changes the run, not the conditions"):
+        evaluate(folder, ("network.width=3",))
 
 
 def test_clipped_pixels_are_counted(tmp_path):

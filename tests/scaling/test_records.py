@@ -80,3 +80,30 @@ def test_fields_of_a_mixture_are_kept_and_absent_in_dense_and_imported_records(t
     append_record(path, RunRecord("b", n_params_total=7))
     assert read_records(path) == [mixture, RunRecord("b", n_params_total=7)]
     assert set(json.loads(path.read_text().splitlines()[1])).isdisjoint({"n_experts", "d_kv_latent", "expert_load"})
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("flops_per_token", "a", r"record r1: flops_per_token = 'a' must be a number; repair or remove its line"),
+        ("bits_per_byte", -1, r"record r1: bits_per_byte = -1.0 must be above 0"),
+        ("budget_flops", 0, r"record r1: budget_flops = 0.0 must be above 0"),
+        ("n_layers", 1.5, r"record r1: n_layers = 1.5 must be a whole number"),
+        ("status", 3, r"record r1: status = 3 must be text"),
+    ],
+)
+def test_a_field_of_a_wrong_type_or_without_sense_is_named(tmp_path, field, value, message):
+    path = tmp_path / "records.jsonl"
+    path.write_text(json.dumps({"run_id": "r1", field: value}) + "\n", encoding="utf-8")
+    with pytest.raises(DataError, match=message):
+        read_records(path)
+
+
+def test_records_are_not_appended_to_something_else(tmp_path):
+    recipe = tmp_path / "plan.toml"
+    recipe.write_text("[model]\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"plan.toml has something else than records; give another file"):
+        append_record(recipe, RunRecord("r1"))
+    assert recipe.read_text(encoding="utf-8") == "[model]\n"
+    with pytest.raises(DataError, match=r"is a folder; give the records.jsonl of a sweep"):
+        read_records(tmp_path)

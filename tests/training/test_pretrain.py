@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import math
 import os
 import random
 import shutil
@@ -20,7 +21,7 @@ from isoflop.model.transformer import Transformer
 from isoflop.recipe import write_recipe
 from isoflop.tokens.shards import TokenSet
 from isoflop.training.optim import adamw
-from isoflop.training.pretrain import LanguageModel, run_pretrain, trajectory_of
+from isoflop.training.pretrain import LanguageModel, check_layers, choose_device, run_pretrain, trajectory_of
 from isoflop.training.pretrain_recipe import check, with_train
 from isoflop.training.schedule import cooldown_start
 
@@ -125,7 +126,7 @@ def test_a_branch_beyond_its_cooldown_or_off_a_damaged_trunk_is_refused(tmp_path
     long, short = (tiny_recipe(train={"n_tokens": n_steps * 64}) for n_steps in (60, 30))
     run_pretrain(long, tmp_path / "trunk", stop_at=26, keep_steps=frozenset({24}))
     folder = tmp_path / "trunk" / "checkpoints"
-    with pytest.raises(CheckpointError, match=r"up to the cooldown \(here step 24\)"):
+    with pytest.raises(CheckpointError, match=r"up to the cooldown of the shorter one \(step 24\)"):
         run_pretrain(short, tmp_path / "late", start_from=folder / "step_00000026")
     with pytest.raises(CheckpointError, match="another recipe"):
         run_pretrain(with_train(short, seed=5), tmp_path / "other", start_from=folder / "step_00000024")
@@ -323,3 +324,69 @@ def test_documents_masked_from_each_other_make_another_run_with_its_own_loss(tmp
     assert stopped["status"] == "interrupted"
     run_pretrain(masked, tmp_path / "parts")
     assert_same_run(tmp_path / "parts", tmp_path / "1")
+
+
+def test_a_run_that_has_cooled_down_is_not_made_longer(tiny_recipe, tmp_path):
+    short, longer = tiny_recipe(), tiny_recipe(train={"n_tokens": 60 * 64})
+    run_pretrain(short, tmp_path / "run")
+    with pytest.raises(CheckpointError, match=r"at step 30 of a run of 30 steps, this recipe has 60; .* \(step 24\)"):
+        run_pretrain(longer, tmp_path / "run")
+    cooler = tiny_recipe(train={"cooldown_fraction": 0.5})
+    run_pretrain(short, tmp_path / "half", should_stop=_after(20))
+    with pytest.raises(CheckpointError, match=r"up to the cooldown of the shorter one \(step 15\)"):
+        run_pretrain(cooler, tmp_path / "half")
+    run_pretrain(short, tmp_path / "trunk", should_stop=_after(20))  # before its cooldown, it may go on
+    assert run_pretrain(longer, tmp_path / "trunk")["step"] == 60
+    assert _losses(tmp_path / "trunk") == _losses_of_a_new_run(longer, tmp_path / "new")
+
+
+def _after(n_steps):
+    calls = iter(range(10_000))
+    return lambda: next(calls) >= n_steps
+
+
+def _losses(run):
+    return [json.loads(line)["loss_nats"] for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def _losses_of_a_new_run(recipe, folder):
+    run_pretrain(recipe, folder)
+    return _losses(folder)
+
+
+def test_a_folder_of_something_else_is_left_alone(tiny_recipe, tiny_tokens, tmp_path):
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.txt").write_text("x")
+    with pytest.raises(DataError, match=r"--out .*notes has a.txt and no recipe.toml"):
+        run_pretrain(tiny_recipe(), tmp_path / "notes")
+    assert [path.name for path in (tmp_path / "notes").iterdir()] == ["a.txt"]
+
+
+def test_a_rule_that_names_no_layer_shows_before_a_device_is_touched(tiny_recipe):
+    rules = {"rules": [{"modules": "block.*", "format": "fp8_block"}]}
+    with pytest.raises(RecipeError, match=r"'block.\*' matches none of the \d+ layers; did you mean 'blocks.\*'\?"):
+        check_layers(tiny_recipe(numerics=rules))
+    check_layers(tiny_recipe(numerics={"rules": [{"modules": "blocks.*", "format": "fp8_block"}]}))
+
+
+@pytest.mark.parametrize(
+    ("prediction", "message"),
+    [
+        ({"low": 1.0, "bits_per_byte": 0.5, "high": 2.0}, r"low, bits_per_byte, high = \[1.0, 0.5, 2.0\] must rise"),
+        ({"bits_per_byte": "a"}, r"prediction.bits_per_byte = 'a' must be a finite number; plan again"),
+        ({"high": math.nan}, r"prediction.high = nan must be a finite number"),
+    ],
+)
+def test_a_prediction_that_cannot_be_scored_is_refused_before_the_run(tiny_recipe, prediction, message):
+    with pytest.raises(RecipeError, match=message):
+        check(tiny_recipe(prediction=prediction))
+
+
+def test_a_device_that_is_not_there_is_named_with_its_option():
+    for name, message in (
+        ("mps", "no Apple GPU"),
+        ("cuda:99", "no GPU here|GPU.s., from cuda:0"),
+        ("tpu", "not a device"),
+    ):
+        with pytest.raises(RecipeError, match=f"--device = '{name}' .*({message})"):
+            choose_device(name, key="--device")
