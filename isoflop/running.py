@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from isoflop.errors import IsoflopError
+from isoflop.errors import CheckpointError, IsoflopError
 from isoflop.options import Json, Out, Overrides, Recipe, Writes
 from isoflop.recipe import NotNegativeInt, PositiveInt, Seed, Share, load_recipe, write_json
 from isoflop.terminal import Bar, flat, print_table, report_found, shown, stop_on_signal
@@ -117,9 +117,12 @@ def passkey(
 
 def _check_dry(recipe: "PretrainRecipe") -> None:
     """What a run would refuse before its first step, as far as it can be known without a device."""
+    from isoflop.training.checkpoint import damage
     from isoflop.training.pretrain import check_data, check_layers
 
     check_layers(recipe)
+    if recipe.initial is not None and (problem := damage(Path(recipe.initial.checkpoint))):
+        raise CheckpointError(f"initial.checkpoint: {problem}; give another checkpoint")
     if Path(recipe.data.tokens).exists():  # else it may be on the machine that will train
         check_data(recipe)
 

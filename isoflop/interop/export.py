@@ -61,7 +61,9 @@ def open_run(run: Path, *, step: int | None = None, tokenizer: Path | None = Non
     if not recipe.is_file():
         raise CheckpointError(f"{recipe} does not exist; give the folder of isoflop train or isoflop import")
     tree = tomllib.loads(recipe.read_text(encoding="utf-8"))
-    config = from_tree(tree.get("model", {}), ModelConfig, "model.")
+    if "model" not in tree:
+        raise CheckpointError(f"{recipe} has no [model]: {run} is no run of a language model")
+    config = from_tree(tree["model"], ModelConfig, "model.")
     if step is None:
         found = checkpoint.newest(run / "checkpoints")
         if found is None:

@@ -172,6 +172,10 @@ def check(recipe: LadderRecipe) -> None:
         raise RecipeError(
             f"ladder.n_sizes = {given}: an IsoFLOP curve needs at least 3 sizes per budget, better 5 to 7"
         )
+    for name in ("learning_rate_factors", "batch_factors", "seeds", "sizes", "tokens_per_param"):
+        values = getattr(spec, name)
+        if len(set(values)) < len(values):
+            raise RecipeError(f"ladder.{name} = {list(values)} names a value twice; each is a cell: leave one out")
     for name in ("learning_rate_factors", "batch_factors", "seeds"):
         if not getattr(spec, name):
             raise RecipeError(f"ladder.{name} = [] must name at least one; leave it out for the default")

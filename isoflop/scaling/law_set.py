@@ -75,8 +75,10 @@ def fit_law_set(
     where the records have it, `scale` flops_per_token; without them loss_nats and n_params.
 
     Raises:
-        FitError: fewer than 9 cells or 3 budgets with three sizes, or cells of several families.
+        FitError: fewer than 9 cells or 3 budgets with three sizes, cells of several families, a single resample.
     """
+    if bootstrap == 1:
+        raise FitError("bootstrap = 1 must be 0 (no intervals) or at least 2 resamples; 1000 is usual")
     table = records if isinstance(records, Table) else Table.from_records(records)
     scale = scale or ("flops_per_token" if table.has("flops_per_token") else table.scale(LAW)[0])
     loss = loss or ("bits_per_byte" if table.has("bits_per_byte") else table.loss(LAW)[0])

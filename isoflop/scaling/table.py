@@ -263,12 +263,15 @@ class Table:
 def read_table(paths: str | Path | Sequence[str | Path]) -> Table:
     """Read CSV or JSONL files, one below the other. Raises DataError for a missing, empty or malformed file."""
     rows: list[dict[str, Any]] = []
-    for path in [Path(paths)] if isinstance(paths, (str, Path)) else [Path(path) for path in paths]:
+    files = [Path(paths)] if isinstance(paths, (str, Path)) else [Path(path) for path in paths]
+    for path in files:
         if not path.is_file():
-            raise DataError(f"table {path} does not exist; give a .csv or .jsonl file")
+            problem = "is a folder" if path.is_dir() else "does not exist"
+            raise DataError(f"table {path} {problem}; give a .csv or .jsonl file")
         rows.extend(_read_csv(path) if path.suffix.lower() in (".csv", ".tsv") else _read_runs(path))
     if not rows:
-        raise DataError(f"table {paths} has no rows; give a .csv with a header or a .jsonl with one run a line")
+        named = ", ".join(map(str, files))
+        raise DataError(f"table {named} has no rows; give a .csv with a header or a .jsonl with one run a line")
     return Table.from_rows(rows)
 
 

@@ -15,6 +15,7 @@ from isoflop.scaling.score import score
 from isoflop.scaling.sweep import record_of_run
 from isoflop.tokens.shards import TokenSet
 from isoflop.training.pretrain_recipe import PretrainRecipe, check_prediction
+from isoflop.training.trained import read_sizes
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +64,7 @@ def score_run(run_dir: Path, *, records: Path | None = None) -> dict[str, Any]:
     if not result_path.is_file():
         raise DataError(f"{run_dir} has no result.json: it is not a finished run; finish it with isoflop train")
     result = _result(result_path)
+    read_sizes(recipe_path)  # says it where this is a run of something else
     recipe = load_recipe(recipe_path, PretrainRecipe)
     if not recipe.prediction:
         raise PlanError(

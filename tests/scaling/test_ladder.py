@@ -306,6 +306,8 @@ def test_sections_with_a_bad_value_are_refused():
         plan_ladder(recipe(train={"schedule": "cosine"}))
     with pytest.raises(RecipeError, match=r"allocation.exponent = 1.5 must be above 0 and below 1"):
         plan_ladder(recipe(allocation={"exponent": 1.5}))
+    with pytest.raises(RecipeError, match=r"ladder.seeds = \[0, 0\] names a value twice"):
+        plan_ladder(recipe(ladder={"seeds": [0, 0]}))
     with pytest.raises(RecipeError, match=r"train.cooldown_fraction = 1.0"):
         plan_ladder(recipe(train={"cooldown_fraction": 1.0}))
     with pytest.raises(RecipeError, match=r"unknown key ladder.budget; did you mean ladder.budgets\?"):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from isoflop.errors import DataError, PlanError
+from isoflop.errors import DataError, PlanError, RecipeError
 from isoflop.recipe import from_tree, write_json, write_recipe
 from isoflop.scaling.ladder import LadderRecipe
 from isoflop.scaling.records import read_records
@@ -86,3 +86,18 @@ def test_what_was_not_predicted_or_not_finished_is_not_scored(finished, tmp_path
     with pytest.raises(PlanError, match="ended as diverged"):
         score_run(finished)
     assert not (finished / "score.json").exists()
+
+
+def test_a_damaged_result_or_a_run_of_something_else_is_named(tmp_path):
+    (tmp_path / "recipe.toml").write_text("[medium]\nseed = 1\n", encoding="utf-8")
+    for text, message in (
+        ("{", r"result.json is not valid JSON .* run isoflop train again"),
+        ("[]", r"result.json has no status: it is no result of isoflop train"),
+        ('{"status": "finished"}', r"result.json has no bits_per_byte"),
+    ):
+        (tmp_path / "result.json").write_text(text, encoding="utf-8")
+        with pytest.raises(DataError, match=message):
+            score_run(tmp_path)
+    (tmp_path / "result.json").write_text('{"status": "diverged"}', encoding="utf-8")
+    with pytest.raises(RecipeError, match=r"recipe.toml has no \[model\] section; give a pretrain recipe"):
+        score_run(tmp_path)
