@@ -199,7 +199,7 @@ def fit(
         tyro.conf.arg(help="law of experts; empty: every one that the columns allow"),
     ] = "",
     seed: Seed = 0,
-    out: Annotated[Path, Writes("file"), tyro.conf.arg(metavar="FILE", help="laws file of --law all")] = Path(
+    out: Annotated[Path, Writes(".json"), tyro.conf.arg(metavar="FILE", help="laws file of --law all")] = Path(
         "runs/laws.json"
     ),
     json: Json = None,
@@ -286,7 +286,7 @@ def plan(
     ] = 0.0,
     hyper: Annotated[str, tyro.conf.arg(help="law of batch and rate by name; default: that of LAWS")] = "",
     level: Annotated[float, Range(at_least=0.5, at_most=0.999), tyro.conf.arg(help="of the interval")] = 0.9,
-    out: Annotated[Path, Writes("file"), tyro.conf.arg(metavar="FILE", help="recipe that isoflop train runs")] = Path(
+    out: Annotated[Path, Writes(".toml"), tyro.conf.arg(metavar="FILE", help="recipe that isoflop train runs")] = Path(
         "runs/plan.toml"
     ),
     json: Json = None,
@@ -371,7 +371,7 @@ def report(
     /,
     *,
     out: Annotated[
-        Path | None, Writes("file"), tyro.conf.arg(metavar="FILE", help="default: STUDY/report.html")
+        Path | None, Writes(".html"), tyro.conf.arg(metavar="FILE", help="default: STUDY/report.html")
     ] = None,
     figures: Annotated[
         Path | None, Writes("folder"), tyro.conf.arg(metavar="DIR", help="also write every figure as SVG and PNG")

@@ -26,9 +26,9 @@ Stage = Callable[..., None]
 
 @dataclass(frozen=True)
 class Writes:
-    """Marks an option that names what a command writes."""
+    """Marks an option that names what a command writes: "folder", or the ending of a file, as ".json"."""
 
-    kind: Literal["folder", "file"]
+    what: str
 
 
 Recipe = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE", help="TOML file")]
@@ -37,7 +37,7 @@ Overrides = Annotated[
     tyro.conf.Positional,
     tyro.conf.arg(metavar="[SECTION.KEY=VALUE ...]", help="values that go before those of the recipe"),
 ]
-Json = Annotated[Path | None, Writes("file"), tyro.conf.arg(metavar="FILE", help="also write what was found as JSON")]
+Json = Annotated[Path | None, Writes(".json"), tyro.conf.arg(metavar="FILE", help="also write what was found as JSON")]
 Out = Annotated[Path, Writes("folder"), tyro.conf.arg(metavar="DIR", help="output folder")]
 
 
@@ -53,9 +53,9 @@ def checked(stage: Stage) -> Stage:
             check_range(value, hints[name], _option(name), defaults[name])
             for mark in getattr(hints[name], "__metadata__", ()):
                 if isinstance(mark, Writes) and value is not None:
-                    _check_writable(_option(name), value, mark.kind)
-                    if mark.kind == "file" and value.resolve() in read:
+                    if mark.what != "folder" and value.resolve() in read:
                         raise RecipeError(f"{_option(name)} {value} is what the command reads; give another file")
+                    _check_writable(_option(name), value, mark.what)
         stage(*positional, **options)
 
     return run
@@ -189,11 +189,13 @@ def _metavar(parameter: Parameter) -> str:
     return found[0] if found else parameter.name.upper()
 
 
-def _check_writable(option: str, path: Path, kind: str) -> None:
-    """Raises RecipeError where the path is of the other kind, or the disk refuses it."""
-    if path.is_dir() if kind == "file" else path.exists() and not path.is_dir():
-        found, wanted = ("folder", "file") if kind == "file" else ("file", "folder")
+def _check_writable(option: str, path: Path, what: str) -> None:
+    """Raises RecipeError where something else is there already, or the disk refuses it."""
+    if path.is_dir() if what != "folder" else path.exists() and not path.is_dir():
+        found, wanted = ("file", "folder") if what == "folder" else ("folder", "file")
         raise RecipeError(f"{option} {path} is a {found}; give the name of a {wanted}")
+    if what != "folder" and path.is_file() and path.suffix != what:
+        raise RecipeError(f"{option} {path} is there and no {what} file; give another name, or delete it")
     try:
         with tempfile.TemporaryFile(dir=next(folder for folder in (path, *path.parents) if folder.is_dir())):
             pass

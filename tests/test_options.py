@@ -120,5 +120,10 @@ def test_files_and_folders_are_told_apart(tmp_path):
         checked(bake)("r.toml", out=a_file)
     with pytest.raises(RecipeError, match=r"--json .* is a folder; give the name of a file"):
         checked(bake)("r.toml", json=tmp_path)
+    (tmp_path / "r.toml").write_text("")
+    with pytest.raises(RecipeError, match=r"--json .*r.toml is there and no .json file; give another name"):
+        checked(bake)("other.toml", json=tmp_path / "r.toml")
+    with pytest.raises(RecipeError, match=r"--json .*r.toml is what the command reads"):
+        checked(bake)(tmp_path / "r.toml", json=tmp_path / "r.toml")
     checked(bake)("r.toml", out=tmp_path, json=tmp_path / "new" / "found.json", heat=0.5)
-    assert [path.name for path in tmp_path.rglob("*")] == ["a"]
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "r.toml"]
