@@ -13,10 +13,10 @@ import math
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from isoflop.errors import DataError, RecipeError
-from isoflop.recipe import Positive, from_tree
+from isoflop.recipe import Positive, from_tree, plain_type
 
 logger = logging.getLogger(__name__)
 
@@ -128,8 +128,16 @@ class RunRecord:
         known = {field.name for field in dataclasses.fields(cls)} - {"extra"}
         extra = {key: value for key, value in row.items() if key not in known}
         given = {key: value for key, value in row.items() if key in known and value is not None}
+        hints = get_type_hints(cls)
+        fractions = {  # counts that others derived, as C / M
+            key: value
+            for key, value in given.items()
+            if isinstance(value, float) and plain_type(hints[key]) is int and not value.is_integer()
+        }
+        whole = {key: value for key, value in given.items() if key not in fractions}
         try:
-            return dataclasses.replace(from_tree(given, cls, f"record {row['run_id']}: "), extra=extra)
+            found = from_tree(whole, cls, f"record {row['run_id']}: ")
+            return dataclasses.replace(found, extra=extra, **fractions)
         except RecipeError as error:
             raise DataError(f"{error}; repair or remove its line") from error
 

@@ -88,7 +88,7 @@ def test_fields_of_a_mixture_are_kept_and_absent_in_dense_and_imported_records(t
         ("flops_per_token", "a", r"record r1: flops_per_token = 'a' must be a number; repair or remove its line"),
         ("bits_per_byte", -1, r"record r1: bits_per_byte = -1.0 must be above 0"),
         ("budget_flops", 0, r"record r1: budget_flops = 0.0 must be above 0"),
-        ("n_layers", 1.5, r"record r1: n_layers = 1.5 must be a whole number"),
+        ("n_layers", "x", r"record r1: n_layers = 'x' must be a whole number"),
         ("status", 3, r"record r1: status = 3 must be text"),
     ],
 )
@@ -107,3 +107,10 @@ def test_records_are_not_appended_to_something_else(tmp_path):
     assert recipe.read_text(encoding="utf-8") == "[model]\n"
     with pytest.raises(DataError, match=r"is a folder; give the records.jsonl of a sweep"):
         read_records(tmp_path)
+
+
+def test_counts_with_a_fraction_are_kept_as_they_are(tmp_path):
+    path = tmp_path / "records.jsonl"
+    path.write_text(json.dumps({"run_id": "r1", "planned_tokens": 1781246.5, "n_tokens": 2e6}) + "\n", encoding="utf-8")
+    (record,) = read_records(path)
+    assert (record.planned_tokens, record.n_tokens) == (1781246.5, 2_000_000)
