@@ -23,6 +23,7 @@ from isoflop.recipe import (
     NotNegativeInt,
     Positive,
     PositiveInt,
+    Processes,
     Range,
     Seed,
     load_recipe,
@@ -390,7 +391,7 @@ def demo(
     out: Out = Path("demo"),
     minutes: Annotated[Positive, tyro.conf.arg(help="for the whole demo after set-up")] = 15.0,
     seed: Seed = 0,
-    workers: Annotated[NotNegativeInt, tyro.conf.arg(help="processes of the sweep; 0: one per core, at most 4")] = 0,
+    workers: Annotated[Processes, tyro.conf.arg(help="processes of the sweep; 0: one per core, at most 4")] = 0,
     json: Json = None,
 ) -> None:
     """Everything on this machine: text, sweep, laws, a prediction, the run that tests it, a report."""

@@ -153,10 +153,10 @@ def run_demo(
 
 def _check_same(out: Path, *, minutes: float, seed: int) -> None:
     """Whether `out` is empty or holds a demo that was asked for with the same values. Raises RecipeError."""
-    began = out / "demo.json"
-    if not (out / "ladder.toml").is_file() or not began.is_file():
+    path = out / "demo.json"
+    if not (out / "ladder.toml").is_file() or not path.is_file():
         return
-    before = json.loads(began.read_text(encoding="utf-8"))
+    before = json.loads(path.read_text(encoding="utf-8"))
     if before != {"minutes": minutes, "seed": seed}:
         asked = f"--minutes {before['minutes']:g} --seed {before['seed']}"
         raise RecipeError(

@@ -40,9 +40,9 @@ def export(
 ) -> None:
     """A run -> a folder that transformers, vLLM and lm-eval load, and the proof that it is the same model."""
     from isoflop.interop.export import export_run
-    from isoflop.interop.parity import require_device
+    from isoflop.interop.parity import device_of
 
-    require_device(device, parity=parity)
+    device = device_of(device, parity=parity)
     found = export_run(
         run,
         out,
@@ -71,9 +71,9 @@ def import_(
 ) -> None:
     """A folder in the Hugging Face format -> a run folder with a checkpoint of step 0."""
     from isoflop.interop.intake import import_folder
-    from isoflop.interop.parity import require_device
+    from isoflop.interop.parity import device_of
 
-    require_device(device, parity=parity)
+    device = device_of(device, parity=parity)
     found = import_folder(folder, out)
     if parity:
         from isoflop.interop.parity import compare

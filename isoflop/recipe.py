@@ -6,6 +6,7 @@ refuses unknown keys with a suggestion, and checks every type and every range (`
 `isoflop.training.pretrain_recipe.PretrainRecipe`), and the rules between its keys.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import functools
@@ -53,6 +54,8 @@ Share = Annotated[float, Range(at_least=0, at_most=1)]
 PositiveInt = Annotated[int, Range(at_least=1)]
 NotNegativeInt = Annotated[int, Range(at_least=0)]
 Seed = Annotated[int, Range(at_least=0, at_most=2**32 - 1)]
+Processes = Annotated[int, Range(at_least=0, at_most=1024)]
+"""Or threads; 0 leaves the choice to the program."""
 
 
 def load_recipe(path: str | Path | None, schema: type[T], overrides: Sequence[str] = ()) -> T:
@@ -236,15 +239,11 @@ def _convert(value: Any, hint: Any, name: str) -> Any:
     if origin is Annotated:
         return _convert(value, arguments[0], name)
     if origin in (Union, types.UnionType):
-        for option in arguments:
-            if option is type(None):
-                continue
-            try:
+        *first, last = (option for option in arguments if option is not type(None))
+        for option in first:
+            with contextlib.suppress(RecipeError):
                 return _convert(value, option, name)
-            except RecipeError:
-                if option is arguments[-1] or len([a for a in arguments if a is not type(None)]) == 1:
-                    raise
-        raise RecipeError(f"{name} = {value!r} fits none of {hint}")
+        return _convert(value, last, name)
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         if not isinstance(value, dict):
             raise RecipeError(f"{name} = {value!r} must be a section with keys")

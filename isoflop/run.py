@@ -43,6 +43,18 @@ def processor() -> str:
     return f"{name}, {cores} cores"
 
 
+def require_run_folder(folder: Path) -> None:
+    """Refuse a folder that something else has filled, before anything is written to it.
+
+    Raises:
+        RecipeError: it has files, and no recipe of a run.
+    """
+    if folder.is_dir() and not (folder / "recipe.toml").is_file():
+        foreign = sorted({path.name for path in folder.iterdir()} - {".lock", "tensorboard"})
+        if foreign:
+            raise RecipeError(f"--out {folder} has {foreign[0]} and no recipe.toml: give a run's folder, or a new one")
+
+
 @contextlib.contextmanager
 def _tidy(folder: Path, made: bool) -> Iterator[None]:
     """Leave nothing of a folder made for work that was refused before it wrote anything."""

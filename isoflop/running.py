@@ -128,10 +128,11 @@ def _check_dry(recipe: "PretrainRecipe") -> None:
 
 
 def _run(recipe: "PretrainRecipe", out: Path, tensorboard: bool, json: Path | None) -> None:
-    from isoflop.run import only_one
+    from isoflop.run import only_one, require_run_folder
     from isoflop.training.board import Board
     from isoflop.training.pretrain import run_pretrain
 
+    require_run_folder(out)
     board = Board(out) if tensorboard else None
     with Bar("token") as bar, stop_on_signal() as stop, only_one(out):
 

@@ -21,9 +21,10 @@ def train(
     """Slab, camera, objects, network -> a trained run, scored beside ridge and mean image; resumes by itself."""
     from isoflop.imaging.config import ImagingRecipe
     from isoflop.imaging.reconstruct import run_imaging
-    from isoflop.run import only_one
+    from isoflop.run import only_one, require_run_folder
 
     loaded = load_recipe(recipe, ImagingRecipe, overrides)
+    require_run_folder(out)
     with Bar("sample") as bar, stop_on_signal() as stop, only_one(out):
         found = run_imaging(loaded, out, on_stage=bar.stage, on_progress=bar.training, should_stop=stop)
     if found["status"] == "interrupted":

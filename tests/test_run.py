@@ -9,7 +9,7 @@ import pytest
 from killing import ENVIRONMENT
 
 from isoflop.errors import RecipeError
-from isoflop.run import commit, now, only_one, processor
+from isoflop.run import commit, now, only_one, processor, require_run_folder
 
 
 def test_now_is_utc_with_an_offset_and_whole_seconds():
@@ -73,3 +73,15 @@ def test_refused_work_leaves_no_folder_and_begun_work_keeps_it(tmp_path):
     with pytest.raises(ValueError, match="no"), only_one(tmp_path / "there"):
         raise ValueError("no")
     assert (tmp_path / "there").is_dir()
+
+
+def test_a_folder_of_something_else_is_no_run_folder(tmp_path):
+    for name, files in (("new", ()), ("run", ("recipe.toml", "metrics.jsonl")), ("locked", (".lock",))):
+        (tmp_path / name).mkdir()
+        for file in files:
+            (tmp_path / name / file).write_text("x")
+        require_run_folder(tmp_path / name)
+    require_run_folder(tmp_path / "nowhere")
+    (tmp_path / "new" / "a.txt").write_text("x")
+    with pytest.raises(RecipeError, match=r"--out .*new has a.txt and no recipe.toml: give a run's folder"):
+        require_run_folder(tmp_path / "new")

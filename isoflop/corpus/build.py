@@ -31,7 +31,7 @@ from isoflop.corpus.report import corpus_page
 from isoflop.corpus.sources import BadRecord, SourceOptions
 from isoflop.corpus.stages import Build, Engine, Progress, Workers, fingerprint, n_workers
 from isoflop.errors import RecipeError
-from isoflop.recipe import Range, check_ranges, to_tree, write_json, write_recipe, write_text
+from isoflop.recipe import Processes, Range, check_ranges, to_tree, write_json, write_recipe, write_text
 from isoflop.run import commit, now, only_one, processor
 
 log = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ class CorpusRecipe:
     """native: processes of this machine. ray: a cluster, which must see the same folders."""
     ray_address: str = ""
     """Of a running cluster, for example "auto"; empty: start one on this machine."""
-    workers: Annotated[int, Range(at_least=0, at_most=1024)] = 0
+    workers: Processes = 0
     """Processes; 0: one per core, at most 8, and none for small inputs. Changes nothing in the result."""
     keep_stages: bool = False
     """Leave the stages on disk, so that after a change of the recipe only what depends on it is made anew."""

@@ -9,7 +9,17 @@ from isoflop.imaging.objects import ObjectsSection
 from isoflop.imaging.score import LOSSES
 from isoflop.optics.camera import CameraSection
 from isoflop.optics.medium import MediumSection
-from isoflop.recipe import NotNegative, NotNegativeInt, Positive, PositiveInt, Range, Seed, Share, check_ranges
+from isoflop.recipe import (
+    NotNegative,
+    NotNegativeInt,
+    Positive,
+    PositiveInt,
+    Processes,
+    Range,
+    Seed,
+    Share,
+    check_ranges,
+)
 
 
 @dataclass(frozen=True)
@@ -57,7 +67,7 @@ class FitSection:
     """Of products; auto is bfloat16 where the processor multiplies it natively."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1 ..."""
-    threads: Annotated[int, Range(at_least=0, at_most=1024)] = 0
+    threads: Processes = 0
     """CPU threads; 0 leaves PyTorch's choice."""
 
     def check(self) -> None:

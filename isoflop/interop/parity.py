@@ -65,15 +65,15 @@ class _Ties:
         self.tied_T.append(_tied(router, output[2]))
 
 
-def require_device(name: str, *, parity: bool) -> None:
-    """Whether the parity report can compute there, asked before anything is written.
+def device_of(name: str, *, parity: bool) -> str:
+    """Where the parity report will compute, asked before anything is written.
 
     Raises:
         RecipeError: no such device, or one that no report would use.
     """
     if not parity and name != "cpu":
         raise RecipeError(f"--device {name} has no meaning without --parity; leave it out")
-    choose_device(name, key="--device")
+    return str(choose_device(name, key="--device"))
 
 
 def compare(

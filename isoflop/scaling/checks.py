@@ -20,6 +20,12 @@ SOURCE_COLUMNS = ("dataset", "corpus", "experiment", "counting", "param_count", 
 RUN_COLUMNS = ("run_id", "run", "run_name")
 
 
+def check_resamples(bootstrap: int) -> None:
+    """Whether intervals can be taken from so many resamples. Raises FitError."""
+    if bootstrap < 0 or bootstrap == 1:
+        raise FitError(f"bootstrap = {bootstrap} must be 0 (no intervals) or at least 2 resamples; 1000 is usual")
+
+
 def fit_rows(table: Table, used: list[str]) -> tuple[Table, list[str]]:
     """Rows that may be fitted: finished, cooled, and with a finite number above 0 in every `used` column.
 

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from isoflop.errors import FitError
-from isoflop.scaling.checks import fit_rows, import_checks, mixed_families
+from isoflop.scaling.checks import check_resamples, fit_rows, import_checks, mixed_families
 from isoflop.scaling.experts import fit_experts
 from isoflop.scaling.hyper import fit_hyper
 from isoflop.scaling.isoflop_curve import check_sizes, fit_curves, fit_parabola, group_budgets
@@ -87,8 +87,7 @@ def fit_table(
     """
     if law not in LAWS:
         raise FitError(f"law = {law!r} must be one of {', '.join(LAWS)}")
-    if bootstrap < 0 or bootstrap == 1:
-        raise FitError(f"bootstrap = {bootstrap} must be 0 (no intervals) or at least 2 resamples; 1000 is usual")
+    check_resamples(bootstrap)
     warnings = import_checks(table)
     if 0 < bootstrap < 100:
         warnings.append(f"bootstrap = {bootstrap}: 95% intervals from so few resamples are rough; 1000 is usual")

@@ -8,7 +8,17 @@ from typing import Annotated, Any, Literal
 
 from isoflop.errors import RecipeError
 from isoflop.numerics.section import NumericsSection, check_numerics
-from isoflop.recipe import NotNegative, NotNegativeInt, Positive, PositiveInt, Range, Seed, check_ranges, from_tree
+from isoflop.recipe import (
+    NotNegative,
+    NotNegativeInt,
+    Positive,
+    PositiveInt,
+    Processes,
+    Range,
+    Seed,
+    check_ranges,
+    from_tree,
+)
 from isoflop.scaling.family import DENSE, Family, check_family
 from isoflop.scaling.transfer import hyper_law
 from isoflop.training.pretrain_recipe import (
@@ -117,7 +127,7 @@ class LadderTrainSection:
     compile: Literal["auto", "on", "off"] = "auto"
     cuda_graph: bool = True
     device: str = "auto"
-    threads: Annotated[int, Range(at_least=0, at_most=1024)] = 0
+    threads: Processes = 0
     balance: dict[str, Any] = field(default_factory=dict)
     """`[train.balance]` of a pretrain recipe, for a mixture of experts; empty: its defaults."""
     mtp: dict[str, Any] = field(default_factory=dict)

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from isoflop.errors import FitError
-from isoflop.scaling.checks import families, fit_rows, import_checks
+from isoflop.scaling.checks import check_resamples, families, fit_rows, import_checks
 from isoflop.scaling.hyper import fit_hyper
 from isoflop.scaling.isoflop_curve import (
     Budget,
@@ -77,8 +77,7 @@ def fit_law_set(
     Raises:
         FitError: fewer than 9 cells or 3 budgets with three sizes, cells of several families, a single resample.
     """
-    if bootstrap == 1:
-        raise FitError("bootstrap = 1 must be 0 (no intervals) or at least 2 resamples; 1000 is usual")
+    check_resamples(bootstrap)
     table = records if isinstance(records, Table) else Table.from_records(records)
     scale = scale or ("flops_per_token" if table.has("flops_per_token") else table.scale(LAW)[0])
     loss = loss or ("bits_per_byte" if table.has("bits_per_byte") else table.loss(LAW)[0])

@@ -13,10 +13,10 @@ import math
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 from isoflop.errors import DataError, RecipeError
-from isoflop.recipe import Positive, from_tree, plain_type
+from isoflop.recipe import NotNegative, Positive, from_tree
 
 logger = logging.getLogger(__name__)
 
@@ -64,27 +64,27 @@ class RunRecord:
     d_rope: int | None = None
     d_value: int | None = None
     mtp_depth: int | None = None
-    n_params_total: int | None = None
-    n_params_active: int | None = None
+    n_params_total: int | float | None = None
+    n_params_active: int | float | None = None
     """Used by one token, embedding and head included."""
-    n_params_non_embedding: int | None = None
+    n_params_non_embedding: int | float | None = None
     """All experts counted."""
     flops_per_token: Positive | None = None
     """Non-embedding matmul weights that a token uses x 6 plus full attention: the paper's M, generalised."""
     flops_per_token_exact: Positive | None = None
     """flops_per_token plus the output head."""
-    planned_tokens: int | None = None
-    n_tokens: int | None = None
-    total_flops: Positive | None = None
+    planned_tokens: int | float | None = None
+    n_tokens: int | float | None = None
+    total_flops: NotNegative | None = None
     """flops_per_token x n_tokens, as achieved."""
-    total_flops_exact: Positive | None = None
-    batch_tokens: int | None = None
+    total_flops_exact: NotNegative | None = None
+    batch_tokens: int | float | None = None
     learning_rate: float | None = None
     schedule: str | None = None
     cooldown_fraction: float | None = None
-    steps: int | None = None
+    steps: int | float | None = None
     trunk_id: str | None = None
-    trunk_tokens_shared: int | None = None
+    trunk_tokens_shared: int | float | None = None
     cooled: bool | None = None
     """Whether the learning rate was brought down before the loss was measured; only such losses are fitted."""
     loss_nats: Positive | None = None
@@ -97,7 +97,7 @@ class RunRecord:
     """Mixtures only: how evenly the validation tokens were spread over the experts of each block, as the run said."""
     max_violation_global: float | None = None
     """Mean over its layers of largest load / mean load - 1, over the whole validation set."""
-    unique_tokens: int | None = None
+    unique_tokens: int | float | None = None
     epochs: float | None = None
     wall_s: float | None = None
     tokens_per_s: float | None = None
@@ -122,22 +122,14 @@ class RunRecord:
 
     @classmethod
     def from_dict(cls, row: dict[str, Any]) -> "RunRecord":
-        """Build a record from one JSON object. Raises DataError: no run_id, a wrong type, a loss of 0."""
+        """Build a record from one JSON object. Raises DataError: no run_id, a wrong type, a negative loss."""
         if not row.get("run_id"):
             raise DataError(f"record {str(row)[:80]} has no run_id; every record needs one: add it")
         known = {field.name for field in dataclasses.fields(cls)} - {"extra"}
         extra = {key: value for key, value in row.items() if key not in known}
         given = {key: value for key, value in row.items() if key in known and value is not None}
-        hints = get_type_hints(cls)
-        fractions = {  # counts that others derived, as C / M
-            key: value
-            for key, value in given.items()
-            if isinstance(value, float) and plain_type(hints[key]) is int and not value.is_integer()
-        }
-        whole = {key: value for key, value in given.items() if key not in fractions}
         try:
-            found = from_tree(whole, cls, f"record {row['run_id']}: ")
-            return dataclasses.replace(found, extra=extra, **fractions)
+            return dataclasses.replace(from_tree(given, cls, f"record {row['run_id']}: "), extra=extra)
         except RecipeError as error:
             raise DataError(f"{error}; repair or remove its line") from error
 
@@ -166,10 +158,11 @@ def append_record(path: str | Path, record: RunRecord) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     line = json.dumps(record.to_dict(), ensure_ascii=False, allow_nan=False).encode() + b"\n"
-    if path.is_file() and path.stat().st_size and not path.read_bytes()[:1].startswith(b"{"):
-        raise DataError(f"records {path} has something else than records; give another file")
     with open(path, "a+b") as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # released when the file closes, also when the process dies
+        file.seek(0)
+        if file.read(1) not in (b"", b"{"):
+            raise DataError(f"records {path} has something else than records; give another file")
         size, whole = _whole_bytes(file)
         if whole < size:
             logger.warning("records %s: cut off %d bytes of an unfinished last line", path, size - whole)

@@ -18,14 +18,14 @@ from functools import cached_property, lru_cache, partial
 from multiprocessing import get_context
 from os import cpu_count
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 
 from isoflop.corpus.folder import new_folder, read_manifest
 from isoflop.corpus.sources import read_texts
 from isoflop.errors import DataError
-from isoflop.recipe import NotNegativeInt, Positive, PositiveInt, Range, to_tree, write_json
+from isoflop.recipe import NotNegativeInt, Positive, PositiveInt, Processes, to_tree, write_json
 from isoflop.tokens.bpe import Tokenizer, train_tokenizer
 from isoflop.tokens.count import TooVaried
 from isoflop.tokens.documents import DocumentOptions, Texts, encode_documents
@@ -72,7 +72,7 @@ class TokensRecipe:
     documents: DocumentOptions = field(default_factory=DocumentOptions)
     reuse_tokenizer: str = ""
     """Folder with a trained tokenizer to use instead of training one."""
-    workers: Annotated[int, Range(at_least=0, at_most=1024)] = 0
+    workers: Processes = 0
     """Processes that encode; 0: one per core, at most 16, and none for small inputs. Changes nothing in the result."""
 
 

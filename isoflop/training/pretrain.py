@@ -116,7 +116,6 @@ def run_pretrain(
         CheckpointError: all checkpoints damaged, or the disk is full.
     """
     check(recipe)
-    require_run_folder(run_dir)
     token_set = _open_tokens(recipe)
     trajectory = trajectory_of(recipe, token_set)
     result_path = run_dir / "result.json"
@@ -247,19 +246,6 @@ def check_layers(recipe: PretrainRecipe) -> None:
             match_rules(assignable(Transformer(recipe.model)), recipe.numerics)
 
 
-def require_run_folder(run_dir: Path) -> None:
-    """Refuse a folder that something else has filled.
-
-    Raises:
-        DataError: it has files, and no recipe of a run.
-    """
-    ours = {".lock", "tensorboard", "recipe.toml"}
-    if run_dir.is_dir() and not (run_dir / "recipe.toml").is_file():
-        foreign = sorted({path.name for path in run_dir.iterdir()} - ours)
-        if foreign:
-            raise DataError(f"--out {run_dir} has {foreign[0]} and no recipe.toml: give a run's folder, or a new one")
-
-
 def trajectory_of(recipe: PretrainRecipe, token_set: TokenSet) -> str:
     """Hash of all that decides the numbers of a run, except how long its constant-rate stage goes on."""
     tree = to_tree(recipe)
@@ -317,9 +303,9 @@ def _check_continues(state: dict[str, Any], trajectory: str, step: int, recipe: 
             f"use the recipe.toml beside it, or another run folder"
         )
     fraction = recipe.train.cooldown_fraction
-    then, now_ = (state["n_steps"], state.get("cooldown_fraction", fraction)), (n_steps, fraction)
-    if then != now_:
-        limit = min(cooldown_start(*then), cooldown_start(*now_))  # beyond it one of the two has cooled down
+    trained, asked = (state["n_steps"], state.get("cooldown_fraction", fraction)), (n_steps, fraction)
+    if trained != asked:
+        limit = min(cooldown_start(*trained), cooldown_start(*asked))  # beyond it one of the two has cooled down
         if recipe.train.schedule != "constant_cooldown" or step > limit:
             raise CheckpointError(
                 f"{found} is at step {step} of a run of {state['n_steps']} steps, this recipe has {n_steps}; "

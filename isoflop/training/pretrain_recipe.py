@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from isoflop.errors import RecipeError
 from isoflop.model.config import ExpertConfig, ModelConfig
 from isoflop.numerics.section import NumericsSection, check_numerics
-from isoflop.recipe import NotNegative, NotNegativeInt, Positive, PositiveInt, Range, Seed, check_ranges
+from isoflop.recipe import NotNegative, NotNegativeInt, Positive, PositiveInt, Processes, Range, Seed, check_ranges
 from isoflop.training.schedule import Schedule
 
 
@@ -120,7 +120,7 @@ class TrainSection:
     """Replay the steps of small models as one CUDA graph: ten times faster where launches dominate."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1 ..."""
-    threads: Annotated[int, Range(at_least=0, at_most=1024)] = 0
+    threads: Processes = 0
     """CPU threads; 0 leaves PyTorch's choice. Results are bitwise repeatable at one thread count."""
 
     balance: BalanceSection | None = None

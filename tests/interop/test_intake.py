@@ -15,6 +15,7 @@ from isoflop.errors import CheckpointError
 from isoflop.interop.export import open_run
 from isoflop.interop.intake import import_folder
 from isoflop.interop.layout import INDEX
+from isoflop.interop.parity import device_of
 from isoflop.interop.tensors import TensorWriter
 
 V3_SMALL = replace(FAMILIES["v3"], vocab_size=4000)
@@ -261,7 +262,11 @@ def test_bad_options_of_export_are_refused(tmp_path, refused):
     assert "--shard-mib = 0 must be at least 1" in refused("export", run, "--out", out, "--shard-mib", "0")
     assert "--tokenizer" in refused("export", run, "--out", out, "--tokenizer", tmp_path)
     assert "the format llama is dense" in refused("export", run, "--out", out, "--format", "llama")
+    assert "--device = 'tpu' is not a device" in refused("export", run, "--out", out, "--device", "tpu")
+    no_report = ("--out", out, "--no-parity", "--device", "cuda")
+    assert "--device cuda has no meaning without --parity" in refused("export", run, *no_report)
     assert not out.exists()
+    assert device_of("auto", parity=True) in ("cpu", "cuda") and device_of("cpu", parity=False) == "cpu"
 
 
 def test_import_through_the_command_line_says_what_it_did(good, tmp_path, capsys):

@@ -4,6 +4,7 @@ Each rank first computes its own rows with whole weights; the mean of both gradi
 Run as a script, this file is one of the ranks.
 """
 
+import dataclasses
 import json
 import os
 import socket
@@ -24,18 +25,7 @@ from isoflop.numerics.section import Format, NumericsSection, PhotonicSection, R
 DENSE = ModelConfig(
     n_layers=2, d_model=32, n_heads=2, n_kv_heads=2, d_head=16, d_ff=48, vocab_size=64, seq_len=16, init_std=0.1
 )
-SPARSE = ModelConfig(
-    n_layers=2,
-    d_model=32,
-    n_heads=2,
-    n_kv_heads=2,
-    d_head=16,
-    d_ff=48,
-    vocab_size=64,
-    seq_len=16,
-    init_std=0.1,
-    experts=ExpertConfig(n_experts=4, n_active=2, d_expert=24, n_dense_layers=1),
-)
+SPARSE = dataclasses.replace(DENSE, experts=ExpertConfig(n_experts=4, n_active=2, d_expert=24))
 CASES: dict[str, tuple[ModelConfig, Format, str]] = {
     "bfloat16": (DENSE, "bfloat16", "ste"),
     "fp8_block": (DENSE, "fp8_block", "ste"),

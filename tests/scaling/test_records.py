@@ -89,6 +89,8 @@ def test_fields_of_a_mixture_are_kept_and_absent_in_dense_and_imported_records(t
         ("bits_per_byte", -1, r"record r1: bits_per_byte = -1.0 must be above 0"),
         ("budget_flops", 0, r"record r1: budget_flops = 0.0 must be above 0"),
         ("n_layers", "x", r"record r1: n_layers = 'x' must be a whole number"),
+        ("n_tokens", "x", r"record r1: n_tokens = 'x' must be a number"),
+        ("total_flops", -1, r"record r1: total_flops = -1.0 must be at least 0"),
         ("status", 3, r"record r1: status = 3 must be text"),
     ],
 )
@@ -114,3 +116,10 @@ def test_counts_with_a_fraction_are_kept_as_they_are(tmp_path):
     path.write_text(json.dumps({"run_id": "r1", "planned_tokens": 1781246.5, "n_tokens": 2e6}) + "\n", encoding="utf-8")
     (record,) = read_records(path)
     assert (record.planned_tokens, record.n_tokens) == (1781246.5, 2_000_000)
+
+
+def test_a_run_that_diverged_at_once_is_a_record_too(tmp_path):
+    path = tmp_path / "records.jsonl"
+    append_record(path, RunRecord("r1", status="diverged", n_tokens=0, total_flops=0.0, loss_nats=math.inf))
+    (record,) = read_records(path)
+    assert (record.status, record.total_flops, record.loss_nats) == ("diverged", 0.0, None)

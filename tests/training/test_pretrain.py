@@ -354,14 +354,6 @@ def _losses_of_a_new_run(recipe, folder):
     return _losses(folder)
 
 
-def test_a_folder_of_something_else_is_left_alone(tiny_recipe, tiny_tokens, tmp_path):
-    (tmp_path / "notes").mkdir()
-    (tmp_path / "notes" / "a.txt").write_text("x")
-    with pytest.raises(DataError, match=r"--out .*notes has a.txt and no recipe.toml"):
-        run_pretrain(tiny_recipe(), tmp_path / "notes")
-    assert [path.name for path in (tmp_path / "notes").iterdir()] == ["a.txt"]
-
-
 def test_a_rule_that_names_no_layer_shows_before_a_device_is_touched(tiny_recipe):
     rules = {"rules": [{"modules": "block.*", "format": "fp8_block"}]}
     with pytest.raises(RecipeError, match=r"'block.\*' matches none of the \d+ layers; did you mean 'blocks.\*'\?"):
