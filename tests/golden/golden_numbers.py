@@ -77,8 +77,9 @@ def differences(golden: Any, found: Any, *, exact: bool, where: str = "", key: s
         pairs = enumerate(zip(golden, found, strict=True))
         return [line for i, (a, b) in pairs for line in differences(a, b, exact=exact, where=f"{where}[{i}]", key=key)]
     numbers = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in (golden, found))
-    if exact or (key in LOOSE and not numbers):
-        same = golden == found and (numbers or type(golden) is type(found))
-    else:  # hashes and the like follow from the last bits
+    same = golden == found and (numbers or type(golden) is type(found))
+    if not exact and numbers:
         same = key not in LOOSE or math.isclose(golden, found, rel_tol=LOOSE[key], abs_tol=1e-12)
+    elif not exact:  # texts such as hashes follow from the last bits
+        same = type(golden) is type(found)
     return [] if same else [f"{where} = {found!r}, the golden says {golden!r}"]

@@ -37,7 +37,7 @@ def in_situ(run_dir: Path, stop_at: int = N_STEPS) -> dict[str, Any]:
     images = Images(planes.flatten(1), numbers % 2, 6, 2)
     workload = Stopping(images, images, TrainOptions(n_epochs=N_STEPS // 4, batch=20, learning_rate=0.02))
     workload.stop_at = stop_at
-    bits = dict.fromkeys(("input_bits", "weight_bits", "adc_bits"), 6)
+    bits: dict[str, Any] = dict.fromkeys(("input_bits", "weight_bits", "adc_bits"), 6)
     core = NumericsSection((Rule("*", "photonic"),), photonic=PhotonicSection("lin2024", bits, "core"))
     ends: list[Any] = []
     model, _ = train_network(workload, (36, 8, 2), core, run_dir=run_dir, on_step=ends.append)

@@ -1,11 +1,12 @@
-"""Make the goldens anew: `python tests/golden/make.py [--laws-and-folders]`, one thread, a minute, from a clean checkout.
+"""Make the goldens anew: `python tests/golden/make.py [--laws-and-folders]`, one thread, a minute.
 
 Out: `data/numbers/` (what the runs of golden_runs.py computed), `data/machine.json` (on what). These are to be made
 again only where numbers change on purpose, and the commit says why. With --laws-and-folders also `data/laws/`,
-`data/folders/` and `data/tokens/`: files of the format of that day, which later versions must read and go on with; new
+`data/folders/`: files of the format of that day, which later versions must read and go on with; new
 ones are better added beside the old than put in their place.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -103,10 +104,8 @@ def make_folders() -> None:
     pattern = f"{out}/grid/cells/*/checkpoints/step_*/state.json"
     grid = ("sweep", runs.RECIPES / "sweep.toml", *runs.GRID)
     kill_when(pattern, *grid, "--out", out / "grid", "--no-calibrate")
-    try:
+    with contextlib.suppress(KeyboardInterrupt):
         in_situ(out / "in_situ", stop_at=24)
-    except KeyboardInterrupt:
-        pass
     for name in ("base", "tokens"):
         shutil.copytree(name, out / name)
     for path in [*out.rglob(".lock"), *out.rglob(".writing-*"), *out.rglob("speed.jsonl"), *out.rglob("*.stages")]:

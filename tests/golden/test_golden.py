@@ -189,4 +189,4 @@ def test_one_bit_and_one_lost_field_are_differences_and_excepted_fields_are_none
             ".rows has 0 entries, the golden 1",
             ".name is missing",
         ]
-    assert without_excepted({name: 1 for name in EXCEPTED}) == {}
+    assert without_excepted(dict.fromkeys(EXCEPTED, 1)) == {}
