@@ -53,6 +53,7 @@ class Noise(Workload):
         return [(self._tokens.roll(step, 0),)]
 
     def loss_sum(self, model, micro_batch):
+        assert isinstance(model, Transformer)
         return model.loss_sum(micro_batch[0][:, :-1], micro_batch[0][:, 1:])
 
     def validate(self, model) -> dict[str, object]:

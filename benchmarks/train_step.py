@@ -73,6 +73,7 @@ class Windows(Workload):
         return [(part,) for part in torch.from_numpy(rows).split(self._micro_batch)]
 
     def loss_sum(self, model, micro_batch):
+        assert isinstance(model, Transformer)
         return model.loss_sum(micro_batch[0][:, :-1], micro_batch[0][:, 1:])
 
     def validate(self, model) -> dict[str, object]:
