@@ -5,7 +5,7 @@ import re
 import pytest
 from places import ROOT
 
-PAGES = [*ROOT.glob("*.md"), *(path for path in (ROOT / "docs").glob("*.md") if path.name != "log.md")]
+PAGES = [path for path in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")) if path.name != "log.md"]
 NAMED = re.compile(r"`((?:[a-z_0-9-]+/)+[a-z_0-9-]+\.(?:py|sh))`")
 """A path between backticks, relative to the checkout or to the package. The log is history: it may name what is gone."""
 
