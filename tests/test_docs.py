@@ -7,7 +7,7 @@ from places import ROOT
 
 PAGES = [path for path in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")) if path.name != "log.md"]
 NAMED = re.compile(r"`((?:[a-z_0-9-]+/)+[a-z_0-9-]+\.(?:py|sh))`")
-"""A path between backticks, relative to the checkout or to the package. The log is history: it may name what is gone."""
+"""A path between backticks, in the checkout or the package. The log is history: it may name what is gone."""
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
