@@ -6,6 +6,7 @@ Source: optics.md A12.
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import math
@@ -24,7 +25,6 @@ from isoflop.in_situ.perceptron import Perceptron
 from isoflop.numerics.assign import assign
 from isoflop.numerics.noise import VALIDATION, Clock
 from isoflop.numerics.section import NumericsSection
-from isoflop.recipe import to_tree
 from isoflop.training.loop import Saving, StepPlan
 from isoflop.training.optim import adamw
 from isoflop.training.run import Built, Job, run
@@ -105,10 +105,10 @@ class InSitu(Job):
         decides = {
             "workload": type(workload).__name__,
             "tensors": _sha256(workload.images.x, workload.images.y, *model.state_dict().values()) if keep else "",
-            "options": to_tree(options),
+            "options": dataclasses.asdict(options),
             "widths": model.widths,
             "signed": model.signed,
-            "numerics": None if numerics is None else to_tree(numerics),
+            "numerics": None if numerics is None else dataclasses.asdict(numerics),
         }
         text = json.dumps(decides, sort_keys=True)
         self.identity = {"seed": options.seed, "identity": hashlib.sha256(text.encode()).hexdigest()[:16]}
