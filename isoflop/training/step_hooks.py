@@ -71,8 +71,8 @@ class StepTerms(StepHook):
         Source: arXiv 2412.19437, eq. 17 and 25.
         """
         total = losses.nats
-        if losses.further_nats:
-            total = total + self._weight / len(losses.further_nats) * torch.stack(losses.further_nats).sum()
+        if losses.mtp_nats:
+            total = total + self._weight / len(losses.mtp_nats) * torch.stack(losses.mtp_nats).sum()
         if not losses.routings or self._experts is None:
             return total
         self._loads_LE += torch.stack([routing.load_E for routing in losses.routings])

@@ -182,7 +182,7 @@ def test_exact_flops_of_mixtures_equal_pytorchs_counter(config):
     tokens_BT = torch.randint(0, config.vocab_size, (2, config.seq_len))
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         found = model.losses(tokens_BT, tokens_BT)
-        sum([found.nats, *found.further_nats]).backward()
+        sum([found.nats, *found.mtp_nats]).backward()
     counted = counter.get_total_flops()
     n_tokens, seq_len = tokens_BT.numel(), config.seq_len
     without = dataclasses.replace(config, mtp_depth=0)

@@ -72,8 +72,8 @@ def test_the_objective_is_the_next_token_loss_plus_weighted_depths_plus_balance(
     terms.begin(0)
     losses = model.losses(windows()[:, :-1], windows()[:, 1:])
     added = sum(balance_loss(routing, EXPERTS, balance) for routing in losses.routings)
-    wanted = losses.nats + 0.3 / 2 * sum(losses.further_nats) + CONFIG.seq_len * added
-    assert len(losses.routings) == 2 + 2 and len(losses.further_nats) == 2
+    wanted = losses.nats + 0.3 / 2 * sum(losses.mtp_nats) + CONFIG.seq_len * added
+    assert len(losses.routings) == 2 + 2 and len(losses.mtp_nats) == 2
     torch.testing.assert_close(terms.objective(losses), wanted)
     assert (added > 0).item()
 
