@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from isoflop.numerics.linear import Product
+from isoflop.numerics.linear import MatmulBackend
 
 LARGEST = 448.0
 """Of E4M3."""
@@ -53,7 +53,7 @@ def _scale(largest: Tensor, power_of_two: bool) -> Tensor:
     return torch.exp2(torch.ceil(torch.log2(scale))) if power_of_two else scale
 
 
-class Fp8BlockProduct(Product):
+class Fp8BlockProduct(MatmulBackend):
     """The three products of a layer on E4M3 operands."""
 
     def __init__(self, block: int = 128, power_of_two_scales: bool = False):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from isoflop.model.transformer import Losses, Transformer
-from isoflop.numerics.noise import VALIDATION, Clock
+from isoflop.numerics.noise import VALIDATION, NoiseKey
 from isoflop.training.balance import balance_loss, bias_direction, by_name, load_statistics
 from isoflop.training.pretrain.recipe import BalanceSection, MtpSection
 from isoflop.training.workload import StepHook
@@ -18,8 +18,8 @@ from isoflop.training.workload import StepHook
 class NoiseHook(StepHook):
     """Tells number formats with noise where the run is, so that each micro-batch and each validation draws its own."""
 
-    def __init__(self, clock: Clock):
-        self._clock, self._step = clock, 0
+    def __init__(self, noise_key: NoiseKey):
+        self._key, self._step = noise_key, 0
         self._set: tuple[int, int] | None = None
 
     def begin(self, step: int) -> None:
@@ -28,11 +28,11 @@ class NoiseHook(StepHook):
 
     def micro_batch(self, index: int) -> None:
         if self._set != (self._step, index):  # said by `begin` for the first one, outside a step that is captured
-            self._clock.set(self._step, index)
+            self._key.set(self._step, index)
             self._set = (self._step, index)
 
     def validating(self, step: int) -> None:
-        self._clock.set(step, VALIDATION)
+        self._key.set(step, VALIDATION)
         self._set = None
 
 

@@ -18,7 +18,7 @@ from isoflop.errors import CheckpointError, DataError
 from isoflop.model.accounting import flops_per_token
 from isoflop.model.transformer import Transformer
 from isoflop.numerics.assign import assign, assignable, match_rules
-from isoflop.numerics.noise import Clock
+from isoflop.numerics.noise import NoiseKey
 from isoflop.numerics.section import numerics_text
 from isoflop.recipe import to_tree
 from isoflop.tokens.batches import Batches
@@ -137,9 +137,9 @@ class Pretraining(Job):
         model = Transformer(recipe.model, dtype, document_start).to(device)
         hooks: list[StepHook] = []
         if recipe.numerics is not None:
-            clock = Clock(t.seed, recipe.numerics.seed)
-            assign(model, recipe.numerics, clock)
-            hooks = [*watch_clipping(model), NoiseHook(clock)]
+            noise_key = NoiseKey(t.seed, recipe.numerics.seed)
+            assign(model, recipe.numerics, noise_key)
+            hooks = [*watch_clipping(model), NoiseHook(noise_key)]
         terms = None
         if recipe.model.experts is not None or recipe.model.mtp_depth > 0:
             balance, mtp = t.balance or BalanceSection(), t.mtp or MtpSection()
