@@ -106,7 +106,7 @@ def adopt(folder: Path, write_model: Callable[[Path], str], *, state: dict[str, 
 
 
 def damage(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint folder, or None when all checksums hold and it is of the step that its name says."""
+    """What is wrong with a checkpoint folder, or None when all checksums hold and its step is that of its name."""
     try:
         name = _NAME.fullmatch(checkpoint.name)
         state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
