@@ -22,7 +22,8 @@ from isoflop.numerics.noise import NoiseKey
 from isoflop.numerics.section import NumericsSection, PhotonicSection, Rule
 from isoflop.recipe import write_json
 from isoflop.run import commit, processor
-from isoflop.training.loop import Saving, StepPlan, train
+from isoflop.training.checkpoint import Saving
+from isoflop.training.loop import StepPlan, train
 from isoflop.training.optim import adamw
 from isoflop.training.saturation import watch_clipping
 from isoflop.training.step_hooks import NoiseHook

@@ -25,7 +25,8 @@ from isoflop.in_situ.perceptron import Perceptron
 from isoflop.numerics.assign import assign
 from isoflop.numerics.noise import VALIDATION, NoiseKey
 from isoflop.numerics.section import NumericsSection
-from isoflop.training.loop import Saving, StepPlan
+from isoflop.training.checkpoint import Saving
+from isoflop.training.loop import StepPlan
 from isoflop.training.optim import adamw
 from isoflop.training.run import Built, Job, run
 from isoflop.training.saturation import watch_clipping

@@ -205,6 +205,7 @@ def test_absorbed_decoding_costs_what_pytorch_counts():
         with FlopCounterMode(display=False) as counter:
             model.logits(torch.zeros(1, 1, dtype=torch.long), cache)
     assert counter.get_total_flops() == accounting.forward_flops_per_token(config, 40)
+    assert counter.get_total_flops() == accounting.inspect(config)["decode_flops_per_token"]
 
 
 def test_m_leaves_prediction_modules_out_and_exact_counts_them():

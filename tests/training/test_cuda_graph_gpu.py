@@ -14,9 +14,10 @@ from isoflop.scaling.sweep.shapes import shape
 from isoflop.training.cuda_graph import GraphedStep, can_capture
 from isoflop.training.optim import adamw
 from isoflop.training.pretrain.recipe import BalanceSection, MtpSection
+from isoflop.training.pretrain.terms import StepTerms
 from isoflop.training.saturation import watch_clipping
 from isoflop.training.step import take_step
-from isoflop.training.step_hooks import NoiseHook, StepTerms
+from isoflop.training.step_hooks import NoiseHook
 from isoflop.training.workload import Loss, Workload
 
 pytestmark = [

@@ -8,11 +8,13 @@ import torch
 from torch.nn import functional as F
 
 from isoflop.training import checkpoint
-from isoflop.training.loop import Saving, StepPlan, train
+from isoflop.training.checkpoint import Saving
+from isoflop.training.loop import StepPlan, train
 from isoflop.training.monitor import Watch
 from isoflop.training.optim import adamw
 from isoflop.training.step import Layout, forward_backward
-from isoflop.training.workload import StepHook, Workload
+from isoflop.training.step_hooks import StepHook
+from isoflop.training.workload import Workload
 
 
 class Lines(Workload):

@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from isoflop.training.loop import Saving, StepPlan
+from isoflop.training.checkpoint import Saving
+from isoflop.training.loop import StepPlan
 from isoflop.training.optim import adamw
 from isoflop.training.run import Built, Job, run
 from isoflop.training.workload import Workload

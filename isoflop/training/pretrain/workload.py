@@ -24,17 +24,19 @@ from isoflop.recipe import to_tree
 from isoflop.tokens.batches import Batches
 from isoflop.tokens.shards import TokenSet
 from isoflop.training import checkpoint
+from isoflop.training.checkpoint import Saving
 from isoflop.training.device import choose_device
-from isoflop.training.loop import Saving, StepPlan
+from isoflop.training.loop import StepPlan
 from isoflop.training.monitor import Progress
 from isoflop.training.optim import adamw
 from isoflop.training.pretrain.recipe import BalanceSection, InitialSection, MtpSection, PretrainRecipe, check
+from isoflop.training.pretrain.terms import StepTerms
 from isoflop.training.pretrain.validate import validate
 from isoflop.training.run import Built, Job, run
 from isoflop.training.saturation import watch_clipping
 from isoflop.training.schedule import cooldown_start, factor
-from isoflop.training.step_hooks import NoiseHook, StepTerms
-from isoflop.training.workload import Loss, StepHook, Workload
+from isoflop.training.step_hooks import NoiseHook, StepHook
+from isoflop.training.workload import Loss, Workload
 
 
 class LanguageModel(Workload):

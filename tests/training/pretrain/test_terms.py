@@ -20,10 +20,10 @@ from isoflop.training import checkpoint
 from isoflop.training.balance import balance_loss
 from isoflop.training.optim import adamw
 from isoflop.training.pretrain.recipe import BalanceSection, MtpSection, check, check_mtp
+from isoflop.training.pretrain.terms import StepTerms
 from isoflop.training.pretrain.validate import validate
 from isoflop.training.pretrain.workload import run_pretrain, trajectory_of
 from isoflop.training.step import take_step
-from isoflop.training.step_hooks import StepTerms
 from isoflop.training.workload import Loss, Workload
 
 EXPERTS = ExpertConfig(8, 2, 8, n_dense_layers=1)
@@ -161,10 +161,10 @@ import sys, torch
 from safetensors.torch import save_file
 from isoflop.model.transformer import Transformer
 from isoflop.training.pretrain.recipe import BalanceSection
-from isoflop.training.step_hooks import StepTerms
+from isoflop.training.pretrain.terms import StepTerms
 from isoflop.training.pretrain.recipe import MtpSection
 sys.path.insert(0, {folder!r})
-from test_step_hooks import CONFIG, build, windows
+from test_terms import CONFIG, build, windows
 rank, world = int(sys.argv[1]), int(sys.argv[2])
 torch.distributed.init_process_group("gloo", init_method="tcp://127.0.0.1:{port}", rank=rank, world_size=world)
 model = build()
