@@ -32,7 +32,10 @@ class Workload(Protocol):
     """In the order in which their figures stand in the metrics."""
 
     def batch(self, step: int, rank: int = 0, world: int = 1) -> list[tuple[Tensor, ...]]:
-        """Micro-batches of optimizer step `step` for `rank` of `world`, on the CPU; the loop moves them."""
+        """Micro-batches of optimizer step `step` for `rank` of `world`, on the CPU; the loop moves them.
+
+        With `prefetch` off it runs between two steps, in the loop's thread, and leaves the model in training mode.
+        """
         ...
 
     def divisor(self, micro_batches: list[tuple[Tensor, ...]]) -> int | Tensor:

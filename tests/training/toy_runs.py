@@ -20,7 +20,7 @@ class Masked(Workload):
     tokens_per_step = 12
 
     def batch(self, step, rank=0, world=1):
-        time.sleep(0.005)
+        time.sleep(0.006)  # long enough to be killed, and for progress to be shown
         rows_RN = torch.randn(12, 3, generator=torch.Generator().manual_seed(step))[rank::world]
         return [(part, part[:, 2] > 0) for part in rows_RN.split(5)]
 
@@ -63,7 +63,7 @@ class Policy(Masked):
 class Toy(Job):
     def __init__(self, kind):
         self.identity, self.kind = {"kind": kind, "n_steps": 150}, kind
-        self.plan = StepPlan(150, rate=lambda step: 0.02, validate_every=40)
+        self.plan = StepPlan(150, rate=lambda step: 0.02, validate_every=100)
         self.saving = Saving(every_steps=10, every_s=0.0)
 
     def build(self):
