@@ -160,22 +160,24 @@ class Line:
 
 
 def split_lines(stream: ByteStream, max_bytes: int) -> Iterator[Line | BrokenStream]:
-    """Lines of a stream in order; where it breaks, the unfinished line and then the error are the last items."""
+    """Lines of a stream in order; where it breaks, the unfinished line, the reason, then what is behind the place."""
     number, held, size = 1, [], 0
-    error = None
-    while True:
-        try:
-            data = stream.read()
-        except OSError as problem:
-            error = problem if isinstance(problem, BrokenStream) else BrokenStream(str(problem))
-            break
-        if not data:
-            break
+
+    def line(ended: bool) -> Line:
+        return Line(number, b"".join(held) if size <= max_bytes else None, size, ended)
+
+    for data in stream.pieces():
+        if isinstance(data, BrokenStream):
+            if size:
+                yield line(ended=False)
+                number, held, size = number + 1, [], 0
+            yield data
+            continue
         first, *others = data.split(b"\n")
         for part in (first, *others[:-1]) if others else ():
             size += len(part)
             held.append(part)
-            yield Line(number, b"".join(held) if size <= max_bytes else None, size)
+            yield line(ended=True)
             number, held, size = number + 1, [], 0
         rest = others[-1] if others else first
         size += len(rest)
@@ -184,9 +186,7 @@ def split_lines(stream: ByteStream, max_bytes: int) -> Iterator[Line | BrokenStr
         else:
             held = []  # passed over: only its length is kept
     if size:
-        yield Line(number, b"".join(held) if size <= max_bytes else None, size, ended=False)
-    if error is not None:
-        yield error
+        yield line(ended=False)
 
 
 def _bounded(

@@ -3,7 +3,7 @@
 A file is gone through twice. The first pass finds members (gzip members, zstandard frames, bzip2 and xz streams) that
 are damaged; the second yields the others, and in place of a damaged one a `BrokenStream` that names its bytes. So one
 bad member of a crawl costs the records in it and nothing behind it, and no text comes from a member that fails its
-checksum. Of a file that was cut off, what is there is kept: truncation damages nothing before it.
+checksum. Of a file that was cut off, what is there is kept, its last part without a checksum to hold it against.
 
 The format is recognised by content: names lie in both directions (a browser unpacks a .gz and keeps its name).
 """

@@ -235,7 +235,7 @@ def _json_records(
     for line in split_lines(stream, limit.max_record_bytes):
         if isinstance(line, BrokenStream):
             on_bad(BadRecord(f"{origin}:{number + 1}", f"file ends here: {line}"[:300]))
-            return
+            continue
         number = line.number
         where = f"{origin}:{number}"
         if line.data is None:

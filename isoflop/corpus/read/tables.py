@@ -29,7 +29,13 @@ def read_parquet(path: Path, origin: str, source: SourceOptions, on_bad: OnBad) 
         if source.text_key not in columns:
             on_bad(_no_column(origin, pq.read_schema(path), source))
             return
-        with pq.ParquetFile(path, read_dictionary=[source.text_key], pre_buffer=False, buffer_size=1 << 20) as file:
+        with pq.ParquetFile(
+            path,
+            read_dictionary=[source.text_key],
+            pre_buffer=False,
+            buffer_size=1 << 20,
+            page_checksum_verification=True,
+        ) as file:
             for group in range(file.num_row_groups):
                 about = file.metadata.row_group(group)
                 column = _leaf(about, source.text_key)
@@ -40,9 +46,12 @@ def read_parquet(path: Path, origin: str, source: SourceOptions, on_bad: OnBad) 
                     number += about.num_rows
                     continue
                 for batch in file.iter_batches(_BATCH_ROWS, row_groups=[group], columns=columns):
+                    batch.validate(full=True)
                     yield from _rows(batch, number, origin, source, on_bad)
                     number += batch.num_rows
-    except (pa.ArrowException, OSError) as error:
+            if number != file.metadata.num_rows:
+                on_bad(BadRecord(origin, f"{file.metadata.num_rows} rows are stated, {number} were found"))
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         on_bad(BadRecord(f"{origin}:{number + 1}", f"not readable Parquet: {error}"[:300]))
 
 
@@ -57,10 +66,11 @@ def read_arrow(path: Path, origin: str, source: SourceOptions, on_bad: OnBad) ->
                     on_bad(_no_column(origin, batch.schema, source))
                     return
                 batch = batch.select(_columns(batch.schema, source))
+                batch.validate(full=True)  # offsets of a damaged file lead out of its buffers: the process would end
                 for start in range(0, batch.num_rows, _BATCH_ROWS):
                     yield from _rows(batch.slice(start, _BATCH_ROWS), number + start, origin, source, on_bad)
                 number += batch.num_rows
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         on_bad(BadRecord(f"{origin}:{number + 1}", f"not readable Arrow: {error}"[:300]))
 
 

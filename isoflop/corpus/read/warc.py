@@ -1,8 +1,8 @@
 """WARC and WET archives -> records, accounted for to the byte: each byte is in a record or in a range that is named.
 
 The archive is cut here by its own lengths, and a record is handed over when what follows it shows that its length is
-right: a separator and the next record, or the end. One that lies costs itself alone: reading goes on at the next line
-that begins a record. The HTTP response in a record is read by the standard library, its body decoded (chunks, gzip,
+right: a separator and the next record, or the end. One that lies costs itself alone: reading goes on where the next
+record begins. The HTTP response in a record is read by the standard library, its body decoded (chunks, gzip,
 deflate, br, zstd) record by record.
 
 Source: ISO 28500:2017 (WARC 1.1), sections 4 to 6; RFC 9112, section 7.1; RFC 9110, section 8.4.
@@ -98,7 +98,7 @@ def _record(reader: "_Reader", max_bytes: int) -> tuple[WarcRecord | None, str]:
     n_bytes = int(length)
     block = reader.take(n_bytes) if n_bytes <= max_bytes else None
     n_read = reader.skip(n_bytes) if block is None else len(block)
-    if n_read == n_bytes and reader.record_follows():
+    if n_read == n_bytes and reader.block_ends():
         return WarcRecord(headers, block, n_bytes), ""
     if n_read < n_bytes:
         problem = f"record cut off: {n_read} of {n_bytes} bytes"
@@ -174,20 +174,21 @@ class _Reader:
                 return None
             size *= 4
 
-    def record_follows(self) -> bool:
-        """Whether a separator and a record come next, or the end of the file."""
+    def block_ends(self) -> bool:
+        """Whether the block ends here: the separator of the standard, another one and a record, or the end."""
         held = self.peek(_MAX_SEPARATOR_BYTES + 16)
         rest = held.lstrip(b"\r\n")
-        return bool(_BEGIN.match(rest)) or (not rest and not self._broken and len(held) <= _MAX_SEPARATOR_BYTES)
+        at_end = not rest and not self._broken and len(held) <= _MAX_SEPARATOR_BYTES
+        return held.startswith(b"\r\n\r\n") or at_end or bool(_BEGIN.match(rest))
 
     def skip_separator(self) -> None:
         while (held := self.peek(4096)) and held[:1] in b"\r\n":
             self.take(len(held) - len(held.lstrip(b"\r\n")))
 
     def skip_to_record(self) -> None:
-        """To the next line that begins a record, or the end, or a broken place."""
+        """To the next place where a record begins, or the end, or a broken place."""
         while held := self.peek(1 << 16):
-            found = re.search(rb"(?<=\n)" + _BEGIN.pattern, held)
+            found = re.search(_BEGIN.pattern + rb"[A-Za-z-]+:", held)
             if found:
                 self.take(found.start())
                 return

@@ -16,6 +16,9 @@ from isoflop.corpus.read.warc import Unreadable, WarcRecord, read_records, read_
 from isoflop.errors import DataError
 
 _HTML_TYPES = ("text/html", "application/xhtml+xml")
+_PAGES = ("response", "conversion", "resource")
+_NO_PAGES = ("warcinfo", "request", "metadata", "revisit", "continuation")
+"""WARC-Type of records with pages, and of those that speak of others. Source: ISO 28500:2017, section 6."""
 _MAX_DEPTH = 1000  # assumption: real pages nest 50 to 200 deep; 10,000 take 9 s to extract
 _TAG = re.compile(r"<(/?)([a-zA-Z][a-zA-Z0-9]*)")
 _NO_NESTING = frozenset(
@@ -72,10 +75,14 @@ def read_warc(stream: ByteStream, origin: str, source: SourceOptions, on_bad: On
             where = f"bytes {found.start} to {found.stop} of the archive, behind record {number}"
             on_bad(BadRecord(f"{origin}#{number}+", f"{where}: {found.reason}"[:300], found.stop - found.start))
             continue
-        if found.headers.get("warc-type") not in ("response", "conversion", "resource"):
+        kind = found.headers.get("warc-type", "")
+        if kind in _NO_PAGES:
             continue
         number += 1
         where = f"{origin}#{number}"
+        if kind not in _PAGES:
+            on_bad(BadRecord(where, f"record of unknown type {kind[:40]!r}", found.n_bytes))
+            continue
         try:
             text = _record_text(found, where, source, on_bad)
         except ValueError as error:
