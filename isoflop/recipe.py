@@ -67,6 +67,13 @@ class Range:
         )
 
 
+@dataclass(frozen=True)
+class WrittenAs:
+    """Marks a section that is kept as it is written, `Annotated[dict[str, Any], WrittenAs(X)]`: its keys are X's."""
+
+    section: type
+
+
 Positive = Annotated[float, Range(above=0)]
 NotNegative = Annotated[float, Range(at_least=0)]
 Share = Annotated[float, Range(at_least=0, at_most=1)]
@@ -131,16 +138,15 @@ def check_range(value: Any, hint: Any, name: str, default: Any = MISSING, *, bui
         raise RecipeError(_message(first, hint, name, default)) from reason
 
 
-def typed(hint: Any) -> Any:
+def typed(hint: Any, ranges: Sequence[Range] = ()) -> Any:
     """What pydantic checks for a type: a section as its keys, numbers and switches without conversions of text."""
     from pydantic import AfterValidator, BeforeValidator, Field, Strict
 
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Annotated:
-        limits = [Field(**extra.limits(plain_type(hint))) for extra in arguments[1:] if isinstance(extra, Range)]
-        return functools.reduce(lambda inner, limit: Annotated[inner, limit], limits, typed(arguments[0]))
+        return typed(arguments[0], [extra for extra in arguments[1:] if isinstance(extra, Range)])
     if origin in (Union, types.UnionType):
-        options: Any = Union[tuple(typed(option) for option in arguments if option is not type(None))]  # noqa: UP007
+        options: Any = Union[tuple(typed(option, ranges) for option in arguments if option is not type(None))]  # noqa: UP007
         if len(arguments) > 1 + (type(None) in arguments):  # 5.0 of `int | float` is 5
             options = Annotated[options, Field(union_mode="left_to_right")]
         return Union[options, None] if type(None) in arguments else options  # noqa: UP007 - made at run time
@@ -149,11 +155,12 @@ def typed(hint: Any) -> Any:
         return made[tuple(part if part is ... else typed(part) for part in arguments)]
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return Annotated[_keys(hint), AfterValidator(lambda keys, info: hint(**keys) if info.context else keys)]
+    limits = [Field(**limit.limits(hint)) for limit in ranges]
     if hint is int:  # 2e9 is how people write token counts
         whole = BeforeValidator(lambda v: int(v) if isinstance(v, float) and v.is_integer() else v)
-        return Annotated[int, Strict(), whole]
+        return Annotated[int, *limits, Strict(), whole]
     if hint is float:
-        return Annotated[float, Strict(), AfterValidator(_no_nan)]
+        return Annotated[float, *limits, Strict(), AfterValidator(_no_nan)]
     return Annotated[bool, Strict()] if hint is bool else hint
 
 

@@ -16,6 +16,7 @@ from isoflop.recipe import (
     Processes,
     Range,
     Seed,
+    WrittenAs,
     check_ranges,
     from_tree,
 )
@@ -147,9 +148,9 @@ class LadderTrainSection:
     """auto, cpu, cuda, cuda:1 ..."""
     threads: Processes = 0
     """CPU threads of one run; 0: one."""
-    balance: dict[str, Any] = field(default_factory=dict)
+    balance: Annotated[dict[str, Any], WrittenAs(BalanceSection)] = field(default_factory=dict)
     """`[train.balance]` of a pretrain recipe, for a mixture of experts; empty: its defaults."""
-    mtp: dict[str, Any] = field(default_factory=dict)
+    mtp: Annotated[dict[str, Any], WrittenAs(MtpSection)] = field(default_factory=dict)
     """`[train.mtp]` of a pretrain recipe, for multi-token prediction; empty: its defaults."""
 
 
@@ -162,15 +163,16 @@ class LadderRecipe:
     ladder: LadderSection = LadderSection()
     allocation: AllocationSection = AllocationSection()
     hyper: dict[str, Any] = field(default_factory=lambda: {"law": "deepseek"})
-    """`law = "deepseek"`, or two power laws `learning_rate` and `batch_tokens` (see isoflop.scaling.lr_batch_law)."""
+    """A published law, as law = "deepseek"; or learning_rate and batch_tokens, each a number or { coefficient = ...,
+    and exponents of total_flops, flops_per_token, n_params, n_tokens or n_experts }."""
     model: LadderModelSection = LadderModelSection()
     family: Family = DENSE
     """Dense or mixture of experts, MHA, GQA or latent attention: the same at every size."""
     data: LadderDataSection = LadderDataSection()
     train: LadderTrainSection = LadderTrainSection()
-    validate: dict[str, Any] = field(default_factory=dict)
+    validate: Annotated[dict[str, Any], WrittenAs(ValidateSection)] = field(default_factory=dict)
     """`[validate]` of a pretrain recipe, the same in every cell; empty: its defaults."""
-    checkpoint: dict[str, Any] = field(default_factory=dict)
+    checkpoint: Annotated[dict[str, Any], WrittenAs(CheckpointSection)] = field(default_factory=dict)
     """`[checkpoint]` of a pretrain recipe, the same in every cell; empty: its defaults."""
     numerics: NumericsSection | None = None
     """`[numerics]` of a pretrain recipe: the same in every cell."""
