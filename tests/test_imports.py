@@ -17,7 +17,7 @@ import isoflop
 PACKAGE = Path(isoflop.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-FLOORS = {"errors": set(), "recipe": {"errors"}, "run": {"errors"}, "optics": set()}
+FLOORS = {"errors": set(), "recipe": {"errors"}, "keys": {"recipe"}, "run": {"errors"}, "optics": set()}
 """What everything may stand on."""
 GROUND = {"errors", "recipe", "run"}
 MAY_IMPORT = FLOORS | {
@@ -50,7 +50,9 @@ OPTIONAL = {
 }
 KERNELS = {"optics.kernels"}
 """Modules of Triton kernels, which import it as they are imported: by a function, on a GPU."""
-BASE = {"torch", "numpy", "scipy", "safetensors", "tokenizers", "zstandard", "tyro", "tqdm"}
+BASE = {"torch", "numpy", "scipy", "safetensors", "tokenizers", "zstandard", "tqdm", "pydantic", "cyclopts"} | {
+    *("pydantic_core", "typing_extensions"),  # come with pydantic
+}
 
 
 def name_of(path: Path) -> str:
