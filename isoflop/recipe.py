@@ -91,6 +91,11 @@ def load_recipe(path: str | Path | None, schema: type[T], overrides: Sequence[st
         RecipeError: file missing or not TOML, unknown key (with the nearest known one), wrong type, missing key,
             a number out of its range.
     """
+    return from_tree(read_tree(path, overrides), schema)
+
+
+def read_tree(path: str | Path | None, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """What a recipe and its overrides say, before defaults. Raises RecipeError: file missing or not TOML."""
     tree: dict[str, Any] = {}
     if path is not None:
         path = Path(path)
@@ -105,7 +110,7 @@ def load_recipe(path: str | Path | None, schema: type[T], overrides: Sequence[st
             raise RecipeError(f"recipe {path} is not valid TOML: {error}") from error
     for override in overrides:
         _apply_override(tree, override)
-    return from_tree(tree, schema)
+    return tree
 
 
 def from_tree(tree: dict[str, Any], schema: type[T], prefix: str = "") -> T:

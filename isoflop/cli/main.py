@@ -90,7 +90,7 @@ def read(
 def parser(commands: Mapping[str, Command]) -> App:
     """Cyclopts on the signatures of the commands; those of two words are in groups."""
     defaults = Parameter(converter=converted, negative_iterable=())
-    made = App("isoflop", version=version("isoflop"), default_parameter=defaults, help_format="plaintext")
+    made = App("isoflop", version=f"isoflop {version('isoflop')}", default_parameter=defaults, help_format="plaintext")
     for place, (name, command) in enumerate(commands.items()):
         group, _, last = name.rpartition(" ")
         if group and group not in made:

@@ -19,6 +19,7 @@ from isoflop.recipe import (
     Range,
     Seed,
     load_recipe,
+    read_tree,
     write_json,
     write_recipe,
 )
@@ -337,6 +338,12 @@ def _ladder(recipe: Path, overrides: tuple[str, ...], *, calibrate: bool) -> Any
     asked = load_recipe(recipe, LadderRecipe, overrides)
     check(asked)
     loaded, data_sha256 = ladder_on_tokens(asked)
+    given, rows = read_tree(recipe, overrides).get("model", {}).get("vocab_size"), loaded.model.vocab_size
+    if given not in (None, rows):
+        raise RecipeError(
+            f"model.vocab_size = {given} but the tokens of {asked.data.tokens} have {rows} rows, padding included; "
+            f"leave model.vocab_size out, or set it to {rows}"
+        )
     timed = bool(loaded.ladder.minutes or loaded.ladder.gpu_hours)
     if calibrate and not timed:
         plan_ladder(loaded, data_sha256=data_sha256)  # what is wrong is said before seconds are spent on measuring

@@ -145,6 +145,7 @@ def test_a_recipe_that_is_missing_or_not_toml_is_refused(refused, files, tmp_pat
         ("train.schedule=cosine", 'needs train.schedule = "constant_cooldown"'),
         ("data.tokenizer_sha256=0123456789abcdef", "a recipe for another tokenizer"),
         ("ladder.n_sizs=5", "unknown key ladder.n_sizs; did you mean ladder.n_sizes?"),
+        ("model.vocab_size=256", "model.vocab_size = 256 but the tokens of"),
     ],
 )
 def test_a_sweep_that_cannot_be_is_refused_before_anything_is_measured(
