@@ -251,7 +251,8 @@ def _cells_of_size(
             if count < 1:
                 raise RecipeError(
                     f"budget {budget:.3g} is too small for one step of a model with {scale:.3g} FLOPs per token: "
-                    f"{n:.3g} tokens, one batch is {batch_tokens}; raise the budget to {scale * batch_tokens:.3g} or lower the batch in [hyper]"
+                    f"{n:.3g} tokens, one batch is {batch_tokens}; raise the budget to "
+                    f"{scale * batch_tokens:.3g} or lower the batch in [hyper]"
                 )
         warmup = train.warmup_steps or max(1, round(min(0.02 * law_tokens / batch_tokens, 0.1 * min(steps))))
         for rate_factor in spec.learning_rate_factors:
