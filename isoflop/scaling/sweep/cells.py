@@ -13,7 +13,7 @@ from typing import Any
 
 from isoflop.model.accounting import flops_per_token
 from isoflop.model.config import ModelConfig
-from isoflop.recipe import to_tree
+from isoflop.scaling.sweep.shapes import model_tree
 from isoflop.training.schedule import cooldown_start
 
 _WHERE_NOT_WHAT = ("device", "compile", "cuda_graph", "threads", "micro_batch")
@@ -24,12 +24,6 @@ def stable_hash(value: Any) -> str:
     """Twelve hexadecimal digits that depend on plain data only, not on key order or process."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def model_tree(config: ModelConfig) -> dict[str, Any]:
-    """The `[model]` section of a shape; what it does not have is left out, so that dense cells keep their ids."""
-    tree = to_tree(config)
-    return tree if config.mtp_depth else {key: value for key, value in tree.items() if key != "mtp_depth"}
 
 
 @dataclass(frozen=True)
