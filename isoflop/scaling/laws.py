@@ -16,7 +16,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -56,6 +56,12 @@ class Surface:
     objective_mean_x1e6: float | None = None
     bootstrap_sd: dict[str, float] | None = None
     interval_95: dict[str, list[float]] | None = None
+
+    @classmethod
+    def of(cls, constants: Iterable[float]) -> "Surface":
+        """From E, A, B, alpha, beta."""
+        E, A, B, alpha, beta = map(float, constants)
+        return cls(E, A, B, alpha, beta)
 
     @property
     def constants(self) -> np.ndarray:
@@ -127,10 +133,10 @@ class Allocation:
         coefficient, exponent = getattr(self, f"{letter}_coefficient"), getattr(self, f"{letter}_exponent")
         return None if coefficient is None or exponent is None else (coefficient, exponent)
 
-    def split(self, total_flops: float) -> tuple[float, float]:
-        """Model scale and tokens at a compute; their product is C up to the rounding of the constants."""
-        (n, a), (d, b) = self.law("n") or (math.nan, 0.0), self.law("d") or (math.nan, 0.0)
-        return n * total_flops**a, d * total_flops**b
+    def best(self, letter: str, total_flops: Any) -> Any:
+        """The best scale ("n") or tokens ("d") at a compute; NaN without a law."""
+        coefficient, exponent = self.law(letter) or (math.nan, math.nan)
+        return coefficient * np.power(total_flops, exponent)
 
 
 @dataclass(frozen=True)
@@ -298,7 +304,14 @@ class Laws:
                 "update isoflop, or fit the records again"
             )
         parabola = dict(tree.get("parabola") or {})
-        parabola["vertices"] = tuple(_read(Vertex, v, f"laws {name}: vertices") for v in parabola.get("vertices") or ())
+        parabola["vertices"] = tuple(
+            _read(
+                Vertex,
+                {"total_flops": v.get("budget_flops"), "used": v.get("inside", True), **v},
+                f"laws {name}: vertex",
+            )
+            for v in parabola.get("vertices") or ()
+        )
         hyper = tree.get("hyper")
         given = {key: tree[key] for key in _PLAIN if tree.get(key) is not None}
         for key in ("budgets", "warnings"):

@@ -230,17 +230,18 @@ class RateBatchFit:
     def from_tree(cls, tree: Mapping[str, Any]) -> "RateBatchFit":
         """Read the JSON of a laws file, or a plain law (`[hyper]` of a recipe)."""
         known = {f.name for f in dataclasses.fields(FittedPower)}
-        powers = {
-            part: {
+
+        def powers(part: str) -> dict[str, FittedPower]:
+            laws = tree.get(part) or {} if "own_law" in tree else {}
+            return {
                 name: FittedPower(**{key: value for key, value in law.items() if key in known})
-                for name, law in (tree.get(part) or {}).items()
+                for name, law in laws.items()
             }
-            for part in ("learning_rate", "batch")
-            if "own_law" in tree
-        }
+
         return cls(
             hyper_law(tree),
-            **powers,
+            powers("learning_rate"),
+            powers("batch"),
             regret={name: Regret(**found) for name, found in (tree.get("regret") or {}).items()},
             settings=list(tree.get("settings") or ()),
             conventions=dict(tree.get("conventions") or {}),

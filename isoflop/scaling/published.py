@@ -50,7 +50,7 @@ def _allocation(
 
 def _surface(name: str, *constants: float, source: str, grade: str, counts: str) -> Laws:
     """E, A, B, alpha, beta with N in parameters, in nats per token; the optimum follows from them."""
-    law = {"published": Surface(*constants)}
+    law = {"published": Surface.of(constants)}
     return _law(name, "n_params", source=source, grade=grade, counts=counts, hyper="steplaw", surfaces=law)
 
 

@@ -304,7 +304,7 @@ def _resample_surface(
 
 def _noise_sd(points: Points, theta: np.ndarray) -> float:
     """Relative standard deviation of one run around the least-squares surface, with its five constants counted."""
-    law = Surface(*points.constants(theta[None])[0])
+    law = Surface.of(points.constants(theta[None])[0])
     residual = points.loss / law.loss(points.scale, points.tokens) - 1
     return float(np.sqrt((residual**2).sum() / max(len(residual) - 5, 1)))
 
@@ -382,7 +382,7 @@ def _rehearsal(points: Points, budgets: list[Budget], scale: str, prior: _Prior 
     predicted = []
     for name in RESAMPLED:
         theta, _, _ = _surface_centre(part, name, prior)
-        law = Surface(*part.constants(theta[None])[0])
+        law = Surface.of(part.constants(theta[None])[0])
         predicted.append(np.asarray(law.loss(held_scale, held_tokens)))
     factor = FLOPS_FACTOR[scale]
     pooled = _pooled_centre(factor * part.scale * part.tokens, part, prior)

@@ -74,7 +74,7 @@ def fit_surface(
         warnings.extend(_boundary_warnings(name, theta, objective))
         fits[name] = _summary(points, theta, value, resamples_R5, scale_name, at_flops)
         fits[name]["finalists_at_minimum"] = reached
-    warnings.extend(suspect_rows(points, Surface(*(fits[objectives[0]][name] for name in CONSTANTS))))
+    warnings.extend(suspect_rows(points, Surface.of(fits[objectives[0]][name] for name in CONSTANTS)))
     found = {
         "fits": fits,
         "scale": scale_name,
@@ -157,7 +157,7 @@ def _summary(
     points: Points, theta: np.ndarray, value: float, resamples_R5: np.ndarray, scale_name: str, at_flops: float
 ) -> dict[str, Any]:
     centre = points.constants(theta[None])[0]
-    law, factor = Surface(*map(float, centre)), FLOPS_FACTOR[scale_name]
+    law, factor = Surface.of(centre), FLOPS_FACTOR[scale_name]
     result: dict[str, Any] = dict(zip(CONSTANTS, map(float, centre)))
     result["a"] = law.beta / (law.alpha + law.beta)
     result["ln_A"], result["ln_B"] = float(np.log(law.A)), float(np.log(law.B))
@@ -178,7 +178,7 @@ def _summary(
     result["covariance"] = {"order": list(order), "matrix": np.cov(stacked).tolist()}
     with np.errstate(invalid="ignore", divide="ignore"):  # a constant held at its bound has no variance
         result["correlation"] = {"order": list(order), "matrix": np.corrcoef(stacked).tolist()}
-    best = np.array([Surface(*map(float, row)).optimum(at_flops, factor) for row in constants])
+    best = np.array([Surface.of(row).optimum(at_flops, factor) for row in constants])
     intervals = np.percentile(best, [2.5, 97.5], axis=0).T.tolist()
     result["optimum"]["interval_95"] = dict(zip(("scale", "tokens", "loss"), intervals))
     return result
