@@ -116,8 +116,9 @@ def write_all(root: Path) -> Iterator[tuple[Path, str]]:
     shipped = sorted([*(root / "recipes").rglob("*.toml"), *(root / "isoflop" / "presets").rglob("*.toml")])
     for kind in KINDS:
         schema = schema_of(kind, [path for path in shipped if kind_of(path) == kind])
-        yield root / "isoflop" / "schemas" / f"{kind}.json", _lines({**schema, "$defs": "DEFS"}).replace(
-            '"DEFS"', _lines(schema["$defs"]).strip()
+        yield (
+            root / "isoflop" / "schemas" / f"{kind}.json",
+            _lines({**schema, "$defs": "DEFS"}).replace('"DEFS"', _lines(schema["$defs"]).strip()),
         )
         yield root / "docs" / "keys" / f"{kind}.md", page(kind, schema)
 
@@ -135,7 +136,9 @@ def meanings(section: type) -> dict[str, str]:
 
 def _lines(tree: dict[str, Any]) -> str:
     """JSON with a line for each key."""
-    rows = (f"{json.dumps(key)}: {json.dumps(value, ensure_ascii=False, allow_nan=False)}" for key, value in tree.items())
+    rows = (
+        f"{json.dumps(key)}: {json.dumps(value, ensure_ascii=False, allow_nan=False)}" for key, value in tree.items()
+    )
     return "{\n" + ",\n".join(rows) + "\n}\n"
 
 

@@ -27,6 +27,7 @@ from isoflop.scaling.fit.expert_runs import (
     undetermined,
 )
 from isoflop.scaling.fit.least_squares import least_squares
+from isoflop.scaling.fit.one_law import OneLaw
 from isoflop.scaling.fit.table import Table
 
 PRIORS = {"clark": "clark_sbase", "joint": "joint", "granularity": "granularity", "leverage": "ling_leverage"}
@@ -35,7 +36,7 @@ PRIORS = {"clark": "clark_sbase", "joint": "joint", "granularity": "granularity"
 
 def fit_experts(
     table: Table, *, form: str = "", bootstrap: int = 1000, seed: int = 0, loss: str | None = None
-) -> dict[str, Any]:
+) -> OneLaw:
     """Fit one form, or every form that the table allows.
 
     Returns `fits` by form: constants, `rmse_log10`, `rmse_ln`, `interval_95`, `bootstrap_sd`, `held` (constants that
@@ -65,23 +66,16 @@ def fit_experts(
             skipped[name] = reason
             continue
         own_runs, own_losses, weight = used
-        fits[name] = fit_form(FORMS[name], own_runs, own_losses, weight=weight, bootstrap=bootstrap, seed=seed)
-        warnings += [f"{name}: {note}" for note in (*notes, *fits[name].pop("notes"))]
+        fit = fit_form(FORMS[name], own_runs, own_losses, weight=weight, bootstrap=bootstrap, seed=seed)
+        fits[name] = fit.found
+        warnings += [f"{name}: {note}" for note in (*notes, *fit.warnings)]
     if not fits:
         raise FitError(f"{LAW}: no form can be fitted: " + "; ".join(f"{k}: {v}" for k, v in skipped.items()))
-    return {
-        "fits": fits,
-        "skipped": skipped,
-        "n_rows": len(losses),
-        "bootstrap": {"resamples": bootstrap, "seed": seed, "group": "row, by weights of mean 1"},
-        "warnings": warnings,
-        "conventions": {
-            **conventions,
-            "loss": loss_name,
-            "residual": "ln loss, least squares",
-            "E": "(n_experts + n_shared) / (n_active + n_shared), dense 1; A = 1 / E",
-        },
-    }
+    found = {"fits": fits, "skipped": skipped, "n_rows": len(losses)}
+    found["bootstrap"] = {"resamples": bootstrap, "seed": seed, "group": "row, by weights of mean 1"}
+    conventions = {**conventions, "loss": loss_name, "residual": "ln loss, least squares"}
+    conventions["E"] = "(n_experts + n_shared) / (n_active + n_shared), dense 1; A = 1 / E"
+    return OneLaw(found, warnings, conventions)
 
 
 def fit_form(
@@ -92,7 +86,7 @@ def fit_form(
     weight: np.ndarray | None = None,
     bootstrap: int = 1000,
     seed: int = 0,
-) -> dict[str, Any]:
+) -> OneLaw:
     """Constants of one form with intervals. Resamples weigh the rows anew (see isoflop.scaling.fit.joint)."""
     weight = np.ones(len(losses)) if weight is None else weight
     centre = tuple(float(np.log(v).mean()) if name in form.needs else 0.0 for name, v in _logged(runs))
@@ -124,9 +118,9 @@ def fit_form(
         "rmse_log10": rmse / float(np.log(10)),
         "held": {name: float(constants[form.constants.index(name)]) for name in held},
         "published": {"name": prior.name, "source": prior.source, "grade": prior.grade, **prior.constants},
-        "notes": [f"{name} held at {prior.name}'s value: {reason}" for name, reason in held.items()],
     }
-    result["notes"] += [
+    notes = [f"{name} held at {prior.name}'s value: {reason}" for name, reason in held.items()]
+    notes += [
         f"{name} stands at the edge of its range; the runs do not fix it"
         for index, name in enumerate(form.constants)
         if free[index] and min(theta[index] - lower[index], upper[index] - theta[index]) < 1e-6
@@ -141,7 +135,7 @@ def fit_form(
         result["bootstrap_sd"] = dict(zip(form.constants, resamples.std(0, ddof=1).tolist()))
     if form.name == "leverage":
         result["leverage"] = _leverage_rows(runs, constants, resamples)
-    return result
+    return OneLaw(result, notes)
 
 
 def leverage_at(constants: np.ndarray, share: float, granularity: float, total_flops: float) -> np.ndarray:

@@ -17,10 +17,12 @@ The rules, so that neighbours in size are also neighbours in shape:
 
 import functools
 import math
+from typing import Any
 
 from isoflop.errors import RecipeError
 from isoflop.model.accounting import flops_per_token
 from isoflop.model.config import ModelConfig, swiglu_width
+from isoflop.recipe import to_tree
 from isoflop.scaling.sweep.family import DENSE, Family
 
 _DEPTH_SLACK = 1.5
@@ -133,3 +135,9 @@ def shape_near(
             + ("raise the budget or shorten seq_len" if below else "lower the budget")
         )
     return shape(d_model, n_layers, vocab_size=vocab_size, seq_len=seq_len, init_std=init_std, family=family)
+
+
+def model_tree(config: ModelConfig) -> dict[str, Any]:
+    """The `[model]` section of a shape; what it does not have is left out, so that dense cells keep their ids."""
+    tree = to_tree(config)
+    return tree if config.mtp_depth else {key: value for key, value in tree.items() if key != "mtp_depth"}

@@ -3,9 +3,9 @@
 from typing import Any
 
 import numpy as np
+from isoflop.scaling.fit.optimise import minimise
 
 from isoflop.scaling.fit.isoflop import fit_parabola
-from isoflop.scaling.fit.optimise import minimise
 from isoflop.scaling.fit.parametric import draw_settings, fit_centre, make_objective, surface_points
 from isoflop.scaling.fit.table import Table
 from isoflop.scaling.plan.predict import surface_loss, surface_optimum

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import scipy.optimize
+from isoflop.scaling.fit.optimise import Objective, minimise
 
 from isoflop.errors import FitError
-from isoflop.scaling.fit.optimise import Objective, minimise
 from isoflop.scaling.fit.parametric import CONSTANTS, Surface, draw_settings
 from isoflop.scaling.fit.run import fit_table
 from isoflop.scaling.fit.table import Table
