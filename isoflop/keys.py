@@ -155,6 +155,10 @@ def _define(section: type, definitions: dict[str, Any]) -> None:
         def nullable_schema(self, schema: Any) -> Any:  # TOML has no null
             return self.generate_inner(schema["schema"])
 
+        def float_schema(self, schema: Any) -> Any:  # editors hand on inf as null
+            made = super().float_schema(schema)
+            return {**made, "type": ["number", "null"]} if schema.get("allow_inf_nan", True) else made
+
         def field_title_should_be_set(self, schema: Any) -> bool:
             return False
 
@@ -245,6 +249,7 @@ def _allowed(found: dict[str, Any]) -> str:
     if "anyOf" in found:
         return " or ".join(dict.fromkeys(_allowed(option) for option in found["anyOf"]))
     kind = found.get("type", "any value")
+    kind = kind[0] if isinstance(kind, list) else kind
     if kind == "array":
         return f"list of: {_allowed(found.get('items', {}))}"
     if kind == "object":

@@ -132,8 +132,9 @@ def test_a_wrong_key_type_and_range_in_each_section_gives_one_message_of_four_pa
         assert message.startswith(f"unknown key {dot}qqq; ") and "known keys: " in message
         for name, found in section["properties"].items():
             kinds = {"integer": ("1.5", 1.5), "number": ("'x'", "x"), "string": ("3", 3), "boolean": ("1", 1)}
-            if found.get("type") in kinds and "enum" not in found:
-                shown, wrong = kinds[found["type"]]
+            kind = found["type"][0] if isinstance(found.get("type"), list) else found.get("type")
+            if kind in kinds and "enum" not in found:
+                shown, wrong = kinds[kind]
                 message = refused(whole({**base, name: wrong}))
                 assert message.startswith(f"{dot}{name} = {shown} must be ") and len(message.split(" must be ")[1]) > 3
                 seen += 1
