@@ -13,6 +13,7 @@ import pytest
 from places import ROOT
 
 import isoflop
+from isoflop.cli.main import main
 from isoflop.errors import RecipeError
 from isoflop.keys import KINDS, kind_of, recipe_of, sections, stored_schema, write_all
 from isoflop.recipe import from_tree, read_tree
@@ -154,3 +155,39 @@ def test_sections_name_each_header_once():
     for kind in KINDS:
         headers = [section.header for section in sections(stored_schema(kind))]
         assert len(headers) == len(set(headers)), kind
+
+
+def test_the_command_prints_what_the_page_says(capsys):
+    main(["keys", "train.balance"])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "# pretrain" in printed and printed.count("[train.balance]") >= 2  # a sweep has it in other words
+    (section,) = (part for part in sections(stored_schema("pretrain")) if part.header == "[train.balance]")
+    for key in section.keys:
+        assert f"{key.name}: {key.meaning} {key.allowed}" in printed and f"default {key.default}" in printed
+    main(["keys"])
+    listed = capsys.readouterr().out
+    assert all(re.search(rf"^  {kind} +\[", listed, re.M) for kind in KINDS)
+
+
+def test_the_command_writes_schemas(capsys, tmp_path):
+    main(["schema", "tokens"])
+    assert json.loads(capsys.readouterr().out) == stored_schema("tokens")
+    main(["schema", "--out", str(tmp_path)])
+    assert {path.stem for path in tmp_path.iterdir()} == set(KINDS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["keys", "train.balanc"],
+            "train.balanc is no kind of recipe and no section of one; did you mean train.balance?",
+        ),
+        (["schema", "token"], "token is no kind of recipe; did you mean tokens?"),
+        (["schema"], "isoflop schema needs KIND"),
+    ],
+)
+def test_another_name_is_refused_with_the_nearest(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert message in capsys.readouterr().err

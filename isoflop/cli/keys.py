@@ -2,6 +2,7 @@
 
 import difflib
 import json as json_module
+import textwrap
 from pathlib import Path
 from typing import Annotated
 
@@ -43,9 +44,11 @@ def keys(
             + (f"did you mean {near[0]}?" if near else "isoflop keys lists them")
         )
     for kind, parts in chosen.items():
-        say(f"# {kind} recipe")
-        for part in parts:
-            _print_section(part)
+        alike = [other for other in chosen if chosen[other] == parts]
+        if kind == alike[0]:  # several kinds may have the same section
+            say(f"# {', '.join(alike)} recipe")
+            for part in parts:
+                _print_section(part)
 
 
 def schema(
@@ -82,9 +85,14 @@ def _is_in(part: Section, name: str) -> bool:
 
 
 def _print_section(part: Section) -> None:
-    say(f"\n{part.header}  {part.meaning}" if part.header else "")
+    say("\n" + _wrapped(f"{part.header}  {part.meaning}", "") if part.header else "")
     for key in part.keys:
         facts = [f"{key.allowed}{f' ({key.unit})' if key.unit else ''}"]
         facts += [f"default {key.default}"] if key.default not in ("", "required") else [key.default]
         facts += [f"for example {key.example}"] if key.example else []
-        say(f"  {key.name}: {key.meaning}\n      {'; '.join(fact for fact in facts if fact)}")
+        say(_wrapped(f"{key.name}: {key.meaning}", "  "))
+        say(_wrapped("; ".join(fact for fact in facts if fact), "      "))
+
+
+def _wrapped(text: str, indent: str) -> str:
+    return textwrap.fill(text, 110, initial_indent=indent, subsequent_indent="      ", break_on_hyphens=False)
