@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from isoflop.insitu.images import Images
-from isoflop.insitu.train import Classify, TrainOptions, train_network
 
+from isoflop.in_situ.images import Images
+from isoflop.in_situ.train import Classify, TrainOptions, train_network
 from isoflop.numerics.section import NumericsSection, PhotonicSection, Rule
 
 N_STEPS = 40
