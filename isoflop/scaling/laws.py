@@ -98,9 +98,9 @@ class Vertex:
 
     budget_flops: float
     total_flops: float
-    scale_opt: float
-    tokens_opt: float
-    loss: float
+    scale_opt: float = math.nan
+    tokens_opt: float = math.nan
+    loss: float = math.nan
     inside: bool = True
     """Between the tested sizes."""
     used: bool = True
@@ -395,7 +395,7 @@ def _read(kind: type[T], tree: Mapping[str, Any], where: str) -> T:
     if missing:
         raise PlanError(f"{where} has no {missing[0]}; fit again with isoflop fit records.jsonl")
     values = {name: math.nan if name in needed and value is None else value for name, value in tree.items()}
-    return kind(**{name: values[name] for name in known if name in values})
+    return kind(**{name: value for name, value in values.items() if name in known and value is not None})
 
 
 def _plain(part: Any) -> dict[str, Any]:

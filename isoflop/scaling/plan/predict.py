@@ -10,6 +10,7 @@ Symbols: S model scale (FLOPs per token M, or parameters N), D tokens, C = S D o
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy as np
 
 from isoflop.errors import PlanError
 from isoflop.scaling.laws import Laws, surface_loss
+from isoflop.scaling.published import load_laws
 
 REPEAT_TOKENS, REPEAT_SCALE = 15.387756, 5.309743
 """Decay constants of repeated data and of excess size (arXiv 2305.16264, section 5; they are poorly determined)."""
@@ -118,7 +120,7 @@ def central_loss(laws: Laws, scale: float, n_tokens: float, unique_tokens: float
 
 
 def predict(
-    laws: Laws,
+    laws: Laws | Mapping[str, Any] | str | Path,
     scale: float,
     n_tokens: float,
     *,
@@ -142,6 +144,7 @@ def predict(
         raise PlanError(f"level = {level} must lie between 0.5 and 0.999; the usual one is 0.9")
     if not (scale > 0 and n_tokens > 0):
         raise PlanError(f"scale = {scale} and n_tokens = {n_tokens} must be above 0")
+    laws = load_laws(laws)
     resamples = laws.draws()
     central = {name: values for name, values in laws.constants().items() if name in resamples}
     if set(central) != set(resamples):
