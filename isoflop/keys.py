@@ -11,13 +11,12 @@ import inspect
 import json
 import math
 import re
-import tomllib
 from collections.abc import Iterable, Iterator
 from importlib import import_module, resources
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
-from isoflop.recipe import WrittenAs, hints_of, to_tree, typed, write_text
+from isoflop.recipe import WrittenAs, hints_of, read_tree, to_tree, typed, write_text
 
 KINDS = {
     "corpus": "isoflop.corpus.recipe.CorpusRecipe",
@@ -68,10 +67,8 @@ def recipe_of(kind: str) -> type:
 
 
 def kind_of(path: Path) -> str:
-    """Of a shipped recipe: by the sections it has; a core has none of its own."""
-    marks = {"medium": "imaging", "tokenizer": "tokens", "ladder": "sweep", "extend": "extend", "train": "pretrain"}
-    marks = {"sweep": "imaging_sweep", **marks, "sources": "corpus", "environment": "corpus"}
-    return next((kind for mark, kind in marks.items() if mark in _read(path)), "optics")
+    """Of a shipped recipe: its first line names its schema."""
+    return Path(path.read_text(encoding="utf-8").splitlines()[0].removeprefix("#:schema ")).stem
 
 
 def schema_of(kind: str, recipes: Iterable[Path] = ()) -> dict[str, Any]:
@@ -80,7 +77,7 @@ def schema_of(kind: str, recipes: Iterable[Path] = ()) -> dict[str, Any]:
     definitions: dict[str, Any] = {}
     _define(root, definitions)
     for path in recipes:
-        _exemplify(_read(path), definitions[root.__name__], definitions)
+        _exemplify(read_tree(path), definitions[root.__name__], definitions)
     top = definitions.pop(root.__name__)
     dialect = "https://json-schema.org/draft/2020-12/schema"
     return {"$schema": dialect, **top, "title": f"isoflop {kind} recipe", "$defs": definitions}
@@ -140,10 +137,6 @@ def _lines(tree: dict[str, Any]) -> str:
         f"{json.dumps(key)}: {json.dumps(value, ensure_ascii=False, allow_nan=False)}" for key, value in tree.items()
     )
     return "{\n" + ",\n".join(rows) + "\n}\n"
-
-
-def _read(path: Path) -> dict[str, Any]:
-    return tomllib.loads(path.read_text(encoding="utf-8"))
 
 
 def _define(section: type, definitions: dict[str, Any]) -> None:

@@ -109,7 +109,7 @@ def fit(
         tuple[str, ...],
         Parameter(metavar="COLUMN(=|<|>)VALUE", help="keep these rows; repeat to narrow"),
     ] = (),
-    drop_highest_loss: NotNegativeInt = 0,
+    drop_highest_loss: Annotated[NotNegativeInt, Parameter(help="runs of highest loss to leave out")] = 0,
     weights: Annotated[str, Parameter(metavar="COLUMN", help="weights; a column *_std weights by 1/std^2")] = "",
     bootstrap: Annotated[NotNegativeInt, Parameter(help="resamples")] = 1000,
     interpolation: Annotated[
@@ -185,7 +185,7 @@ def plan(
     budget_flops: Annotated[Positive | None, Parameter(help="training FLOPs as the laws count them")] = None,
     gpu_hours: Annotated[Positive | None, Parameter(help="instead of FLOPs; needs --hardware")] = None,
     hardware: Annotated[str, Parameter(help="for example h100")] = "",
-    n_gpus: PositiveInt = 1,
+    n_gpus: Annotated[PositiveInt, Parameter(help="devices that train")] = 1,
     utilisation: Annotated[
         float, Range(above=0, at_most=1), Parameter(help="achieved share of the peak; measure it")
     ] = 0.4,
