@@ -20,6 +20,8 @@ from isoflop.numerics.linear import Product
 
 LARGEST = 448.0
 """Of E4M3."""
+ALMOST_NOTHING = 2.0**-100
+"""A block below it is zeros: its scale would be no number that can be divided by."""
 
 
 def quantise_rows(x_RK: Tensor, block: int, power_of_two: bool) -> tuple[Tensor, Tensor]:
@@ -49,7 +51,7 @@ def dequantise(codes_RK: Tensor, scale: Tensor, block: int) -> Tensor:
 
 
 def _scale(largest: Tensor, power_of_two: bool) -> Tensor:
-    scale = torch.where(largest > 0, largest / LARGEST, 1.0)  # zeros stay zeros by any scale
+    scale = torch.where(largest > ALMOST_NOTHING, largest / LARGEST, 1.0)  # zeros stay zeros by any scale
     return torch.exp2(torch.ceil(torch.log2(scale))) if power_of_two else scale
 
 

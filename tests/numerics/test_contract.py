@@ -266,3 +266,25 @@ def test_compiled_layers_are_one_program_however_many_there_are(name):
     for layer in layers:
         torch.compile(layer, backend=programs, dynamic=False)(x)
     assert programs.frame_count == 1
+
+
+ALMOST_NOTHING = {
+    "rows of zeros": lambda x: x * torch.tensor([0.0, 1.0, 0.0, 1.0, 0.0, 1.0])[:, None],
+    "subnormal rows": lambda x: torch.full_like(x, 1e-40),
+    "the smallest number": lambda x: torch.full_like(x, 1.4e-45),
+    "one tiny row": lambda x: torch.cat([x[:5], x[5:] * 1e-38]),
+    "one huge value": lambda x: x.index_put((torch.tensor(2), torch.tensor(3)), torch.tensor(1e30)),
+    "tiny and huge": lambda x: torch.cat([x[:3] * 1e-39, x[3:] * 1e20]),
+}
+
+
+@ALL
+@pytest.mark.parametrize("case", ALMOST_NOTHING)
+@pytest.mark.parametrize("scale", [1.0, 0.0, 1e-41])
+def test_rows_and_weights_of_almost_nothing_give_finite_results_and_gradients(name, case, scale):
+    model, clock = model_of(name)
+    clock.set(1, 0)
+    with torch.no_grad():
+        model.first.weight.mul_(scale)
+    found = gradients(model, ALMOST_NOTHING[case](inputs(6, 200)), inputs(6, 24, seed=2))
+    assert all(torch.isfinite(value).all() for value in found)
