@@ -113,6 +113,7 @@ def sentence(error: CycloptsError, commands: Iterable[str]) -> str:
         known = [name for argument in error.argument_collection for name in argument.names]
         near = difflib.get_close_matches(given, known, 1)
         hint = f"did you mean {near[0]}?" if near else f"{name} --help lists what there is"
+        hint = f"keys of a recipe have no dashes: {given[2:]}=..." if "." in given else hint
         return f"{given} is not an option of {name}; {hint}"
     if isinstance(error, UnknownCommandError):
         return _unknown((error.unused_tokens or [""])[0], error.command_chain or (), commands)

@@ -77,6 +77,7 @@ def test_help_is_not_stood_in_the_way_of(line, capsys):
         ("oven clean", r"isoflop oven clean needs RECIPE"),
         ("bake r.toml --otu x", r"--otu is not an option of isoflop bake; did you mean --out\?"),
         ("bake r.toml --zzz=1", r"--zzz is not an option of isoflop bake; isoflop bake --help lists"),
+        ("bake r.toml --train.seed=1", r"--train.seed is not .*; keys of a recipe have no dashes: train.seed=\.\.\."),
         ("bake r.toml -x", r"-x is not an option of isoflop bake"),
         ("bake r.toml --out", r"--out needs a value after it"),
         ("bake r.toml --out=", r"--out needs a value after it"),

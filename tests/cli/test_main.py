@@ -3,6 +3,8 @@
 import errno
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -320,6 +322,17 @@ def test_two_commands_in_one_folder_are_refused(refused, files, tmp_path, tiny_t
     with only_one(tmp_path / "out"):
         message = refused("train", files("recipe.toml", tiny_tree), "--out", tmp_path / "out")
     assert "another process is working in" in message
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["fit", "--help"], ["imaging", "train", "--help"], ["keys", "train"]]
+)
+def test_help_imports_nothing_heavy(arguments):
+    heavy = ("torch", "numpy", "scipy", "pydantic", "matplotlib")
+    code = f"import sys; from isoflop.cli.main import main; main({arguments}); "
+    code += f"print([m for m in {heavy} if m in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.splitlines()[-1] == "[]"
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
