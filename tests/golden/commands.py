@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from isoflop.cli import main
+from isoflop.cli.main import main
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from isoflop.cli import main
+from isoflop.cli.main import main
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]

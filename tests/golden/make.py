@@ -79,7 +79,7 @@ def stop_when(pattern: str, *arguments: object) -> None:
 
 def kill_when(pattern: str, *arguments: object) -> None:
     """`isoflop ARGUMENTS` in a process of its own, killed with its workers as soon as a file matches `pattern`."""
-    code = "from isoflop.cli import main; main()"
+    code = "from isoflop.cli.main import main; main()"
     process = subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], start_new_session=True)
     while process.poll() is None and not any(Path().glob(pattern)):
         time.sleep(0.001)

@@ -163,7 +163,7 @@ from isoflop.training.pretrain.recipe import BalanceSection
 from isoflop.training.step_hooks import StepTerms
 from isoflop.training.pretrain.recipe import MtpSection
 sys.path.insert(0, {folder!r})
-from test_terms import CONFIG, build, windows
+from test_step_hooks import CONFIG, build, windows
 rank, world = int(sys.argv[1]), int(sys.argv[2])
 torch.distributed.init_process_group("gloo", init_method="tcp://127.0.0.1:{port}", rank=rank, world_size=world)
 model = build()
