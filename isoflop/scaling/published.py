@@ -15,6 +15,8 @@ from isoflop.errors import PlanError
 from isoflop.scaling.laws import Allocation, Laws, Scale, Surface
 from isoflop.scaling.lr_batch_law import HYPER_LAWS
 
+LawsSource = Laws | Mapping[str, Any] | str | Path
+"""Laws, the content of a laws file, such a file, or the name of a published law."""
 PAPER_M = "C = M D; M = 72 n d^2 + 12 n d s: no embedding, no head, attention without causal halving"
 
 
@@ -148,7 +150,7 @@ def published_laws(name: str) -> Laws:
     raise PlanError(f"law {name!r} is neither a laws file (isoflop fit writes one) nor a published law; {hint}")
 
 
-def load_laws(laws: Laws | Mapping[str, Any] | str | Path) -> Laws:
+def load_laws(laws: LawsSource) -> Laws:
     """Laws as they are, from the content of a laws file, from such a file, or by the name of a published law.
 
     Raises:

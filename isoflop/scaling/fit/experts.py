@@ -10,7 +10,6 @@ shared), or activated_share; granularity, or d_model and d_expert. A row without
 
 import dataclasses
 import itertools
-from typing import Any
 
 import numpy as np
 
@@ -55,7 +54,7 @@ def fit_experts(
             f"{LAW}: all {len(losses)} rows have {runs.n_experts[0]:g} experts per active one; a law of experts needs "
             "at least two kinds, for example a dense sweep beside a mixture: give both tables"
         )
-    fits: dict[str, Any] = {}
+    fits: dict[str, dict[str, object]] = {}
     skipped: dict[str, str] = {}
     warnings: list[str] = []
     for name in [form] if form else list(FORMS):
@@ -71,7 +70,7 @@ def fit_experts(
         warnings += [f"{name}: {note}" for note in (*notes, *fit.warnings)]
     if not fits:
         raise FitError(f"{LAW}: no form can be fitted: " + "; ".join(f"{k}: {v}" for k, v in skipped.items()))
-    found = {"fits": fits, "skipped": skipped, "n_rows": len(losses)}
+    found: dict[str, object] = {"fits": fits, "skipped": skipped, "n_rows": len(losses)}
     found["bootstrap"] = {"resamples": bootstrap, "seed": seed, "group": "row, by weights of mean 1"}
     conventions = {**conventions, "loss": loss_name, "residual": "ln loss, least squares"}
     conventions["E"] = "(n_experts + n_shared) / (n_active + n_shared), dense 1; A = 1 / E"
@@ -110,7 +109,7 @@ def fit_form(
     theta = finished[int(cost.argmin())]
     constants = form.natural(theta[None], centre)[0]  # type: ignore[arg-type]
     rmse = float(np.sqrt((residuals(theta[None])[0].real ** 2).mean()))
-    result: dict[str, Any] = {
+    result: dict[str, object] = {
         "formula": form.formula,
         **dict(zip(form.constants, map(float, constants))),
         "n_rows": len(losses),
@@ -175,7 +174,7 @@ def _starts(form: Form, runs: Runs, losses: np.ndarray, published: dict[str, flo
     return np.array(rows, dtype=float)
 
 
-def _leverage_rows(runs: Runs, constants: np.ndarray, resamples: np.ndarray) -> list[dict[str, Any]]:
+def _leverage_rows(runs: Runs, constants: np.ndarray, resamples: np.ndarray) -> list[dict[str, object]]:
     """EL of each kind of mixture in the table at its largest compute."""
     rows = []
     mixture = runs.n_experts > 1 + SAME
@@ -184,7 +183,7 @@ def _leverage_rows(runs: Runs, constants: np.ndarray, resamples: np.ndarray) -> 
         for granularity in distinct_values(runs.granularity[of_experts], SAME_CUT):
             mine = of_experts & near(runs.granularity, granularity, SAME_CUT)
             flops = float(runs.total_flops[mine].max())
-            row: dict[str, Any] = {
+            row: dict[str, object] = {
                 "activated_share": 1 / experts,
                 "granularity": granularity,
                 "total_flops": flops,

@@ -74,7 +74,7 @@ PRIOR_STRATA = 8  # resamples are dealt out over so many equally likely means of
 
 
 def fit(
-    runs: Table | str | Path | Sequence[str | Path] | Sequence[RunRecord] | Sequence[Mapping[str, Any]],
+    runs: Table | str | Path | Sequence[str | Path] | Sequence[RunRecord] | Sequence[Mapping[str, object]],
     *,
     mapping: str = "",
     bootstrap: int = 1000,

@@ -9,7 +9,6 @@ Shapes: R resamples, B budgets.
 """
 
 import dataclasses
-from typing import Any
 
 import numpy as np
 
@@ -46,7 +45,7 @@ def fit_power(table: Table, *, bootstrap: int = 1000, seed: int = 0, scale: str 
     if len(np.unique(flops)) < 2:
         raise FitError(f"{law}: {table.n_rows} row(s) at one compute; a slope needs optima at two budgets: add one")
     weight = table.weights()
-    result: dict[str, Any] = {}
+    result: dict[str, object] = {}
     for letter, name in names.items():
         best = table.columns[name]
         if not (best > 0).all():
@@ -115,7 +114,7 @@ def fit_curves(
         draws = resampled_vertices([budgets[i] for i in used], weight_RN)
     elif bootstrap:
         budget_weight_RB = generator.exponential(size=(bootstrap, len(used)))
-    result: dict[str, Any] = {}
+    result: dict[str, object] = {}
     for letter, key, part in (("n", "scale_opt", 0), ("d", "tokens_opt", 1)):
         best = np.array([getattr(vertices[i], key) for i in used])
         moved = np.tile(np.log10(best), (bootstrap, 1)) if draws is None else draws[part]
@@ -187,7 +186,13 @@ def fit_lstar(
     E, k, g = map(float, constants[0])
     fitted = E + k * (flops / reference_flops) ** -g
     residual = fitted / loss - 1
-    result: dict[str, Any] = {"E": E, "k": k, "g": g, "reference_flops": reference_flops, "objective": float(sums[0])}
+    result: dict[str, object] = {
+        "E": E,
+        "k": k,
+        "g": g,
+        "reference_flops": reference_flops,
+        "objective": float(sums[0]),
+    }
     result["max_relative_residual"] = float(np.abs(residual).max())
     result["points"] = [
         {"total_flops": float(c), "loss": float(y), "fitted": float(f)} for c, y, f in zip(flops, loss, fitted)

@@ -7,7 +7,6 @@ squares). N is parameters or FLOPs per token; C = factor N D.
 Source: as isoflop.scaling.fit.parametric; Czech 2026 for variable projection (arXiv 2603.22339).
 """
 
-from typing import Any
 
 import numpy as np
 import scipy.optimize
@@ -56,7 +55,8 @@ def fit_surface(
     draws_RS = draw_settings(points.setting, bootstrap, np.random.default_rng(seed)) * points.weight
     compute = FLOPS_FACTOR[scale_name] * points.scale * points.tokens
     at_flops = at_flops or 10 * float(compute.max())
-    fits: dict[str, Any] = {}
+    fits: dict[str, dict[str, object]] = {}
+    laws: list[Surface] = []
     warnings: list[str] = []
     for name in objectives:
         objective = make_objective(points, name)
@@ -72,9 +72,10 @@ def fit_surface(
             if not converged.all():
                 warnings.append(f"surface.{name}: {int((~converged).sum())} of {bootstrap} resamples did not converge")
         warnings.extend(_boundary_warnings(name, theta, objective))
+        laws.append(Surface.of(points.constants(theta[None])[0]))
         fits[name] = _summary(points, theta, value, resamples_R5, scale_name, at_flops)
         fits[name]["finalists_at_minimum"] = reached
-    warnings.extend(suspect_rows(points, Surface.of(fits[objectives[0]][name] for name in CONSTANTS)))
+    warnings.extend(suspect_rows(points, laws[0]))
     found = {
         "fits": fits,
         "scale": scale_name,
@@ -155,15 +156,15 @@ def _variable_projection(points: Points) -> tuple[np.ndarray, float]:
 
 def _summary(
     points: Points, theta: np.ndarray, value: float, resamples_R5: np.ndarray, scale_name: str, at_flops: float
-) -> dict[str, Any]:
+) -> dict[str, object]:
     centre = points.constants(theta[None])[0]
     law, factor = Surface.of(centre), FLOPS_FACTOR[scale_name]
-    result: dict[str, Any] = dict(zip(CONSTANTS, map(float, centre)))
+    result: dict[str, object] = dict(zip(CONSTANTS, map(float, centre)))
     result["a"] = law.beta / (law.alpha + law.beta)
     result["ln_A"], result["ln_B"] = float(np.log(law.A)), float(np.log(law.B))
     result["objective"] = value
     result["objective_mean_x1e6"] = 1e6 * value / len(points.loss)
-    optimum: dict[str, Any] = dict(zip(("scale", "tokens", "loss"), law.optimum(at_flops, factor)))
+    optimum: dict[str, object] = dict(zip(("scale", "tokens", "loss"), law.optimum(at_flops, factor)))
     result["optimum"] = optimum | {"total_flops": at_flops}
     if not len(resamples_R5):
         return result

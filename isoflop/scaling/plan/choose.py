@@ -8,10 +8,9 @@ optimal scale and tokens -> whole shape -> batch and rate -> whole steps -> memo
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -25,9 +24,9 @@ from isoflop.scaling.laws import Laws
 from isoflop.scaling.lr_batch_law import HyperChoice, HyperLaw, hyper_law
 from isoflop.scaling.plan.predict import Prediction, central_loss, predict
 from isoflop.scaling.plan.size_run import Draft, Machine, MemoryPlan, Run, ShapeNear, check_machine, memory_plan
-from isoflop.scaling.published import load_laws
+from isoflop.scaling.published import LawsSource, load_laws
 from isoflop.scaling.sweep.family import DENSE, Family, family_text
-from isoflop.scaling.sweep.shapes import model_tree
+from isoflop.scaling.sweep.shapes import Tree, model_tree
 from isoflop.scaling.sweep.shapes import shape_near as nearest_shape
 
 if TYPE_CHECKING:
@@ -91,10 +90,10 @@ class Plan:
     """Mixtures only: what the experts are expected to be worth in compute (`expected`, by published laws), and what
     this study's own laws say against a dense one (`measured`), where those were given."""
     warnings: list[str]
-    recipe: dict[str, Any]
+    recipe: Tree
     """Pretrain recipe as a TOML tree."""
 
-    def tree(self) -> dict[str, Any]:
+    def tree(self) -> Tree:
         """Plain data for `--json`."""
         config, counts = self.config, count_parameters(self.config)
         typed = ("config", "prediction", "by_total_parameters")
@@ -133,7 +132,7 @@ class Plan:
 
 
 def plan(
-    laws: Laws | Mapping[str, Any] | str | Path,
+    laws: LawsSource,
     *,
     budget_flops: float | None = None,
     gpu_hours: float | None = None,
@@ -141,8 +140,8 @@ def plan(
     ladder: "Ladder | None" = None,
     vocab_size: int | None = None,
     seq_len: int | None = None,
-    hyper: str | Mapping[str, Any] | HyperLaw | None = None,
-    template: Mapping[str, Any] | None = None,
+    hyper: str | Tree | HyperLaw | None = None,
+    template: Tree | None = None,
     level: float = 0.9,
     unique_tokens: float | None = None,
     max_epochs: float | None = None,
@@ -151,7 +150,7 @@ def plan(
     largest_sweep_flops_exact: float | None = None,
     shape_near: ShapeNear | None = None,
     family: Family = DENSE,
-    dense_laws: Laws | Mapping[str, Any] | str | Path | None = None,
+    dense_laws: LawsSource | None = None,
 ) -> Plan:
     """Decide one run for a compute budget, given in FLOPs or in GPU-hours (of all devices together) of a machine.
 
@@ -259,11 +258,9 @@ def plan(
     )
 
 
-def _stated(
-    prediction: Prediction, laws: Laws, paper_flops: float, exact: float, exact_sweep: float | None
-) -> dict[str, Any]:
+def _stated(prediction: Prediction, laws: Laws, paper_flops: float, exact: float, exact_sweep: float | None) -> Tree:
     """The `[prediction]` section of the recipe."""
-    section: dict[str, Any] = {
+    section: Tree = {
         prediction.unit: prediction.center,
         "low": prediction.low,
         "high": prediction.high,
@@ -328,7 +325,7 @@ def _check_family(laws: Laws, config: ModelConfig) -> None:
         )
 
 
-def _recipe(run: Run, template: Mapping[str, Any], laws: Laws, micro_batch: int) -> dict[str, Any]:
+def _recipe(run: Run, template: Tree, laws: Laws, micro_batch: int) -> Tree:
     """The pretrain recipe: what the plan decides over what the template carries over the paper's settings."""
     given = dict(template.get("train") or {})
     schedule = given.get("schedule") or _schedule(laws) or "multi_step"
@@ -349,7 +346,7 @@ def _recipe(run: Run, template: Mapping[str, Any], laws: Laws, micro_batch: int)
         "warmup_steps": max(1, min(2000, round(0.02 * run.steps))),
     }
     data = {"tokens": "tokens", **(template.get("data") or {})}
-    recipe: dict[str, Any] = {"model": model_tree(run.config), "data": data, "train": train}
+    recipe: Tree = {"model": model_tree(run.config), "data": data, "train": train}
     for section in ("validate", "checkpoint", "numerics"):
         if template.get(section):
             recipe[section] = dict(template[section])
@@ -361,9 +358,7 @@ def _schedule(laws: Laws) -> str:
     return next((name for name in ("constant_cooldown", "multi_step", "cosine") if name in stated), "")
 
 
-def _warnings(
-    laws: Laws, template: Mapping[str, Any], run: Run, machine: Machine, gpu_hours: float | None
-) -> list[str]:
+def _warnings(laws: Laws, template: Tree, run: Run, machine: Machine, gpu_hours: float | None) -> list[str]:
     found = []
     largest, compute = laws.largest_budget_flops, laws.flops_factor * run.scale * run.n_tokens
     if largest and compute > SAFE_EXTRAPOLATION * largest:

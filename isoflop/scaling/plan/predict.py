@@ -10,7 +10,6 @@ Symbols: S model scale (FLOPs per token M, or parameters N), D tokens, C = S D o
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
@@ -18,7 +17,7 @@ import numpy as np
 
 from isoflop.errors import PlanError
 from isoflop.scaling.laws import Laws, surface_loss
-from isoflop.scaling.published import load_laws
+from isoflop.scaling.published import LawsSource, load_laws
 
 REPEAT_TOKENS, REPEAT_SCALE = 15.387756, 5.309743
 """Decay constants of repeated data and of excess size (arXiv 2305.16264, section 5; they are poorly determined)."""
@@ -120,7 +119,7 @@ def central_loss(laws: Laws, scale: float, n_tokens: float, unique_tokens: float
 
 
 def predict(
-    laws: Laws | Mapping[str, Any] | str | Path,
+    laws: LawsSource,
     scale: float,
     n_tokens: float,
     *,
@@ -222,7 +221,7 @@ def _weights(samples: Mapping[str, np.ndarray], noise: float) -> dict[str, float
     return {name: 1 / sd / total for name, sd in spread.items()}
 
 
-def _mean(losses: Mapping[str, Any], weights: Mapping[str, float]) -> float:
+def _mean(losses: Mapping[str, np.ndarray], weights: Mapping[str, float]) -> float:
     return float(sum(weights[name] * float(value) for name, value in losses.items()))
 
 

@@ -6,7 +6,7 @@ prediction. Time in, compute out works by searching for the compute whose run ta
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from isoflop.model.hardware import Hardware, hardware
 from isoflop.scaling.laws import Laws
 from isoflop.scaling.lr_batch_law import HyperLaw
 from isoflop.scaling.plan.allocate import Split, best_split, serving_split
+from isoflop.scaling.sweep.shapes import Tree
 
 MEMORY_SHARE = 0.92
 """Share of a device's memory that a plan may fill; the rest is fragmentation and temporaries (assumption)."""
@@ -191,7 +192,7 @@ class MemoryPlan:
         return {**tree.pop("parts"), **tree}
 
 
-def memory_plan(run: Run, machine: Machine, template: Mapping[str, Any]) -> MemoryPlan:
+def memory_plan(run: Run, machine: Machine, template: Tree) -> MemoryPlan:
     """Memory of one device with the micro-batch: the most sequences that divide its share of the batch and fit."""
     sequences = run.batch_tokens // run.config.seq_len // machine.n_gpus
     limit = machine.memory_gib * 2**30

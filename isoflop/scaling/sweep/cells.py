@@ -16,7 +16,7 @@ from isoflop.model.accounting import count_parameters, flops_per_token
 from isoflop.model.config import ModelConfig
 from isoflop.scaling.sweep.family import activated_share, family_text
 from isoflop.scaling.sweep.records import RunRecord
-from isoflop.scaling.sweep.shapes import model_tree
+from isoflop.scaling.sweep.shapes import Tree, model_tree
 from isoflop.training.pretrain.recipe import WHERE_IT_RUNS
 from isoflop.training.schedule import cooldown_start
 
@@ -38,7 +38,7 @@ class Cell:
     steps: int
     batch_tokens: int
     learning_rate: float
-    sections: dict[str, dict[str, Any]] = field(repr=False)
+    sections: dict[str, Tree] = field(repr=False)
     """data, train, validate, checkpoint and numerics (if any) as in a pretrain recipe, without what the fields say."""
     data_sha256: str = ""
     """Hash of the tokens where known; part of the id."""
@@ -89,7 +89,7 @@ class Cell:
         return stable_hash(self._trunk_identity()) if self.shared else ""
 
     @property
-    def recipe(self) -> dict[str, Any]:
+    def recipe(self) -> Tree:
         """The pretrain recipe of this cell, as the tree that isoflop.training.pretrain.recipe.PretrainRecipe reads."""
         own = {
             "n_tokens": self.n_tokens,
@@ -118,7 +118,7 @@ class Cell:
             trunk_id=self.trunk_id,
         )
 
-    def _trunk_identity(self) -> dict[str, Any]:
+    def _trunk_identity(self) -> Tree:
         train = {key: value for key, value in self.sections["train"].items() if key not in WHERE_IT_RUNS}
         if "balance" in train:  # how often loads are written decides nothing
             train["balance"] = {key: value for key, value in train["balance"].items() if key != "report_every"}
@@ -131,7 +131,7 @@ class Cell:
             **self._numerics(),
         }
 
-    def _numerics(self) -> dict[str, Any]:
+    def _numerics(self) -> Tree:
         """Left out where there is none, so that other cells keep their ids."""
         return {"numerics": self.sections["numerics"]} if "numerics" in self.sections else {}
 
@@ -184,7 +184,7 @@ _RESULT_KEYS = (
 
 def record_of_run(
     config: ModelConfig,
-    train: Mapping[str, Any],
+    train: Tree,
     result: Mapping[str, Any],
     *,
     run_id: str,
@@ -229,9 +229,9 @@ def record_of_run(
     )
 
 
-def _family_fields(config: ModelConfig) -> dict[str, Any]:
+def _family_fields(config: ModelConfig) -> Tree:
     """Record fields that only mixtures of experts, latent attention or multi-token prediction have."""
-    fields: dict[str, Any] = {}
+    fields: Tree = {}
     if config.experts is not None:
         fields = {key: getattr(config.experts, key) for key in _EXPERT_KEYS}
         fields["activated_share"] = activated_share(config)

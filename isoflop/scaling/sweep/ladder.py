@@ -22,7 +22,7 @@ from isoflop.recipe import to_tree
 from isoflop.scaling.lr_batch_law import HyperLaw, hyper_law
 from isoflop.scaling.sweep.cells import Cell, Group, group_cells
 from isoflop.scaling.sweep.recipe import LadderModelSection, LadderRecipe, check
-from isoflop.scaling.sweep.shapes import largest_scale, scale_limits, shape_near
+from isoflop.scaling.sweep.shapes import Tree, largest_scale, scale_limits, shape_near
 from isoflop.scaling.sweep.speed import Speed
 from isoflop.tokens.shards import TokenSet
 from isoflop.training.schedule import cooldown_start
@@ -345,13 +345,13 @@ def _whole_batch(wanted: float, tokens: list[float], seq_len: int, *, exact: boo
     return min(range(low, high + 1, max(1, (high - low) // 200)), key=cost) * seq_len
 
 
-def _sections(recipe: LadderRecipe, batch_sequences: int, warmup_steps: int, seed: int) -> dict[str, dict[str, Any]]:
+def _sections(recipe: LadderRecipe, batch_sequences: int, warmup_steps: int, seed: int) -> dict[str, Tree]:
     train = dataclasses.asdict(recipe.train)
     limit = train.pop("max_micro_batch")
     fits = (n for n in range(min(limit, batch_sequences), 0, -1) if batch_sequences % n == 0)
     train = {key: value for key, value in train.items() if value or key not in ("balance", "mtp")}
     train.update(micro_batch=next(fits, 0), warmup_steps=warmup_steps, seed=seed)
-    sections: dict[str, dict[str, Any]] = {
+    sections: dict[str, Tree] = {
         "data": dataclasses.asdict(recipe.data),
         "train": train,
         "validate": dict(recipe.validate),
