@@ -17,7 +17,7 @@ import isoflop
 PACKAGE = Path(isoflop.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-FLOORS = {"errors": set(), "recipe": {"errors"}, "run": {"errors"}, "optics": set()}
+FLOORS = {"errors": set(), "recipe": {"errors"}, "keys": {"recipe"}, "run": {"errors"}, "optics": set()}
 """What everything may stand on."""
 GROUND = {"errors", "recipe", "run"}
 MAY_IMPORT = FLOORS | {
@@ -39,7 +39,7 @@ MAY_IMPORT = FLOORS | {
 MAY_IMPORT |= {"cli": {*MAY_IMPORT}, "__main__": {"cli"}}
 """Room -> rooms that it may import, at any level; in the order of the data flow, so that no arrow points back."""
 
-RUNS_TRAINING = {"calibrate", "run", "target", "worker"}
+RUNS_TRAINING = {"calibrate", "run", "worker"}
 """Modules of scaling/sweep/ that drive training; all others take from training/ only what is plain."""
 PLAIN = {("training", "schedule"), ("training", "pretrain", "recipe")}
 """Modules of training/ that never import torch."""
@@ -50,7 +50,9 @@ OPTIONAL = {
 }
 KERNELS = {"optics.kernels"}
 """Modules of Triton kernels, which import it as they are imported: by a function, on a GPU."""
-BASE = {"torch", "numpy", "scipy", "safetensors", "tokenizers", "zstandard", "tyro", "tqdm"}
+BASE = {"torch", "numpy", "scipy", "safetensors", "tokenizers", "zstandard", "tqdm", "pydantic", "cyclopts"} | {
+    *("pydantic_core", "typing_extensions"),  # come with pydantic
+}
 
 
 def name_of(path: Path) -> str:

@@ -24,6 +24,7 @@ from isoflop.pages.plot import (
     style,
     subtitle,
 )
+from isoflop.scaling.report.study import Json
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,7 +37,7 @@ PUBLISHED = {"auxiliary loss": 0.72, "loss-free": 0.04}
 """Global MaxVio of a 1B model by its balancing (arXiv 2408.15664, table 2): what a reader may compare with."""
 
 
-def read_load(metrics: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray] | None:
+def read_load(metrics: Sequence[Json]) -> dict[str, np.ndarray] | None:
     """Steps (S,) and each measure (S, layers) from the lines that carry them; None with fewer than two lines.
 
     Lines of another number of layers than the last one (a changed run) and lines with a missing value are left out.
@@ -58,7 +59,7 @@ def read_load(metrics: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray] | N
     return found
 
 
-def load_figure(metrics: Sequence[Mapping[str, Any]]) -> "Figure | None":
+def load_figure(metrics: Sequence[Json]) -> "Figure | None":
     """MaxVio, entropy and dead experts over training, a line per layer from shallow (light) to deep (dark)."""
     load = read_load(metrics)
     if load is None:
@@ -89,10 +90,8 @@ def load_figure(metrics: Sequence[Mapping[str, Any]]) -> "Figure | None":
     return figure
 
 
-def load_section(
-    metrics: Sequence[Mapping[str, Any]] | None, record: Mapping[str, Any] | None, pictures: Pictures
-) -> Markup:
-    """Section of the report: the picture, and each layer at the end of training."""
+def load_section(metrics: Sequence[Json] | None, validated: Json | None, pictures: Pictures) -> Markup:
+    """Section of the report: the picture, and each layer at the end of training; `validated` is the run's own load."""
     load = read_load(metrics or [])
     if load is None:
         return Markup("")
@@ -113,8 +112,7 @@ def load_section(
             *(decimal(float(ends[name].mean()), 3) for name in MEASURES),
         )
     )
-    validated = (record or {}).get("expert_load") or {}
-    known = [("MaxVio over the validation set", _mean_text(validated.get("max_violation")))]
+    known = [("MaxVio over the validation set", _mean_text((validated or {}).get("max_violation")))]
     compared = ", ".join(f"{value} with {name}" for name, value in PUBLISHED.items())
     text = (
         "MaxVio is the largest load of a layer over its mean load, less one: 0 is even. Over a whole validation set a "

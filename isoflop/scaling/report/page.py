@@ -7,18 +7,20 @@ A part that was not given is absent from the page.
 import html
 import importlib.metadata
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from isoflop.pages.html import Markup, page
 from isoflop.pages.plot import svg_text
 from isoflop.recipe import write_text
+from isoflop.scaling.laws import Laws
 from isoflop.scaling.report import run_sections, study_sections
 from isoflop.scaling.report.figures import figures_of
 from isoflop.scaling.report.load_figures import load_figure, load_section
 from isoflop.scaling.report.run_figures import training_figure
-from isoflop.scaling.report.study import plain_row, read_study
+from isoflop.scaling.report.study import Json, as_record, read_study
+from isoflop.scaling.sweep.records import RunRecord
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,14 +31,14 @@ _SHOWN_VERSIONS = ("isoflop", "numpy", "scipy", "torch", "tokenizers")
 def write_report(
     out_html: str | Path,
     *,
-    records: Iterable[Any],
-    laws: Mapping[str, Any] | None = None,
-    plan: Mapping[str, Any] | None = None,
-    score: Mapping[str, Any] | None = None,
-    corpus_manifest: Mapping[str, Any] | None = None,
-    tokens_manifest: Mapping[str, Any] | None = None,
-    ladder: Mapping[str, Any] | None = None,
-    target_metrics: Sequence[Mapping[str, Any]] | None = None,
+    records: Iterable[RunRecord | Json],
+    laws: Laws | Json | None = None,
+    plan: Json | None = None,
+    score: Json | None = None,
+    corpus_manifest: Json | None = None,
+    tokens_manifest: Json | None = None,
+    ladder: Json | None = None,
+    target_metrics: Sequence[Json] | None = None,
     commands: Sequence[str] = (),
     title: str = "Scaling study",
 ) -> Path:
@@ -48,10 +50,10 @@ def write_report(
     Raises:
         DataError: neither a finished run nor a law was given, or matplotlib is missing.
     """
-    rows = [plain_row(record) for record in records]
+    rows = list(map(as_record, records))
     study = read_study(rows, laws, plan, score)
-    record = next((row for row in reversed(rows) if row.get("kind") == "target"), None)
-    score = score or (record or {}).get("score")
+    record = next((row for row in reversed(rows) if row.kind == "target"), None)
+    score = score or (record and record.score)
     ladder = (ladder or {}).get("summary") or ladder
     pictures = {
         name: svg_text(figure, f"figure-{name}", html.escape(_LABELS[name], quote=True))
@@ -65,7 +67,7 @@ def write_report(
         ("hyper", "Learning rate", study_sections.hyper(study, pictures)),
         ("plan", "Plan", run_sections.plan(plan)),
         ("target", "Target run", run_sections.target(study, record, score, pictures)),
-        ("load", "Expert load", load_section(target_metrics, record, pictures)),
+        ("load", "Expert load", load_section(target_metrics, record and record.expert_load, pictures)),
         ("savings", "Savings", run_sections.savings(study, pictures)),
         ("caveats", "Warnings", run_sections.caveats(study, ladder)),
         ("conventions", "Conventions", run_sections.conventions(study)),
@@ -80,8 +82,8 @@ def write_report(
 def write_run_report(
     out_html: str | Path,
     *,
-    run: Mapping[str, Any],
-    metrics: Sequence[Mapping[str, Any]],
+    run: Json,
+    metrics: Sequence[Json],
     title: str,
 ) -> dict[str, "Figure"]:
     """One page about one run, from its sizes and result (`run`) and its metrics; returns the figures that it shows.
@@ -97,7 +99,7 @@ def write_run_report(
     }
     parts = [
         ("training", "Run", run_sections.single_run(run, pictures)),
-        ("load", "Expert load", load_section(metrics, run, pictures)),
+        ("load", "Expert load", load_section(metrics, run.get("expert_load"), pictures)),
     ]
     footer = Markup("Written by isoflop from the metrics and the result of the run.")
     write_text(out_html, page(title, Markup(""), parts, footer))

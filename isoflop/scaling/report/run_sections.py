@@ -29,11 +29,12 @@ from isoflop.pages.html import (
 )
 from isoflop.pages.plot import number
 from isoflop.scaling.report.run_figures import sharing_regret, trunk_saving
-from isoflop.scaling.report.study import Study
+from isoflop.scaling.report.study import Json, Study
 from isoflop.scaling.sweep.family import family_text
+from isoflop.scaling.sweep.records import RunRecord
 
 
-def plan(chosen: Mapping[str, Any] | None) -> Markup:
+def plan(chosen: Json | None) -> Markup:
     """The run that was decided, and what else would have been as good."""
     if not chosen:
         return Markup("")
@@ -91,11 +92,9 @@ def plan(chosen: Mapping[str, Any] | None) -> Markup:
     return section("plan", "The plan", facts(known), flat, _warning_list(chosen.get("warnings")))
 
 
-def target(
-    study: Study, record: Mapping[str, Any] | None, score: Mapping[str, Any] | None, pictures: Pictures
-) -> Markup:
+def target(study: Study, record: RunRecord | None, score: Json | None, pictures: Pictures) -> Markup:
     """The run that was predicted, as it went."""
-    run = record or {}
+    run = record.to_dict() if record else {}
     known_score = []
     for key, label in (
         ("ratio", "compute over the largest sweep run, M D"),
@@ -116,7 +115,7 @@ def target(
     )
 
 
-def single_run(run: Mapping[str, Any], pictures: Pictures) -> Markup:
+def single_run(run: Json, pictures: Pictures) -> Markup:
     """A run by itself: `run` holds its sizes and its result."""
     known = [
         ("family", family_text(run["config"]) if run.get("config") else None),
@@ -130,7 +129,7 @@ def single_run(run: Mapping[str, Any], pictures: Pictures) -> Markup:
     )
 
 
-def _run_facts(run: Mapping[str, Any]) -> list[tuple[str, Any]]:
+def _run_facts(run: Json) -> list[tuple[str, Any]]:
     return [
         ("run", run.get("run_id")),
         ("shape", shape(run) if run.get("n_layers") else None),
@@ -141,7 +140,7 @@ def _run_facts(run: Mapping[str, Any]) -> list[tuple[str, Any]]:
     ]
 
 
-def _domains(run: Mapping[str, Any]) -> Markup:
+def _domains(run: Json) -> Markup:
     by_domain = run.get("bits_per_byte_by_domain") or {}
     rows = [(name, decimal(value)) for name, value in by_domain.items()]
     return table(["domain", "validation bits per byte"], rows)
@@ -154,14 +153,14 @@ def savings(study: Study, pictures: Pictures) -> Markup:
         return Markup("")
     text = Markup(
         "Runs of one size share their constant-rate trunk; only the cooldowns are separate. "
-        f"{scientific(saving['shared'])} FLOPs were run; the same runs one by one would have cost "
-        f"{scientific(saving['separate'])}, {saving['factor']:.2f} times as much."
+        f"{scientific(saving.shared)} FLOPs were run; the same runs one by one would have cost "
+        f"{scientific(saving.separate)}, {saving.factor:.2f} times as much."
     )
     regrets = sharing_regret(study)
     parts: list[Any] = [sentence(text), picture(pictures, "trunks", "")]
     if regrets:
-        noise = number((study.laws.get("noise") or {}).get("relative_sd"))
-        mean = sum(row["regret"] for row in regrets) / len(regrets)
+        noise = study.laws and study.laws.noise_sd
+        mean = sum(row.regret for row in regrets) / len(regrets)
         beside = f"; one run's noise around the laws is {percent(noise, 1)}" if noise else ""
         parts.append(
             sentence(
@@ -172,12 +171,12 @@ def savings(study: Study, pictures: Pictures) -> Markup:
         )
         rows = [
             (
-                scientific(row["budget_flops"]),
-                short(row["scale"]),
-                " / ".join(f"{rate:.3g}" for rate in row["learning_rates"]),
-                " / ".join(f"{batch:,}" for batch in row["batch_tokens"]),
-                " / ".join(decimal(loss) for loss in row["losses"]),
-                percent(row["regret"], 2, signed=True),
+                scientific(row.budget_flops),
+                short(row.scale),
+                " / ".join(f"{rate:.3g}" for rate in row.learning_rates),
+                " / ".join(f"{batch:,}" for batch in row.batch_tokens),
+                " / ".join(decimal(loss) for loss in row.losses),
+                percent(row.regret, 2, signed=True),
             )
             for row in regrets
         ]
@@ -186,21 +185,22 @@ def savings(study: Study, pictures: Pictures) -> Markup:
     return section("savings", "What shared trunks saved, and cost", *parts)
 
 
-def caveats(study: Study, ladder: Mapping[str, Any] | None) -> Markup:
+def caveats(study: Study, ladder: Json | None) -> Markup:
     """Warnings and negative facts: nothing that failed is left out."""
-    said = [*(study.laws.get("warnings") or []), *((ladder or {}).get("warnings") or [])]
+    said = [*(study.laws.warnings if study.laws else ()), *((ladder or {}).get("warnings") or [])]
+    law = study.laws and study.laws.allocation
     unused = [
-        f"budget {vertex.get('budget_flops'):.3g}: its vertex was not used, it lies outside the tested sizes"
-        for vertex in (study.laws.get("parabola") or {}).get("vertices") or []
-        if not vertex.get("used", vertex.get("inside", True)) and number(vertex.get("budget_flops"))
+        f"budget {vertex.budget_flops:.3g}: its vertex was not used, it lies outside the tested sizes"
+        for vertex in (law.vertices if law else ())
+        if not vertex.used and number(vertex.budget_flops)
     ]
     rows = [
         (
-            run.get("run_id"),
-            shape(run),
-            short(run.get("n_tokens")),
-            short(run.get("batch_tokens")),
-            decimal(run.get("learning_rate"), 3),
+            run.run_id,
+            shape(run.to_dict()),
+            short(run.n_tokens),
+            short(run.batch_tokens),
+            decimal(run.learning_rate, 3),
         )
         for run in study.diverged
     ]
@@ -218,26 +218,26 @@ def caveats(study: Study, ladder: Mapping[str, Any] | None) -> Markup:
 
 def conventions(study: Study) -> Markup:
     """What was counted how: part of every law."""
-    stated: dict[str, Any] = {}
+    stated: dict[str, object] = {}
     for cell in study.cells[:1]:
-        stated |= cell.get("conventions") or {}
-    stated |= dict(study.laws.get("conventions") or {})
+        stated |= cell.conventions or {}
+    stated |= study.laws.conventions if study.laws else {}
     rows = [(str(name).replace("_", " "), value) for name, value in stated.items() if value not in (None, "")]
     return section("conventions", "Conventions", table(["what", "convention"], rows, text_columns=(0, 1)))
 
 
 def reproduce(
-    study: Study, commands: Sequence[str], versions: Iterable[tuple[str, str]], runs: Sequence[Mapping[str, Any]]
+    study: Study, commands: Sequence[str], versions: Iterable[tuple[str, str]], runs: Sequence[RunRecord]
 ) -> Markup:
     """Commands, seeds, commit, hardware and versions."""
 
     def distinct(key: str) -> list[str]:
-        return sorted({str(run[key]) for run in runs if run.get(key) not in (None, "")})
+        return sorted({str(value) for run in runs if (value := getattr(run, key)) not in (None, "")})
 
     known = [
         ("commit", listed(distinct("commit"))),
         ("seeds", listed(distinct("seed"))),
-        ("device", listed(sorted({text for run in runs if (text := _device(run))}))),
+        ("device", listed(sorted({text for run in runs if (text := _device(run.to_dict()))}))),
         ("tokenizer hash", listed([fingerprint(value) for value in distinct("tokenizer_sha256")])),
         ("data hash", listed([fingerprint(value) for value in distinct("data_sha256")])),
         ("versions", ", ".join(f"{name} {version}" for name, version in versions)),
@@ -246,7 +246,7 @@ def reproduce(
     return section("reproduce", "How to run it again", code, facts(known))
 
 
-def _params(chosen: Mapping[str, Any]) -> Markup | None:
+def _params(chosen: Json) -> Markup | None:
     total = number(chosen.get("n_params_total"))
     if total is None:
         return None
@@ -256,7 +256,7 @@ def _params(chosen: Mapping[str, Any]) -> Markup | None:
     return Markup(f"{short(total)}" + (f", {short(inner)} without embeddings" if inner else "") + used)
 
 
-def _experts(model: Mapping[str, Any]) -> str | None:
+def _experts(model: Json) -> str | None:
     found = model.get("experts") or {}
     if not found:
         return None
@@ -265,7 +265,7 @@ def _experts(model: Mapping[str, Any]) -> str | None:
     )
 
 
-def _leverage(chosen: Mapping[str, Any], kind: str) -> Markup | None:
+def _leverage(chosen: Json, kind: str) -> Markup | None:
     """Centre and range, with where they come from."""
     found = (chosen.get("leverage") or {}).get(kind) or {}
     if number(found.get("center")) is None:
@@ -275,12 +275,12 @@ def _leverage(chosen: Mapping[str, Any], kind: str) -> Markup | None:
     return Markup(f"{decimal(found['center'], 3)} ({low} to {high}; {markup(origin)})")
 
 
-def _epochs(chosen: Mapping[str, Any]) -> Markup | None:
+def _epochs(chosen: Json) -> Markup | None:
     unique, tokens = number(chosen.get("unique_tokens")), number(chosen.get("n_tokens"))
     return decimal(tokens / unique, 3) if unique and tokens else None
 
 
-def _device(run: Mapping[str, Any]) -> str | None:
+def _device(run: Json) -> str | None:
     device, threads = run.get("device"), run.get("threads")
     return f"{device}, {threads} threads" if device and threads else str(device) if device else None
 

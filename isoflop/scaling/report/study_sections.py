@@ -30,11 +30,13 @@ from isoflop.pages.html import (
     tiles,
 )
 from isoflop.pages.plot import number
+from isoflop.scaling.lr_batch_law import EXPONENTS
 from isoflop.scaling.report.run_figures import trunk_saving
-from isoflop.scaling.report.study import LAW_LABEL, Study, Target, band, resamples, target_laws
+from isoflop.scaling.report.study import LAW_LABEL, Json, Study, Target, band, resamples, target_laws
+from isoflop.scaling.sweep.records import RunRecord
 
 
-def verdict(study: Study, score: Mapping[str, Any] | None, pictures: Pictures) -> Markup:
+def verdict(study: Study, score: Json | None, pictures: Pictures) -> Markup:
     """The answer first: was the prediction right? With the one figure that shows it."""
     target = study.target
     if target is None or target.predicted is None:
@@ -72,7 +74,7 @@ def verdict(study: Study, score: Mapping[str, Any] | None, pictures: Pictures) -
     )
 
 
-def data(corpus: Mapping[str, Any] | None, tokens: Mapping[str, Any] | None) -> Markup:
+def data(corpus: Json | None, tokens: Json | None) -> Markup:
     """What the models read."""
     parts: list[Any] = []
     if corpus:
@@ -121,13 +123,13 @@ def data(corpus: Mapping[str, Any] | None, tokens: Mapping[str, Any] | None) -> 
     return section("data", "Data", *parts)
 
 
-def sweep(study: Study, pictures: Pictures, ladder: Mapping[str, Any] | None) -> Markup:
+def sweep(study: Study, pictures: Pictures, ladder: Json | None) -> Markup:
     """The small runs and their curves."""
     if not study.cells:
         return Markup("")
-    scales = [cell[study.scale_key] for cell in study.cells]
+    scales = list(map(study.scale, study.cells))
     spent = trunk_saving(study.cells)
-    flops = spent["shared"] if spent else sum(study.flops(cell) for cell in study.cells)
+    flops = spent.shared if spent else sum(study.flops(cell) for cell in study.cells)
     spent_s = _total(study.cells, "wall_s")
     known = [
         ("finished runs", len(study.cells)),
@@ -147,16 +149,16 @@ def sweep(study: Study, pictures: Pictures, ladder: Mapping[str, Any] | None) ->
     headers = ["run", "budget", "shape", "scale", "tokens", "batch", "rate", study.loss_label]
     rows = [
         (
-            cell.get("run_id"),
-            scientific(cell.get("budget_flops")),
-            shape(cell),
-            short(cell[study.scale_key]),
-            short(cell["n_tokens"]),
-            short(cell.get("batch_tokens")),
-            decimal(cell.get("learning_rate"), 3),
-            decimal(cell[study.loss_key]),
+            cell.run_id,
+            scientific(cell.budget_flops),
+            shape({"n_layers": cell.n_layers, "d_model": cell.d_model}),
+            short(study.scale(cell)),
+            short(cell.n_tokens),
+            short(cell.batch_tokens),
+            decimal(cell.learning_rate, 3),
+            decimal(study.loss(cell)),
         )
-        for cell in sorted(study.cells, key=lambda row: (row.get("budget_flops") or 0, row[study.scale_key]))
+        for cell in sorted(study.cells, key=lambda cell: (cell.budget_flops or 0, study.scale(cell)))
     ]
     caption = (
         "One curve per budget; each dot is a finished run. Diamonds mark the best size of a budget, the grey band "
@@ -171,43 +173,39 @@ def sweep(study: Study, pictures: Pictures, ladder: Mapping[str, Any] | None) ->
     )
 
 
-def laws(study: Study, pictures: Pictures, plan: Mapping[str, Any] | None) -> Markup:
+def laws(study: Study, pictures: Pictures, plan: Json | None) -> Markup:
     """The fitted laws side by side at the target, their disagreement, and how well they fit."""
     if not study.laws:
         return Markup("")
     parts: list[Any] = [_laws_at_target(study, plan)]
-    fits = [(name, fit) for name, fit in (study.laws.get("surface") or {}).items() if isinstance(fit, Mapping)]
-    if fits:
+    if study.laws.surfaces:
         names = ("E", "A", "B", "alpha", "beta", "a")
         size = "M" if study.per_token == 1 else "N"
         formula = f"L({size}, D) = E + A {size}<sup>-alpha</sup> + B D<sup>-beta</sup>; "
         formula += f"at the optimum {size} grows as C<sup>a</sup>."
         rows = [
-            (LAW_LABEL.get(f"surface_{name}", name), *[decimal(fit.get(key)) for key in names]) for name, fit in fits
+            (LAW_LABEL.get(f"surface_{name}", name), *[decimal(getattr(fit, key)) for key in names])
+            for name, fit in study.laws.surfaces.items()
         ]
         parts += [sentence(Markup(formula)), table(["surface", *names], rows)]
-    lstar = study.laws.get("lstar") or {}
-    if number(lstar.get("E")) is not None:
-        reference = number(lstar.get("reference_flops"))
+    if lstar := study.laws.lstar:
+        reference = number(lstar.reference_flops)
         base = Markup("C" if reference in (None, 1.0) else f"(C / {scientific(reference)})")
-        exponent = Markup(f"<sup>-{decimal(lstar.get('g'))}</sup>")
-        text = Markup(
-            f"L*(C) = {decimal(lstar['E'])} + {decimal(lstar.get('k'))} {base}{exponent}, loss at the optimum."
-        )
+        exponent = Markup(f"<sup>-{decimal(lstar.g)}</sup>")
+        text = Markup(f"L*(C) = {decimal(lstar.E)} + {decimal(lstar.k)} {base}{exponent}, loss at the optimum.")
         parts.append(sentence(text))
     parts.append(
         picture(pictures, "residuals", "Every run against the surface that was fitted to it, then the target.")
     )
-    rehearsal = study.laws.get("leave_out") or {}
-    if number(rehearsal.get("relative_error")) is not None:
-        factor = number(rehearsal.get("extrapolation_factor"))
+    if rehearsal := study.laws.rehearsal:
+        factor = number(rehearsal.extrapolation_factor)
         parts.append(
             sentence(
                 "Rehearsal: fitted without the largest budget, the laws predicted its runs near the optimum as ",
-                decimal(rehearsal.get("predicted")),
+                decimal(rehearsal.predicted),
                 ", measured ",
-                decimal(rehearsal.get("measured")),
-                Markup(f" ({percent(rehearsal['relative_error'], signed=True)}"),
+                decimal(rehearsal.measured),
+                Markup(f" ({percent(rehearsal.relative_error, signed=True)}"),
                 Markup(f", at {factor:.3g} times the compute)." if factor else ")."),
             )
         )
@@ -216,16 +214,15 @@ def laws(study: Study, pictures: Pictures, plan: Mapping[str, Any] | None) -> Ma
 
 def allocation(study: Study, pictures: Pictures) -> Markup:
     """How the optimum splits compute between size and tokens."""
-    parabola = study.laws.get("parabola") or {}
     rows = []
     for letter, what in (("n", study.scale_label), ("d", "tokens D")):
-        exponent = number(parabola.get(f"{letter}_exponent"))
-        if exponent is None:
+        law = study.laws.allocation.law(letter) if study.laws and study.laws.allocation else None
+        if law is None:
             continue
-        drawn = resamples(study.laws, f"{letter}_allocation", 2)
+        drawn = resamples(study, f"{letter}_allocation")
         interval = band(drawn[:, 1]) if len(drawn) else None
         text = Markup(f"{decimal(interval[0], 3)} to {decimal(interval[1], 3)}") if interval else None
-        rows.append((f"optimal {what}", decimal(parabola.get(f"{letter}_coefficient")), decimal(exponent), text))
+        rows.append((f"optimal {what}", decimal(law[0]), decimal(law[1]), text))
     caption = "Points: vertices of the budgets. Solid: fitted, dashed: extrapolated."
     if study.scale_key == "flops_per_token":
         caption += (
@@ -242,29 +239,19 @@ def allocation(study: Study, pictures: Pictures) -> Markup:
 
 def hyper(study: Study, pictures: Pictures) -> Markup:
     """Learning rate and batch."""
-    found = study.laws.get("hyper") or {}
-    rows = []
-    for quantity, label in (("learning_rate", "learning rate"), ("batch", "batch (tokens)")):
-        for method, law in (found.get(quantity) or {}).items():
-            if isinstance(law, Mapping) and number(law.get("coefficient")) is not None:
+    found = study.laws.hyper if study.laws else None
+    rows, costs = [], []
+    if found:
+        for laws_, label in ((found.learning_rate, "learning rate"), (found.batch, "batch (tokens)")):
+            for method, law in laws_.items():
                 exponents = [
                     f"{key[0].upper()}^{value:.3g}"
-                    for key in law
-                    if key.endswith("_exponent") and (value := number(law[key])) is not None
+                    for key in EXPONENTS.values()
+                    if (value := getattr(law, key)) is not None
                 ]
-                rows.append(
-                    (
-                        label,
-                        str(method).replace("_", " "),
-                        decimal(law["coefficient"]),
-                        " ".join(exponents) or "constant",
-                    )
-                )
-    costs = [
-        (str(name).replace("_", " "), percent(cost.get("mean")), percent(cost.get("max")))
-        for name, cost in (found.get("regret") or {}).items()
-        if isinstance(cost, Mapping)
-    ]
+                text = " ".join(exponents) or "constant"
+                rows.append((label, method.replace("_", " "), decimal(law.coefficient), text))
+        costs = [(name.replace("_", " "), percent(cost.mean), percent(cost.max)) for name, cost in found.regret.items()]
     caption = "Loss above the best run of the same size and tokens, in percent."
     return section(
         "hyper",
@@ -275,15 +262,15 @@ def hyper(study: Study, pictures: Pictures) -> Markup:
     )
 
 
-def _laws_at_target(study: Study, plan: Mapping[str, Any] | None) -> Markup:
+def _laws_at_target(study: Study, plan: Json | None) -> Markup:
     target = study.target
     found = target_laws(study)
     if target is None or not found:
         return Markup("")
-    rows = [(row["label"], decimal(row["centre"]), _range(row["low"], row["high"]), row["centre"]) for row in found]
+    rows = [(row.label, decimal(row.centre), _range(row.low, row.high), row.centre) for row in found]
     if target.predicted is not None:
         rows.append(("stated prediction", decimal(target.predicted), _range(target.low, target.high), target.predicted))
-    centres = [row["centre"] for row in found]
+    centres = [row.centre for row in found]
     apart = (max(centres) - min(centres)) / (sum(centres) / len(centres))
     parts: list[Any] = []
     if len(found) > 1:
@@ -322,7 +309,7 @@ def _inside(target: Target) -> bool | None:
     return target.low <= target.measured <= target.high
 
 
-def _times(score: Mapping[str, Any] | None) -> Markup:
+def _times(score: Json | None) -> Markup:
     made, seen = (score or {}).get("predicted_at"), (score or {}).get("measured_at")
     if not made:
         return Markup("")
@@ -354,6 +341,6 @@ def _licences(licences: Any) -> Markup:
     return table(["licence", "amount"], list(licences.items()), text_columns=(0,))
 
 
-def _total(runs: Iterable[Mapping[str, Any]], key: str) -> float | None:
-    values = [value for run in runs if (value := number(run.get(key))) is not None]
+def _total(runs: Iterable[RunRecord], key: str) -> float | None:
+    values = [value for run in runs if (value := number(getattr(run, key))) is not None]
     return sum(values) if values else None

@@ -36,7 +36,7 @@ def measure_speed(
     Raises:
         RecipeError: the device is not there.
     """
-    from isoflop.training.pretrain.workload import choose_device
+    from isoflop.training.device import choose_device
 
     choose_device(device)
     jobs = [(to_tree(config), batch) for config, batch in shapes]
@@ -56,7 +56,7 @@ def _measure(
 
     from isoflop.model.transformer import Transformer
     from isoflop.training.optim import adamw
-    from isoflop.training.pretrain.workload import choose_device
+    from isoflop.training.device import choose_device
 
     torch.set_num_threads(threads)
     device = choose_device(device_name)

@@ -59,7 +59,7 @@ def test_the_figure_draws_every_layer_and_their_mean():
 
 def test_the_section_tells_the_end_of_training_and_the_validation_load():
     lines = metrics_of_a_mixture()
-    text = load_section(lines, {"expert_load": {"max_violation": [0.2, 0.4]}}, {"load": "<svg></svg>"})
+    text = load_section(lines, {"max_violation": [0.2, 0.4]}, {"load": "<svg></svg>"})
     assert "<svg></svg>" in text and "2408.15664" in text
     assert "MaxVio over the validation set</dt><dd>0.300" in text
     rows = text.count("<tr>")
