@@ -50,7 +50,7 @@ OPTIONAL = {
 }
 KERNELS = {"optics.kernels"}
 """Modules of Triton kernels, which import it as they are imported: by a function, on a GPU."""
-BASE = {"torch", "numpy", "scipy", "safetensors", "tokenizers", "zstandard", "tyro", "tqdm"}
+BASE = {"torch", "numpy", "scipy", "safetensors", "tokenizers", "zstandard", "tyro", "tqdm", "jinja2", "markupsafe"}
 
 
 def name_of(path: Path) -> str:
