@@ -6,7 +6,7 @@ written by the formats below: `{{ loss|decimal }}`, or by name, as in a column `
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from typing import Any
 
@@ -58,9 +58,9 @@ def auto(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, (list, tuple)):
-        return ", ".join(map(auto, value))
+        return Markup(", ").join(map(auto, value))
     if isinstance(value, dict):
-        return "; ".join(f"{key}: {auto(item)}" for key, item in value.items())
+        return Markup("; ").join(Markup("{}: {}").format(key, auto(item)) for key, item in value.items())
     return value if isinstance(value, str) else str(value)
 
 
@@ -83,6 +83,16 @@ def scientific(value: Any, digits: int = 2) -> str:
     mantissa, exponent = f"{found:.{digits}e}".split("e")
     mantissa = mantissa.rstrip("0").rstrip(".") if "." in mantissa else mantissa
     return Markup('<span class="nw">{}&thinsp;{}&thinsp;10<sup>{}</sup></span>').format(mantissa, TIMES, int(exponent))
+
+
+def interval(ends: Any, digits: int = 4) -> str:
+    """1.23 to 1.45; a dash where an end is not known."""
+    low, high = ends
+    return DASH if number(low) is None or number(high) is None else _joined((low, high), digits, Markup(" to "))
+
+
+def _joined(values: Iterable[Any], digits: int = 4, between: Markup = Markup(" / ")) -> str:
+    return between.join(decimal(value, digits) for value in values)
 
 
 def _of_number(write: Callable[..., str]) -> Callable[..., str]:
@@ -117,6 +127,8 @@ FORMATS: dict[str, Callable[..., str]] = {
     "auto": auto,
     "decimal": decimal,
     "scientific": scientific,
+    "interval": interval,
+    "decimals": _joined,
     "duration": duration,
     "size": size,
     "short": _of_number(count),
@@ -125,7 +137,8 @@ FORMATS: dict[str, Callable[..., str]] = {
     "times": _of_number(lambda value, digits=3: f"{TIMES}{value:.{digits}g}"),
     "hash": lambda value: str(value)[:16] if value else DASH,
 }
-"""Name -> how a value is written. "short": 1.23M; "signed": a percentage with its sign; "hash": the first 16 digits."""
+"""Name -> how a value is written. "short": 1.23M; "signed": a percentage with its sign; "hash": the first 16 digits;
+"decimals": 1.23 / 1.45."""
 
 
 def shape(layers: Any, width: Any) -> str | None:

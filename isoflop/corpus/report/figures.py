@@ -93,7 +93,9 @@ def shares_figure(rows: Sequence[tuple[str, Shares, str]], colors: Colors) -> "F
     return figure
 
 
-def lengths_figure(panels: Sequence[tuple[str, Shares, Shares]], colors: Colors) -> "Figure | None":
+def lengths_figure(
+    panels: Sequence[tuple[str, Mapping[int, int], Mapping[int, int]]], colors: Colors
+) -> "Figure | None":
     """Documents by powers of two of bytes, a panel per domain: read as an outline, kept as filled bars."""
     if not panels:
         return None

@@ -122,7 +122,7 @@ def _stage(found: Tree) -> dict[str, Any]:
     }
 
 
-def _domain(name: str, stages: Sequence[Tree]) -> dict[str, Any]:
+def _domain(name: str, stages: Sequence[Tree]) -> dict[Any, Any]:
     """What is left of a domain after each stage."""
     sizes = [stage["sizes"][name] for stage in stages]
     left = [f"{size(found)} / {stage['documents'][name]:,}" for found, stage in zip(sizes, stages, strict=True)]
