@@ -6,7 +6,7 @@ written by the formats below: `{{ loss|decimal }}`, or by name, as in a column `
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
@@ -88,11 +88,11 @@ def scientific(value: Any, digits: int = 2) -> str:
 def interval(ends: Any, digits: int = 4) -> str:
     """1.23 to 1.45; a dash where an end is not known."""
     low, high = ends
-    return DASH if number(low) is None or number(high) is None else _joined((low, high), digits, Markup(" to "))
-
-
-def _joined(values: Iterable[Any], digits: int = 4, between: Markup = Markup(" / ")) -> str:
-    return between.join(decimal(value, digits) for value in values)
+    return (
+        DASH
+        if number(low) is None or number(high) is None
+        else Markup(" to ").join(decimal(end, digits) for end in ends)
+    )
 
 
 def _of_number(write: Callable[..., str]) -> Callable[..., str]:
@@ -128,7 +128,7 @@ FORMATS: dict[str, Callable[..., str]] = {
     "decimal": decimal,
     "scientific": scientific,
     "interval": interval,
-    "decimals": _joined,
+    "decimals": lambda values: Markup(" / ").join(map(decimal, values)),
     "duration": duration,
     "size": size,
     "short": _of_number(count),

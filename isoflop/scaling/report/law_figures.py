@@ -18,7 +18,6 @@ from isoflop.pages.plot import (
     VERMILION,
     budget_colors,
     count,
-    halo,
     light_grid,
     log_axis,
     new_figure,
@@ -26,6 +25,7 @@ from isoflop.pages.plot import (
     power_text,
     spread,
     style,
+    subtitle,
 )
 from isoflop.scaling.plan.predict import central_constants, surface_optimum
 from isoflop.scaling.report.study import Study, band, power, resamples
@@ -63,7 +63,9 @@ def isoflop_figure(study: Study) -> "Figure | None":
         light_grid(axes)
         axes.set_xlabel(study.scale_label)
         axes.set_ylabel(f"validation {study.loss_label}")
-        axes.set_title("Every budget has one best model size")
+        grey = "; grey: 90% of its resamples" if len(resamples(study.laws, "n_allocation", 2)) else ""
+        text = f"diamonds: vertices of the curves; dashed: the fitted optimum{grey}" if study.vertices else ""
+        subtitle(axes, "Every budget has one best model size", text)
     return figure
 
 
@@ -139,16 +141,6 @@ def _draw_vertex_path(axes: "Axes", study: Study, budgets: list[float]) -> None:
         if all(number(parabola.get(key)) is not None for key in ("n_coefficient", "n_exponent")):
             centre = power((parabola["n_coefficient"], parabola["n_exponent"]), flops)
             axes.plot(centre, loss, color=INK, linewidth=1.1, linestyle=(0, (4, 2)), zorder=5)
-            axes.annotate(
-                "optimum, 90% band" if interval is not None else "optimum",
-                (centre[0], loss[0]),
-                xytext=(-12, -22),
-                textcoords="offset points",
-                ha="right",
-                color=INK,
-                fontsize=9.5,
-                arrowprops={"arrowstyle": "-", "color": MUTED, "linewidth": 0.7, "shrinkB": 6},
-            )
     colors = budget_colors(budgets)
     for vertex in vertices:
         color = colors.get(vertex["budget"], INK)
@@ -218,15 +210,7 @@ def _draw_allocation(axes: "Axes", study: Study, flops: np.ndarray, what: str) -
     chosen = (target.scale if what == "scale" else target.tokens) if target else None
     if target and target.flops and chosen:
         axes.plot(target.flops, chosen, "*", color=INK, markersize=14, markeredgecolor=PAPER, zorder=5)
-        axes.annotate(
-            f"target {count(chosen)}",
-            (target.flops, chosen),
-            xytext=(-9, 9),
-            textcoords="offset points",
-            ha="right",
-            fontsize=9.5,
-            path_effects=halo(),
-        )
+        labels.append((chosen, f"target {count(chosen)}", INK))
     log_axis(axes, "x")
     log_axis(axes, "y", "count")
     low, high = axes.get_ylim()
