@@ -39,7 +39,7 @@ MAY_IMPORT = FLOORS | {
 MAY_IMPORT |= {"cli": {*MAY_IMPORT}, "__main__": {"cli"}}
 """Room -> rooms that it may import, at any level; in the order of the data flow, so that no arrow points back."""
 
-RUNS_TRAINING = {"calibrate", "run", "target", "worker"}
+RUNS_TRAINING = {"calibrate", "run", "worker"}
 """Modules of scaling/sweep/ that drive training; all others take from training/ only what is plain."""
 PLAIN = {("training", "schedule"), ("training", "pretrain", "recipe")}
 """Modules of training/ that never import torch."""

@@ -40,7 +40,6 @@ from isoflop.recipe import (
     Range,
     Seed,
     load_recipe,
-    write_json,
     write_recipe,
 )
 
@@ -207,6 +206,7 @@ def fit(
     json: Json = None,
 ) -> None:
     """Records or any table of runs -> fitted laws with intervals."""
+    from isoflop.cli.fit_summary import print_law, print_laws
     from isoflop.scaling.fit.run import run_fit
 
     if law == "all":
@@ -225,10 +225,10 @@ def fit(
             group=group != "setting",
         )
         records = [record for table in tables for record in read_records(table)]
-        found = fit_law_set(records, bootstrap=bootstrap, seed=seed)
-        write_json(out, found)
-        shown = {key: value for key, value in found.items() if key != "resamples"}
-        report_found(found, json, f"laws in {out}", list(flat(shown, depth=2)))
+        laws = fit_law_set(records, bootstrap=bootstrap, seed=seed)
+        laws.write(out)
+        print_laws(laws, out)
+        report_found(laws.tree(), json, f"laws in {out}", [])
     else:
         _refuse_unused(
             f"with --law {law}",
@@ -252,8 +252,8 @@ def fit(
             at_flops=at_flops,
             form=form,
         )
-        report_found(found, json, f"{law} law of {', '.join(map_names(tables))}", list(flat(found, depth=3)))
-    print_warnings(found.get("warnings", ()))
+        print_law(found)
+        report_found(found, json, f"{law} law of {', '.join(map_names(tables))}", [])
 
 
 def plan(
@@ -294,25 +294,16 @@ def plan(
     json: Json = None,
 ) -> None:
     """Laws and a budget -> shape, tokens, batch, rate, memory, hours, and the predicted loss."""
-    from isoflop.scaling.plan.choose import Machine, make_plan
+    from isoflop.scaling.plan import choose
+    from isoflop.scaling.report.plan_rows import plan_rows
 
-    template: dict[str, Any] | None = None
-    law: Any = hyper or None
-    exact: float | None = None
-    kind: dict[str, Any] = {}
     if ladder is not None:
         _refuse_unused("with --ladder, which says it", vocab_size=vocab_size, seq_len=seq_len)
-        swept = _ladder(ladder, (), calibrate=False)
-        cell: dict[str, Any] = swept.cells[-1].recipe
-        template, vocab_size, seq_len = cell, cell["model"]["vocab_size"], cell["model"]["seq_len"]
-        law = law or swept.recipe.hyper
-        kind["family"] = swept.recipe.family
-        exact = max(cell.total_flops_exact for cell in swept.cells)
-    made = make_plan(
+    made = choose.plan(
         laws,
         budget_flops=budget_flops,
         gpu_hours=gpu_hours,
-        machine=Machine(
+        machine=choose.Machine(
             n_gpus=n_gpus,
             hardware=hardware,
             utilisation=utilisation,
@@ -321,21 +312,19 @@ def plan(
             max_micro_batch=max_micro_batch,
             price_per_gpu_hour=price,
         ),
-        vocab_size=vocab_size or 102_400,
-        seq_len=seq_len or 4096,
-        hyper=law,
-        template=template,
-        largest_sweep_flops_exact=exact,
+        ladder=None if ladder is None else _ladder(ladder, (), calibrate=False),
+        vocab_size=vocab_size,
+        seq_len=seq_len,
+        hyper=hyper or None,
         level=level,
         unique_tokens=unique_tokens,
         max_epochs=max_epochs,
         serve_tokens=serve_tokens,
         dense_laws=dense,
-        **kind,
     )
     made.write(out)
     found = made.tree()
-    report_found(found, json, f"recipe in {out}; run it: isoflop train {out}", made.rows())
+    report_found(found, json, f"recipe in {out}; run it: isoflop train {out}", plan_rows(made))
     print_warnings(made.warnings)
 
 
@@ -347,9 +336,9 @@ def score(
     json: Json = None,
 ) -> None:
     """A finished run -> predicted against measured."""
-    from isoflop.scaling.sweep.target import score_run
+    from isoflop.scaling.plan.score import score_run
 
-    found = score_run(run, records=records)
+    found = dataclasses.asdict(score_run(run, records=records))
     report_found(found, json, f"score in {run / 'score.json'}", list(flat(found)))
 
 
@@ -364,7 +353,7 @@ def compare(
     """Two fits -> compute multiplier with interval, test of the exponents, a plain verdict."""
     from isoflop.scaling.plan.compare import compare_files
 
-    found = compare_files(a, b, budget_flops=budget_flops)
+    found = compare_files(a, b, budget_flops=budget_flops).tree()
     report_found(found, json, found["verdict"], list(flat({k: v for k, v in found.items() if k != "verdict"}, depth=2)))
 
 
@@ -507,9 +496,8 @@ def _refuse_unused(why: str, **options: Any) -> None:
 
 
 def _ladder(recipe: Path, overrides: tuple[str, ...], *, calibrate: bool) -> Any:
-    from isoflop.scaling.sweep.ladder import LadderRecipe, plan_ladder
+    from isoflop.scaling.sweep.ladder import LadderRecipe, ladder_on_tokens, plan_ladder
     from isoflop.scaling.sweep.recipe import check
-    from isoflop.scaling.sweep.target import ladder_on_tokens
 
     asked = load_recipe(recipe, LadderRecipe, overrides)
     check(asked)
@@ -530,8 +518,7 @@ def _ladder(recipe: Path, overrides: tuple[str, ...], *, calibrate: bool) -> Any
 
 def _same_ladder(recipe: Path, overrides: tuple[str, ...], fixed: Path) -> bool:
     """Whether `fixed` is what this recipe became when its time was turned into budgets."""
-    from isoflop.scaling.sweep.ladder import LadderRecipe
-    from isoflop.scaling.sweep.target import ladder_on_tokens
+    from isoflop.scaling.sweep.ladder import LadderRecipe, ladder_on_tokens
 
     asked, _ = ladder_on_tokens(load_recipe(recipe, LadderRecipe, overrides))
     before = load_recipe(fixed, LadderRecipe)

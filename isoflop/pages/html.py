@@ -95,6 +95,10 @@ def interval(ends: Any, digits: int = 4) -> str:
     )
 
 
+def pair(values: Any, digits: int = 4) -> str:
+    return Markup(" / ").join(decimal(value, digits) if isinstance(value, float) else auto(value) for value in values)
+
+
 def _of_number(write: Callable[..., str]) -> Callable[..., str]:
     """A format of finite numbers, with a dash for everything else."""
 
@@ -128,7 +132,7 @@ FORMATS: dict[str, Callable[..., str]] = {
     "decimal": decimal,
     "scientific": scientific,
     "interval": interval,
-    "decimals": lambda values: Markup(" / ").join(map(decimal, values)),
+    "pair": pair,
     "duration": duration,
     "size": size,
     "short": _of_number(count),
@@ -138,7 +142,7 @@ FORMATS: dict[str, Callable[..., str]] = {
     "hash": lambda value: str(value)[:16] if value else DASH,
 }
 """Name -> how a value is written. "short": 1.23M; "signed": a percentage with its sign; "hash": the first 16 digits;
-"decimals": 1.23 / 1.45."""
+"pair": 1.23 / 1.45."""
 
 
 def shape(layers: Any, width: Any) -> str | None:

@@ -12,8 +12,7 @@ from typing import Any
 
 import torch
 
-PEAK_BF16_FLOPS_PER_S = {"H100": 989.4e12, "H200": 989.4e12, "A100": 312e12, "B200": 2250e12, "L4": 121e12}
-"""Dense bf16 peaks from the vendors' data sheets, matched by a part of the device's name."""
+from isoflop.model.hardware import HARDWARE
 
 
 @dataclass(frozen=True)
@@ -38,9 +37,9 @@ def peak_flops_per_s(device: torch.device, dtype: torch.dtype) -> tuple[float, s
     """
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
-        for part, peak in PEAK_BF16_FLOPS_PER_S.items():
-            if part in name:
-                return peak, f"{name} data sheet, dense bf16"
+        for known in HARDWARE.values():
+            if known.name in name:
+                return known.peak_flops_per_s, f"{name} data sheet, dense bf16"
     return measured_matmul_flops_per_s(device, dtype), f"measured 1024^3 {dtype} product"
 
 

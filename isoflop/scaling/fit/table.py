@@ -55,7 +55,7 @@ class Table:
     warnings: list[str] = dataclasses.field(default_factory=list)
 
     @classmethod
-    def from_rows(cls, rows: Sequence[Mapping[str, Any]]) -> "Table":
+    def from_rows(cls, rows: Sequence[Mapping[str, object]]) -> "Table":
         """Columns from one mapping per row; keys that a row lacks, None and empty text are missing values."""
         names = list(dict.fromkeys(name for row in rows for name in row))
         return cls({name: _as_column([row.get(name) for row in rows]) for name in names})
@@ -262,7 +262,7 @@ class Table:
 
 def read_table(paths: str | Path | Sequence[str | Path]) -> Table:
     """Read CSV or JSONL files, one below the other. Raises DataError for a missing, empty or malformed file."""
-    rows: list[dict[str, Any]] = []
+    rows: list[Mapping[str, object]] = []
     files = [Path(paths)] if isinstance(paths, (str, Path)) else [Path(path) for path in paths]
     for path in files:
         if not path.is_file():
@@ -291,7 +291,7 @@ def load_table(
     return table.weighted(weights) if weights else table
 
 
-def _read_csv(path: Path) -> list[dict[str, Any]]:
+def _read_csv(path: Path) -> list[dict[str, str]]:
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             rows = list(csv.reader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ","))
@@ -306,8 +306,8 @@ def _read_csv(path: Path) -> list[dict[str, Any]]:
     return [dict(zip(header, row)) for row in rows[1:] if row]
 
 
-def _read_runs(path: Path) -> list[dict[str, Any]]:
-    rows: dict[Any, dict[str, Any]] = {}
+def _read_runs(path: Path) -> list[dict[str, object]]:
+    rows: dict[object, dict[str, object]] = {}
     for index, row in enumerate(read_json_lines(path)):
         flat = {key: value for key, value in row.items() if not isinstance(value, (dict, list))}
         rows[row.get("run_id") or f"line {index}"] = flat

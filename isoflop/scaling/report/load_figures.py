@@ -23,6 +23,7 @@ from isoflop.pages.plot import (
     style,
     subtitle,
 )
+from isoflop.scaling.report.study import Json
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,7 +36,7 @@ PUBLISHED = {"auxiliary loss": 0.72, "loss-free": 0.04}
 """Global MaxVio of a 1B model by its balancing (arXiv 2408.15664, table 2): what a reader may compare with."""
 
 
-def read_load(metrics: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray] | None:
+def read_load(metrics: Sequence[Json]) -> dict[str, np.ndarray] | None:
     """Steps (S,) and each measure (S, layers) from the lines that carry them; None with fewer than two lines.
 
     Lines of another number of layers than the last one (a changed run) and lines with a missing value are left out.
@@ -57,7 +58,7 @@ def read_load(metrics: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray] | N
     return found
 
 
-def load_figure(metrics: Sequence[Mapping[str, Any]]) -> "Figure | None":
+def load_figure(metrics: Sequence[Json]) -> "Figure | None":
     """MaxVio, entropy and dead experts over training, a line per layer from shallow (light) to deep (dark)."""
     load = read_load(metrics)
     if load is None:
@@ -88,8 +89,8 @@ def load_figure(metrics: Sequence[Mapping[str, Any]]) -> "Figure | None":
     return figure
 
 
-def load_values(metrics: Sequence[Mapping[str, Any]], record: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """Each layer at the first step and over the end of training, and the load over the validation set."""
+def load_values(metrics: Sequence[Json], validated: Json | None) -> dict[str, Any] | None:
+    """Each layer at the first step and over the end of training, and the mean load over the validation set."""
     load = read_load(metrics)
     if load is None:
         return None
@@ -100,8 +101,8 @@ def load_values(metrics: Sequence[Mapping[str, Any]], record: Mapping[str, Any] 
         for layer in range(len(columns["first"]))
     ]
     rows.append({"layer": "mean", **{name: float(values.mean()) for name, values in columns.items()}})
-    validated = ((record or {}).get("expert_load") or {}).get("max_violation")
-    known = [x for item in (validated if isinstance(validated, (list, tuple)) else [validated]) if (x := number(item))]
+    given = (validated or {}).get("max_violation")
+    known = [x for item in (given if isinstance(given, (list, tuple)) else [given]) if (x := number(item))]
     return {
         "rows": rows,
         "validated": sum(known) / len(known) if known else None,

@@ -8,16 +8,18 @@ import importlib.metadata
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from isoflop.pages.html import page
 from isoflop.pages.plot import svg_text
 from isoflop.recipe import write_text
+from isoflop.scaling.laws import Laws
 from isoflop.scaling.report import tables
 from isoflop.scaling.report.figures import figures_of
 from isoflop.scaling.report.load_figures import load_figure, load_values
 from isoflop.scaling.report.run_figures import training_figure, trunk_saving
-from isoflop.scaling.report.study import plain_row, read_study
+from isoflop.scaling.report.study import Json, as_record, read_study
+from isoflop.scaling.sweep.records import RunRecord
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,14 +30,14 @@ _SHOWN_VERSIONS = ("isoflop", "numpy", "scipy", "torch", "tokenizers")
 def write_report(
     out_html: str | Path,
     *,
-    records: Iterable[Any],
-    laws: Mapping[str, Any] | None = None,
-    plan: Mapping[str, Any] | None = None,
-    score: Mapping[str, Any] | None = None,
-    corpus_manifest: Mapping[str, Any] | None = None,
-    tokens_manifest: Mapping[str, Any] | None = None,
-    ladder: Mapping[str, Any] | None = None,
-    target_metrics: Sequence[Mapping[str, Any]] | None = None,
+    records: Iterable[RunRecord | Json],
+    laws: Laws | Json | None = None,
+    plan: Json | None = None,
+    score: Json | None = None,
+    corpus_manifest: Json | None = None,
+    tokens_manifest: Json | None = None,
+    ladder: Json | None = None,
+    target_metrics: Sequence[Json] | None = None,
     commands: Sequence[str] = (),
     title: str = "Scaling study",
 ) -> Path:
@@ -47,12 +49,12 @@ def write_report(
     Raises:
         DataError: neither a finished run nor a law was given, or matplotlib is missing.
     """
-    rows = [plain_row(record) for record in records]
+    rows = list(map(as_record, records))
     study = read_study(rows, laws, plan, score)
-    record = next((row for row in reversed(rows) if row.get("kind") == "target"), None)
-    score = score or (record or {}).get("score") or {}
-    ladder = ladder or {}
-    ladder = ladder.get("summary") or ladder
+    record = next((row for row in reversed(rows) if row.kind == "target"), None)
+    about: Json = ladder or {}
+    about = about.get("summary") or about
+    warnings = [*(study.laws.warnings if study.laws else ()), *(about.get("warnings") or ())]
     saving = trunk_saving(study.cells)
     text = page(
         "scaling/report/study.html",
@@ -62,29 +64,28 @@ def write_report(
         corpus=tables.corpus_values(corpus_manifest),
         tokens=tables.token_values(tokens_manifest),
         cells=tables.run_rows(study, study.cells),
-        flops=saving["shared"] if saving else sum(study.flops(cell) for cell in study.cells),
-        wall_s=tables.total(study.cells, "wall_s"),
+        flops=saving.shared if saving else sum(study.flops(cell) for cell in study.cells),
+        wall_s=tables.total_s(study.cells),
         at_target=tables.law_rows(study),
         disagreement=tables.disagreement(study),
         surfaces=tables.surface_rows(study),
-        lstar=study.laws.get("lstar"),
-        rehearsal=study.laws.get("leave_out"),
         allocation=tables.allocation_rows(study),
         hyper=tables.hyper_rows(study),
         regrets=tables.regret_rows(study),
         plan=tables.plan_values(plan),
-        run=tables.run_values(record or {}),
-        load=load_values(target_metrics or [], record),
+        run=tables.run_values(record.to_dict() if record else {}),
+        load=load_values(target_metrics or [], record and record.expert_load),
         saving=trunk_saving([*study.cells, *study.diverged]),
         sharing=tables.regret_of_sharing(study),
-        warnings=list(dict.fromkeys(map(str, [*study.laws.get("warnings", ()), *ladder.get("warnings", ())]))),
-        unused=tables.unused_vertices(study),
+        warnings=list(dict.fromkeys(map(str, warnings))),
+        unused=tables.unused_budgets(study),
         diverged=tables.run_rows(study, study.diverged),
         conventions=tables.convention_rows(study),
         origin=tables.origin_values(rows),
         versions=_versions(),
-        score=score,
-        ladder=ladder,
+        score={"predicted_at": None, "measured_at": None, "ratio": None, "ratio_exact": None}
+        | dict(score or (record and record.score) or {}),
+        ladder={"workers": about.get("workers"), "wall_hours": about.get("wall_hours")},
         commands=commands,
         pictures=_pictures(figures_of(study, target_metrics)),
     )
@@ -95,8 +96,8 @@ def write_report(
 def write_run_report(
     out_html: str | Path,
     *,
-    run: Mapping[str, Any],
-    metrics: Sequence[Mapping[str, Any]],
+    run: Json,
+    metrics: Sequence[Json],
     title: str,
 ) -> dict[str, "Figure"]:
     """One page about one run, from its sizes and result (`run`) and its metrics; returns the figures that it shows.
@@ -110,7 +111,7 @@ def write_run_report(
         "scaling/report/run.html",
         title=title,
         run=tables.run_values(run),
-        load=load_values(metrics, run),
+        load=load_values(metrics, run.get("expert_load")),
         pictures=_pictures(figures),
     )
     write_text(out_html, text)

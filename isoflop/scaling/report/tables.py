@@ -3,17 +3,19 @@
 A `Study` and what else is known go in; rows (dicts by column) come out, with None where something is not known.
 """
 
+import dataclasses
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from isoflop.pages.html import shape
 from isoflop.pages.plot import number
+from isoflop.scaling.lr_batch_law import EXPONENTS
 from isoflop.scaling.report.run_figures import sharing_regret
-from isoflop.scaling.report.study import LAW_LABEL, Study, band, resamples, target_laws
+from isoflop.scaling.report.study import LAW_LABEL, Json, Study, band, resamples, target_laws
 from isoflop.scaling.sweep.family import family_text
+from isoflop.scaling.sweep.records import RunRecord
 
-Tree = Mapping[str, Any]
 Rows = list[dict[str, Any]]
 
 
@@ -41,7 +43,7 @@ def target_values(study: Study) -> dict[str, Any] | None:
     }
 
 
-def corpus_values(corpus: Tree | None) -> dict[str, Any] | None:
+def corpus_values(corpus: Json | None) -> dict[str, Any] | None:
     """Facts of the manifest of a corpus."""
     if not corpus:
         return None
@@ -67,7 +69,7 @@ def corpus_values(corpus: Tree | None) -> dict[str, Any] | None:
     }
 
 
-def token_values(tokens: Tree | None) -> dict[str, Any] | None:
+def token_values(tokens: Json | None) -> dict[str, Any] | None:
     """Facts of the manifest of tokens, its shards summed by split and domain."""
     if not tokens:
         return None
@@ -92,31 +94,29 @@ def token_values(tokens: Tree | None) -> dict[str, Any] | None:
     }
 
 
-def run_rows(study: Study, runs: Iterable[Tree]) -> Rows:
+def run_rows(study: Study, runs: Iterable[RunRecord]) -> Rows:
     """Cells or diverged runs, by budget and size."""
-    rows = [
+    return [
         {
-            "run": run.get("run_id"),
-            "budget": run.get("budget_flops"),
-            "shape": shape(run.get("n_layers"), run.get("d_model")),
-            "scale": run.get(study.scale_key),
-            "tokens": run.get("n_tokens"),
-            "batch": run.get("batch_tokens"),
-            "rate": run.get("learning_rate"),
-            "loss": run.get(study.loss_key),
+            "run": run.run_id,
+            "budget": run.budget_flops,
+            "shape": shape(run.n_layers, run.d_model),
+            "scale": study.scale(run),
+            "tokens": run.n_tokens,
+            "batch": run.batch_tokens,
+            "rate": run.learning_rate,
+            "loss": study.loss(run),
         }
-        for run in runs
+        for run in sorted(runs, key=lambda run: (run.budget_flops or 0, study.scale(run)))
     ]
-    return sorted(rows, key=lambda row: (row["budget"] or 0, row["scale"] or 0))
 
 
 def law_rows(study: Study) -> Rows:
     """What every law says about the target, and the stated prediction."""
-    target = study.target
-    found = target_laws(study) if target else []
+    target, found = study.target, target_laws(study)
     if target is None or not found:
         return []
-    rows = [{"law": row["label"], "centre": row["centre"], "interval": (row["low"], row["high"])} for row in found]
+    rows: Rows = [{"law": row.label, "centre": row.centre, "interval": (row.low, row.high)} for row in found]
     if target.predicted is not None:
         interval = (target.low, target.high)
         rows.append({"law": "stated prediction", "centre": target.predicted, "interval": interval})
@@ -127,63 +127,50 @@ def law_rows(study: Study) -> Rows:
 
 def disagreement(study: Study) -> float | None:
     """How far the laws lie apart at the target, as a share of the loss."""
-    centres = [row["centre"] for row in (target_laws(study) if study.target else [])]
+    centres = [row.centre for row in target_laws(study)]
     return (max(centres) - min(centres)) / (sum(centres) / len(centres)) if len(centres) > 1 else None
 
 
 def surface_rows(study: Study) -> Rows:
     """Constants of every fitted surface."""
-    names = ("E", "A", "B", "alpha", "beta", "a")
+    surfaces = study.laws.surfaces if study.laws else {}
     return [
-        {"surface": LAW_LABEL.get(f"surface_{name}", name), **{key: fit.get(key) for key in names}}
-        for name, fit in (study.laws.get("surface") or {}).items()
-        if isinstance(fit, Mapping)
+        {"surface": LAW_LABEL.get(f"surface_{name}", name), **dataclasses.asdict(fit)} for name, fit in surfaces.items()
     ]
 
 
 def allocation_rows(study: Study) -> Rows:
     """The laws of the optimal split of compute."""
-    parabola = study.laws.get("parabola") or {}
     rows: Rows = []
     for letter, what in (("n", study.scale_label), ("d", "tokens D")):
-        exponent = number(parabola.get(f"{letter}_exponent"))
-        if exponent is None:
-            continue
-        drawn = resamples(study.laws, f"{letter}_allocation", 2)
-        interval = (band(drawn[:, 1]) if len(drawn) else None) or (None, None)
-        coefficient = parabola.get(f"{letter}_coefficient")
-        rows.append({"what": f"optimal {what}", "coefficient": coefficient, "exponent": exponent, "interval": interval})
+        law = study.laws.allocation.law(letter) if study.laws and study.laws.allocation else None
+        if law is not None:
+            drawn = resamples(study, f"{letter}_allocation")
+            interval = (band(drawn[:, 1]) if len(drawn) else None) or (None, None)
+            rows.append({"what": f"optimal {what}", "coefficient": law[0], "exponent": law[1], "interval": interval})
     return rows
 
 
 def hyper_rows(study: Study) -> Rows:
     """Laws of learning rate and batch."""
-    found = study.laws.get("hyper") or {}
+    found = study.laws.hyper if study.laws else None
     rows: Rows = []
-    for quantity, label in (("learning_rate", "learning rate"), ("batch", "batch (tokens)")):
-        for method, law in (found.get(quantity) or {}).items():
-            if isinstance(law, Mapping) and number(law.get("coefficient")) is not None:
-                powers = [
-                    f"{key[0].upper()}^{value:.3g}"
-                    for key in law
-                    if key.endswith("_exponent") and (value := number(law[key])) is not None
-                ]
-                row = {"quantity": label, "method": str(method).replace("_", " "), "coefficient": law["coefficient"]}
-                rows.append({**row, "powers": " ".join(powers) or "constant"})
+    for laws, label in ((found.learning_rate, "learning rate"), (found.batch, "batch (tokens)")) if found else ():
+        for method, law in laws.items():
+            known = {key: getattr(law, key) for key in EXPONENTS.values() if getattr(law, key) is not None}
+            powers = [f"{key[0].upper()}^{value:.3g}" for key, value in known.items()]
+            row = {"quantity": label, "method": method.replace("_", " "), "coefficient": law.coefficient}
+            rows.append({**row, "powers": " ".join(powers) or "constant"})
     return rows
 
 
 def regret_rows(study: Study) -> Rows:
     """What following a law of rate and batch costs."""
-    costs = (study.laws.get("hyper") or {}).get("regret") or {}
-    return [
-        {"law": str(name).replace("_", " "), "mean": cost.get("mean"), "worst": cost.get("max")}
-        for name, cost in costs.items()
-        if isinstance(cost, Mapping)
-    ]
+    costs = study.laws.hyper.regret if study.laws and study.laws.hyper else {}
+    return [{"law": name.replace("_", " "), "mean": cost.mean, "worst": cost.max} for name, cost in costs.items()]
 
 
-def plan_values(chosen: Tree | None) -> dict[str, Any] | None:
+def plan_values(chosen: Json | None) -> dict[str, Any] | None:
     """The run that was decided, and what else would have been as good."""
     if not chosen:
         return None
@@ -218,7 +205,7 @@ def plan_values(chosen: Tree | None) -> dict[str, Any] | None:
     }
 
 
-def run_values(run: Tree) -> dict[str, Any]:
+def run_values(run: Json) -> dict[str, Any]:
     """What is shown of one run, a target or any other: its sizes and its result."""
     keys = ("run_id", "n_tokens", "wall_s", "tokens_per_s", "bits_per_byte", "status", "commit")
     return {
@@ -232,55 +219,47 @@ def run_values(run: Tree) -> dict[str, Any]:
 
 def regret_of_sharing(study: Study) -> dict[str, Any] | None:
     """What shared trunks cost, where controls measured it."""
-    rows = sharing_regret(study)
-    if not rows:
+    found = sharing_regret(study)
+    if not found:
         return None
     return {
-        "mean": sum(row["regret"] for row in rows) / len(rows),
-        "noise": number((study.laws.get("noise") or {}).get("relative_sd")),
-        "rows": [
-            {
-                **row,
-                "rates": " / ".join(f"{rate:.3g}" for rate in row["learning_rates"]),
-                "batches": " / ".join(f"{batch:,}" for batch in row["batch_tokens"]),
-            }
-            for row in rows
-        ],
+        "mean": sum(row.regret for row in found) / len(found),
+        "noise": study.laws and study.laws.noise_sd,
+        "rows": found,
     }
 
 
-def unused_vertices(study: Study) -> list[float]:
+def unused_budgets(study: Study) -> list[float]:
     """Budgets whose vertex no law was fitted to."""
-    vertices = (study.laws.get("parabola") or {}).get("vertices") or []
-    unused = [vertex for vertex in vertices if not vertex.get("used", vertex.get("inside", True))]
-    return [budget for vertex in unused if (budget := number(vertex.get("budget_flops")))]
+    law = study.laws and study.laws.allocation
+    return [v.budget_flops for v in (law.vertices if law else ()) if not v.used and number(v.budget_flops)]
 
 
 def convention_rows(study: Study) -> list[tuple[str, Any]]:
-    """What was counted how."""
+    """What was counted how: part of every law."""
     stated: dict[str, Any] = {}
     for cell in study.cells[:1]:
-        stated |= cell.get("conventions") or {}
-    stated |= dict(study.laws.get("conventions") or {})
+        stated |= cell.conventions or {}
+    stated |= study.laws.conventions if study.laws else {}
     return [(str(name).replace("_", " "), value) for name, value in stated.items() if value not in (None, "")]
 
 
-def origin_values(runs: Sequence[Tree]) -> dict[str, list[str]]:
+def origin_values(runs: Sequence[RunRecord]) -> dict[str, list[str]]:
     """Every distinct commit, seed, device and hash of the runs."""
     found = {
-        key: sorted({str(run[key]) for run in runs if run.get(key) not in (None, "")})
+        key: sorted({str(value) for run in runs if (value := getattr(run, key)) not in (None, "")})
         for key in ("commit", "seed", "tokenizer_sha256", "data_sha256")
     }
-    return {**found, "device": sorted({text for run in runs if (text := _device(run))})}
+    return {**found, "device": sorted({text for run in runs if (text := _device(run.to_dict()))})}
 
 
-def total(runs: Iterable[Tree], key: str) -> float | None:
-    """Sum over the runs that have the value."""
-    values = [value for run in runs if (value := number(run.get(key))) is not None]
-    return sum(values) if values else None
+def total_s(runs: Iterable[RunRecord]) -> float | None:
+    """Time of all runs that say theirs."""
+    known = [value for run in runs if (value := number(run.wall_s)) is not None]
+    return sum(known) if known else None
 
 
-def _leverage(chosen: Tree, kind: str) -> dict[str, Any] | None:
+def _leverage(chosen: Json, kind: str) -> dict[str, Any] | None:
     """Centre and range, with where they come from."""
     found = (chosen.get("leverage") or {}).get(kind) or {}
     if number(found.get("center")) is None:
@@ -289,6 +268,6 @@ def _leverage(chosen: Tree, kind: str) -> dict[str, Any] | None:
     return {"center": found["center"], "interval": (found.get("low"), found.get("high")), "origin": origin}
 
 
-def _device(run: Tree) -> str | None:
+def _device(run: Json) -> str | None:
     device, threads = run.get("device"), run.get("threads")
     return f"{device}, {threads} threads" if device and threads else str(device) if device else None

@@ -10,6 +10,7 @@ constant-rate trunk is trained once and only the cooldowns are branches.
 """
 
 import dataclasses
+import logging
 import math
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,10 +21,13 @@ from isoflop.model.config import ModelConfig
 from isoflop.recipe import to_tree
 from isoflop.scaling.lr_batch_law import HyperLaw, hyper_law
 from isoflop.scaling.sweep.cells import Cell, Group, group_cells
-from isoflop.scaling.sweep.recipe import LadderRecipe, check
-from isoflop.scaling.sweep.shapes import largest_scale, shape_near
+from isoflop.scaling.sweep.recipe import LadderModelSection, LadderRecipe, check
+from isoflop.scaling.sweep.shapes import Tree, largest_scale, shape_near
 from isoflop.scaling.sweep.speed import Speed
+from isoflop.tokens.shards import TokenSet
 from isoflop.training.schedule import cooldown_start
+
+log = logging.getLogger(__name__)
 
 __all__ = ["Cell", "Group", "Ladder", "LadderRecipe", "plan_ladder", "shape_near"]
 
@@ -141,6 +145,37 @@ def plan_ladder(recipe: LadderRecipe, speed: Speed | None = None, *, data_sha256
             f"together, or narrow ladder.size_span"
         )
     return ladder
+
+
+def ladder_on_tokens(recipe: LadderRecipe) -> tuple[LadderRecipe, str]:
+    """The recipe with vocabulary and tokenizer hash of its tokens folder, and the hash of the data.
+
+    So every cell is tied to the data it was planned on; without a folder the recipe stays and the hash is empty.
+
+    Raises:
+        DataError: no such folder, or it was made with another tokenizer than the recipe names.
+        RecipeError: weights of a domain that the folder lacks.
+    """
+    if not recipe.data.tokens:
+        return recipe, ""
+    token_set = TokenSet.open(recipe.data.tokens, tokenizer_sha256=recipe.data.tokenizer_sha256)
+    domains = token_set.domains("train")
+    unknown = sorted(set(recipe.data.weights) - set(domains))
+    if unknown:
+        raise RecipeError(f"data.weights.{unknown[0]}: no such domain; the tokens have: {', '.join(domains)}")
+    if recipe.model.vocab_size not in (LadderModelSection.vocab_size, token_set.vocab_size):
+        log.warning(
+            "model.vocab_size = %d is set to the %d rows of %s, padding included",
+            recipe.model.vocab_size,
+            token_set.vocab_size,
+            recipe.data.tokens,
+        )
+    tied = dataclasses.replace(
+        recipe,
+        model=dataclasses.replace(recipe.model, vocab_size=token_set.vocab_size),
+        data=dataclasses.replace(recipe.data, tokenizer_sha256=token_set.tokenizer_sha256),
+    )
+    return tied, token_set.data_sha256
 
 
 def resolved(ladder: Ladder) -> LadderRecipe:
@@ -292,13 +327,13 @@ def _whole_batch(wanted: float, tokens: list[float], seq_len: int, *, exact: boo
     return min(range(low, high + 1, max(1, (high - low) // 200)), key=cost) * seq_len
 
 
-def _sections(recipe: LadderRecipe, batch_sequences: int, warmup_steps: int, seed: int) -> dict[str, dict[str, Any]]:
+def _sections(recipe: LadderRecipe, batch_sequences: int, warmup_steps: int, seed: int) -> dict[str, Tree]:
     train = dataclasses.asdict(recipe.train)
     limit = train.pop("max_micro_batch")
     fits = (n for n in range(min(limit, batch_sequences), 0, -1) if batch_sequences % n == 0)
     train = {key: value for key, value in train.items() if value or key not in ("balance", "mtp")}
     train.update(micro_batch=next(fits, 0), warmup_steps=warmup_steps, seed=seed)
-    sections: dict[str, dict[str, Any]] = {
+    sections: dict[str, Tree] = {
         "data": dataclasses.asdict(recipe.data),
         "train": train,
         "validate": dict(recipe.validate),

@@ -17,12 +17,16 @@ The rules, so that neighbours in size are also neighbours in shape:
 
 import functools
 import math
+from typing import Any
 
 from isoflop.errors import RecipeError
 from isoflop.model.accounting import flops_per_token
 from isoflop.model.config import ModelConfig, swiglu_width
+from isoflop.recipe import to_tree
 from isoflop.scaling.sweep.family import DENSE, Family
 
+Tree = dict[str, Any]
+"""A recipe, or a section of one, as TOML has it."""
 _DEPTH_SLACK = 1.5
 _WIDTH_STEPS = ((8, 32, 8), (32, 128, 16), (128, 512, 32), (512, 2048, 64), (2048, 16385, 128))
 _WIDTHS = tuple(width for low, high, step in _WIDTH_STEPS for width in range(low, high, step))
@@ -119,3 +123,9 @@ def shape_near(
             f"(d_model {d_model}, {n_layers} layers) has {found:.3g}; change the budget or shorten seq_len"
         )
     return shape(d_model, n_layers, vocab_size=vocab_size, seq_len=seq_len, init_std=init_std, family=family)
+
+
+def model_tree(config: ModelConfig) -> Tree:
+    """The `[model]` section of a shape; what it does not have is left out, so that dense cells keep their ids."""
+    tree = to_tree(config)
+    return tree if config.mtp_depth else {key: value for key, value in tree.items() if key != "mtp_depth"}

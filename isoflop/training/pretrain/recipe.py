@@ -16,6 +16,9 @@ from isoflop.numerics.section import NumericsSection, check_numerics
 from isoflop.recipe import NotNegative, NotNegativeInt, Positive, PositiveInt, Processes, Range, Seed, check_ranges
 from isoflop.training.schedule import Schedule
 
+WHERE_IT_RUNS = ("device", "micro_batch", "compile", "cuda_graph", "threads")
+"""Keys of [train] that say where a run is computed, not what: no hash of a run or a cell depends on them."""
+
 
 @dataclass(frozen=True)
 class CurriculumStage:

@@ -11,12 +11,19 @@ from isoflop.errors import FitError, PlanError
 from isoflop.recipe import write_json
 from isoflop.scaling.fit.joint import fit_law_set
 from isoflop.scaling.fit.table import load_table
-from isoflop.scaling.plan.compare import compare, compare_files
-from isoflop.scaling.plan.predict import surface_loss, surface_optimum
+from isoflop.scaling.laws import surface_loss, surface_optimum
+from isoflop.scaling.plan import compare as comparison
+from isoflop.scaling.plan.compare import compare_files
+from isoflop.scaling.published import load_laws
 from isoflop.scaling.sweep.records import RunRecord
 
 BASE = example_laws(seed=1)
 MARIN = SHARED / "scaling" / "marin-isoflop" / "runs.csv"
+
+
+def compare(a, b, **options):
+    """The JSON of a comparison of two laws files."""
+    return comparison.compare(load_laws(a), load_laws(b), **options).tree()
 
 
 def test_a_change_worth_twice_the_compute_is_found():
@@ -100,7 +107,7 @@ def test_a_budget_must_be_positive():
 def test_two_files_are_compared_at_the_largest_budget_of_both(tmp_path):
     write_json(tmp_path / "a.json", BASE)
     write_json(tmp_path / "b.json", example_laws(seed=2, budgets=(1e13, 1e14, 1e15)))
-    found = compare_files(tmp_path / "a.json", tmp_path / "b.json")
+    found = compare_files(tmp_path / "a.json", tmp_path / "b.json").tree()
     assert found["budget_flops"] == 1e15 and found["multiplier"]["center"] == pytest.approx(1.0, rel=0.05)
 
 

@@ -59,7 +59,7 @@ def test_the_figure_draws_every_layer_and_their_mean():
 
 def test_the_table_has_the_end_of_training_and_the_validation_load():
     lines = metrics_of_a_mixture()
-    found = load_values(lines, {"expert_load": {"max_violation": [0.2, 0.4]}})
+    found = load_values(lines, {"max_violation": [0.2, 0.4]})
     assert found["validated"] == pytest.approx(0.3)
     assert [row["layer"] for row in found["rows"]] == ["1", "2", "3", "4", "mean"]
     last = read_load(lines)["max_violation"][-5:].mean(axis=0)

@@ -10,12 +10,13 @@ import tomllib
 import pytest
 from places import ROOT
 
-from isoflop.errors import RecipeError
+from isoflop.errors import DataError, RecipeError
 from isoflop.model.accounting import flops_per_token
 from isoflop.recipe import from_tree, load_recipe, to_toml
-from isoflop.scaling.sweep.ladder import LadderRecipe, plan_ladder
+from isoflop.scaling.sweep.ladder import LadderRecipe, ladder_on_tokens, plan_ladder
 from isoflop.scaling.sweep.shapes import shape
 from isoflop.scaling.sweep.speed import SpeedModel
+from isoflop.tokens.shards import TokenSet
 from isoflop.training.schedule import factor
 
 RECIPES = sorted((ROOT / "recipes" / "sweep").glob("*.toml"))
@@ -348,3 +349,26 @@ def test_controls_are_the_cheapest_shared_cells_at_their_own_budgets_rate():
         assert twin.learning_rate != control.learning_rate
         assert control.trunk_id == "" and control.branch_step == 0
     assert priced.flops_shared == pytest.approx(plain.flops_shared + sum(c.total_flops for c in controls))
+
+
+def tied_ladder(**data) -> LadderRecipe:
+    return from_tree({"ladder": {"budgets": [1e10]}, "model": {"vocab_size": 7}, "data": data}, LadderRecipe)
+
+
+def test_a_ladder_takes_vocabulary_and_hashes_from_its_tokens_folder(tiny_tokens):
+    tied, data_sha256 = ladder_on_tokens(tied_ladder(tokens=str(tiny_tokens)))
+    tokens = TokenSet.open(tiny_tokens)
+    assert tied.model.vocab_size == tokens.vocab_size == 512
+    assert (tied.data.tokenizer_sha256, data_sha256) == (tokens.tokenizer_sha256, tokens.data_sha256)
+
+
+def test_a_ladder_without_tokens_stays_as_it_is():
+    recipe = tied_ladder()
+    assert ladder_on_tokens(recipe) == (recipe, "")
+
+
+def test_a_ladder_for_another_tokenizer_or_missing_tokens_is_refused(tiny_tokens, tmp_path):
+    with pytest.raises(DataError, match="a recipe for another tokenizer"):
+        ladder_on_tokens(tied_ladder(tokens=str(tiny_tokens), tokenizer_sha256="0" * 64))
+    with pytest.raises(DataError, match=r"has no manifest.json; make it with: isoflop tokens"):
+        ladder_on_tokens(tied_ladder(tokens=str(tmp_path / "gone")))

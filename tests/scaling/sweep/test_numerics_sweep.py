@@ -7,12 +7,11 @@ from isoflop.recipe import from_tree, load_recipe, to_tree, write_recipe
 from isoflop.scaling.fit.checks import families
 from isoflop.scaling.fit.joint import fit_law_set
 from isoflop.scaling.fit.table import Table
-from isoflop.scaling.plan.choose import make_plan
+from isoflop.scaling.plan.choose import plan as make_plan
 from isoflop.scaling.plan.compare import compare
-from isoflop.scaling.sweep.ladder import LadderRecipe, plan_ladder
+from isoflop.scaling.sweep.ladder import LadderRecipe, ladder_on_tokens, plan_ladder
 from isoflop.scaling.sweep.records import RunRecord, read_records
 from isoflop.scaling.sweep.run import run_sweep
-from isoflop.scaling.sweep.target import ladder_on_tokens
 from isoflop.training.pretrain.recipe import PretrainRecipe
 
 RULES = {"rules": [{"modules": "blocks.*", "format": "photonic"}], "photonic": {"core": {"adc_bits": 6}}}
@@ -91,11 +90,11 @@ def runs(worth, numerics):
 def test_a_format_that_costs_compute_is_priced_and_both_sides_are_named():
     base = fit_law_set(runs(1.0, "float32"), seed=0, bootstrap=120)
     core = fit_law_set(runs(0.8, f"{TEXT}; else float32"), seed=0, bootstrap=120)
-    assert base["conventions"]["numerics"] == "float32"
+    assert base.conventions["numerics"] == "float32"
     found = compare(base, core, budget_flops=2.7e16)
-    assert found["multiplier"]["center"] == pytest.approx(0.8, rel=0.03)
-    assert found["families"] == {"a": "dense; MHA", "b": f"dense; MHA, {TEXT}"} and TEXT in found["verdict"]
-    assert not any("numerics" in warning for warning in found["warnings"])
+    assert found.multiplier.center == pytest.approx(0.8, rel=0.03)
+    assert found.families == {"a": "dense; MHA", "b": f"dense; MHA, {TEXT}"} and TEXT in found.verdict
+    assert not any("numerics" in warning for warning in found.warnings)
 
 
 def test_plain_float32_and_bfloat16_are_one_kind_and_rules_are_another():
