@@ -113,7 +113,7 @@ def _draw_budget(axes: "Axes", study: Study, budget: float, color: str) -> tuple
     cells = study.of_budget(budget)
     scale = np.array([study.scale(cell) for cell in cells], dtype=float)
     loss = np.array([study.loss(cell) for cell in cells], dtype=float)
-    axes.plot(scale, loss, "o", color=color, markersize=5, markeredgecolor=PAPER, markeredgewidth=0.6, zorder=4)
+    axes.plot(scale, loss, "o", color=color, markersize=5, markeredgecolor=PAPER, markeredgewidth=0.6, zorder=7)
     fine = np.geomspace(scale.min(), scale.max(), 120)
     curve = curve_of(study, budget, fine)
     if curve is None:

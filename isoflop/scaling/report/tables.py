@@ -270,4 +270,6 @@ def _leverage(chosen: Json, kind: str) -> dict[str, Any] | None:
 
 def _device(run: Json) -> str | None:
     device, threads = run.get("device"), run.get("threads")
-    return f"{device}, {threads} threads" if device and threads else str(device) if device else None
+    return (
+        f"{device}, {threads} thread{'s' * (threads != 1)}" if device and threads else str(device) if device else None
+    )
