@@ -161,23 +161,6 @@ class Rehearsal:
     by_law: dict[str, float] | None = None
 
 
-@dataclass(frozen=True)
-class FloorPrior:
-    """Lognormal prior of E."""
-
-    median: float
-    sd_of_ln: float
-    unit: str
-
-
-@dataclass(frozen=True)
-class Bootstrap:
-    resamples: int
-    seed: int
-    group: str
-    """What one draw weighs."""
-
-
 @dataclass(frozen=True, eq=False)
 class Laws:
     """All laws of one sweep, or one published law."""
@@ -194,8 +177,10 @@ class Laws:
     rehearsal: Rehearsal | None = None
     resamples: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
     """By law; a row that failed is NaN."""
-    floor_prior: FloorPrior | None = None
-    bootstrap: Bootstrap | None = None
+    floor_prior: dict[str, object] | None = None
+    """Lognormal prior of E: median, standard deviation of ln E, unit."""
+    bootstrap: dict[str, object] | None = None
+    """How many resamples, their seed, and what one draw weighs."""
     n_runs: int | None = None
     budgets: tuple[float, ...] = ()
     largest_budget_flops: float | None = None
@@ -276,13 +261,11 @@ class Laws:
             "lstar": self.lstar and _plain(self.lstar),
             "noise": self.noise and _plain(self.noise),
             "resamples": {name: rows.tolist() for name, rows in self.resamples.items()},
-            "bootstrap": self.bootstrap and _plain(self.bootstrap),
-            "floor_prior": self.floor_prior and _plain(self.floor_prior),
             "leave_out": self.rehearsal and _plain(self.rehearsal),
             "hyper": self.hyper and self.hyper.tree(),
         }
         given = {name: getattr(self, name) for name in _PLAIN}
-        given |= {} if self.published else {"name": None, "floor_prior": None, "leave_out": None}
+        given |= {} if self.published else {"name": None}
         tree = {"law_set": 1, "format": FORMAT, **given, **parts}
         kept = () if self.published else ("floor_prior", "leave_out", "resamples", "conventions", "warnings")
         return {name: value for name, value in tree.items() if name in kept or value not in (None, "", {}, ())}
@@ -374,15 +357,13 @@ def lstar_loss(constants: np.ndarray, total_flops: Any, reference_flops: float =
 
 _PLAIN = (
     *("scale", "loss", "name", "source", "grade", "published_hyper", "n_runs", "budgets", "largest_budget_flops"),
-    *("largest_budget_flops_exact", "conventions", "warnings"),
+    *("largest_budget_flops_exact", "conventions", "warnings", "floor_prior", "bootstrap"),
 )
 """Fields that are plain data under the same key."""
 _PARTS = {
     "lstar": ("lstar", LossAtOptimum),
     "noise": ("noise", Noise),
     "rehearsal": ("leave_out", Rehearsal),
-    "floor_prior": ("floor_prior", FloorPrior),
-    "bootstrap": ("bootstrap", Bootstrap),
 }
 """Field -> key of the file and type."""
 

@@ -254,15 +254,6 @@ def families(table: Table) -> dict[str, int]:
     return dict(Counter(kinds))
 
 
-def mixed_families(table: Table) -> list[str]:
-    """A warning where one law would be fitted to models of several kinds."""
-    kinds = families(table)
-    if len(kinds) < 2:
-        return []
-    shown = "; ".join(f"{name} ({count} rows)" for name, count in kinds.items())
-    return [f"{len(kinds)} kinds of models share one law: {shown}; fit each alone (--where), or --law experts to all"]
-
-
 def _units(table: Table) -> list[str]:
     found = []
     for name in ("n_params", "flops_per_token", "n_tokens", "total_flops", "budget_flops"):

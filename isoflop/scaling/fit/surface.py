@@ -7,7 +7,6 @@ squares). N is parameters or FLOPs per token; C = factor N D.
 Source: as isoflop.scaling.fit.parametric; Czech 2026 for variable projection (arXiv 2603.22339).
 """
 
-
 import numpy as np
 import scipy.optimize
 
