@@ -5,6 +5,7 @@ prediction. Time in, compute out works by searching for the compute whose run ta
 """
 
 import dataclasses
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -159,25 +160,16 @@ def memory_plan(run: Run, machine: Machine, template: Tree) -> MemoryPlan:
     wanted = int((template.get("train") or {}).get("micro_batch") or 0)
     if wanted and sequences % wanted == 0:
         micro_batches = [wanted, *(n for n in micro_batches if n < wanted)]
+    memory = functools.partial(training_memory, run.config, precision=machine.precision, world_size=machine.n_gpus)
     for micro_batch in micro_batches:
-        parts = _memory(run, machine, micro_batch, machine.zero_stage)
+        parts = memory(micro_batch=micro_batch, zero_stage=machine.zero_stage)
         if not limit or parts.total_bytes <= MEMORY_SHARE * limit:
             return MemoryPlan(parts, machine.precision, machine.zero_stage, machine.n_gpus, micro_batch, limit or None)
-    fitting = [n for n in range(4) if _memory(run, machine, 1, n).total_bytes <= MEMORY_SHARE * limit]
-    parts = dataclasses.asdict(_memory(run, machine, 1, machine.zero_stage))
+    fitting = [n for n in range(4) if memory(micro_batch=1, zero_stage=n).total_bytes <= MEMORY_SHARE * limit]
+    parts = dataclasses.asdict(memory(micro_batch=1, zero_stage=machine.zero_stage))
     gib = {name.removesuffix("_bytes"): size / 2**30 for name, size in parts.items()}
     raise PlanError(
         f"memory = {gib.pop('total'):.3g} GiB per device with one sequence at a time exceeds {MEMORY_SHARE:.0%} of "
         f"{limit / 2**30:.3g} GiB ({', '.join(f'{name} {size:.3g}' for name, size in gib.items())}); "
         + (f"zero_stage = {fitting[0]} fits" if fitting else "use more or larger devices, or a smaller budget")
-    )
-
-
-def _memory(run: Run, machine: Machine, micro_batch: int, zero_stage: int) -> Memory:
-    return training_memory(
-        run.config,
-        precision=machine.precision,
-        micro_batch=micro_batch,
-        world_size=machine.n_gpus,
-        zero_stage=zero_stage,
     )
