@@ -10,7 +10,6 @@ import numpy as np
 
 from isoflop.pages.html import size
 from isoflop.pages.plot import (
-    BLUE,
     INK,
     MUTED,
     SKY,
@@ -50,25 +49,25 @@ def flow_figure(stages: Sequence[Mapping[str, Any]], colors: Colors) -> "Figure 
             lost = f"\n{total / totals[place - 1] - 1:+.1%}" if place and totals[place - 1] else ""
             text = f"{size(total)}\n{sum(stage['documents'].values()):,} documents"
             _beside(axes, (place, 0), 8, stage["title"], va="bottom", fontweight="bold")
-            _beside(axes, (place, total), -6, text + lost, va="top", color=MUTED, fontsize=9.5)
+            _beside(axes, (place, max(totals)), -6, text + lost, va="top", color=MUTED, fontsize=9.5)
         axes.set_xlim(-0.35, len(stages) - 0.65)
         axes.set_ylim(max(totals), 0)
         axes.axis("off")
     return figure
 
 
-def bars_figure(rows: Sequence[tuple[str, float, str]], colors: Colors) -> "Figure | None":
-    """Horizontal bars: (name, length, what is written beside it), each in the colour of its name, else blue."""
-    if not any(length for _, length, _ in rows):
+def bars_figure(rows: Sequence[tuple[str, float, str, str]]) -> "Figure | None":
+    """Horizontal bars: (name, length, what is written beside it, colour)."""
+    if not any(row[1] for row in rows):
         return None
     with style():
         figure = new_figure(0.35 + 0.28 * len(rows))
         axes = figure.subplots()
-        for place, (name, length, text) in enumerate(rows):
-            axes.barh(place, length, 0.66, color=colors.get(name, BLUE))
+        for place, (_, length, text, color) in enumerate(rows):
+            axes.barh(place, length, 0.66, color=color)
             _right_of(axes, (length, place), text)
-        _name_rows(axes, [name for name, _, _ in rows])
-        axes.set_xlim(0, 1.5 * max(length for _, length, _ in rows))
+        _name_rows(axes, [row[0] for row in rows])
+        axes.set_xlim(0, 1.5 * max(row[1] for row in rows))
     return figure
 
 

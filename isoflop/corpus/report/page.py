@@ -12,7 +12,7 @@ from typing import Any
 from isoflop.corpus.report import figures
 from isoflop.corpus.report.tally import KEPT
 from isoflop.pages.html import page, size
-from isoflop.pages.plot import installed, name_colors, svg_text
+from isoflop.pages.plot import BLUE, installed, name_colors, svg_text
 
 Tree = Mapping[str, Any]
 SHOWN_SAMPLES = 6
@@ -83,14 +83,10 @@ def corpus_page(report: Tree, *, title: str = "Corpus report") -> str:
         pictures=_pictures(
             {
                 "flow": lambda: figures.flow_figure(stages, colors),
-                "rules": lambda: figures.bars_figure(
-                    [
-                        (rule["rule"], rule["n_bytes"], f"{size(rule['n_bytes'])}, {rule['documents']:,} documents")
-                        for rule in rules[:SHOWN_RULES]
-                    ],
-                    {rule["rule"]: rule_colors[rule["stage"]] for rule in rules},
+                "rules": lambda: figures.bars_figure([_bar(rule, rule_colors) for rule in rules[:SHOWN_RULES]]),
+                "clusters": lambda: figures.bars_figure(
+                    [(name, found, f"{found:,}", BLUE) for name, found in clusters]
                 ),
-                "clusters": lambda: figures.bars_figure([(name, found, f"{found:,}") for name, found in clusters], {}),
                 "similarity": lambda: _similarity(duplicates),
                 "lengths": lambda: _lengths(report["stages"], colors),
                 "languages": lambda: figures.shares_figure(languages, language_colors),
@@ -149,6 +145,11 @@ def _rules(stages: Sequence[Tree]) -> list[dict[str, Any]]:
             row["n_bytes"] += n_bytes
             row["by_domain"][domain] += documents
     return [found[key] for key in sorted(found, key=lambda key: (-found[key]["n_bytes"], key))]
+
+
+def _bar(rule: Tree, colors: Mapping[str, str]) -> tuple[str, float, str, str]:
+    text = f"{size(rule['n_bytes'])}, {rule['documents']:,} documents"
+    return rule["rule"], rule["n_bytes"], text, colors[rule["stage"]]
 
 
 def _languages(kept: Sequence[Sequence[Any]]) -> list[tuple[str, dict[str, int], str]]:
