@@ -2,7 +2,7 @@
 
 It is made from `report.json` alone, the machine-readable half of the same report, and holds no time, path or machine:
 the same documents, recipe and version of matplotlib give the same page, byte for byte. Without matplotlib it has no
-charts and says so; every number is in its tables.
+charts and says so.
 """
 
 from collections import Counter, defaultdict

@@ -129,7 +129,7 @@ _LABELS = {
     "residuals": "Predicted over measured loss of every run",
     "hyper": "Loss over learning rate and batch size",
     "trunks": "Shared trunks and cooldown branches",
-    "training": "Training loss, validation and learning rate of the target run",
+    "training": "Training loss, validation and learning rate of a run",
     "load": "Load of the experts of every layer over training",
 }
 
