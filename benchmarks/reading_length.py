@@ -20,7 +20,11 @@ FORWARD = ("model/transformer", "model/attention", "model/loss", "numerics/linea
 STEP = ("training/run", "training/loop", "training/workload", "training/step_hooks")
 ENTRANCES = ("fit", "predict", "plan")
 """Public names of the package, whose homes are followed."""
-EXPERTS = ("isoflop.scaling.fit.expert_forms", "isoflop.scaling.fit.expert_runs", "isoflop.scaling.fit.experts")
+EXPERTS = (
+    *("isoflop.scaling.fit.expert_forms", "isoflop.scaling.fit.expert_runs", "isoflop.scaling.fit.experts"),
+    "isoflop.scaling.plan.moe_leverage",
+)
+"""What only mixtures of experts need, and what nothing else imports from there on."""
 MOST = {"dense forward pass": (700, 4), "training step with its run": (550, 4), "records -> law -> plan": (4500, 18)}
 """Lines and files that each part may have (house rules)."""
 

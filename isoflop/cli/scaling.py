@@ -132,7 +132,7 @@ def fit(
     from isoflop.scaling.fit.run import run_fit
 
     if law == "all":
-        from isoflop.scaling.fit.joint import fit_law_set
+        from isoflop.scaling.fit import joint
         from isoflop.scaling.sweep.records import read_records
 
         _refuse_unused(
@@ -147,7 +147,7 @@ def fit(
             group=group != "setting",
         )
         records = [record for table in tables for record in read_records(table)]
-        laws = fit_law_set(records, bootstrap=bootstrap, seed=seed)
+        laws = joint.fit(records, bootstrap=bootstrap, seed=seed)
         laws.write(out)
         print_laws(laws, out)
         report_found(laws.tree(), json, f"laws in {out}", [])

@@ -1,9 +1,11 @@
-"""Accelerators as data: peak rate and memory, to turn GPU-hours into FLOPs and to see whether a plan fits."""
+"""Accelerators as data, and the machine of a run: to turn GPU-hours into FLOPs and to see whether a plan fits."""
 
 import difflib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from isoflop.errors import PlanError
+from isoflop.model.config import ModelConfig
 
 
 @dataclass(frozen=True)
@@ -41,3 +43,43 @@ def hardware(name: str) -> Hardware:
         hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(HARDWARE)}"
         raise PlanError(f"hardware = {name!r} is unknown; {hint} Or give the budget in FLOPs")
     return HARDWARE[name]
+
+
+Speed = Callable[[ModelConfig, int], float]
+"""(shape, batch_tokens) -> tokens per second of one device."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the run has."""
+
+    n_gpus: int = 1
+    hardware: str = ""
+    """Name in `HARDWARE`; empty: no time, cost or memory limit from a table."""
+    utilisation: float = 0.4
+    """Achieved share of the peak, FLOPs counted with output head and full attention; measure it (0.4: assumption)."""
+    memory_gib: float = 0.0
+    """Memory of one device, GiB; 0: that of `hardware`."""
+    zero_stage: int = 0
+    """Sharding over the devices: 0 nothing, 1 optimizer state, 2 gradients too, 3 weights too."""
+    precision: str = "bf16"
+    max_micro_batch: int = 16
+    """Most sequences of one forward pass on a device."""
+    price_per_gpu_hour: float = 0.0
+    """In any currency; 0: no cost."""
+    speed: Speed | None = None
+    """Measured tokens per second of one device; goes before `utilisation`."""
+
+
+def check_machine(machine: Machine) -> None:
+    """Rules for the machine's numbers. Raises PlanError."""
+    if not 0 < machine.utilisation <= 1:
+        raise PlanError(f"utilisation = {machine.utilisation} must be above 0 and at most 1, for example 0.4")
+    for name in ("n_gpus", "max_micro_batch"):
+        if getattr(machine, name) < 1:
+            raise PlanError(f"{name} = {getattr(machine, name)} must be at least 1")
+    for name in ("memory_gib", "price_per_gpu_hour"):
+        if getattr(machine, name) < 0:
+            raise PlanError(f"{name} = {getattr(machine, name)} must be 0 (unknown) or more")
+    if machine.hardware:
+        hardware(machine.hardware)

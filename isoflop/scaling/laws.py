@@ -161,23 +161,6 @@ class Rehearsal:
     by_law: dict[str, float] | None = None
 
 
-@dataclass(frozen=True)
-class FloorPrior:
-    """Lognormal prior of E."""
-
-    median: float
-    sd_of_ln: float
-    unit: str
-
-
-@dataclass(frozen=True)
-class Bootstrap:
-    resamples: int
-    seed: int
-    group: str
-    """What one draw weighs."""
-
-
 @dataclass(frozen=True, eq=False)
 class Laws:
     """All laws of one sweep, or one published law."""
@@ -194,8 +177,10 @@ class Laws:
     rehearsal: Rehearsal | None = None
     resamples: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
     """By law; a row that failed is NaN."""
-    floor_prior: FloorPrior | None = None
-    bootstrap: Bootstrap | None = None
+    floor_prior: dict[str, object] | None = None
+    """Lognormal prior of E: median, standard deviation of ln E, unit."""
+    bootstrap: dict[str, object] | None = None
+    """How many resamples, their seed, and what one draw weighs."""
     n_runs: int | None = None
     budgets: tuple[float, ...] = ()
     largest_budget_flops: float | None = None
@@ -276,13 +261,11 @@ class Laws:
             "lstar": self.lstar and _plain(self.lstar),
             "noise": self.noise and _plain(self.noise),
             "resamples": {name: rows.tolist() for name, rows in self.resamples.items()},
-            "bootstrap": self.bootstrap and _plain(self.bootstrap),
-            "floor_prior": self.floor_prior and _plain(self.floor_prior),
             "leave_out": self.rehearsal and _plain(self.rehearsal),
             "hyper": self.hyper and self.hyper.tree(),
         }
         given = {name: getattr(self, name) for name in _PLAIN}
-        given |= {} if self.published else {"name": None, "floor_prior": None, "leave_out": None}
+        given |= {} if self.published else {"name": None}
         tree = {"law_set": 1, "format": FORMAT, **given, **parts}
         kept = () if self.published else ("floor_prior", "leave_out", "resamples", "conventions", "warnings")
         return {name: value for name, value in tree.items() if name in kept or value not in (None, "", {}, ())}
@@ -303,31 +286,31 @@ class Laws:
                 f"laws {name}: format = {tree['format']} must be at most {FORMAT}, which this version reads; "
                 "update isoflop, or fit the records again"
             )
-        parabola = dict(tree.get("parabola") or {})
-        parabola["vertices"] = tuple(
-            _read(
-                Vertex,
-                {"total_flops": v.get("budget_flops"), "used": v.get("inside", True), **v},
-                f"laws {name}: vertex",
+
+        def part(kind: type[T], key: str) -> T | None:
+            return _read(kind, tree[key], f"laws {name}: {key}") if tree.get(key) else None
+
+        allocation = part(Allocation, "parabola")
+        if allocation:
+            given_vertices = tree["parabola"].get("vertices") or ()
+            places = (
+                {"total_flops": v.get("budget_flops"), "used": v.get("inside", True), **v} for v in given_vertices
             )
-            for v in parabola.get("vertices") or ()
-        )
-        hyper = tree.get("hyper")
+            vertices = tuple(_read(Vertex, place, f"laws {name}: vertex") for place in places)
+            allocation = dataclasses.replace(allocation, vertices=vertices)
         given = {key: tree[key] for key in _PLAIN if tree.get(key) is not None}
         for key in ("budgets", "warnings"):
             given[key] = tuple(given.get(key, ()))
-        parts = {
-            field_: _read(kind, tree[key], f"laws {name}: {key}")
-            for field_, (key, kind) in _PARTS.items()
-            if tree.get(key)
-        }
-        surfaces = {k: _read(Surface, v, f"laws {name}: surface.{k}") for k, v in (tree.get("surface") or {}).items()}
         return cls(
             **{"loss": "bits_per_byte", "name": name, "sha256": sha256, **given},
-            **parts,
-            surfaces=surfaces,
-            allocation=_read(Allocation, parabola, f"laws {name}: parabola") if tree.get("parabola") else None,
-            hyper=RateBatchFit.from_tree(hyper) if hyper else None,
+            surfaces={
+                k: _read(Surface, v, f"laws {name}: surface.{k}") for k, v in (tree.get("surface") or {}).items()
+            },
+            allocation=allocation,
+            lstar=part(LossAtOptimum, "lstar"),
+            hyper=RateBatchFit.from_tree(tree["hyper"]) if tree.get("hyper") else None,
+            noise=part(Noise, "noise"),
+            rehearsal=part(Rehearsal, "leave_out"),
             resamples={key: _rows(rows) for key, rows in (tree.get("resamples") or {}).items() if rows},
         )
 
@@ -374,23 +357,17 @@ def lstar_loss(constants: np.ndarray, total_flops: Any, reference_flops: float =
 
 _PLAIN = (
     *("scale", "loss", "name", "source", "grade", "published_hyper", "n_runs", "budgets", "largest_budget_flops"),
-    *("largest_budget_flops_exact", "conventions", "warnings"),
+    *("largest_budget_flops_exact", "conventions", "warnings", "floor_prior", "bootstrap"),
 )
 """Fields that are plain data under the same key."""
-_PARTS = {
-    "lstar": ("lstar", LossAtOptimum),
-    "noise": ("noise", Noise),
-    "rehearsal": ("leave_out", Rehearsal),
-    "floor_prior": ("floor_prior", FloorPrior),
-    "bootstrap": ("bootstrap", Bootstrap),
-}
-"""Field -> key of the file and type."""
 
 
 def _read(kind: type[T], tree: Mapping[str, Any], where: str) -> T:
     """A part from its JSON: numbers that are null become NaN where one is needed, other keys are left out."""
     known = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
     needed = {name for name, f in known.items() if f.default is f.default_factory is dataclasses.MISSING}
+    if not isinstance(tree, Mapping):
+        raise PlanError(f"{where} = {tree!r} must be an object; fit again with isoflop fit records.jsonl")
     missing = sorted(needed - set(tree))
     if missing:
         raise PlanError(f"{where} has no {missing[0]}; fit again with isoflop fit records.jsonl")

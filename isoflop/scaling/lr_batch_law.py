@@ -93,34 +93,20 @@ class HyperLaw:
         """Quantities that this law depends on."""
         return tuple(q for q in QUANTITIES if q in {**self.learning_rate.exponents, **self.batch_tokens.exponents})
 
-    def choose(
-        self,
-        *,
-        seq_len: int,
-        total_flops: float | None = None,
-        flops_per_token: float | None = None,
-        n_params: float | None = None,
-        n_tokens: float | None = None,
-        n_experts: float = 1.0,
-    ) -> HyperChoice:
-        """Learning rate and batch at this scale, the batch rounded to whole sequences.
+    def choose(self, *, seq_len: int, **scale: float | None) -> HyperChoice:
+        """Learning rate and batch at this scale (of `QUANTITIES`, by name), the batch rounded to whole sequences.
 
         Two of C, M, D give the third where it was left out (C = M D). N is never derived: the laws count it
         differently. Raises RecipeError when a needed quantity is missing.
         """
-        if total_flops is None and flops_per_token and n_tokens:
-            total_flops = flops_per_token * n_tokens
-        if n_tokens is None and total_flops and flops_per_token:
-            n_tokens = total_flops / flops_per_token
-        if flops_per_token is None and total_flops and n_tokens:
-            flops_per_token = total_flops / n_tokens
-        scale = {
-            "total_flops": total_flops,
-            "flops_per_token": flops_per_token,
-            "n_params": n_params,
-            "n_tokens": n_tokens,
-            "n_experts": n_experts,
-        }
+        c, m, d = (scale.get(name) for name in ("total_flops", "flops_per_token", "n_tokens"))
+        if c is None and m and d:
+            scale["total_flops"] = m * d
+        if d is None and c and m:
+            scale["n_tokens"] = c / m
+        if m is None and c and d:
+            scale["flops_per_token"] = c / d
+        scale.setdefault("n_experts", 1.0)
         batch = self.batch_tokens.at(**scale)
         return HyperChoice(self.learning_rate.at(**scale), whole_batch(batch, seq_len), batch)
 

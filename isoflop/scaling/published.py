@@ -20,40 +20,22 @@ LawsSource = Laws | Mapping[str, Any] | str | Path
 PAPER_M = "C = M D; M = 72 n d^2 + 12 n d s: no embedding, no head, attention without causal halving"
 
 
-def _law(name: str, scale: Scale, *, source: str, grade: str, counts: str, hyper: str, **law: Any) -> Laws:
+def _law(name: str, scale: Scale, law: Allocation | Surface, *, counts: str, hyper: str, **origin: Any) -> Laws:
+    """One law in nats per token, with its source and grade."""
+    parts: dict[str, Any] = {"allocation": law} if isinstance(law, Allocation) else {"surfaces": {"published": law}}
     conventions = {"flops": counts, "params": counts, "loss_unit": "nats per token"}
-    return Laws(
-        scale,
-        "loss_nats",
-        name=name,
-        source=source,
-        grade=grade,
-        published_hyper=hyper,
-        conventions=conventions,
-        **law,
-    )
+    return Laws(scale, "loss_nats", name=name, published_hyper=hyper, conventions=conventions, **parts, **origin)
 
 
-def _allocation(
-    name: str,
-    scale: Scale,
-    n: tuple[float, float],
-    d: tuple[float, float],
-    *,
-    source: str,
-    grade: str,
-    counts: str,
-    hyper: str = "deepseek",
-) -> Laws:
+def _allocation(name: str, scale: Scale, n: tuple[float, float], d: tuple[float, float], **rest: str) -> Laws:
     """Coefficient and exponent of the model scale and of the tokens: only the optimum was published."""
     law = Allocation(n_coefficient=n[0], n_exponent=n[1], d_coefficient=d[0], d_exponent=d[1])
-    return _law(name, scale, source=source, grade=grade, counts=counts, hyper=hyper, allocation=law)
+    return _law(name, scale, law, **{"hyper": "deepseek", **rest})
 
 
-def _surface(name: str, *constants: float, source: str, grade: str, counts: str) -> Laws:
-    """E, A, B, alpha, beta with N in parameters, in nats per token; the optimum follows from them."""
-    law = {"published": Surface.of(constants)}
-    return _law(name, "n_params", source=source, grade=grade, counts=counts, hyper="steplaw", surfaces=law)
+def _surface(name: str, *constants: float, **rest: str) -> Laws:
+    """E, A, B, alpha, beta with N in parameters; the optimum follows from them."""
+    return _law(name, "n_params", Surface.of(constants), **{"hyper": "steplaw", **rest})
 
 
 DEEPSEEK = _allocation(

@@ -132,7 +132,7 @@ def optima(table: Table, runs: Runs, losses: np.ndarray) -> tuple[Runs, np.ndarr
                 continue
             budgets = group_budgets(part, LAW)
             wide = [budget for budget in budgets if budget.n_sizes >= 3]
-            vertices = find_vertices(wide, "parabola")[0]
+            vertices = find_vertices(wide)[0]
             optima += [(v.total_flops, experts, granularity, v.loss) for v in vertices if v.used]
             left_out += sum(not v.used for v in vertices)
             for budget in (budget for budget in budgets if budget.n_sizes < 3):

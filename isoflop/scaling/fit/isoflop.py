@@ -10,9 +10,9 @@ Shapes: R resamples, S rows of a budget.
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
-import scipy.interpolate
 
 from isoflop.errors import FitError
 from isoflop.scaling.fit.table import Table
@@ -21,8 +21,6 @@ from isoflop.scaling.laws import Vertex
 LAW = "law parabola"
 SAME_BUDGET = 1.10  # rows belong to one budget while neighbours in compute differ by less than this factor
 WIDEST_BUDGET = 1.5  # a chain of neighbours wider than this is a cloud of runs, not a budget
-WALL = 1 / 3  # assumption: a quadratic in log N holds up to this much above the best loss
-WALLED_SHARE = 1 / 4  # assumption: with this share of budgets beyond it, "auto" interpolates
 EDGE_SLACK = 0.25  # of the tested width; further outside, no standard error excuses a vertex
 Power = float | list[float]
 """A number of a fitted power law: exponent, coefficient, standard deviation, or an interval."""
@@ -95,30 +93,6 @@ def group_budgets(table: Table, law: str = LAW, *, loss: str | None = None, scal
     return sorted(budgets, key=lambda budget: budget.total_flops)
 
 
-def check_sizes(budgets: list[Budget], law: str = LAW) -> None:
-    """Refuse budgets that cannot have a vertex. Raises FitError when one has fewer than three sizes."""
-    thin = [budget for budget in budgets if budget.n_sizes < 3]
-    if thin:
-        named = ", ".join(f"{b.budget_flops:.3g} ({b.n_sizes})" for b in thin[:6]) + (" ..." if len(thin) > 6 else "")
-        raise FitError(
-            f"{law}: {len(thin)} of {len(budgets)} budgets have fewer than three model sizes: {named}; a vertex needs "
-            "at least three, better five: add sizes, or leave the budget out with --where"
-        )
-
-
-def choose_interpolation(budgets: list[Budget], asked: str = "auto") -> tuple[str, str]:
-    """`parabola` or `akima`, and why."""
-    if asked in ("parabola", "akima"):
-        return asked, "as asked"
-    if asked != "auto":
-        raise FitError(
-            f"interpolation = {asked!r} must be auto, parabola or akima; auto decides by the height of walls"
-        )
-    walled = sum(bool(budget.loss.max() > (1 + WALL) * budget.loss.min()) for budget in budgets)
-    reason = f"{walled} of {len(budgets)} budgets reach more than a third above their best loss"
-    return ("akima" if walled >= WALLED_SHARE * len(budgets) else "parabola"), reason
-
-
 def quadratic_vertices(x: np.ndarray, loss: np.ndarray, weight_RS: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Vertex and minimum of the weighted quadratic through the points, each R; NaN where it has no minimum."""
     centre, width = x.mean(), max(float(np.ptp(x)), 1e-12)
@@ -132,10 +106,8 @@ def quadratic_vertices(x: np.ndarray, loss: np.ndarray, weight_RS: np.ndarray) -
     return centre + width * position, c_R3[:, 0] + c_R3[:, 1] * position + curvature * position**2
 
 
-def find_vertex(x: np.ndarray, loss: np.ndarray, weight: np.ndarray, interpolation: str) -> Bottom:
-    """The bottom of one bowl over x = log10 of scale or tokens, and whether it may be used."""
-    if interpolation == "akima":
-        return _akima_vertex(x, loss, weight)
+def find_vertex(x: np.ndarray, loss: np.ndarray, weight: np.ndarray) -> Bottom:
+    """The bottom of one bowl over x = log10 of scale or tokens by a quadratic, and whether it may be used."""
     position, bottom = (float(part[0]) for part in quadratic_vertices(x, loss, weight[None]))
     low, high = float(x.min()), float(x.max())
     if not np.isfinite(position):
@@ -152,12 +124,16 @@ def find_vertex(x: np.ndarray, loss: np.ndarray, weight: np.ndarray, interpolati
     return Bottom(position, bottom, False, False, note)
 
 
-def find_vertices(budgets: list[Budget], interpolation: str) -> tuple[list[Vertex], list[str]]:
+FindBottom = Callable[[np.ndarray, np.ndarray, np.ndarray], Bottom]
+"""(log10 of scale or tokens, loss, weight) -> the bottom of the bowl."""
+
+
+def find_vertices(budgets: list[Budget], bottom: FindBottom = find_vertex) -> tuple[list[Vertex], list[str]]:
     """The optimum of every budget in scale and in tokens, whether it is used; and a warning per problem."""
     rows, warnings = [], []
     for budget in budgets:
-        by_scale = find_vertex(np.log10(budget.scale), budget.loss, budget.weight, interpolation)
-        by_tokens = find_vertex(np.log10(budget.tokens), budget.loss, budget.weight, interpolation)
+        by_scale = bottom(np.log10(budget.scale), budget.loss, budget.weight)
+        by_tokens = bottom(np.log10(budget.tokens), budget.loss, budget.weight)
         used = by_scale.used and by_tokens.used
         for vertex, what, better in ((by_scale, "model scale", "sizes"), (by_tokens, "tokens", "token counts")):
             if vertex.note:
@@ -251,23 +227,6 @@ def _clusters(rows: np.ndarray, values: np.ndarray) -> list[np.ndarray]:
     order = rows[np.argsort(values[rows], kind="stable")]
     gaps = np.flatnonzero(values[order][1:] > SAME_BUDGET * values[order][:-1]) + 1
     return [np.sort(part) for part in np.split(order, gaps)]
-
-
-def _akima_vertex(x: np.ndarray, loss: np.ndarray, weight: np.ndarray) -> Bottom:
-    positions, index = np.unique(x, return_inverse=True)
-    mean_loss = np.bincount(index, weight * loss) / np.bincount(index, weight)
-    lowest = int(mean_loss.argmin())
-    if lowest in (0, len(positions) - 1):
-        side = "below" if lowest == 0 else "above"
-        note = (
-            f"the lowest loss is at the edge, so the vertex lies {side} 10^{positions[0]:.2f} to 10^{positions[-1]:.2f}"
-        )
-        return Bottom(float(positions[lowest]), float(mean_loss[lowest]), False, False, note)
-    curve = scipy.interpolate.Akima1DInterpolator(positions, np.log(mean_loss))
-    fine = np.linspace(positions[lowest - 1], positions[lowest + 1], 4001)
-    values = curve(fine)
-    best = int(values.argmin())
-    return Bottom(float(fine[best]), float(np.exp(values[best])), True, True)
 
 
 def _vertex_error(x: np.ndarray, loss: np.ndarray, weight: np.ndarray, position: float) -> float:

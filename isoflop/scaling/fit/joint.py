@@ -25,7 +25,6 @@ from isoflop.errors import FitError
 from isoflop.scaling.fit.checks import check_resamples, families, fit_rows, import_checks
 from isoflop.scaling.fit.isoflop import (
     Budget,
-    choose_interpolation,
     find_vertices,
     fit_allocation,
     group_budgets,
@@ -35,19 +34,17 @@ from isoflop.scaling.fit.isoflop import (
 from isoflop.scaling.fit.lr_batch import fit_hyper
 from isoflop.scaling.fit.parametric import Objective, Points, fit_centre, make_objective, minimise, surface_points
 from isoflop.scaling.fit.pooled import NO_PRIOR, FloorPrior, PooledCurve, fit_pooled
-from isoflop.scaling.fit.table import Table, read_table
+from isoflop.scaling.fit.table import Table
 from isoflop.scaling.laws import (
     CONSTANTS,
     FLOPS_FACTOR,
     Allocation,
-    Bootstrap,
     Laws,
     LossAtOptimum,
     Noise,
     Rehearsal,
     Surface,
 )
-from isoflop.scaling.laws import FloorPrior as StatedPrior
 from isoflop.scaling.lr_batch_law import RateBatchFit
 from isoflop.scaling.sweep.records import RunRecord
 
@@ -79,49 +76,23 @@ def fit(
     mapping: str = "",
     bootstrap: int = 1000,
     seed: int = 0,
+    loss: str | None = None,
+    scale: str | None = None,
+    hyper: bool = True,
 ) -> Laws:
-    """Fit every law to a table of runs: files (CSV or JSONL), one mapping per run, records, or a `Table`.
+    """Fit every law to the runs of a sweep, with joint resamples, noise, and a rehearsal without the largest budget.
 
-    Columns (others with `mapping`, ours=theirs,...): flops_per_token or n_params, n_tokens, bits_per_byte or loss_nats,
-    and, where they are known, total_flops and budget_flops.
+    Runs come as files (CSV or JSONL), records, one mapping per run, or a `Table`. Columns, others with `mapping`
+    (ours=theirs,...): flops_per_token or n_params, n_tokens, bits_per_byte or loss_nats, and, where they are known,
+    total_flops and budget_flops. Targets and runs that diverged or were not cooled are left out and named in
+    `warnings`. `loss` is bits_per_byte where the runs have it, `scale` flops_per_token, unless given.
 
     Raises:
         DataError: a file is missing or malformed.
         FitError: fewer than 9 cells or 3 budgets with three sizes, cells of several families, a single resample.
     """
-    source: Table | Sequence[RunRecord]
-    if isinstance(runs, Table):
-        source = runs
-    elif isinstance(runs, (str, Path)) or all(isinstance(run, (str, Path)) for run in runs):
-        source = read_table(runs)  # type: ignore[arg-type]
-    elif all(isinstance(run, RunRecord) for run in runs):
-        source = list(runs)  # type: ignore[arg-type]
-    else:
-        source = Table.from_rows(runs)  # type: ignore[arg-type]
-    if mapping:
-        source = (source if isinstance(source, Table) else Table.from_records(source)).map(mapping)
-    return fit_law_set(source, bootstrap=bootstrap, seed=seed)
-
-
-def fit_law_set(
-    records: Table | Sequence[RunRecord],
-    *,
-    bootstrap: int = 1000,
-    seed: int = 0,
-    loss: str | None = None,
-    scale: str | None = None,
-    hyper: bool = True,
-) -> Laws:
-    """Fit every law to the cells of a sweep, with joint resamples, noise, and a rehearsal without the largest budget.
-
-    Targets and runs that diverged or were not cooled are left out and named in `warnings`. `loss` is bits_per_byte
-    where the records have it, `scale` flops_per_token; without them loss_nats and n_params.
-
-    Raises:
-        FitError: fewer than 9 cells or 3 budgets with three sizes, cells of several families, a single resample.
-    """
     check_resamples(bootstrap)
-    table = records if isinstance(records, Table) else Table.from_records(records)
+    table = Table.of(runs).map(mapping)
     scale = scale or ("flops_per_token" if table.has("flops_per_token") else table.scale(LAW)[0])
     loss = loss or ("bits_per_byte" if table.has("bits_per_byte") else table.loss(LAW)[0])
     table, warnings = _cells(table, scale, loss)
@@ -166,12 +137,12 @@ def fit_law_set(
         noise=Noise(_noise_sd(points, centres["mse"][0]), len(points.loss) - 5),
         rehearsal=_rehearsal(points, budgets, scale, prior),
         resamples=resamples | allocation_draws,
-        floor_prior=prior and StatedPrior(prior.median, prior.spread, loss),
-        bootstrap=Bootstrap(bootstrap, seed, "cell, jointly for all laws"),
+        floor_prior=prior and {"median": prior.median, "sd_of_ln": prior.spread, "unit": loss},
+        bootstrap={"resamples": bootstrap, "seed": seed, "group": "cell, jointly for all laws"},
         n_runs=len(points.loss),
         budgets=tuple(budget.budget_flops for budget in budgets),
         largest_budget_flops=float(compute.max()),
-        conventions=_conventions(records, table, scale, loss),
+        conventions=_conventions(runs, table, scale, loss),
         warnings=(*warnings, *notes),
     )
 
@@ -336,10 +307,9 @@ def _allocation(
 
     Where too few vertices lie inside, the pooled curve gives the law.
     """
-    method, reason = choose_interpolation(budgets, "parabola")
-    vertices, warnings = find_vertices(budgets, method)
+    vertices, warnings = find_vertices(budgets)
     used = [index for index, vertex in enumerate(vertices) if vertex.used]
-    found = Allocation(tuple(vertices), f"{method} ({reason})", "vertices")
+    found = Allocation(tuple(vertices), "parabola (as asked)", "vertices")
     resamples: dict[str, np.ndarray] = {}
     if len(used) < LEAST_BUDGETS:
         warnings.append(
@@ -402,16 +372,16 @@ def _rehearsal(points: Points, budgets: list[Budget], scale: str, prior: _Prior 
     )
 
 
-def _conventions(records: Table | Sequence[RunRecord], table: Table, scale: str, loss: str) -> dict[str, str]:
-    given: dict[str, str] = {}
-    if not isinstance(records, Table):
-        given = next((dict(record.conventions) for record in records if record.conventions), {})
-        largest = max(records, key=lambda record: record.flops_per_token or 0.0)
-        if (largest.conventions or {}).get("family"):  # of the largest: a tiny model has one head, which is no GQA yet
-            given["family"] = (largest.conventions or {})["family"]
-        tokenizers = {record.tokenizer_sha256 for record in records if record.tokenizer_sha256}
-        if len(tokenizers) == 1:
-            given.setdefault("tokenizer_sha256", tokenizers.pop())
+def _conventions(runs: object, table: Table, scale: str, loss: str) -> dict[str, str]:
+    """How the runs were counted, as their records say, and what the laws make of it."""
+    records = [run for run in runs if isinstance(run, RunRecord)] if isinstance(runs, Sequence) else []
+    given: dict[str, str] = next((dict(record.conventions) for record in records if record.conventions), {})
+    largest = max(records, key=lambda record: record.flops_per_token or 0.0, default=None)
+    if largest and (largest.conventions or {}).get("family"):  # a tiny model has one head, which is no GQA yet
+        given["family"] = (largest.conventions or {})["family"]
+    tokenizers = {record.tokenizer_sha256 for record in records if record.tokenizer_sha256}
+    if len(tokenizers) == 1:
+        given.setdefault("tokenizer_sha256", tokenizers.pop())
     return {
         **given,
         **table.conventions,

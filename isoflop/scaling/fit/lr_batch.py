@@ -91,7 +91,10 @@ def fit_hyper(
     for setting, optimum in zip(settings, optima, strict=True):
         if optimum.refused:
             warnings.append(f"setting {_label(setting)}: surface refused, {optimum.refused}")
-    points = {"surface": _surface_points(optima), "band": _band_points(settings, band)}
+    vertices = [
+        (i, o.ln_lr, o.ln_batch) for i, o in enumerate(optima) if o.ln_lr is not None and o.ln_batch is not None
+    ]
+    points = {"surface": vertices, "band": _band_points(settings, band)}
     vary_batch = any(np.ptp(setting.ln_batch) > 0 for setting in settings)
     laws: dict[str, dict[str, FittedPower]] = {"learning_rate": {}, "batch": {}}
     generator = np.random.default_rng(seed)
@@ -201,8 +204,7 @@ def _columns(
     params_name = "n_params"
     if "n_params" not in values and "n_params_non_embedding" in values:  # own records count both
         values["n_params"], params_name = values["n_params_non_embedding"], "n_params_non_embedding"
-        idle = values.get("n_params_total", np.zeros(1)) - values.get("n_params_active", np.nan)
-        idle = np.nan_to_num(idle)
+        idle = np.nan_to_num(values.get("n_params_total", np.zeros(1)) - values.get("n_params_active", np.nan))
         if count == "active" and (idle > 0).any():
             values["n_params"], params_name = values["n_params"] - idle, ACTIVE
     present = {name for name in _NAMES if name in values}
@@ -225,35 +227,23 @@ def _columns(
     if "n_tokens" not in columns and compute and scale:
         columns["n_tokens"] = columns[compute] / (columns[scale] * (6 if scale == "n_params" else 1))
     name = compute
-    if "total_flops" not in columns:
-        if "flops_per_token" in columns and "n_tokens" in columns:
-            columns["total_flops"], name = (
-                columns["flops_per_token"] * columns["n_tokens"],
-                "flops_per_token * n_tokens",
-            )
-        elif compute:
-            columns["total_flops"] = columns[compute]
-        else:
-            columns["total_flops"], name = 6 * columns["n_params"] * columns["n_tokens"], "6 n_params n_tokens"
+    if "flops_per_token" in columns and "n_tokens" in columns and name != "total_flops":
+        name = "flops_per_token * n_tokens"
+        columns["total_flops"] = columns["flops_per_token"] * columns["n_tokens"]
+    elif compute:
+        columns["total_flops"] = columns[compute]
+    else:
+        columns["total_flops"], name = 6 * columns["n_params"] * columns["n_tokens"], "6 n_params n_tokens"
     good = np.all([np.isfinite(v) & (v > 0) for v in columns.values()], axis=0)
-    dropped = int((~good).sum())
-    warnings = (
-        [f"{dropped} runs without a finite loss, rate, batch or size were left out (diverged?)"] if dropped else []
-    )
+    text = f"{int((~good).sum())} runs without a finite loss, rate, batch or size were left out (diverged?)"
+    warnings = [] if good.all() else [text]
     names: dict[str, object] = {"loss": loss, "n_params": params_name, "compute": name}
     return {name: v[good] for name, v in columns.items()}, names, warnings
 
 
 _NAMES = (
-    "learning_rate",
-    "batch_tokens",
-    "loss_nats",
-    "bits_per_byte",
-    "n_params",
-    "flops_per_token",
-    "n_tokens",
-    "total_flops",
-    "budget_flops",
+    *("learning_rate", "batch_tokens", "loss_nats", "bits_per_byte"),
+    *("n_params", "flops_per_token", "n_tokens", "total_flops", "budget_flops"),
 )
 
 
@@ -273,14 +263,8 @@ def _settings(columns: dict[str, np.ndarray], warnings: list[str]) -> list[Setti
             for name in ("n_params", "n_tokens", "total_flops", "flops_per_token")
             if name in columns
         }
-        settings.append(
-            Setting(
-                scale,
-                np.log(columns["learning_rate"][rows]),
-                np.log(columns["batch_tokens"][rows]),
-                columns["loss"][rows],
-            )
-        )
+        rate, batch = (np.log(columns[name][rows]) for name in ("learning_rate", "batch_tokens"))
+        settings.append(Setting(scale, rate, batch, columns["loss"][rows]))
     if alone:
         warnings.append(
             f"{alone} runs belong to no grid (fewer than three rates at their size and tokens) and were left out"
@@ -320,10 +304,6 @@ def _regressors(settings: list[Setting]) -> Regressors:
     if not found:
         raise FitError("hyper: all settings have the same compute; run grids at compute at least a factor 1.5 apart")
     return found
-
-
-def _surface_points(optima: list[Optimum]) -> Rows:
-    return [(i, o.ln_lr, o.ln_batch) for i, o in enumerate(optima) if o.ln_lr is not None and o.ln_batch is not None]
 
 
 def _band_points(settings: list[Setting], band: float) -> Rows:

@@ -54,23 +54,13 @@ class Points:
         return found
 
 
-def surface_points(
-    table: Table, *, group: str = "setting", loss: str | None = None, scale: str | None = None
-) -> Points:
-    """The columns that the surface needs; `group` says what one bootstrap draw is (row, setting or budget)."""
+def surface_points(table: Table, *, loss: str | None = None, scale: str | None = None) -> Points:
+    """The columns that the surface needs; a setting is what has the same scale and tokens."""
     law = "law surface"
     _, scales = table.scale(law, scale)
     tokens = table.tokens(law)
     _, losses = table.loss(law, loss)
-    if group == "row":
-        setting = np.arange(len(losses))
-    elif group == "setting":
-        setting = np.unique(np.stack([scales, tokens]), axis=1, return_inverse=True)[1].reshape(-1)
-    elif group == "budget":
-        name = "budget_flops" if table.has("budget_flops") else "total_flops"
-        setting = np.unique(table.numbers(name, "bootstrap by budget"), return_inverse=True)[1].reshape(-1)
-    else:
-        raise FitError(f"group = {group!r} must be row, setting or budget; setting (equal N and D) is the default")
+    setting = np.unique(np.stack([scales, tokens]), axis=1, return_inverse=True)[1].reshape(-1)
     if len(np.unique(scales)) < 3 or len(np.unique(tokens)) < 3 or len(losses) < 6:
         raise FitError(
             f"law surface: {len(losses)} rows with {len(np.unique(scales))} model scales and {len(np.unique(tokens))} "
@@ -103,10 +93,6 @@ class Objective:
         """Predicted minus measured, in the unit of the objective, shape RS."""
         log_loss_RS = np.logaddexp.reduce(self._terms(theta_R5), axis=0)
         return log_loss_RS - np.log(self.loss) if self.log_residuals else np.exp(log_loss_RS) - self.loss
-
-    def value(self, theta_R5: np.ndarray, weight_RS: np.ndarray) -> np.ndarray:
-        """The objective, shape R."""
-        return (self._rho(self.residuals(theta_R5)) * weight_RS).sum(1) + self._prior(theta_R5)
 
     def derivatives(
         self, theta_R5: np.ndarray, weight_RS: np.ndarray

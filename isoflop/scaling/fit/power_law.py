@@ -11,12 +11,14 @@ Shapes: R resamples, B budgets.
 import dataclasses
 
 import numpy as np
+import scipy.interpolate
 
 from isoflop.errors import FitError
 from isoflop.scaling.fit.isoflop import (
     LAW,
-    check_sizes,
-    choose_interpolation,
+    Bottom,
+    Budget,
+    find_vertex,
     find_vertices,
     fit_allocation,
     group_budgets,
@@ -25,6 +27,8 @@ from isoflop.scaling.fit.isoflop import (
 from isoflop.scaling.fit.one_law import OneLaw
 from isoflop.scaling.fit.table import Table
 
+WALL = 1 / 3  # assumption: a quadratic in log N holds up to this much above the best loss
+WALLED_SHARE = 1 / 4  # assumption: with this share of budgets beyond it, "auto" interpolates
 DECAY_BOUNDS = (0.005, 1.5)  # assumption: wider than any published exponent of loss against compute
 
 
@@ -98,7 +102,7 @@ def fit_curves(
     budgets = group_budgets(table, loss=loss, scale=scale)
     check_sizes(budgets)
     method, reason = choose_interpolation(budgets, interpolation)
-    vertices, warnings = find_vertices(budgets, method)
+    vertices, warnings = find_vertices(budgets, akima_vertex if method == "akima" else find_vertex)
     used = [index for index, vertex in enumerate(vertices) if vertex.used]
     if len(used) < 2:
         raise FitError(
@@ -132,6 +136,47 @@ def fit_curves(
         else "Akima through ln loss over ln N and, separately, ln D; the lowest point between the tested sizes",
     }
     return OneLaw(result, warnings, conventions), None if draws is None else draws[2]
+
+
+def check_sizes(budgets: list[Budget], law: str = LAW) -> None:
+    """Refuse budgets that cannot have a vertex. Raises FitError when one has fewer than three sizes."""
+    thin = [budget for budget in budgets if budget.n_sizes < 3]
+    if thin:
+        named = ", ".join(f"{b.budget_flops:.3g} ({b.n_sizes})" for b in thin[:6]) + (" ..." if len(thin) > 6 else "")
+        raise FitError(
+            f"{law}: {len(thin)} of {len(budgets)} budgets have fewer than three model sizes: {named}; a vertex needs "
+            "at least three, better five: add sizes, or leave the budget out with --where"
+        )
+
+
+def choose_interpolation(budgets: list[Budget], asked: str = "auto") -> tuple[str, str]:
+    """`parabola` or `akima`, and why."""
+    if asked in ("parabola", "akima"):
+        return asked, "as asked"
+    if asked != "auto":
+        raise FitError(
+            f"interpolation = {asked!r} must be auto, parabola or akima; auto decides by the height of walls"
+        )
+    walled = sum(bool(budget.loss.max() > (1 + WALL) * budget.loss.min()) for budget in budgets)
+    reason = f"{walled} of {len(budgets)} budgets reach more than a third above their best loss"
+    return ("akima" if walled >= WALLED_SHARE * len(budgets) else "parabola"), reason
+
+
+def akima_vertex(x: np.ndarray, loss: np.ndarray, weight: np.ndarray) -> Bottom:
+    positions, index = np.unique(x, return_inverse=True)
+    mean_loss = np.bincount(index, weight * loss) / np.bincount(index, weight)
+    lowest = int(mean_loss.argmin())
+    if lowest in (0, len(positions) - 1):
+        side = "below" if lowest == 0 else "above"
+        note = (
+            f"the lowest loss is at the edge, so the vertex lies {side} 10^{positions[0]:.2f} to 10^{positions[-1]:.2f}"
+        )
+        return Bottom(float(positions[lowest]), float(mean_loss[lowest]), False, False, note)
+    curve = scipy.interpolate.Akima1DInterpolator(positions, np.log(mean_loss))
+    fine = np.linspace(positions[lowest - 1], positions[lowest + 1], 4001)
+    values = curve(fine)
+    best = int(values.argmin())
+    return Bottom(float(fine[best]), float(np.exp(values[best])), True, True)
 
 
 def search_decay(

@@ -12,14 +12,15 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from isoflop.errors import FitError
-from isoflop.scaling.fit.checks import check_resamples, fit_rows, import_checks, mixed_families
+from isoflop.scaling.fit.checks import check_resamples, families, fit_rows, import_checks
 from isoflop.scaling.fit.experts import fit_experts
-from isoflop.scaling.fit.isoflop import check_sizes, group_budgets
+from isoflop.scaling.fit.isoflop import group_budgets
 from isoflop.scaling.fit.lr_batch import fit_hyper
 from isoflop.scaling.fit.one_law import OneLaw
-from isoflop.scaling.fit.power_law import fit_curves, fit_lstar, fit_parabola, fit_power
+from isoflop.scaling.fit.power_law import check_sizes, fit_curves, fit_lstar, fit_parabola, fit_power
+from isoflop.scaling.fit.selection import load_table
 from isoflop.scaling.fit.surface import fit_surface
-from isoflop.scaling.fit.table import LOSSES, Table, load_table
+from isoflop.scaling.fit.table import LOSSES, Table
 
 Law = Literal["parabola", "surface", "lstar", "hyper", "power", "experts"]
 LAWS = get_args(Law)
@@ -89,7 +90,7 @@ def fit_table(
         warnings.append(f"bootstrap = {bootstrap}: 95% intervals from so few resamples are rough; 1000 is usual")
     loss_name = loss or next((name for name in LOSSES if table.has(name)), None)
     if law != "experts":
-        warnings += mixed_families(table)
+        warnings += _mixed_families(table)
     table, left_out = fit_rows(table, _columns_read(table, law, loss_name, scale))
     if law == "surface":
         fit = fit_surface(table, bootstrap=bootstrap, seed=seed, group=group, at_flops=at_flops, loss=loss, scale=scale)
@@ -113,6 +114,15 @@ def fit_table(
         "warnings": warnings + left_out + fit.warnings,
         "conventions": {**table.conventions, **fit.conventions, **stated},
     }
+
+
+def _mixed_families(table: Table) -> list[str]:
+    """A warning where one law would be fitted to models of several kinds."""
+    kinds = families(table)
+    if len(kinds) < 2:
+        return []
+    shown = "; ".join(f"{name} ({count} rows)" for name, count in kinds.items())
+    return [f"{len(kinds)} kinds of models share one law: {shown}; fit each alone (--where), or --law experts to all"]
 
 
 def _columns_read(table: Table, law: str, loss: str | None, scale: str | None) -> list[str]:

@@ -7,9 +7,12 @@ squares). N is parameters or FLOPs per token; C = factor N D.
 Source: as isoflop.scaling.fit.parametric; Czech 2026 for variable projection (arXiv 2603.22339).
 """
 
+import dataclasses
+
 import numpy as np
 import scipy.optimize
 
+from isoflop.errors import FitError
 from isoflop.scaling.fit.one_law import OneLaw
 from isoflop.scaling.fit.parametric import (
     EXPONENT_BOUNDS,
@@ -50,7 +53,7 @@ def fit_surface(
         FitError: a column is missing, or fewer than 6 rows, 3 scales or 3 token counts.
     """
     scale_name = table.scale("law surface", scale)[0]
-    points = surface_points(table, group=group, loss=loss, scale=scale)
+    points = _regrouped(surface_points(table, loss=loss, scale=scale), table, group)
     draws_RS = draw_settings(points.setting, bootstrap, np.random.default_rng(seed)) * points.weight
     compute = FLOPS_FACTOR[scale_name] * points.scale * points.tokens
     at_flops = at_flops or 10 * float(compute.max())
@@ -95,6 +98,19 @@ def fit_surface(
         "objective": "the sum; objective_mean_x1e6 = 1e6 x sum / rows",
     }
     return OneLaw(found, warnings, conventions)
+
+
+def _regrouped(points: Points, table: Table, group: str) -> Points:
+    """Points whose setting is what one bootstrap draw is: row, setting or budget."""
+    if group == "setting":
+        return points
+    if group == "row":
+        return dataclasses.replace(points, setting=np.arange(len(points.loss)))
+    if group != "budget":
+        raise FitError(f"group = {group!r} must be row, setting or budget; setting (equal N and D) is the default")
+    name = "budget_flops" if table.has("budget_flops") else "total_flops"
+    budget = np.unique(table.numbers(name, "bootstrap by budget"), return_inverse=True)[1].reshape(-1)
+    return dataclasses.replace(points, setting=budget)
 
 
 def draw_settings(setting: np.ndarray, n_resamples: int, generator: np.random.Generator) -> np.ndarray:

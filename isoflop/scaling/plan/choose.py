@@ -6,7 +6,6 @@ optimal scale and tokens -> whole shape -> batch and rate -> whole steps -> memo
 """
 
 import dataclasses
-import functools
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,17 +16,17 @@ import numpy as np
 from isoflop.errors import PlanError
 from isoflop.model.accounting import count_parameters, flops_per_token, kv_bytes_per_token
 from isoflop.model.config import ModelConfig
+from isoflop.model.hardware import Machine, check_machine
 from isoflop.numerics.section import NumericsSection, by_rule, numerics_text
 from isoflop.recipe import from_tree, write_json, write_recipe
 from isoflop.run import now
 from isoflop.scaling.laws import Laws
 from isoflop.scaling.lr_batch_law import HyperChoice, HyperLaw, hyper_law
 from isoflop.scaling.plan.predict import Prediction, central_loss, predict
-from isoflop.scaling.plan.size_run import Draft, Machine, MemoryPlan, Run, ShapeNear, check_machine, memory_plan
+from isoflop.scaling.plan.size_run import Draft, MemoryPlan, Run, memory_plan
 from isoflop.scaling.published import LawsSource, load_laws
 from isoflop.scaling.sweep.family import DENSE, Family, family_text
 from isoflop.scaling.sweep.shapes import Tree, model_tree
-from isoflop.scaling.sweep.shapes import shape_near as nearest_shape
 
 if TYPE_CHECKING:
     from isoflop.scaling.plan.moe_leverage import Leverage
@@ -107,8 +106,8 @@ class Plan:
             tree["hyper"]["by_total_parameters"] = choice
         tree["model"] = model_tree(config)
         tree["family"] = family_text(config)
-        tree["n_params_total"], tree["n_params_non_embedding"] = counts.n_params_total, counts.n_params_non_embedding
-        tree["n_params_active"] = counts.n_params_active
+        for name in ("n_params_total", "n_params_non_embedding", "n_params_active"):
+            tree[name] = getattr(counts, name)
         tree["flops_per_token"] = flops_per_token(config, "M")
         tree["flops_per_token_exact"] = flops_per_token(config, "exact")
         tree["tokens_per_param"] = self.n_tokens / counts.n_params_active
@@ -119,7 +118,7 @@ class Plan:
         return tree
 
     def write(self, recipe_path: str | Path, json_path: str | Path | None = None) -> None:
-        """Write the recipe (TOML) and, if asked for, everything else (JSON)."""
+        """Write the recipe (TOML) and everything else (JSON): where asked for, or as plan.json beside a plan.toml."""
         lines = [f"isoflop train {recipe_path}", f"{self.total_flops:.4g} FLOPs, {self.steps} steps"]
         if self.hours is not None:
             lines.append(f"about {self.hours:.3g} hours")
@@ -127,6 +126,8 @@ class Plan:
             p = self.prediction
             lines.append(f"predicted {p.unit} {p.center:.4f}, {p.level:.0%} interval {p.low:.4f} to {p.high:.4f}")
         write_recipe(recipe_path, self.recipe, header="\n".join(lines))
+        if json_path is None and Path(recipe_path).name == "plan.toml":
+            json_path = Path(recipe_path).with_suffix(".json")
         if json_path is not None:
             write_json(json_path, self.tree())
 
@@ -146,9 +147,7 @@ def plan(
     unique_tokens: float | None = None,
     max_epochs: float | None = None,
     serve_tokens: float = 0.0,
-    init_std: float = 0.0,
     largest_sweep_flops_exact: float | None = None,
-    shape_near: ShapeNear | None = None,
     family: Family = DENSE,
     dense_laws: LawsSource | None = None,
 ) -> Plan:
@@ -192,10 +191,9 @@ def plan(
         laws=found,
         law=law,
         machine=machine,
-        shape_near=shape_near or functools.partial(nearest_shape, family=family),
+        family=family,
         vocab_size=vocab_size or 102_400,
         seq_len=seq_len or 4096,
-        init_std=init_std,
         unique_tokens=unique_tokens,
         max_epochs=max_epochs,
         serve_tokens=serve_tokens,

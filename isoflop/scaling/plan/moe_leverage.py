@@ -14,7 +14,7 @@ from isoflop.model.config import ModelConfig
 from isoflop.scaling.fit.expert_forms import PUBLISHED_FORMS, Runs, leverage_exponent, saturated_share
 from isoflop.scaling.laws import Laws
 from isoflop.scaling.plan.compare import compare
-from isoflop.scaling.sweep.family import activated_share, ling_granularity
+from isoflop.scaling.sweep.family import activated_share
 
 LEAST_WIDTH = 1.25
 """The stated range reaches at least this factor to both sides of the centre: no source gives the error of its
@@ -85,7 +85,7 @@ def expected_leverage(config: ModelConfig, total_flops: float) -> tuple[Expected
     """The prior for a shape at a training compute C = M D, and warnings; None for a dense one."""
     if config.experts is None:
         return None, []
-    share, granularity = activated_share(config), ling_granularity(config)
+    share, granularity = activated_share(config), _granularity(config)
     by_law = {
         "ling_leverage": float(ling_leverage(share, granularity, total_flops)),
         "joint": joint_leverage(1 / share, total_flops),
@@ -137,3 +137,8 @@ def _joint_best(n_experts: float, ln_flops: float) -> float:
     unused = np.full(len(sizes), np.nan)
     runs = Runs(sizes, tokens, unused, np.full(len(sizes), n_experts), unused)
     return float(PUBLISHED_FORMS["joint"].loss(runs).min())
+
+
+def _granularity(config: ModelConfig) -> float:
+    """G = 2 d_model / d_expert of arXiv 2507.17702; a dense MLP counts as one expert."""
+    return 2 * config.d_model / (config.experts.d_expert if config.experts else config.d_ff)

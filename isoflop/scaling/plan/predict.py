@@ -152,12 +152,8 @@ def predict(
     total_flops = laws.flops_factor * scale * n_tokens
     by_law = {name: float(value) for name, value in law_losses(laws, central, scale, n_tokens, unique_tokens).items()}
     variants = [REPEAT_SCALE] if unique_tokens is None else [REPEAT_SCALE, math.inf]
-    samples = {
-        name: np.concatenate(parts)
-        for name, parts in _by_name(
-            law_losses(laws, resamples, scale, n_tokens, unique_tokens, repeat_scale=decay) for decay in variants
-        ).items()
-    }
+    many = [law_losses(laws, resamples, scale, n_tokens, unique_tokens, repeat_scale=decay) for decay in variants]
+    samples = {name: np.concatenate([one[name] for one in many]) for name in many[0]}
     noise = laws.noise_sd
     weights = _weights(samples, noise)
     center = sum(weights[name] * by_law[name] for name in by_law)
@@ -166,8 +162,8 @@ def predict(
     low_run, high_run = _pooled_quantiles(samples, weights, noise, tails)
     z = NormalDist().inv_cdf(tails[1])
     fit_sd = (high_fit - low_fit) / 2 / z / center
-    rehearsed = _rehearsal(laws, total_flops)
-    unexplained = math.sqrt(max(rehearsed.miss**2 - fit_sd**2 - (noise * rehearsed.factor) ** 2, 0.0))
+    miss, miss_factor = _rehearsal(laws, total_flops)
+    unexplained = math.sqrt(max(miss**2 - fit_sd**2 - (noise * miss_factor) ** 2, 0.0))
     extra = z * unexplained * center
     low = center - math.hypot(max(center - low_run, 0.0), extra)
     high = center + math.hypot(max(high_run - center, 0.0), extra)
@@ -177,9 +173,9 @@ def predict(
         "fit_sd": fit_sd,
         "laws_spread": (max(by_law.values()) - min(by_law.values())) / center,
         "run_noise_sd": noise,
-        "rehearsal_miss_scaled": rehearsed.miss,
+        "rehearsal_miss_scaled": miss,
         "rehearsal_miss_unexplained": unexplained,
-        "rehearsal_extrapolation": rehearsed.extrapolation,
+        "rehearsal_extrapolation": laws.rehearsal.extrapolation_factor if laws.rehearsal else None,
         "extrapolation": total_flops / laws.largest_budget_flops if laws.largest_budget_flops else None,
         "penalty_off_optimum": center - _mean(laws.optimum_losses(central, total_flops), weights),
     }
@@ -204,14 +200,6 @@ def predict(
         by_law_interval=intervals,
         components=components,
     )
-
-
-def _by_name(many: Any) -> dict[str, list[np.ndarray]]:
-    collected: dict[str, list[np.ndarray]] = {}
-    for one in many:
-        for name, values in one.items():
-            collected.setdefault(name, []).append(np.asarray(values))
-    return collected
 
 
 def _weights(samples: Mapping[str, np.ndarray], noise: float) -> dict[str, float]:
@@ -240,20 +228,10 @@ def _pooled_quantiles(
     return float(low), float(high)
 
 
-@dataclass(frozen=True)
-class _ScaledMiss:
-    """The miss of the rehearsal at the target."""
-
-    miss: float
-    factor: float
-    """What it was scaled by."""
-    extrapolation: float | None
-    """That of the rehearsal itself."""
-
-
-def _rehearsal(laws: Laws, total_flops: float) -> _ScaledMiss:
+def _rehearsal(laws: Laws, total_flops: float) -> tuple[float, float]:
+    """The miss of the rehearsal at the target, and the factor that it was scaled by."""
     largest, own = laws.largest_budget_flops, laws.rehearsal.extrapolation_factor if laws.rehearsal else None
     if laws.rehearsal is None or not own or own <= 1 or not largest or total_flops <= largest:
-        return _ScaledMiss(0.0, 0.0, own)
+        return 0.0, 0.0
     factor = math.log(total_flops / largest) / math.log(own)
-    return _ScaledMiss(abs(laws.rehearsal.relative_error) * factor, factor, own)
+    return abs(laws.rehearsal.relative_error) * factor, factor

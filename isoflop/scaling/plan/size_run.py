@@ -5,62 +5,23 @@ prediction. Time in, compute out works by searching for the compute whose run ta
 """
 
 import dataclasses
+import functools
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from isoflop.errors import IsoflopError, PlanError
 from isoflop.model.accounting import Memory, count_parameters, flops_per_token, training_memory
 from isoflop.model.config import ModelConfig
-from isoflop.model.hardware import Hardware, hardware
+from isoflop.model.hardware import Hardware, Machine, hardware
 from isoflop.scaling.laws import Laws
 from isoflop.scaling.lr_batch_law import HyperLaw
 from isoflop.scaling.plan.allocate import Split, best_split, serving_split
-from isoflop.scaling.sweep.shapes import Tree
+from isoflop.scaling.sweep.family import Family
+from isoflop.scaling.sweep.shapes import Tree, shape_near
 
 MEMORY_SHARE = 0.92
 """Share of a device's memory that a plan may fill; the rest is fragmentation and temporaries (assumption)."""
-
-ShapeNear = Callable[..., ModelConfig]
-Speed = Callable[[ModelConfig, int], float]
-"""(shape, batch_tokens) -> tokens per second of one device."""
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What the run has."""
-
-    n_gpus: int = 1
-    hardware: str = ""
-    """Name in `isoflop.model.hardware.HARDWARE`; empty: no time, cost or memory limit from a table."""
-    utilisation: float = 0.4
-    """Achieved share of the peak, FLOPs counted with output head and full attention; measure it (0.4: assumption)."""
-    memory_gib: float = 0.0
-    """Memory of one device, GiB; 0: that of `hardware`."""
-    zero_stage: int = 0
-    """Sharding over the devices: 0 nothing, 1 optimizer state, 2 gradients too, 3 weights too."""
-    precision: str = "bf16"
-    max_micro_batch: int = 16
-    """Most sequences of one forward pass on a device."""
-    price_per_gpu_hour: float = 0.0
-    """In any currency; 0: no cost."""
-    speed: Speed | None = None
-    """Measured tokens per second of one device; goes before `utilisation`."""
-
-
-def check_machine(machine: Machine) -> None:
-    """Rules for the machine's numbers. Raises PlanError."""
-    if not 0 < machine.utilisation <= 1:
-        raise PlanError(f"utilisation = {machine.utilisation} must be above 0 and at most 1, for example 0.4")
-    for name in ("n_gpus", "max_micro_batch"):
-        if getattr(machine, name) < 1:
-            raise PlanError(f"{name} = {getattr(machine, name)} must be at least 1")
-    for name in ("memory_gib", "price_per_gpu_hour"):
-        if getattr(machine, name) < 0:
-            raise PlanError(f"{name} = {getattr(machine, name)} must be 0 (unknown) or more")
-    if machine.hardware:
-        hardware(machine.hardware)
 
 
 @dataclass(frozen=True)
@@ -87,10 +48,9 @@ class Draft:
     laws: Laws
     law: HyperLaw
     machine: Machine
-    shape_near: ShapeNear
+    family: Family
     vocab_size: int
     seq_len: int
-    init_std: float
     unique_tokens: float | None
     max_epochs: float | None
     serve_tokens: float
@@ -101,9 +61,7 @@ class Draft:
         config = None
         for _ in range(12):  # parameters are not a function of M alone: move M until they agree
             try:
-                config = self.shape_near(
-                    target, vocab_size=self.vocab_size, seq_len=self.seq_len, init_std=self.init_std
-                )
+                config = shape_near(target, vocab_size=self.vocab_size, seq_len=self.seq_len, family=self.family)
             except IsoflopError as error:
                 raise PlanError(f"the planned model has no shape: {error}") from error
             ratio = scale / self.scale_of(config)
@@ -202,25 +160,16 @@ def memory_plan(run: Run, machine: Machine, template: Tree) -> MemoryPlan:
     wanted = int((template.get("train") or {}).get("micro_batch") or 0)
     if wanted and sequences % wanted == 0:
         micro_batches = [wanted, *(n for n in micro_batches if n < wanted)]
+    memory = functools.partial(training_memory, run.config, precision=machine.precision, world_size=machine.n_gpus)
     for micro_batch in micro_batches:
-        parts = _memory(run, machine, micro_batch, machine.zero_stage)
+        parts = memory(micro_batch=micro_batch, zero_stage=machine.zero_stage)
         if not limit or parts.total_bytes <= MEMORY_SHARE * limit:
             return MemoryPlan(parts, machine.precision, machine.zero_stage, machine.n_gpus, micro_batch, limit or None)
-    fitting = [n for n in range(4) if _memory(run, machine, 1, n).total_bytes <= MEMORY_SHARE * limit]
-    parts = dataclasses.asdict(_memory(run, machine, 1, machine.zero_stage))
+    fitting = [n for n in range(4) if memory(micro_batch=1, zero_stage=n).total_bytes <= MEMORY_SHARE * limit]
+    parts = dataclasses.asdict(memory(micro_batch=1, zero_stage=machine.zero_stage))
     gib = {name.removesuffix("_bytes"): size / 2**30 for name, size in parts.items()}
     raise PlanError(
         f"memory = {gib.pop('total'):.3g} GiB per device with one sequence at a time exceeds {MEMORY_SHARE:.0%} of "
         f"{limit / 2**30:.3g} GiB ({', '.join(f'{name} {size:.3g}' for name, size in gib.items())}); "
         + (f"zero_stage = {fitting[0]} fits" if fitting else "use more or larger devices, or a smaller budget")
-    )
-
-
-def _memory(run: Run, machine: Machine, micro_batch: int, zero_stage: int) -> Memory:
-    return training_memory(
-        run.config,
-        precision=machine.precision,
-        micro_batch=micro_batch,
-        world_size=machine.n_gpus,
-        zero_stage=zero_stage,
     )

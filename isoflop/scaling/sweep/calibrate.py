@@ -55,8 +55,8 @@ def _measure(
     import torch
 
     from isoflop.model.transformer import Transformer
-    from isoflop.training.optim import adamw
     from isoflop.training.device import choose_device
+    from isoflop.training.optim import adamw
 
     torch.set_num_threads(threads)
     device = choose_device(device_name)

@@ -21,7 +21,8 @@ from isoflop.recipe import (
     from_tree,
 )
 from isoflop.scaling.lr_batch_law import hyper_law
-from isoflop.scaling.sweep.family import DENSE, Family, check_family
+from isoflop.scaling.published import DEEPSEEK
+from isoflop.scaling.sweep.family import DENSE, Family
 from isoflop.training.pretrain.recipe import (
     BalanceSection,
     CheckpointSection,
@@ -74,13 +75,17 @@ class LadderSection:
     """No cell may train on more; 0: no limit. Budgets chosen from a time are lowered together to respect it."""
 
 
+_DEEPSEEK = DEEPSEEK.allocation.law("n") if DEEPSEEK.allocation else None
+assert _DEEPSEEK is not None
+
+
 @dataclass(frozen=True)
 class AllocationSection:
     """Prior law M_opt = coefficient C^exponent on which sizes are centred (default: DeepSeek LLM, arXiv 2401.02954)."""
 
-    coefficient: Positive = 0.1715
+    coefficient: Positive = _DEEPSEEK[0]
     """M_opt of one FLOP."""
-    exponent: Annotated[float, Range(above=0, below=1)] = 0.5243
+    exponent: Annotated[float, Range(above=0, below=1)] = _DEEPSEEK[1]
     """How fast M_opt grows with compute."""
 
     def scale_at(self, budget_flops: float) -> float:
@@ -189,7 +194,7 @@ def check(recipe: LadderRecipe) -> None:
         (train.mtp, MtpSection, "train.mtp."),
     ):
         from_tree(tree, section, name)
-    check_family(recipe.family)
+    _check_family(recipe.family)
     if recipe.numerics is not None:
         check_numerics(recipe.numerics)
     if spec.purpose == "grid":
@@ -228,3 +233,19 @@ def check(recipe: LadderRecipe) -> None:
     ):
         if getattr(train, name) and not part:
             raise RecipeError(f"train.{name} is set but the models have none: leave it out or set family.{of}")
+
+
+def _check_family(family: Family) -> None:
+    """Ranges, and rules between the family's keys. Raises RecipeError naming the key, the value and the rule."""
+    check_ranges(family, "family.")
+    experts = family.experts
+    if experts is not None and experts.n_active > experts.n_experts:
+        raise RecipeError(
+            f"family.experts.n_active = {experts.n_active} must be at most family.experts.n_experts = "
+            f"{experts.n_experts}"
+        )
+    if family.latent is not None and family.heads_per_kv_head != 1:
+        raise RecipeError(
+            f"family.heads_per_kv_head = {family.heads_per_kv_head} must be 1 with family.latent: latent attention "
+            f"makes every head's own key and value; leave one of the two out"
+        )

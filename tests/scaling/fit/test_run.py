@@ -10,7 +10,7 @@ import pytest
 
 from isoflop.errors import FitError, PlanError
 from isoflop.scaling.fit import joint as law_set
-from isoflop.scaling.fit.joint import fit, fit_law_set
+from isoflop.scaling.fit.joint import fit
 from isoflop.scaling.fit.run import LAWS, fit_table, run_fit
 from isoflop.scaling.fit.table import Table
 from isoflop.scaling.laws import Laws, Surface
@@ -52,7 +52,7 @@ def at_optimum(laws, flops):
 
 
 def test_a_law_set_holds_what_the_planner_reads(tmp_path):
-    laws = fit_law_set(sweep(), bootstrap=60, seed=1)
+    laws = fit(sweep(), bootstrap=60, seed=1)
     assert (laws.scale, laws.loss, laws.n_runs) == ("flops_per_token", "bits_per_byte", 20)
     assert laws.budgets == pytest.approx(np.geomspace(3e11, 2.4e12, 4))
     assert laws.largest_budget_flops == pytest.approx(2.4e12, rel=1e-5)
@@ -65,11 +65,11 @@ def test_a_law_set_holds_what_the_planner_reads(tmp_path):
     assert abs(laws.rehearsal.relative_error) < 0.03
     laws.write(tmp_path / "laws.json")
     assert json.loads((tmp_path / "laws.json").read_text())["lstar"]["E"] == laws.lstar.E
-    assert fit_law_set(sweep(), bootstrap=60, seed=1).tree() == laws.tree()
+    assert fit(sweep(), bootstrap=60, seed=1).tree() == laws.tree()
 
 
 def test_a_laws_file_is_read_back_as_it_was_written(tmp_path):
-    laws = fit_law_set(sweep(), bootstrap=20)
+    laws = fit(sweep(), bootstrap=20)
     laws.write(tmp_path / "laws.json")
     again = Laws.read(tmp_path / "laws.json")
     assert again.tree() == laws.tree() | {"format": 2}
@@ -81,7 +81,7 @@ def test_a_laws_file_is_read_back_as_it_was_written(tmp_path):
 
 
 def test_files_of_before_the_format_number_are_read_and_of_a_later_one_refused(tmp_path):
-    tree = fit_law_set(sweep(), bootstrap=20).tree()
+    tree = fit(sweep(), bootstrap=20).tree()
     old = {key: value for key, value in tree.items() if key != "format"}
     assert Laws.from_tree(old).tree() == tree
     with pytest.raises(PlanError, match=r"format = 3 must be at most 2.*update isoflop"):
@@ -107,7 +107,7 @@ def test_a_table_is_fitted_from_a_file_from_rows_and_from_records(tmp_path):
 
 
 def test_without_noise_every_law_predicts_eight_times_the_compute():
-    laws = fit_law_set(sweep(noise=0.0), bootstrap=0)
+    laws = fit(sweep(noise=0.0), bootstrap=0)
     truth = TRUTH.optimum(2e13, 1.0)[2]
     assert at_optimum(laws, 2e13) == pytest.approx([truth] * 3, rel=0.01)
     assert laws.resamples == {}
@@ -115,7 +115,7 @@ def test_without_noise_every_law_predicts_eight_times_the_compute():
 
 def test_joint_resamples_agree_in_sign_at_the_target():
     """Row i of every law comes from one resample, so the two surfaces move together."""
-    laws = fit_law_set(sweep(seed=3), bootstrap=200)
+    laws = fit(sweep(seed=3), bootstrap=200)
     scale, tokens, _ = TRUTH.optimum(2e13, 1.0)
     moved = [
         [float(Surface.of(row).loss(scale, tokens)) for row in laws.resamples[f"surface_{name}"]]
@@ -129,7 +129,7 @@ def test_intervals_of_the_surface_cover_the_truth_about_as_often_as_they_say():
     inside = 0
     scale, tokens, truth = TRUTH.optimum(2e13, 1.0)
     for seed in range(10):
-        laws = fit_law_set(sweep(seed=seed, noise=0.004), bootstrap=150, seed=seed, hyper=False)
+        laws = fit(sweep(seed=seed, noise=0.004), bootstrap=150, seed=seed, hyper=False)
         losses = [float(Surface.of(row).loss(scale, tokens)) for row in laws.resamples["surface_varpro"]]
         low, high = np.percentile(losses, [5, 95])
         inside += bool(low <= truth <= high)
@@ -144,21 +144,21 @@ def test_targets_diverged_and_uncooled_runs_are_left_out_and_named():
         RunRecord("d", status="diverged", flops_per_token=1e6, n_tokens=10**6, total_flops=1e12, bits_per_byte=9.0),
         RunRecord("u", cooled=False, flops_per_token=1e6, n_tokens=10**6, total_flops=1e12, bits_per_byte=9.0),
     ]
-    laws = fit_law_set(records + spoiled, bootstrap=20)
+    laws = fit(records + spoiled, bootstrap=20)
     assert laws.n_runs == 20
-    assert laws.surfaces == fit_law_set(records, bootstrap=20).surfaces
+    assert laws.surfaces == fit(records, bootstrap=20).surfaces
     for word in ("target", "diverged", "cooled = false"):
         assert any(word in text for text in laws.warnings)
 
 
 def test_a_budget_that_lost_its_sizes_is_left_out_but_not_the_sweep():
     records = [record for index, record in enumerate(sweep()) if index not in (0, 1, 2)]
-    laws = fit_law_set(records, bootstrap=20)
+    laws = fit(records, bootstrap=20)
     assert len(laws.budgets) == 3
     assert laws.rehearsal is None
     assert any("2 finished sizes" in text for text in laws.warnings)
     with pytest.raises(FitError, match="at least 3 and 9"):
-        fit_law_set(sweep(budgets=2), bootstrap=0)
+        fit(sweep(budgets=2), bootstrap=0)
 
 
 def test_vertices_outside_leave_the_allocation_to_the_curves_fitted_together():
@@ -177,7 +177,7 @@ def test_vertices_outside_leave_the_allocation_to_the_curves_fitted_together():
         for flops in np.geomspace(3e11, 2.4e12, 4)
         for factor in (1.6, 2.5, 4.0, 6.0)
     ]
-    laws = fit_law_set(records, bootstrap=20)
+    laws = fit(records, bootstrap=20)
     assert laws.allocation.source == "pooled curve"
     assert any("outside the tested range" in text for text in laws.warnings)
     optimum = laws.allocation.best("n", 1e12)
@@ -224,7 +224,7 @@ def test_importing_the_fit_imports_no_torch():
 def test_controls_take_no_part_in_the_fit():
     records = sweep()
     control = RunRecord("c", kind="control", flops_per_token=1e6, n_tokens=10**6, total_flops=1e12, bits_per_byte=9.0)
-    assert fit_law_set([*records, control], bootstrap=0).surfaces == fit_law_set(records, bootstrap=0).surfaces
+    assert fit([*records, control], bootstrap=0).surfaces == fit(records, bootstrap=0).surfaces
 
 
 def test_the_priors_tame_a_noisy_narrow_sweep_and_yield_to_a_quiet_one(monkeypatch):
@@ -233,7 +233,7 @@ def test_the_priors_tame_a_noisy_narrow_sweep_and_yield_to_a_quiet_one(monkeypat
     truth = TRUTH.optimum(flops, 1.0)[2]
 
     def misses(noise, seeds):
-        found = [at_optimum(fit_law_set(sweep(noise=noise, seed=s), bootstrap=0, hyper=False), flops) for s in seeds]
+        found = [at_optimum(fit(sweep(noise=noise, seed=s), bootstrap=0, hyper=False), flops) for s in seeds]
         return np.abs(np.array(found) / truth - 1)
 
     noisy, quiet = misses(0.012, range(6)), misses(0.0005, range(2))
@@ -243,7 +243,7 @@ def test_the_priors_tame_a_noisy_narrow_sweep_and_yield_to_a_quiet_one(monkeypat
     assert noisy.mean() < 0.02 < 0.6 * free.max()
     assert noisy.mean() < 0.8 * free.mean()
     assert quiet.max() < 0.005
-    without = fit_law_set([dataclasses.replace(r, bits_per_byte=None) for r in sweep()], bootstrap=0, hyper=False)
+    without = fit([dataclasses.replace(r, bits_per_byte=None) for r in sweep()], bootstrap=0, hyper=False)
     assert without.loss == "loss_nats" and without.floor_prior is None
 
 
@@ -257,7 +257,7 @@ def test_what_only_small_budgets_do_matters_less(monkeypatch):
     truth = TRUTH.optimum(2e13, 1.0)[2]
 
     def miss():
-        laws = fit_law_set(late, bootstrap=0, hyper=False)
+        laws = fit(late, bootstrap=0, hyper=False)
         return np.abs(np.array(at_optimum(laws, 2e13)) / truth - 1).mean()
 
     weighted = miss()

@@ -9,8 +9,8 @@ from places import SHARED
 
 from isoflop.errors import FitError, PlanError
 from isoflop.recipe import write_json
-from isoflop.scaling.fit.joint import fit_law_set
-from isoflop.scaling.fit.table import load_table
+from isoflop.scaling.fit.joint import fit
+from isoflop.scaling.fit.selection import load_table
 from isoflop.scaling.laws import surface_loss, surface_optimum
 from isoflop.scaling.plan import compare as comparison
 from isoflop.scaling.plan.compare import compare_files
@@ -166,10 +166,10 @@ def sweep_records(family, leverage, seed, noise=0.002):
 
 
 def test_a_mixture_worth_known_compute_over_a_dense_sweep_is_found_and_both_families_are_named():
-    dense = fit_law_set(sweep_records("dense; MHA", 1.0, seed=1), bootstrap=200)
+    dense = fit(sweep_records("dense; MHA", 1.0, seed=1), bootstrap=200)
     found, inside = [], []
     for seed in range(2, 6):
-        mixture = fit_law_set(sweep_records("64 experts, 6 active; MHA", 2.5, seed=seed), bootstrap=200)
+        mixture = fit(sweep_records("64 experts, 6 active; MHA", 2.5, seed=seed), bootstrap=200)
         result = compare(dense, mixture, budget_flops=9e14)
         found.append(result["multiplier"]["center"])
         inside.append(result["multiplier"]["low"] < 2.5 < result["multiplier"]["high"])
@@ -182,7 +182,7 @@ def test_a_mixture_worth_known_compute_over_a_dense_sweep_is_found_and_both_fami
 def test_laws_are_not_fitted_to_a_mixture_and_dense_runs_together():
     records = sweep_records("dense; MHA", 1.0, seed=1) + sweep_records("64 experts; MHA", 2.5, seed=2)
     with pytest.raises(FitError, match=r"2 families of models: dense \(25\), 64 experts, 6 active, 2 shared \(25\)"):
-        fit_law_set(records, bootstrap=0)
+        fit(records, bootstrap=0)
 
 
 def test_other_conventions_that_differ_are_still_warned_about():
