@@ -176,8 +176,6 @@ def _own_user_namespace(users: tuple[int, int] | None) -> None:
         _, status = os.waitpid(helper, 0)
     if status:
         raise OSError(errno.EPERM, "uid_map: not written")
-    os.setresgid(0, 0, 0)
-    os.setresuid(0, 0, 0)
 
 
 def _new_root(folder: Path, readable: list[str]) -> None:
