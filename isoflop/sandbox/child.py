@@ -1,6 +1,6 @@
-"""What runs inside, after all layers are closed: the answer's side, which runs code and answers requests, and the tests'.
+"""What runs inside, after all layers are closed: the answer's side runs code and serves requests.
 
-Requests are frames (`values.py`): get a name, call, read or set an attribute, list, length, item. What is not plain data
+Requests are frames (`values.py`): get a name, call, read or set an attribute, list, length, item. What is no plain data
 stays in the answer's process and crosses as a handle, so the tests compare plain values, or handles by identity: no
 method that the answer wrote ever runs where the verdict is made.
 """

@@ -179,7 +179,7 @@ def _own_user_namespace(users: tuple[int, int] | None) -> None:
 
 
 def _new_root(folder: Path, readable: list[str]) -> None:
-    """A root that has the readable folders, four devices and an empty place for the job; nothing else, not even /proc."""
+    """A root of the readable folders, four devices and an empty place for the job; nothing else, not even /proc."""
     linux.mount("none", "/", None, linux.MS_REC | linux.MS_PRIVATE)
     root = str(folder)
     linux.mount("tmpfs", root, "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, "size=1m,nr_inodes=1024,mode=755")

@@ -129,11 +129,14 @@ class _Planted(NamedTuple):
 def assess(layers: dict[str, Any], python: str, run: Callable[[Job], Outcome]) -> Protection:
     """Which properties hold, by the layers there are and by the attacks that `run` contains."""
     missing = layers["missing"]
-    wrong = {name: "" for name in NEEDS}
+    wrong = dict.fromkeys(NEEDS, "")
     for name, ways in NEEDS.items():
         lacking = [[layer for layer in way if layer in missing] for way in ways]
         if all(lacking):
-            wrong[name] = " and ".join(f"{layer} is missing ({missing[layer]})" for layer in sorted({*sum(lacking, [])}))
+            wrong[name] = " and ".join(
+                f"{layer} is missing ({missing[layer]})"
+                for layer in sorted({layer for way in lacking for layer in way})
+            )
     if not any(wrong.values()):
         with _plant() as planted:
             wrong |= _attack(planted, run)

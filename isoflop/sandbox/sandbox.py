@@ -38,7 +38,7 @@ class Sandbox:
     def _open(self, n_workers: int, packages: tuple[str, ...]) -> Protection:
         if sys.platform != "linux":
             why = f"{sys.platform} has none of the layers"
-            return Protection({name: why for name in NEEDS}, {}, 0, sys.version.split()[0])
+            return Protection(dict.fromkeys(NEEDS, why), {}, 0, sys.version.split()[0])
         try:
             self._workers = [Worker(packages) for _ in range(n_workers)]
         except SandboxError as error:
@@ -48,7 +48,7 @@ class Sandbox:
         for worker in self._workers:
             if set(worker.layers["missing"]) != set(protection.missing_layers):
                 why = f"workers differ in their layers: {worker.layers['missing']}, {protection.missing_layers}"
-                return Protection({name: why for name in NEEDS}, protection.missing_layers, 0, first.python)
+                return Protection(dict.fromkeys(NEEDS, why), protection.missing_layers, 0, first.python)
             self._free.put(worker)
         return protection
 
@@ -84,5 +84,7 @@ class Sandbox:
     def __enter__(self) -> "Sandbox":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> Any:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> Any:
         self.close()

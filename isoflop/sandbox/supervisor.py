@@ -8,8 +8,8 @@ holds anything of another job. For each process of a job it starts
 and waits: for its end, for the clock, for a word of the parent, for the parent's end. Then it kills what is left,
 answers with numbers, and is ready for the next job.
 
-On the wire: JSON messages over a socket that keeps their borders. In: `{"limits", "roles"}` with the descriptors of each
-role; `{"kill"}`. Out: the layers, once; then for each job `{"ends", "timeout", "disk", "setup", "wall_s"}`.
+On the wire: JSON messages over a socket that keeps their borders. In: `{"limits", "roles"}` with the descriptors of
+each role; `{"kill"}`. Out: the layers, once; then for each job `{"ends", "timeout", "disk", "setup", "wall_s"}`.
 """
 
 import array
@@ -30,9 +30,10 @@ from typing import Any, NamedTuple
 from isoflop.sandbox import child, layers, linux
 
 PRELOADED = (
-    *("abc array bisect calendar cmath collections collections.abc copy dataclasses datetime decimal enum fractions".split()),
-    *("functools hashlib heapq inspect io itertools json keyword logging math numbers operator queue random re".split()),
-    *("statistics string struct sys textwrap threading time traceback types typing unicodedata".split()),
+    *("abc", "array", "bisect", "calendar", "cmath", "collections", "collections.abc", "copy", "dataclasses"),
+    *("datetime", "decimal", "enum", "fractions", "functools", "hashlib", "heapq", "inspect", "io", "itertools"),
+    *("json", "keyword", "logging", "math", "numbers", "operator", "queue", "random", "re", "statistics", "string"),
+    *("struct", "sys", "tempfile", "textwrap", "threading", "time", "traceback", "types", "typing", "unicodedata"),
 )
 """Imported once here rather than in every job."""
 WATCH_S = 0.02  # assumption: how often a folder without a fixed size is measured
@@ -59,6 +60,7 @@ def main() -> None:
     linux.adopt_orphans()
     for name in PRELOADED:
         __import__(name)
+    sys.path[-1:] = packages  # in place of our own package, which is loaded and not there for answers
     held = layers.detach(folder, packages)
     linux.hide_memory()
     gc.collect()
@@ -121,7 +123,7 @@ def _run(
                 _end(started)
                 return None
             killed = True
-        for fd in [fd for fd in ready if fd in waiting]:
+        for fd in [fd for fd in waiting if fd in ready]:
             ends[waiting.pop(fd)].update(_read_status(fd))
             if fd == last:
                 deadline = time.monotonic() + GRACE_S
@@ -231,7 +233,7 @@ def _end(started: list[Started]) -> None:
 
 
 def _make_folder(path: str, user: int | None) -> None:
-    os.mkdir(path, 0o700)
+    Path(path).mkdir(0o700)
     if user is not None:
         os.chown(path, user, user)
 
@@ -262,15 +264,14 @@ def remove_folder(path: str) -> None:
     n_moved, again = 0, True
     while again:
         again = False
-        for name in os.listdir(path):
-            inner = f"{path}/{name}"
-            if not stat.S_ISDIR(os.lstat(inner).st_mode):
-                os.unlink(inner)
+        for inner in list(Path(path).iterdir()):
+            if not stat.S_ISDIR(inner.lstat().st_mode):
+                inner.unlink()
                 continue
-            os.chmod(inner, 0o700)
-            for below in os.listdir(inner):
+            inner.chmod(0o700)
+            for below in list(inner.iterdir()):
                 n_moved += 1
-                os.rename(f"{inner}/{below}", f"{path}/.moved-{n_moved}")
+                below.rename(f"{path}/.moved-{n_moved}")
                 again = True
-            os.rmdir(inner)
-    os.rmdir(path)
+            inner.rmdir()
+    Path(path).rmdir()

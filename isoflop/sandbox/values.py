@@ -46,11 +46,14 @@ def encode(value: Any, handle: Callable[[Any], int] | None = None, depth: int = 
             return [tag, [encode(item, handle, depth - 1) for item in value]]
     if isinstance(value, (Decimal, Fraction)):
         return ["D" if isinstance(value, Decimal) else "F", str(value)]
+    if isinstance(value, type) and _TYPES.get(value.__name__) is value:
+        return ["T", value.__name__]
     if handle is None:
         raise ValueRefused(f"a value of type {type(value).__name__} is not plain data")
     return ["o", handle(value), type(value).__name__[:100]]
 
 
+_TYPES = {kind.__name__: kind for kind in (bool, int, float, complex, str, bytes, list, tuple, dict, set, frozenset)}
 _CONTAINERS = ((list, "l"), (tuple, "t"), (frozenset, "z"), (set, "s"))
 
 
@@ -73,6 +76,8 @@ def decode(tree: Any, opened: Callable[[int, str], Any] | None = None, depth: in
         if tag == "d":
             return {decode(k, opened, depth - 1): decode(v, opened, depth - 1) for k, v in content}
         return _SEQUENCES[tag](decode(item, opened, depth - 1) for item in content)
+    except ValueRefused:
+        raise
     except (TypeError, ValueError, KeyError, IndexError, ArithmeticError, AttributeError) as error:
         raise ValueRefused(f"not a value: {str(error)[:200]}") from error
 
@@ -88,6 +93,7 @@ _SCALARS: dict[str, Callable[..., Any]] = {
     "b": bytes.fromhex,
     "B": bytearray.fromhex,
     "D": Decimal,
+    "T": _TYPES.__getitem__,
     "F": lambda text: Fraction(text) if "e" not in text.lower() else _closed(0, "Fraction"),
 }
 _SEQUENCES: dict[str, Callable[..., Any]] = {"l": list, "t": tuple, "z": frozenset, "s": set}

@@ -18,7 +18,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import isoflop
 from isoflop.errors import SandboxError
 from isoflop.sandbox.child import OUT_OF_MEMORY
 from isoflop.sandbox.jobs import Call, Calls, Job, Outcome, Tests, Verdict
@@ -68,7 +67,7 @@ class Worker:
         self.folder = Path(tempfile.mkdtemp(prefix="isoflop-sandbox-"))
         self.folder.chmod(0o711)  # passable, not readable: jobs of another user have their folders in it
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        parts = [_BOOT, str(Path(isoflop.__file__).parent.parent), str(theirs.fileno()), str(self.folder)]
+        parts = [_BOOT, str(Path(__file__).resolve().parents[2]), str(theirs.fileno()), str(self.folder)]
         with theirs:
             self.process = subprocess.Popen(
                 [sys.executable, "-S", "-s", "-P", "-B", "-c", *parts, *self.packages],
@@ -142,7 +141,7 @@ class Worker:
         """Read all pipes up to the cap until the supervisor has answered and everything is closed."""
         readable = [*pipes.outputs, pipes.result]
         texts, answer, above = {fd: bytearray() for fd in readable}, None, ""
-        caps = {fd: job.limits.output_bytes for fd in readable}
+        caps = dict.fromkeys(readable, job.limits.output_bytes)
         if isinstance(job.check, Calls):
             caps[pipes.result] += 64 * (len(job.check.calls) + 1)  # what frames add
         deadline = time.monotonic() + job.limits.wall_s + LATE_S

@@ -1,13 +1,13 @@
 """Hosts and planted things shared by the tests of the sandbox."""
 
-import os
 import sys
+from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, os.path.dirname(__file__))
+sys.path.insert(0, str(Path(__file__).parent))
 
-from world import Host, World  # noqa: E402
+from world import Host, World
 
 collect_ignore = ["host.py"] if sys.platform == "linux" else ["host.py", "test_attacks.py", "test_layers.py"]
 
@@ -22,6 +22,5 @@ def world():
 @pytest.fixture(scope="session")
 def host():
     """All layers that there are, as whoever runs the tests."""
-    made = Host()
-    yield made
-    assert made.close() == 0
+    with Host() as made:
+        yield made

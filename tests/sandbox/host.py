@@ -46,7 +46,13 @@ def deny(layers):
                 block = [(0x20, 0, 0, low), (0x15, 0, 2, 0), (0x20, 0, 0, high), (0x15, 1, 0, 0), fail, (0x20, 0, 0, 0)]
                 program += [(0x15, 0, len(block), call), *block]
             else:
-                block = [(0x20, 0, 0, 16 + 8 * argument), (0x54, 0, 0, mask), (0x15, 0, 1, value), fail, (0x20, 0, 0, 0)]
+                block = [
+                    (0x20, 0, 0, 16 + 8 * argument),
+                    (0x54, 0, 0, mask),
+                    (0x15, 0, 1, value),
+                    fail,
+                    (0x20, 0, 0, 0),
+                ]
                 program += [(0x15, 0, len(block), call), *block]
     program.append((0x06, 0, 0, 0x7FFF0000))
     code = b"".join(struct.pack("=HBBI", *line) for line in program)
@@ -70,11 +76,20 @@ def main():
     with Sandbox() as sandbox:
         found = sandbox.protection
         layers = sandbox._workers[0].layers["missing"] if sandbox._workers else {}
-        say({"holds": found.holds, "properties": found.properties, "missing": layers, "start_s": time.monotonic() - begin})
+        say(
+            {
+                "holds": found.holds,
+                "properties": found.properties,
+                "missing": layers,
+                "start_s": time.monotonic() - begin,
+            }
+        )
         for line in sys.stdin:
             request = json.loads(line)
             if "bare" in request:
-                code = subprocess.run([sys.executable, "-c", request["bare"]], capture_output=True, text=True, timeout=20)
+                code = subprocess.run(
+                    [sys.executable, "-c", request["bare"]], capture_output=True, text=True, timeout=20
+                )
                 say({"output": code.stdout, "error": code.stderr[-300:]})
                 continue
             if "look" in request:

@@ -5,26 +5,31 @@ import shutil
 import time
 from pathlib import Path
 
+import attacks_files
+import attacks_others
+import attacks_resources
 import pytest
-from attacks import ATTACKS, OUTPUT, TIMEOUT
+from attacks import OUTPUT, TIMEOUT
 from world import SECRET, Host
 
+ATTACKS = [*attacks_resources.ATTACKS, *attacks_files.ATTACKS, *attacks_others.ATTACKS]
 USERS = ("", "nobody") if os.geteuid() == 0 else ("",)
-GONE = ("", "seccomp", "landlock", "namespaces", "mount", "pid", "net")
+GONE = ("", "seccomp", "landlock", "namespaces")
+SLOW = ("mount", "pid", "net")
 HOSTS = [(user, without) for user in USERS for without in GONE] + [("", "user")] * (os.geteuid() == 0)
+HOSTS += [pytest.param((user, without), marks=pytest.mark.slow) for user in USERS for without in SLOW]
 REACH = {"network", "files", "secrets"}
 """Groups whose attacks must work without a sandbox, or they show nothing."""
 
 
 @pytest.fixture(scope="module", params=HOSTS, ids=lambda p: f"{p[0] or 'self'}{'-without-' + p[1] if p[1] else ''}")
 def attacked(request):
-    host = Host(*request.param)
-    yield host
-    assert host.close() == 0
+    with Host(*request.param) as host:
+        yield host
 
 
 def processes() -> int:
-    return sum(name.isdigit() for name in os.listdir("/proc"))
+    return sum(name.isdigit() for name in os.listdir("/proc"))  # noqa: PTH208
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda a: f"{a.group}-{a.name}".replace(" ", "_"))

@@ -1,4 +1,4 @@
-"""What the attacks aim at: a file anyone may change, sockets anyone may reach, a secret, and hosts that run the sandbox."""
+"""What the attacks aim at: a file anyone may change, sockets anyone may reach, a secret; and hosts of the sandbox."""
 
 import contextlib
 import json
@@ -124,7 +124,11 @@ class Host:
             text=True,
             **as_user(user),
         )
-        self.hello = self._read()
+        try:
+            self.hello = self._read()
+        except BaseException:
+            self.close()
+            raise
 
     def _read(self) -> dict[str, Any]:
         assert self.process.stdout and self.process.stderr
@@ -144,6 +148,12 @@ class Host:
     def test(self, code: str, tests: str, helpers: str = "", remote: Any = (), **limits: Any) -> dict[str, Any]:
         given = {"code": code, "tests": tests, "helpers": helpers, "remote": remote}
         return self.ask(job={**given, "limits": {**LIMITS, **limits}})
+
+    def __enter__(self) -> "Host":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self.close() == 0
 
     def close(self) -> int:
         assert self.process.stdin and self.process.stdout and self.process.stderr
