@@ -78,6 +78,21 @@ def mean_of(scores: Sequence[float], groups: Sequence[Hashable] | None = None, z
     return Interval(mean, low, high, len(values))
 
 
+def weighted_mean(
+    scores: Sequence[float], weights: Sequence[float], groups: Sequence[Hashable] | None = None, z: float = Z95
+) -> Interval:
+    """Mean where items count differently, such as shares of instructions weighed by their number; a ratio's error."""
+    if len(scores) != len(weights) or not len(scores) or min(weights) < 0 or sum(weights) <= 0:
+        raise DataError(f"{len(weights)} weights for {len(scores)} scores; give one of at least 0 per item, not all 0")
+    values, heavy = np.asarray(scores, dtype=np.float64), np.asarray(weights, dtype=np.float64)
+    mean = float(values @ heavy / heavy.sum())
+    residuals = heavy * (values - mean) / heavy.mean()
+    half = z * clustered_error(residuals.tolist(), groups or range(len(values)))
+    inside = bool(((values >= 0) & (values <= 1)).all())
+    low, high = (max(0.0, mean - half), min(1.0, mean + half)) if inside else (mean - half, mean + half)
+    return Interval(mean, low, high, len(values))
+
+
 def paired(
     first: Sequence[float], second: Sequence[float], groups: Sequence[Hashable] | None = None, z: float = Z95
 ) -> Interval:

@@ -8,7 +8,7 @@ from isoflop.evaluation.tasks.answers import cut, last_box
 from isoflop.evaluation.tasks.chinese import texts
 from isoflop.evaluation.tasks.files import json_lines, members
 from isoflop.evaluation.tasks.math import equal
-from isoflop.evaluation.tasks.task import Choice, Item, Loaded, Question, Task, index_of, load
+from isoflop.evaluation.tasks.task import Choice, Item, Loaded, Question, Task, index_of, load, short
 
 STOPS = ("\n", "Q:")
 CHINESE = ("gaokao-", "jec-qa-", "logiqa-zh")
@@ -32,17 +32,19 @@ def _maker(name: str, chinese: bool) -> Any:
         asked = f"{passage}{said['question'] if chinese else 'Q: '}{row['question'].strip()}"
         if not row["options"]:
             prompt = f"{asked}\n{said['cloze'] if chinese else 'A: The answer is'}"
-            yield Question(where, prompt, str(row["answer"]), STOPS, 32, group=name)
+            yield Question(short(where), prompt, str(row["answer"]), STOPS, 32, group=name)
             return
         letters = "ABCDEFGHIJ"[: len(row["options"])]
         gold = tuple(i for letter in "".join(row["label"]) for i in index_of(letter, len(letters)))
+        if not gold:
+            raise ValueError("no option is right")
         listed = " ".join(row["options"])
         if chinese:
             text = f"{asked} {said['choices']}{listed}\n{said['cue'].format(first='A', last=letters[-1])}"
         else:
             text = f"{asked} Answer Choices: {listed}\nA: Among A through {letters[-1]}, the answer is"
         options = tuple(letters if chinese else (f" {letter}" for letter in letters))
-        yield Choice(where, text, options, gold, group=name)
+        yield Choice(short(where), text, options, gold, group=name)
 
     return make
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from isoflop.evaluation.tasks.files import find, json_lines
-from isoflop.evaluation.tasks.task import Choice, Loaded, Task, index_of, load
+from isoflop.evaluation.tasks.task import Choice, Loaded, Task, index_of, load, short
 
 
 def read(folder: Path, n_shots: int) -> Loaded:
@@ -20,7 +20,7 @@ def make(where: str, row: dict[str, Any]) -> Iterator[Choice]:
     else:
         texts, gold, query = row["choices"], row["gold"], row["query"]
     options = tuple(f" {text}" for text in texts)
-    yield Choice(where, f"{query}\nAnswer:", options, index_of(gold, len(options)))
+    yield Choice(short(where), f"{query}\nAnswer:", options, index_of(gold, len(options)))
 
 
 TASK = Task("arc_easy", read, ("acc", "acc_norm"), "arc/arc_easy.jsonl", "arc_easy 1.0")

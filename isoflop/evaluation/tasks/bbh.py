@@ -7,7 +7,7 @@ from pathlib import Path
 from isoflop.errors import DataError
 from isoflop.evaluation.tasks.answers import cut
 from isoflop.evaluation.tasks.files import members
-from isoflop.evaluation.tasks.task import Item, Loaded, Question, Task, load
+from isoflop.evaluation.tasks.task import Item, Loaded, Question, Task, load, short
 
 STOPS = ("</s>", "Q", "\n\n")
 
@@ -26,7 +26,7 @@ def read(folder: Path, n_shots: int) -> Loaded:
             ((f"{path}: example {i}", row) for i, row in enumerate(rows)),
             lambda where, row, path=path, prefix=prefix: [
                 Question(
-                    id=where,
+                    id=short(where),
                     prompt=f"Q: {row['input']}\nA: Let's think step by step.\n",
                     gold=row["target"],
                     stops=STOPS,

@@ -6,7 +6,7 @@ from typing import Any
 
 from isoflop.evaluation.tasks.chinese import texts
 from isoflop.evaluation.tasks.files import find, whole_json
-from isoflop.evaluation.tasks.task import Choice, Loaded, Row, Task, load
+from isoflop.evaluation.tasks.task import Choice, Loaded, Row, Task, load, short
 
 
 def read(folder: Path, n_shots: int) -> Loaded:
@@ -20,12 +20,12 @@ def _rows(path: Path) -> Iterator[Row]:
 
 
 def _make(where: str, row: list[Any]) -> Iterator[Choice]:
-    lines, questions, name = row
+    lines, questions, _ = row
     said = texts("c3")
     for i, asked in enumerate(questions):
         text = "\n".join([*lines, f"{said['question']}{asked['question']}", said["cue"]])
         gold = (asked["choice"].index(asked["answer"]),)
-        yield Choice(f"{name}-{i}", text, tuple(asked["choice"]), gold, group=name)
+        yield Choice(f"{short(where)}.{i}", text, tuple(asked["choice"]), gold, group=short(where))
 
 
 TASK = Task(

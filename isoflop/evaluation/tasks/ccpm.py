@@ -6,7 +6,7 @@ from typing import Any
 
 from isoflop.evaluation.tasks.chinese import texts
 from isoflop.evaluation.tasks.files import find, json_lines
-from isoflop.evaluation.tasks.task import Choice, Loaded, Task, index_of, load
+from isoflop.evaluation.tasks.task import Choice, Loaded, Task, index_of, load, short
 
 
 def read(folder: Path, n_shots: int) -> Loaded:
@@ -15,7 +15,9 @@ def read(folder: Path, n_shots: int) -> Loaded:
 
 def _make(where: str, row: dict[str, Any]) -> Iterator[Choice]:
     options = tuple(row["choices"])
-    yield Choice(where, f"{row['translation']}\n{texts('ccpm')['cue']}", options, index_of(row["answer"], len(options)))
+    yield Choice(
+        short(where), f"{row['translation']}\n{texts('ccpm')['cue']}", options, index_of(row["answer"], len(options))
+    )
 
 
 TASK = Task(

@@ -6,7 +6,7 @@ from typing import Any
 
 from isoflop.evaluation.tasks.chinese import texts
 from isoflop.evaluation.tasks.files import find, json_lines
-from isoflop.evaluation.tasks.task import Choice, Loaded, Task, load
+from isoflop.evaluation.tasks.task import Choice, Loaded, Task, load, short
 
 
 def read(folder: Path, n_shots: int) -> Loaded:
@@ -18,7 +18,9 @@ def _make(where: str, row: dict[str, Any]) -> Iterator[Choice]:
     names = row["target"]
     asked = said["question"].format(pronoun=names["span2_text"], name=names["span1_text"])
     gold = ("true", "false").index(str(row["label"]).lower())
-    yield Choice(where, f"{row['text']}\n{asked}\n{said['cue']}", (said["yes"], said["no"]), (gold,), group=row["text"])
+    yield Choice(
+        short(where), f"{row['text']}\n{asked}\n{said['cue']}", (said["yes"], said["no"]), (gold,), group=row["text"]
+    )
 
 
 TASK = Task(

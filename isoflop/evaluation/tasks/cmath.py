@@ -7,7 +7,7 @@ from typing import Any
 from isoflop.evaluation.tasks.answers import cut, last_number, number
 from isoflop.evaluation.tasks.chinese import texts
 from isoflop.evaluation.tasks.files import find, json_lines
-from isoflop.evaluation.tasks.task import Loaded, Question, Task, load
+from isoflop.evaluation.tasks.task import Loaded, Question, Task, load, short
 
 STOPS = ("\n\n",)
 
@@ -21,7 +21,7 @@ def _make(where: str, row: dict[str, Any]) -> Iterator[Question]:
     if number(str(row["golden"])) is None:
         raise ValueError(f"the answer {row['golden']!r} is no number")
     prompt = f"{said['question']}{row['question']}\n{said['cue']}"
-    yield Question(where, prompt, str(row["golden"]), STOPS, 256, group=f"grade {row['grade']}")
+    yield Question(short(where), prompt, str(row["golden"]), STOPS, 256, group=f"grade {row['grade']}")
 
 
 def grade(question: Question, output: str) -> dict[str, float]:

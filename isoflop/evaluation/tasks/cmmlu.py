@@ -7,7 +7,7 @@ from typing import Any
 from isoflop.evaluation.tasks.chinese import texts
 from isoflop.evaluation.tasks.files import members, table
 from isoflop.evaluation.tasks.mmlu import LETTERS
-from isoflop.evaluation.tasks.task import Choice, Loaded, Task, index_of, load, shots
+from isoflop.evaluation.tasks.task import Choice, Loaded, Task, index_of, load, short, shots
 
 
 def read(folder: Path, n_shots: int) -> Loaded:
@@ -30,7 +30,7 @@ def _maker(subject: str, prefix: str) -> Any:
         lines = "\n".join(f"{name}. {row[name]}" for name in LETTERS)
         text = f"{row['Question'].strip()}\n{lines}\n{texts('cmmlu')['cue']}"
         options = tuple(f" {name}" for name in LETTERS)
-        yield Choice(where, text, options, index_of(row["Answer"], 4), prefix=prefix, group=subject)
+        yield Choice(short(where), text, options, index_of(row["Answer"], 4), prefix=prefix, group=subject)
 
     return make
 

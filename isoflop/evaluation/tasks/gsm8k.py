@@ -8,7 +8,7 @@ from typing import Any
 
 from isoflop.evaluation.tasks.answers import cut, normal
 from isoflop.evaluation.tasks.files import find, json_lines
-from isoflop.evaluation.tasks.task import Item, Loaded, Question, Task, load
+from isoflop.evaluation.tasks.task import Item, Loaded, Question, Task, load, short
 
 STOPS = ("Question:", "</s>", "<|im_end|>")
 IGNORED = (",", r"\$", r"(?s).*#### ", r"\.$")
@@ -25,7 +25,7 @@ def read(folder: Path, n_shots: int) -> Loaded:
 def _make(where: str, row: dict[str, Any]) -> Iterator[Question]:
     if "#### " not in row["answer"]:
         raise ValueError("the answer has no '#### '")
-    yield Question(where, f"Question: {row['question']}\nAnswer:", row["answer"], STOPS, 512)
+    yield Question(short(where), f"Question: {row['question']}\nAnswer:", row["answer"], STOPS, 512)
 
 
 def strict(output: str) -> str:

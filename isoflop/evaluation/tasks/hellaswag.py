@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from isoflop.evaluation.tasks.files import find, json_lines
-from isoflop.evaluation.tasks.task import Choice, Loaded, Task, index_of, load
+from isoflop.evaluation.tasks.task import Choice, Loaded, Task, index_of, load, short
 
 
 def read(folder: Path, n_shots: int) -> Loaded:
@@ -20,7 +20,7 @@ def _make(where: str, row: dict[str, Any]) -> Iterator[Choice]:
         first, second = split_context(row["ctx"])
     text = _clean(f"{row['activity_label']}: {first} {second.capitalize()}")
     options = tuple(f" {_clean(ending)}" for ending in row["endings"])
-    yield Choice(where, text, options, index_of(int(row["label"]), len(options)))
+    yield Choice(short(where), text, options, index_of(int(row["label"]), len(options)))
 
 
 def split_context(text: str) -> tuple[str, str]:

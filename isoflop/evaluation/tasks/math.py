@@ -14,7 +14,7 @@ from typing import Any
 
 from isoflop.evaluation.tasks.answers import cut, last_box, number
 from isoflop.evaluation.tasks.files import find, json_lines
-from isoflop.evaluation.tasks.task import Item, Loaded, Question, Task, load
+from isoflop.evaluation.tasks.task import Item, Loaded, Question, Task, load, short
 
 STOPS = ("Problem:",)
 _SENTENCE = re.compile(r"Final Answer: The final answer is(.*?)\. I hope it is correct", re.DOTALL)
@@ -40,7 +40,9 @@ def _make(where: str, row: dict[str, Any]) -> Iterator[Question]:
     gold = last_box(row["solution"])
     if gold is None:
         raise ValueError("the solution has no box")
-    yield Question(where, _prompt(row["problem"]), gold, STOPS, 1024, group=row.get("type", row.get("subject", "")))
+    yield Question(
+        short(where), _prompt(row["problem"]), gold, STOPS, 1024, group=row.get("type", row.get("subject", ""))
+    )
 
 
 def _examples() -> list[tuple[str, str]]:

@@ -1,6 +1,7 @@
 """MBPP: write a function from one sentence and three asserts; three worked examples, which are problems 2 to 4."""
 
 import ast
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -36,17 +37,23 @@ def _make(where: str, row: dict[str, Any]) -> Iterator[Question]:
         f"You are an expert Python programmer, and here is your task: {row['text']} "
         f"Your code should pass these tests:\n\n{lines}\n[BEGIN]\n"
     )
-    names = {n.name for n in ast.parse(row["code"]).body if isinstance(n, (ast.FunctionDef, ast.ClassDef))}
+    names = {n.name for n in _parsed(row["code"]).body if isinstance(n, (ast.FunctionDef, ast.ClassDef))}
     gold = {"code": row["code"], "tests": [row.get("test_setup_code", ""), *asserts], "names": tuple(sorted(names))}
     yield Question(str(row["task_id"]), prompt, gold, STOPS, 512)
 
 
 def job(question: Question, output: str) -> Job:
-    """Names that the reference defines and the asserts use come from the answer, also where Python has them built in."""
+    """Names that the reference defines come from the answer, also where Python has them built in."""
     tests = "\n".join(question.gold["tests"])
-    used = {node.id for node in ast.walk(ast.parse(tests)) if isinstance(node, ast.Name)}
+    used = {node.id for node in ast.walk(_parsed(tests)) if isinstance(node, ast.Name)}
     remote = tuple(name for name in question.gold["names"] if name in used)
     return Job(cut(output, STOPS), Tests(tests, remote=remote))
+
+
+def _parsed(code: str) -> ast.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # some references have escapes that Python warns of
+        return ast.parse(code)
 
 
 TASK = Task(

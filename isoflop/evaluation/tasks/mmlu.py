@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from isoflop.evaluation.tasks.files import members, table
-from isoflop.evaluation.tasks.task import Choice, Loaded, Task, index_of, load, shots
+from isoflop.evaluation.tasks.task import Choice, Loaded, Task, index_of, load, short, shots
 
 LETTERS = "ABCD"
 
@@ -39,7 +39,7 @@ def _maker(subject: str, prefix: str) -> Any:
         lines = "\n".join(f"{name}. {text}" for name, text in zip(LETTERS, texts))
         text = f"{question.strip()}\n{lines}\nAnswer:"
         options = tuple(f" {name}" for name in LETTERS)
-        yield Choice(where, text, options, index_of(letter, 4), prefix=prefix, group=subject)
+        yield Choice(short(where), text, options, index_of(letter, 4), prefix=prefix, group=subject)
 
     return make
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from isoflop.errors import DataError
 from isoflop.evaluation.tasks.files import find, json_lines, read_text
-from isoflop.evaluation.tasks.task import Choice, Loaded, Task, index_of, load
+from isoflop.evaluation.tasks.task import Choice, Loaded, Task, index_of, load, short
 
 
 def read(folder: Path, n_shots: int) -> Loaded:
@@ -21,7 +21,7 @@ def read(folder: Path, n_shots: int) -> Loaded:
 def _make(where: str, pair: tuple[dict[str, Any], str]) -> Iterator[Choice]:
     row, label = pair
     options = (f" {row['sol1']}", f" {row['sol2']}")
-    yield Choice(where, f"Question: {row['goal']}\nAnswer:", options, index_of(int(label), 2))
+    yield Choice(short(where), f"Question: {row['goal']}\nAnswer:", options, index_of(int(label), 2))
 
 
 TASK = Task("piqa", read, ("acc", "acc_norm"), "piqa/valid.jsonl, piqa/valid-labels.lst", "piqa 1.0")

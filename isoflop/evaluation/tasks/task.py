@@ -79,6 +79,8 @@ class Task:
     """What is ours in it."""
     n_shots: int = 0
     grade: Callable[[Question, str], Mapping[str, float]] | None = None
+    weigh: Callable[[Question, str], float] | None = None
+    """Weight of an item in the mean of a metric; 1 where this is absent."""
     job: Callable[[Question, str], Job] | None = None
     """For outputs that are programs: what the sandbox is asked; the metric is 1 where it passes."""
 
@@ -105,6 +107,11 @@ def load(rows: Iterable[Row], make: Callable[[str, Any], Iterable[Item]]) -> Loa
             f"{len(skipped)} of {n_rows} rows cannot be used{first}; give the official file, or another version of it"
         )
     return Loaded(items, skipped)
+
+
+def short(where: str) -> str:
+    """Name of a row that is the same on every machine: file and line without the folder."""
+    return where.rpartition("/")[2]
 
 
 def index_of(gold: Any, n: int) -> tuple[int, ...]:

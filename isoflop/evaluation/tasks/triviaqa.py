@@ -7,7 +7,7 @@ from typing import Any
 
 from isoflop.evaluation.tasks.answers import cut, is_any
 from isoflop.evaluation.tasks.files import find, json_lines
-from isoflop.evaluation.tasks.task import Item, Loaded, Question, Task, load
+from isoflop.evaluation.tasks.task import Item, Loaded, Question, Task, load, short
 
 STOPS = ("\n", ".", ",")
 
@@ -23,7 +23,7 @@ def read(folder: Path, n_shots: int) -> Loaded:
 def _make(where: str, row: dict[str, Any]) -> Iterator[Question]:
     question = row["context"].removeprefix("Question: ").removesuffix("\nAnswer:")
     answers = tuple(dict.fromkeys([row["answer"], *row["aliases"]]))
-    yield Question(where, f"Question: {question}?\nAnswer:", answers, STOPS, 32)
+    yield Question(short(where), f"Question: {question}?\nAnswer:", answers, STOPS, 32)
 
 
 def grade(question: Question, output: str) -> dict[str, float]:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from isoflop.evaluation.tasks.files import find, json_lines
-from isoflop.evaluation.tasks.task import Choice, Loaded, Task, index_of, load
+from isoflop.evaluation.tasks.task import Choice, Loaded, Task, index_of, load, short
 
 
 def read(folder: Path, n_shots: int) -> Loaded:
@@ -19,7 +19,7 @@ def _make(where: str, row: dict[str, Any]) -> Iterator[Choice]:
         after, gold = after.strip(), int(row["answer"]) - 1
     else:
         contexts, after, gold = tuple(row["context_options"]), row["continuation"], row["gold"]
-    yield Choice(where, "", (f" {after}",) * len(contexts), index_of(gold, len(contexts)), contexts=contexts)
+    yield Choice(short(where), "", (f" {after}",) * len(contexts), index_of(gold, len(contexts)), contexts=contexts)
 
 
 TASK = Task("winogrande", read, ("acc",), "winogrande/winogrande.jsonl", "winogrande 1.0")
