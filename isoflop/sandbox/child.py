@@ -12,6 +12,7 @@ import os
 import sys
 import types
 from collections.abc import Iterator
+from os import _exit as leave  # bound here, so an answer that replaces os._exit still ends
 from typing import Any
 
 from isoflop.sandbox.values import ValueRefused, decode, encode, frame, read_frame, write_all
@@ -37,7 +38,7 @@ def main(role: str, limits: dict[str, Any]) -> None:
     finally:
         with contextlib.suppress(OSError, ValueError, AttributeError, MemoryError):
             sys.stdout.flush()
-        os._exit(code)
+        leave(code)
 
 
 def _read_code() -> dict[str, Any]:

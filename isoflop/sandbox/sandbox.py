@@ -40,7 +40,8 @@ class Sandbox:
             why = f"{sys.platform} has none of the layers"
             return Protection(dict.fromkeys(NEEDS, why), {}, 0, sys.version.split()[0])
         try:
-            self._workers = [Worker(packages) for _ in range(n_workers)]
+            for _ in range(n_workers):
+                self._workers.append(Worker(packages))
         except SandboxError as error:
             return Protection({name: str(error) for name in NEEDS}, {}, 0, sys.version.split()[0])
         first = self._workers[0]

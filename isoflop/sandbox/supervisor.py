@@ -161,7 +161,7 @@ def _start(role: str, fds: list[int], limits: dict[str, Any], held: layers.Layer
     except OSError as error:
         _report(report, {"setup": str(error)})
     finally:
-        os._exit(1)
+        child.leave(1)
 
 
 def _keep(role: str, fds: list[int], limits: dict[str, Any], held: layers.Layers, folder: str, report: int) -> None:
@@ -182,7 +182,6 @@ def _keep(role: str, fds: list[int], limits: dict[str, Any], held: layers.Layers
         os.close(REPORT)
         os.environ["TMPDIR"] = os.environ["HOME"] = folder
         child.main(role, limits)
-        os._exit(0)
     os.closerange(3, report)
     os.closerange(report + 1, MOST_FDS)
     while True:
