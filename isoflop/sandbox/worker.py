@@ -61,6 +61,10 @@ class Worker:
         self.packages = packages
         self.layers: dict[str, Any] = {}
         self.python = ""
+        self.busy = False
+        """A job was handed over and has not ended: also after an interruption, when the supervisor still has it."""
+        self.broken = ""
+        """Why no further job is run."""
         self._start()
 
     def _start(self) -> None:
@@ -114,12 +118,29 @@ class Worker:
     def close(self) -> None:
         self._stop()
 
+    def _restart(self) -> str:
+        """A fresh supervisor, which must have the layers of the first; what the old one said last."""
+        said, before = self._stop(), set(self.layers["missing"])
+        try:
+            self._start()
+        except SandboxError as error:
+            self.broken = str(error)
+        if set(self.layers["missing"]) != before:
+            self.broken = f"a restarted supervisor lacks other layers: {self.layers['missing']}"
+        self.busy = False
+        return said
+
     def run(self, job: Job) -> Outcome:
         """Run one job; whatever it does, this returns within its limit and `LATE_S`."""
+        if self.busy and not self.broken:
+            self._restart()
+        if self.broken:
+            return Outcome(Verdict.REFUSED, self.broken)
         try:
             pipes = _open(job)
         except ValueRefused as error:
             return Outcome(Verdict.REFUSED, str(error))
+        self.busy = True
         try:
             request = {"limits": asdict(job.limits), "roles": pipes.roles}
             socket.send_fds(self.connection, [json.dumps(request).encode()], pipes.given)
@@ -131,9 +152,9 @@ class Worker:
             answer, texts, above = None, {}, str(error)
         finally:
             pipes.close()
+        self.busy = False
         if answer is None:
-            said = self._stop()
-            self._start()
+            said = self._restart()
             return Outcome(Verdict.REFUSED, f"the supervisor ended or fell silent: {said or above or 'no message'}")
         return _judge(job, pipes, texts, answer, above)
 

@@ -15,6 +15,7 @@ from isoflop.evaluation.statistics import (
     paired,
     paired_bootstrap,
     pass_at_k,
+    weighted_mean,
     wilson,
 )
 
@@ -60,6 +61,17 @@ def test_intervals_over_clusters_cover_as_often_as_they_say():
             found = mean_of(scores, given)
             covered[name] += found.low <= 0.5 <= found.high
     assert 0.91 < covered["clusters"] / 400 < 0.98 and covered["items"] / 400 < 0.8
+
+
+def test_weighted_mean_of_equal_weights_is_the_mean_and_weights_count_items_again():
+    scores, groups = [0.0, 1.0, 0.5, 1.0], ["a", "b", "c", "d"]
+    plain = mean_of([0.1, 0.9, 0.5, 0.7])
+    assert weighted_mean([0.1, 0.9, 0.5, 0.7], [3.0] * 4)[:3] == pytest.approx(plain[:3])
+    heavy = weighted_mean(scores, [1, 2, 1, 1], groups)
+    again = mean_of([0.0, 1.0, 1.0, 0.5, 1.0], ["a", "b", "b", "c", "d"])
+    assert heavy[:3] == pytest.approx(again[:3])
+    with pytest.raises(DataError, match="1 weights for 2 scores"):
+        weighted_mean([1.0, 0.0], [1.0])
 
 
 def test_paired_interval_is_narrower_than_two_and_the_bootstrap_agrees():

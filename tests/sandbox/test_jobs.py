@@ -132,6 +132,37 @@ def test_a_killed_supervisor_is_replaced_and_its_job_refused(sandbox):
     assert sandbox.run(Job(SQUARE, calls(9, 3))).verdict == Verdict.PASSED
 
 
+def test_an_interrupted_job_is_not_mistaken_for_the_next(sandbox, monkeypatch):
+    worker = sandbox._workers[0]
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(worker, "_collect", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            sandbox.run(Job(SQUARE, calls(9, 3)))
+    assert sandbox.run(Job("def f(x): return 0", calls(9, 3))).verdict == Verdict.FAILED
+    assert sandbox.run(Job(SQUARE, calls(9, 3))).verdict == Verdict.PASSED
+
+
+def test_a_restarted_supervisor_with_other_layers_runs_nothing(monkeypatch):
+    with Sandbox() as opened:
+        opened.require()
+        worker = opened._workers[0]
+        start = worker._start
+
+        def weaker():
+            start()
+            worker.layers["missing"]["landlock"] = "gone"
+
+        monkeypatch.setattr(worker, "_start", weaker)
+        worker.process.kill()
+        assert opened.run(Job(SQUARE, calls(9, 3))).verdict == Verdict.REFUSED
+        outcome = opened.run(Job(SQUARE, calls(9, 3)))
+        assert outcome.verdict == Verdict.REFUSED and "lacks other layers: {'landlock': 'gone'}" in outcome.detail
+
+
 def test_workers_run_side_by_side_in_order():
     jobs = [Job(SQUARE, calls(i * i if i % 3 else -1, i)) for i in range(12)]
     with Sandbox(n_workers=2) as opened:

@@ -9,11 +9,15 @@ from isoflop.evaluation.tasks.task import Choice, Loaded, Task, index_of, load, 
 
 
 def read(folder: Path, n_shots: int) -> Loaded:
-    return load(json_lines(find(folder / "arc", "arc_easy.jsonl")), make)
+    return load(json_lines(find(folder / "arc", "arc_easy.jsonl", "ARC-Easy-Test.jsonl")), make)
 
 
 def make(where: str, row: dict[str, Any]) -> Iterator[Choice]:
-    """Also the official layout, with lettered or numbered options."""
+    """One of three layouts: query with options, the official file's, that of the hub."""
+    if isinstance(row.get("question"), dict):
+        stem, given = row["question"]["stem"], row["question"]["choices"]
+        choices = {name: [choice[name] for choice in given] for name in ("text", "label")}
+        row = {**row, "question": stem, "choices": choices}
     if isinstance(row["choices"], dict):
         texts, gold = row["choices"]["text"], row["choices"]["label"].index(row["answerKey"])
         query = f"Question: {row['question']}"

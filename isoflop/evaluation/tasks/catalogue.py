@@ -13,6 +13,8 @@ NAMES = (
     *("gsm8k", "humaneval", "mbpp", "bbh", "agieval", "cluewsc", "chid", "cmmlu", "cmath", "c3", "ccpm"),
     *("leetcode", "ifeval"),
 )
+OTHERS = ("race", "arc_challenge", "ceval", "pile")
+"""Read from official files that are not in the shared folder."""
 
 
 def task(name: str) -> Task:
@@ -21,8 +23,8 @@ def task(name: str) -> Task:
     Raises:
         RecipeError: there is none.
     """
-    if name not in NAMES:
-        raise RecipeError(f"task {name!r} is unknown; known tasks: {', '.join(NAMES)}")
+    if name not in (*NAMES, *OTHERS):
+        raise RecipeError(f"task {name!r} is unknown; known tasks: {', '.join((*NAMES, *OTHERS))}")
     return import_module(f"isoflop.evaluation.tasks.{name}").TASK
 
 

@@ -5,9 +5,12 @@ import gzip
 import io
 import json
 import tarfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import zstandard
 
 from isoflop.errors import DataError
 from isoflop.evaluation.tasks.task import Row
@@ -20,7 +23,7 @@ def find(folder: Path, *names: str) -> Path:
         DataError: none is.
     """
     for name in names:
-        for path in (folder / name, folder / f"{name}.gz"):
+        for path in (folder / name, folder / f"{name}.gz", folder / f"{name}.zst"):
             if path.is_file():
                 return path
     raise DataError(f"{folder} has no {' or '.join(names)}; give the folder of official files with --data")
@@ -33,9 +36,14 @@ def read_text(path: Path) -> str:
         DataError: not UTF-8, or a broken archive.
     """
     try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        data = path.read_bytes()
+        if path.suffix == ".gz":
+            data = gzip.decompress(data)
+        elif path.suffix == ".zst":
+            with zstandard.ZstdDecompressor().stream_reader(data) as stream:
+                data = stream.read()
         return data.decode("utf-8-sig")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error, zstandard.ZstdError) as error:
         raise DataError(f"{path} cannot be read ({error}); fetch it again") from error
 
 

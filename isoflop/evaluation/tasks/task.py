@@ -1,9 +1,9 @@
 """What a benchmark is, as plain data: items read from official files, and functions that grade outputs.
 
-Two kinds of items. A `Choice` is answered by likelihood: whoever scores it gets a context and options, and gives back
-one number per option. A `Question` is answered by generation: a prompt, where to stop, and a grader. Neither knows a
-model. What many items share (header and worked examples) is `prefix`, kept apart so that it can be computed once; the
-text shown is `prefix + context`, or `prefix + prompt`.
+Three kinds of items. A `Choice` is answered by likelihood: whoever scores it gets a context and options, and gives back
+one number per option. A `Question` is answered by generation: a prompt, where to stop, and a grader. A `Passage` is a
+text to be predicted. None of them knows a model. What many items share (header and worked examples) is `prefix`, kept
+apart so that it can be computed once; the text shown is `prefix + context`, or `prefix + prompt`.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -48,7 +48,16 @@ class Question:
     group: str = ""
 
 
-Item = Choice | Question
+@dataclass(frozen=True)
+class Passage:
+    """A text whose every token counts, after BOS alone; its score is per byte of the text."""
+
+    id: str
+    text: str
+    group: str = ""
+
+
+Item = Choice | Question | Passage
 Row = tuple[str, Any]
 """Where a row stands (`file:line`), and the row."""
 
