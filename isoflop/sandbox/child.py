@@ -187,7 +187,7 @@ class Link:
         for name in names:
             kind = getattr(builtins, name, None)
             if isinstance(kind, type) and issubclass(kind, Exception) and kind is not Exception:
-                raise kind(text) if kind not in _WITH_PARTS else RemoteError(f"{name}: {text}")
+                raise kind(text) if kind not in _NOT_RAISED else RemoteError(f"{name}: {text}")
         raise RemoteError(f"{names[0] if names else 'error'}: {text}")
 
     def opened(self, number: int, kind: str) -> Remote:
@@ -209,8 +209,10 @@ class Link:
         return encode(value, _number_of)
 
 
-_WITH_PARTS = (UnicodeDecodeError, UnicodeEncodeError, UnicodeTranslateError, ExceptionGroup)
-"""Built-in errors that a text alone does not make."""
+_NOT_RAISED = (
+    *(StopIteration, StopAsyncIteration),  # would end a loop of the tests as if it were done
+    *(UnicodeDecodeError, UnicodeEncodeError, UnicodeTranslateError, ExceptionGroup),  # a text alone does not make them
+)
 
 
 def _number_of(value: Any) -> int:

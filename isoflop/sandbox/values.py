@@ -9,7 +9,7 @@ import json
 import math
 import os
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, KeysView
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any
@@ -41,6 +41,8 @@ def encode(value: Any, handle: Callable[[Any], int] | None = None, depth: int = 
     if isinstance(value, dict):
         pairs = [[encode(k, handle, depth - 1), encode(v, handle, depth - 1)] for k, v in value.items()]
         return ["d", pairs]
+    if isinstance(value, range):
+        return ["r", value.start, value.stop, value.step]
     for kind, tag in _CONTAINERS:
         if isinstance(value, kind):
             return [tag, [encode(item, handle, depth - 1) for item in value]]
@@ -54,7 +56,7 @@ def encode(value: Any, handle: Callable[[Any], int] | None = None, depth: int = 
 
 
 _TYPES = {kind.__name__: kind for kind in (bool, int, float, complex, str, bytes, list, tuple, dict, set, frozenset)}
-_CONTAINERS = ((list, "l"), (tuple, "t"), (frozenset, "z"), (set, "s"))
+_CONTAINERS = ((list, "l"), (tuple, "t"), (frozenset, "z"), ((set, KeysView), "s"))
 
 
 def decode(tree: Any, opened: Callable[[int, str], Any] | None = None, depth: int = DEPTH) -> Any:
@@ -93,6 +95,7 @@ _SCALARS: dict[str, Callable[..., Any]] = {
     "b": bytes.fromhex,
     "B": bytearray.fromhex,
     "D": Decimal,
+    "r": range,
     "T": _TYPES.__getitem__,
     "F": lambda text: Fraction(text) if "e" not in text.lower() else _closed(0, "Fraction"),
 }

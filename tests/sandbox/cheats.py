@@ -25,6 +25,10 @@ raise SystemExit(0)
 import sys
 sys.exit(0)
 """,
+    "an end of the loop over the tests": """
+def f(x):
+    raise StopIteration
+""",
     "exit when called": """
 def f(x):
     raise SystemExit(0)

@@ -70,6 +70,7 @@ def test_a_hundred_honest_jobs_get_the_right_verdicts(sandbox):
         ("def f(x): yield from range(x)", Tests("assert list(f(3)) == [0, 1, 2]"), "passed", ""),
         ("def f(x): raise ValueError", Tests("try:\n    f(3)\n    assert 0\nexcept ValueError: pass"), "passed", ""),
         (CLASS, Tests("a = f(3)\na.x = 4\nassert a.g() == 4"), "passed", ""),
+        ("def f(x): raise StopIteration", Tests("assert all(map(f, [1, 2]))"), "failed", "RemoteError: StopIteration"),
         (SQUARE, Tests("assert f(3) == undefined"), "failed", "AttributeError"),
         (SQUARE, Tests("assert h(f(3)) == 10", helpers="def h(x): return x + 1"), "passed", ""),
         ("def sum(a, b): return a - b", Tests("assert sum(3, 1) == 2", remote=("sum",)), "passed", ""),

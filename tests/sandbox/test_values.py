@@ -37,6 +37,7 @@ def test_plain_values_come_back_equal_and_of_the_same_types(value):
         Decimal("1.10"),
         Fraction(1, 3),
         bytearray(b"x"),
+        range(1, 9, 2),
         int,
         "\ud800",
     ],
@@ -60,6 +61,7 @@ class Color(IntEnum):
         (namedtuple("P", "x y")(1, 2), (1, 2)),
         (Color.RED, 3),
         (True, True),
+        ({"a": 1}.keys(), {"a"}),
     ],
 )
 def test_subclasses_become_the_plain_type(value, becomes):
