@@ -3,6 +3,7 @@
 import importlib.util
 import random
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -201,3 +202,30 @@ def test_limits_have_limits(limits, message):
 def test_a_sandbox_has_a_worker():
     with pytest.raises(SandboxError, match="n_workers = 0 must be at least 1"):
         Sandbox(0)
+
+
+def test_jobs_side_by_side_do_not_see_each_other():
+    """One job holds a secret in its folder, its memory and its arguments while another looks for it."""
+    secret = "kept-by-the-other-job"
+    keep = (
+        "import time\ndef f(x):\n    open('kept', 'w').write(x)\n    end = time.monotonic() + 2\n"
+        "    while time.monotonic() < end: time.sleep(0.01)\n    return 9"
+    )
+    look = """
+import glob, os
+def f(start):
+    found, seen = [], 0
+    for pattern in ("/tmp/**", "/proc/*/cwd/*", "/proc/*/environ", "/proc/*/fd/*", "/job/**", "../**"):
+        for path in glob.iglob(pattern, recursive=True):
+            try:
+                with open(path, "rb") as file:
+                    found.append(file.read(10**6))
+            except OSError:
+                pass
+    return any(start[::-1].encode() in text for text in found)
+"""
+    with Sandbox(n_workers=2) as opened, ThreadPoolExecutor(2) as pool:
+        first = pool.submit(opened.run, Job(keep, calls(9, secret)))
+        second = pool.submit(opened.run, Job(look, calls(False, secret[::-1])))
+        assert second.result().verdict == Verdict.PASSED, second.result()
+        assert first.result().verdict == Verdict.PASSED
