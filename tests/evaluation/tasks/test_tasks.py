@@ -6,10 +6,10 @@ import shutil
 from collections import Counter
 
 import pytest
-from places import SHARED
+from places import ROOT, SHARED
 
 from isoflop.errors import DataError, RecipeError
-from isoflop.evaluation.tasks.catalogue import NAMES, task
+from isoflop.evaluation.tasks.catalogue import NAMES, OTHERS, task
 from isoflop.evaluation.tasks.task import Choice, Question
 
 EVAL = SHARED / "eval"
@@ -186,3 +186,11 @@ def test_the_official_layouts_are_read_too(tmp_path):
     write(tmp_path / "arc/arc_easy.jsonl", [row])
     (found,) = task("arc_easy").read(tmp_path, 0).items
     assert (found.context, found.options, found.gold) == ("Question: Q?\nAnswer:", (" x", " y"), (1,))
+
+
+def test_the_page_on_evaluation_has_every_task_as_it_is():
+    page = (ROOT / "docs/evaluation.md").read_text(encoding="utf-8")
+    for name in (*NAMES, *OTHERS):
+        wanted = task(name)
+        row = f"| `{name}` | {wanted.lm_eval or 'none'} | {wanted.n_shots} | {', '.join(wanted.metrics)} | "
+        assert row in page, name
