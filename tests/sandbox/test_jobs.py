@@ -3,6 +3,7 @@
 import importlib.util
 import random
 import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -213,9 +214,9 @@ def test_jobs_side_by_side_do_not_see_each_other():
     )
     look = """
 import glob, os
-def f(start):
-    found, seen = [], 0
-    for pattern in ("/tmp/**", "/proc/*/cwd/*", "/proc/*/environ", "/proc/*/fd/*", "/job/**", "../**"):
+def f(start, shared):
+    found = []
+    for pattern in (f"{shared}/**", "/proc/*/cwd/*", "/proc/*/environ", "/proc/*/fd/*", "/job/**", "../**"):
         for path in glob.iglob(pattern, recursive=True):
             try:
                 with open(path, "rb") as file:
@@ -226,6 +227,6 @@ def f(start):
 """
     with Sandbox(n_workers=2) as opened, ThreadPoolExecutor(2) as pool:
         first = pool.submit(opened.run, Job(keep, calls(9, secret)))
-        second = pool.submit(opened.run, Job(look, calls(False, secret[::-1])))
+        second = pool.submit(opened.run, Job(look, calls(False, secret[::-1], tempfile.gettempdir())))
         assert second.result().verdict == Verdict.PASSED, second.result()
         assert first.result().verdict == Verdict.PASSED
