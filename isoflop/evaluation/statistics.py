@@ -12,8 +12,9 @@ import numpy as np
 
 from isoflop.errors import DataError
 
+Z90 = 1.6449
 Z95 = 1.959964
-"""Half width of a 95% interval of the normal distribution, in standard errors."""
+"""Half widths of 90% and 95% intervals of the normal distribution, in standard errors."""
 
 
 class Interval(NamedTuple):
@@ -32,10 +33,11 @@ def wilson(n_right: float, n: int, z: float = Z95) -> Interval:
     """
     if not 0 <= n_right <= n or n < 1:
         raise DataError(f"{n_right} of {n} items are right; give at least one item, and not more right ones than items")
-    share, spread = n_right / n, z * z / n
-    centre = (share + spread / 2) / (1 + spread)
-    half = z / (1 + spread) * math.sqrt(share * (1 - share) / n + spread / (4 * n))
-    return Interval(share, max(0.0, centre - half), min(1.0, centre + half), n)
+    share = n_right / n
+    centre = share + z * z / (2 * n)
+    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n**2))
+    scale = 1 + z * z / n
+    return Interval(share, max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale), n)
 
 
 def clustered_error(scores: Sequence[float], groups: Sequence[Hashable]) -> float:

@@ -28,7 +28,9 @@ def cut(output: str, stops: Sequence[str]) -> str:
 
 def number(text: str) -> Fraction | None:
     """The number that a short text is: thousands separators, percent, fractions and currency signs allowed."""
-    plain = text.strip().strip("$").replace(",", "").replace("\\%", "%").rstrip(".").strip()
+    plain = text.strip().strip("$").replace("\\%", "%").rstrip(".").strip()
+    if re.match(r"[-+]?\d{1,3}(,\d{3})+(?!\d|,)", plain):
+        plain = plain.replace(",", "")
     percent = plain.endswith("%")
     latex = re.fullmatch(r"(-?)\\d?frac\{(-?\d+)\}\{(-?\d+)\}", plain)
     if latex:
