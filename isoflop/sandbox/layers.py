@@ -193,16 +193,14 @@ def _new_root(folder: Path, readable: list[str]) -> None:
             target.mkdir(exist_ok=True)
         else:
             target.touch()
-        linux.mount(path, str(target), None, linux.MS_BIND | linux.MS_REC)
-        linux.make_read_only(str(target))
+        linux.bind_read_only(path, str(target))
     for path in DEVICES:
         target = Path(root + path)
         target.parent.mkdir(exist_ok=True)
         target.touch()
-        linux.mount(path, str(target), None, linux.MS_BIND)
-        linux.make_read_only(str(target), devices=True)
+        linux.bind_read_only(path, str(target), devices=True)
     Path(root + JOB).mkdir()
-    linux.make_read_only(root, below=False)
+    linux.make_read_only(root)
     linux.pivot_root(root)
 
 

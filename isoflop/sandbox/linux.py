@@ -4,6 +4,7 @@ Every function raises OSError with the name of the call. Nothing here decides an
 """
 
 import ctypes
+import errno
 import os
 import platform
 import struct
@@ -13,6 +14,7 @@ from pathlib import Path
 NEWNS, NEWIPC, NEWUSER, NEWPID, NEWNET = 0x00020000, 0x08000000, 0x10000000, 0x20000000, 0x40000000
 MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND, MS_REC, MS_PRIVATE = 2, 4, 8, 4096, 16384, 1 << 18
 MNT_DETACH = 2
+_REMOUNT, _NOATIME, _NODIRATIME, _RELATIME, _ST_RELATIME = 32, 1024, 2048, 1 << 21, 4096
 
 _PDEATHSIG, _DUMPABLE, _CAPBSET_DROP, _SUBREAPER, _NO_NEW_PRIVS, _CAP_AMBIENT = 1, 4, 24, 36, 38, 47
 _NUMBERS = {"x86_64": {"pivot_root": 155, "seccomp": 317}, "aarch64": {"pivot_root": 41, "seccomp": 277}}
@@ -56,11 +58,43 @@ def mount(source: str, target: str, kind: str | None, flags: int, data: str | No
     _check("mount", _libc().mount(*encoded, ctypes.c_ulong(flags), data.encode() if data else None))
 
 
-def make_read_only(target: str, *, below: bool = True, devices: bool = False) -> None:
-    """No writes, no set-user-id and, unless `devices`, no devices in a mount and in those below it."""
-    attributes = struct.pack("=QQQQ", 1 | MS_NOSUID | (0 if devices else MS_NODEV), 0, 0, 0)
-    flags = _AT_RECURSIVE if below else 0
+def bind_read_only(source: str, target: str, *, devices: bool = False) -> None:
+    """Show `source` at `target`: no writes, no set-user-id and, unless `devices`, no devices.
+
+    What is mounted below `source` is shown and closed likewise; kernels without mount_setattr leave it out.
+    """
+    mount(source, target, None, MS_BIND | MS_REC)
+    try:
+        _set_attributes(target, 1 | MS_NOSUID | (0 if devices else MS_NODEV), _AT_RECURSIVE)
+    except OSError as error:
+        if error.errno != errno.ENOSYS:
+            raise
+        _check("umount2", _libc().umount2(target.encode(), MNT_DETACH))
+        mount(source, target, None, MS_BIND)
+        _remount(target, MS_NOSUID | (0 if devices else MS_NODEV))
+
+
+def make_read_only(target: str) -> None:
+    """No writes to one mount; those below it stay as they are."""
+    try:
+        _set_attributes(target, 1 | MS_NOSUID | MS_NODEV, 0)
+    except OSError as error:
+        if error.errno != errno.ENOSYS:
+            raise
+        _remount(target, MS_NOSUID | MS_NODEV)
+
+
+def _set_attributes(target: str, wanted: int, flags: int) -> None:
+    attributes = struct.pack("=QQQQ", wanted, 0, 0, 0)
     _syscall("mount_setattr", _MOUNT_SETATTR, _AT_FDCWD, target.encode(), flags, attributes, len(attributes))
+
+
+def _remount(target: str, flags: int) -> None:
+    """The older call; it must name what is set already, which a user namespace may not take away."""
+    found = os.statvfs(target).f_flag
+    kept = found & (MS_NODEV | MS_NOEXEC | _NOATIME | _NODIRATIME) & ~(0 if flags & MS_NODEV else MS_NODEV)
+    kept |= _RELATIME if found & _ST_RELATIME else 0
+    mount("none", target, None, _REMOUNT | MS_BIND | 1 | flags | kept)
 
 
 def pivot_root(folder: str) -> None:

@@ -172,6 +172,8 @@ def _keep(role: str, fds: list[int], limits: dict[str, Any], held: layers.Layers
     if pid == 0:
         try:
             linux.die_with_parent()
+            if held.has("pid"):
+                os.setsid()  # signals to a group cross namespaces; without one they are filtered
             _arrange(fds, report)
             report = REPORT
             os.chdir(folder)

@@ -28,6 +28,7 @@ DENIED = {  # layer -> (system call, index of an argument, mask, its value under
     "pid": [(UNSHARE, 0, 0x20000000, 0x20000000, 1)],
     "ipc": [(UNSHARE, 0, 0x08000000, 0x08000000, 1)],
     "mount": [(MOUNT, ANY, 0, 0, 1)],
+    "mount_setattr": [(442, ANY, 0, 0, 38)],
     "user": [(SETRESUID, ANY, 0, 0, 1)],
     "limits": [(SETRLIMIT, ANY, 0, 0, 1), (PRLIMIT, 2, ANY, 0, 1)],
 }

@@ -15,7 +15,7 @@ from world import SECRET, Host
 ATTACKS = [*attacks_resources.ATTACKS, *attacks_files.ATTACKS, *attacks_others.ATTACKS]
 USERS = ("", "nobody") if os.geteuid() == 0 else ("",)
 GONE = ("", "seccomp", "landlock", "namespaces")
-SLOW = ("mount", "pid", "net")
+SLOW = ("mount", "pid", "net", "mount_setattr", "mount_setattr,landlock,seccomp")
 HOSTS = [(user, without) for user in USERS for without in GONE] + [("", "user")] * (os.geteuid() == 0)
 HOSTS += [pytest.param((user, without), marks=pytest.mark.slow) for user in USERS for without in SLOW]
 REACH = {"network", "files", "secrets"}

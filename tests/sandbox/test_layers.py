@@ -49,10 +49,12 @@ def test_root_without_seccomp_needs_another_user():
         assert host.run(COUNT, calls=[[[1], 1]])["verdict"] == "refused"
 
 
-@pytest.mark.parametrize("without", ["", "seccomp", "landlock", "namespaces"])
+@pytest.mark.parametrize("without", ["", "seccomp", "landlock", "namespaces", "mount_setattr"])
 @pytest.mark.parametrize("user", USERS)
 def test_holds_and_says_what_is_missing(without, user):
-    gone = {"namespaces": {"net", "ipc", "nested", "mount", "pid"}, "": set()}.get(without, {without})
+    gone = {"namespaces": {"net", "ipc", "nested", "mount", "pid"}, "": set(), "mount_setattr": set()}.get(
+        without, {without}
+    )
     with Host(user, without) as host:
         assert host.hello["holds"], host.hello
         closed_home = {"user"} if without == "namespaces" else set()  # another user cannot read our interpreter there
