@@ -37,6 +37,7 @@ PRELOADED = (
 )
 """Imported once here rather than in every job."""
 WATCH_S = 0.02  # assumption: how often a folder without a fixed size is measured
+SWEEP_S = 5.0  # assumption: for killed processes to be gone
 GRACE_S = 0.2  # assumption: for the answer's process to end after the tests have
 MOST_BYTES = 2**16
 MOST_FDS = 1024
@@ -121,7 +122,7 @@ def _run(
             message, _ = _receive(connection)
             if message is None:
                 _end(started)
-                return None
+                return None  # the parent is gone
             killed = True
         for fd in [fd for fd in waiting if fd in ready]:
             ends[waiting.pop(fd)].update(_read_status(fd))
@@ -130,7 +131,8 @@ def _run(
         answer["setup"] = next((end["setup"] for end in ends if "setup" in end), "")
         answer["disk"] = any(_is_above(own, limits) for own in watched)
         killed = killed or bool(answer["setup"]) or answer["disk"]
-    _end(started)
+    if not _end(started):
+        return None  # something cannot be ended: no further job is run
     for fd, i in waiting.items():
         ends[i].update(_read_status(fd))
     for own in watched:
@@ -221,16 +223,32 @@ def _read_status(fd: int) -> dict[str, Any]:
     return found
 
 
-def _end(started: list[Started]) -> None:
+def _end(started: list[Started]) -> bool:
     """Kill and reap until nothing is left: the end of a keeper ends its namespace, orphans come to this process."""
     for process in started:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         with contextlib.suppress(ProcessLookupError):
             os.kill(process.pid, signal.SIGKILL)
-    with contextlib.suppress(ChildProcessError):
-        while True:
-            os.waitpid(-1, 0)
+    for process in started:
+        os.waitpid(process.pid, 0)
+    deadline = time.monotonic() + SWEEP_S
+    while time.monotonic() < deadline:
+        try:
+            ended, _ = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return True
+        if not ended:
+            _kill_orphans()
+            time.sleep(0.001)
+    return False
+
+
+def _kill_orphans() -> None:
+    """Where there is no pid namespace there is /proc, which names the processes that this one has adopted."""
+    with contextlib.suppress(OSError):
+        for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text(encoding="ascii").split():
+            os.kill(int(pid), signal.SIGKILL)
 
 
 def _make_folder(path: str, user: int | None) -> None:
