@@ -118,7 +118,6 @@ def run_demo(
             if reached >= 0.98 * LEAST_RATIO:
                 break
             ratio *= LEAST_RATIO / reached
-        write_json(out / "plan.json", made.tree())
         made.write(plan_path)
     recipe = with_train(load_recipe(plan_path, PretrainRecipe), threads=cores)
     prediction = recipe.prediction or {}

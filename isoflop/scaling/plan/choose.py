@@ -118,7 +118,7 @@ class Plan:
         return tree
 
     def write(self, recipe_path: str | Path, json_path: str | Path | None = None) -> None:
-        """Write the recipe (TOML) and, if asked for, everything else (JSON)."""
+        """Write the recipe (TOML) and everything else (JSON): where asked for, or as plan.json beside a plan.toml."""
         lines = [f"isoflop train {recipe_path}", f"{self.total_flops:.4g} FLOPs, {self.steps} steps"]
         if self.hours is not None:
             lines.append(f"about {self.hours:.3g} hours")
@@ -126,6 +126,8 @@ class Plan:
             p = self.prediction
             lines.append(f"predicted {p.unit} {p.center:.4f}, {p.level:.0%} interval {p.low:.4f} to {p.high:.4f}")
         write_recipe(recipe_path, self.recipe, header="\n".join(lines))
+        if json_path is None and Path(recipe_path).name == "plan.toml":
+            json_path = Path(recipe_path).with_suffix(".json")
         if json_path is not None:
             write_json(json_path, self.tree())
 

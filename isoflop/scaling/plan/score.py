@@ -14,7 +14,7 @@ from typing import Any
 from isoflop.errors import DataError, PlanError, RecipeError
 from isoflop.recipe import load_recipe, to_tree, write_json
 from isoflop.scaling.sweep.cells import record_of_run, stable_hash
-from isoflop.scaling.sweep.records import append_record
+from isoflop.scaling.sweep.records import append_record, study_records
 from isoflop.training.pretrain.recipe import PretrainRecipe, check_prediction
 
 COMPUTE_TOLERANCE = 0.02
@@ -123,7 +123,7 @@ def score(
 def score_run(run_dir: Path, *, records: Path | None = None) -> Score:
     """Score a finished run against the prediction in its recipe; writes `run_dir`/score.json.
 
-    `records` gets a line of kind "target" with prediction and score.
+    `records` gets a line of kind "target" with prediction and score; by default those of the study around the run.
 
     Raises:
         DataError: the run is not finished.
@@ -152,6 +152,7 @@ def score_run(run_dir: Path, *, records: Path | None = None) -> Score:
         target_flops_exact=result["total_flops_exact"],
     )
     write_json(run_dir / "score.json", found)
+    records = records or study_records(run_dir.absolute().parent)
     if records is not None:
         tree = to_tree(recipe)
         record = record_of_run(

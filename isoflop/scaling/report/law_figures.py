@@ -17,7 +17,6 @@ from isoflop.pages.plot import (
     VERMILION,
     budget_colors,
     count,
-    halo,
     light_grid,
     log_axis,
     new_figure,
@@ -25,6 +24,7 @@ from isoflop.pages.plot import (
     power_text,
     spread,
     style,
+    subtitle,
 )
 from isoflop.scaling.laws import Allocation, surface_optimum
 from isoflop.scaling.published import DEEPSEEK
@@ -60,7 +60,9 @@ def isoflop_figure(study: Study) -> "Figure | None":
         light_grid(axes)
         axes.set_xlabel(study.scale_label)
         axes.set_ylabel(f"validation {study.loss_label}")
-        axes.set_title("Every budget has one best model size")
+        grey = "; grey: 90% of its resamples" if len(resamples(study, "n_allocation")) else ""
+        text = f"diamonds: vertices of the curves; dashed: the fitted optimum{grey}" if study.vertices else ""
+        subtitle(axes, "Every budget has one best model size", text)
     return figure
 
 
@@ -111,7 +113,7 @@ def _draw_budget(axes: "Axes", study: Study, budget: float, color: str) -> tuple
     cells = study.of_budget(budget)
     scale = np.array([study.scale(cell) for cell in cells], dtype=float)
     loss = np.array([study.loss(cell) for cell in cells], dtype=float)
-    axes.plot(scale, loss, "o", color=color, markersize=5, markeredgecolor=PAPER, markeredgewidth=0.6, zorder=4)
+    axes.plot(scale, loss, "o", color=color, markersize=5, markeredgecolor=PAPER, markeredgewidth=0.6, zorder=7)
     fine = np.geomspace(scale.min(), scale.max(), 120)
     curve = curve_of(study, budget, fine)
     if curve is None:
@@ -135,16 +137,6 @@ def _draw_vertex_path(axes: "Axes", study: Study, budgets: list[float]) -> None:
         if study.laws and study.laws.allocation and study.laws.allocation.law("n"):
             centre = study.laws.allocation.best("n", flops)
             axes.plot(centre, loss, color=INK, linewidth=1.1, linestyle=(0, (4, 2)), zorder=5)
-            axes.annotate(
-                "optimum, 90% band" if interval is not None else "optimum",
-                (centre[0], loss[0]),
-                xytext=(-12, -22),
-                textcoords="offset points",
-                ha="right",
-                color=INK,
-                fontsize=9.5,
-                arrowprops={"arrowstyle": "-", "color": MUTED, "linewidth": 0.7, "shrinkB": 6},
-            )
     colors = budget_colors(budgets)
     for vertex in vertices:
         color = colors.get(vertex.budget_flops, INK)
@@ -213,15 +205,7 @@ def _draw_allocation(axes: "Axes", study: Study, law: Allocation, flops: np.ndar
     chosen = (target.scale if letter == "n" else target.tokens) if target else None
     if target and target.flops and chosen:
         axes.plot(target.flops, chosen, "*", color=INK, markersize=14, markeredgecolor=PAPER, zorder=5)
-        axes.annotate(
-            f"target {count(chosen)}",
-            (target.flops, chosen),
-            xytext=(-9, 9),
-            textcoords="offset points",
-            ha="right",
-            fontsize=9.5,
-            path_effects=halo(),
-        )
+        labels.append((chosen, f"target {count(chosen)}", INK))
     log_axis(axes, "x")
     log_axis(axes, "y", "count")
     low, high = axes.get_ylim()

@@ -87,22 +87,12 @@ def residual_figure(study: Study, law: str = "surface_log_huber") -> "Figure | N
         budgets = list(best)
         for budget, place in zip(budgets, spread(best.values(), 0.11 * (high - low)), strict=True):
             axes.text(place, 0.93 * reach, power_text(budget), color=colors[budget], ha="center", fontweight="bold")
-        if single_pc:
-            place = (0.008, single_pc)
-            axes.annotate(
-                "90% of single runs",
-                place,
-                xycoords=("axes fraction", "data"),
-                xytext=(0, 3),
-                textcoords="offset points",
-                color=MUTED,
-                fontsize=9,
-            )
         light_grid(axes)
         axes.set_xlabel(f"predicted {study.loss_label}")
         axes.set_ylabel("predicted over measured (%)")
         worst, rms = max(map(abs, misses)), float(np.sqrt(np.mean(np.square(misses))))
         text = f"{LAW_LABEL.get(law, law)}, {len(misses)} cells: rms {rms:.2g}%, worst {worst:.2g}%"
+        text += "; shaded: 90% of single runs" if single_pc else ""
         subtitle(axes, "What the fit misses", text)
     return figure
 
@@ -142,7 +132,7 @@ def _draw_curves(axes: "Axes", study: Study, *, named: bool) -> None:
     axes.text(
         0.015,
         0.02,
-        "dots: runs, diamonds: best of a budget",
+        "dots: runs, diamonds: vertices of the budgets",
         transform=axes.transAxes,
         color=MUTED,
         fontsize=9,
@@ -186,6 +176,7 @@ def _draw_target(axes: "Axes", study: Study) -> None:
         va="bottom",
         color=INK,
         fontsize=9.5,
+        path_effects=halo(),
     )
     notes = [(f"predicted, {level}" if target.low else "predicted", INK)] if target.predicted else []
     notes += [("measured", VERMILION)] if target.measured else []
@@ -227,7 +218,7 @@ def _draw_zoom(axes: "Axes", study: Study, rows: list[LawAtTarget]) -> None:
         )
     bottom = -len(entries)
     if target.measured:
-        axes.axvline(target.measured, color=VERMILION, linewidth=1.2, zorder=0)
+        axes.axvline(target.measured, color=VERMILION, linewidth=1.2, alpha=0.5, zorder=0)
         axes.plot(target.measured, bottom, "*", color=VERMILION, markersize=15, markeredgecolor=PAPER, zorder=5)
         text = f"measured: {target.measured:.4g}"
         if target.predicted:
@@ -256,19 +247,18 @@ def _draw_target_residual(axes: "Axes", study: Study) -> None:
     if target is None or not target.predicted:
         return
     truth = target.measured or target.predicted
+    top = height = 100 * (target.predicted / truth - 1)
     if target.low and target.high:
-        bounds = [100 * (bound / truth - 1) for bound in (target.low, target.high)]
-        axes.plot([target.predicted] * 2, bounds, color=INK, linewidth=5, alpha=0.35)
-    height = 100 * (target.predicted / truth - 1)
+        bottom, top = (100 * (bound / truth - 1) for bound in (target.low, target.high))
+        axes.plot([target.predicted] * 2, [bottom, top], color=INK, linewidth=5, alpha=0.35)
     axes.plot(target.predicted, height, "*", color=VERMILION, markersize=15, markeredgecolor=PAPER)
     text = f"target {height:+.2f}%" if target.measured else "target, not yet measured"
     axes.annotate(
         text,
-        (target.predicted, height),
-        xytext=(-12, 9),
+        (target.predicted, top),
+        xytext=(14, 8),
         textcoords="offset points",
         ha="right",
         color=VERMILION,
         fontsize=9.5,
-        path_effects=halo(),
     )

@@ -93,7 +93,7 @@ def training_figure(metrics: Sequence[Json], target: Target | None = None) -> "F
         loss_axes.set_ylim(float(tail.min()) - 0.15 * room, float(tail.max()) + 0.10 * room)
         loss_axes.set_ylabel("training loss (nats per token)", color=BLUE)
         light_grid(loss_axes)
-        loss_axes.set_title("The target run")
+        loss_axes.set_title("The target run" if target else "Training")
         if len(checks) >= 1:
             _draw_validation(loss_axes, checks, target, float(tokens[-1]))
         rate = np.array([line.get("learning_rate") or np.nan for line in steps], dtype=float)
