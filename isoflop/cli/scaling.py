@@ -149,8 +149,8 @@ def fit(
         records = [record for table in tables for record in read_records(table)]
         laws = joint.fit(records, bootstrap=bootstrap, seed=seed)
         laws.write(out)
-        print_laws(laws, out)
         report_found(laws.tree(), json, f"laws in {out}", [])
+        print_laws(laws, out, tables)
     else:
         _refuse_unused(
             f"with --law {law}",
