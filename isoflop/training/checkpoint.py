@@ -16,6 +16,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,25 @@ log = logging.getLogger(__name__)
 
 _FILES = ("model.safetensors", "optimizer.safetensors")
 _NAME = re.compile(r"step_(\d{8,})")
+
+
+@dataclass(frozen=True)
+class Saving:
+    """When checkpoints are written and which stay."""
+
+    every_steps: int = 0
+    """0: by time only."""
+    every_s: float = 300.0
+    """0: never by time."""
+    keep: int = 2
+    at_end: bool = True
+    at_steps: frozenset[int] = frozenset()
+    """Steps (counted after the optimizer step) at which one is written and kept for good: branch points."""
+
+    def at(self, step: int, since_s: float) -> bool:
+        """Whether one is due after finished step `step`, `since_s` after the last one; the end is the loop's matter."""
+        by_time, by_step = self.every_s and since_s > self.every_s, self.every_steps and step % self.every_steps == 0
+        return bool(by_time or by_step or step in self.at_steps)
 
 
 def saved(folder: Path) -> dict[int, Path]:

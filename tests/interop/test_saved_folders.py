@@ -35,7 +35,6 @@ KINDS = {
             **EXPERTS,
             "num_experts": 8,
             "shared_expert_intermediate_size": 32,
-            "qkv_bias": False,
             "decoder_sparse_step": 1,
         },
     ),

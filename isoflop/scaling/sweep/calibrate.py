@@ -36,7 +36,7 @@ def measure_speed(
     Raises:
         RecipeError: the device is not there.
     """
-    from isoflop.training.pretrain.workload import choose_device
+    from isoflop.training.device import choose_device
 
     choose_device(device)
     jobs = [(to_tree(config), batch) for config, batch in shapes]
@@ -55,8 +55,8 @@ def _measure(
     import torch
 
     from isoflop.model.transformer import Transformer
+    from isoflop.training.device import choose_device
     from isoflop.training.optim import adamw
-    from isoflop.training.pretrain.workload import choose_device
 
     torch.set_num_threads(threads)
     device = choose_device(device_name)
@@ -76,7 +76,7 @@ def _measure(
             steps, began = 0, time.perf_counter()
             while steps < 2 or time.perf_counter() - began < window_s:
                 losses = model.losses(windows[:, :-1], windows[:, 1:])
-                (torch.stack([losses.nats, *losses.further_nats]).sum() / batch_tokens).backward()
+                (torch.stack([losses.nats, *losses.mtp_nats]).sum() / batch_tokens).backward()
                 torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)

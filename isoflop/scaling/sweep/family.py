@@ -40,13 +40,19 @@ class ExpertFamily:
     n_dense_layers: NotNegativeInt = 1
     """Blocks at the bottom with a dense MLP."""
     affinity: Literal["sigmoid", "softmax"] = "sigmoid"
-    """See isoflop.model.config.ExpertConfig, as for the keys below."""
+    """Of a token for an expert: sigmoid is V3's, softmax V2's and DeepSeekMoE's."""
     normalise: bool = True
+    """Weights of the chosen experts add up to 1 before scaling."""
     routed_scale: Positive = 1.0
+    """Factor of the routed experts' sum."""
     selection_bias: bool = True
+    """Choose by affinity + bias, the bias moved by load alone."""
     n_groups: PositiveInt = 1
+    """Equal groups of experts, one a node."""
     n_groups_kept: PositiveInt = 1
+    """Groups that a token may use."""
     group_score: Literal["top_sum", "max"] = "top_sum"
+    """Of a group: sum of its best selection scores (top_sum, V3), or its best one (max, V2)."""
 
     def config(self, d_model: int) -> ExpertConfig:
         """The experts of a model of this width."""

@@ -22,7 +22,7 @@ from isoflop.recipe import to_tree
 from isoflop.scaling.lr_batch_law import HyperLaw, hyper_law
 from isoflop.scaling.sweep.cells import Cell, Group, group_cells
 from isoflop.scaling.sweep.recipe import LadderModelSection, LadderRecipe, check
-from isoflop.scaling.sweep.shapes import Tree, largest_scale, shape_near
+from isoflop.scaling.sweep.shapes import Tree, largest_scale, scale_limits, shape_near
 from isoflop.scaling.sweep.speed import Speed
 from isoflop.tokens.shards import TokenSet
 from isoflop.training.schedule import cooldown_start
@@ -219,7 +219,10 @@ def _sizes_by_budget(recipe: LadderRecipe, budgets: tuple[float, ...]) -> list[t
             offset = math.log(prior.scale_at(budget) / anchor) / spacing
             start = (round(offset) if spec.share_trunks else offset) - (spec.n_sizes - 1) / 2
             targets = [anchor * math.exp((start + index) * spacing) for index in range(spec.n_sizes)]
-        shapes = list(dict.fromkeys(_shape(recipe, target) for target in targets))
+        try:
+            shapes = list(dict.fromkeys(_shape(recipe, target) for target in targets))
+        except RecipeError as error:
+            raise RecipeError(f"{error}{_nearest_budget(recipe, budget, targets)}") from None
         if spec.purpose == "isoflop" and len(shapes) < 3:
             raise RecipeError(
                 f"budget {budget:.3g} has {len(shapes)} different sizes and an IsoFLOP curve needs at least 3; "
@@ -227,6 +230,20 @@ def _sizes_by_budget(recipe: LadderRecipe, budgets: tuple[float, ...]) -> list[t
             )
         runs.extend((budget, shape) for shape in shapes)
     return runs
+
+
+def _nearest_budget(recipe: LadderRecipe, budget: float, targets: list[float]) -> str:
+    """The nearest budget at which all sizes that follow from it have shapes, 6% for what is rounded."""
+    if recipe.ladder.sizes:
+        return ""
+    low, high = scale_limits(recipe.model.seq_len, recipe.family)
+    step = (max(targets) / min(targets)) ** (0.5 / max(1, len(targets) - 1)) if recipe.ladder.share_trunks else 1.0
+    at, budget_at = recipe.allocation.scale_at(budget), recipe.allocation.budget_at
+    if min(targets) < low:
+        return (
+            f"; ladder.budgets = {budget:.3g} must be at least {1.06 * budget_at(step * at * low / min(targets)):.2g}"
+        )
+    return f"; ladder.budgets = {budget:.3g} must be at most {budget_at(at * high / max(targets) / step) / 1.06:.2g}"
 
 
 def _grid(recipe: LadderRecipe) -> list[tuple[float, ModelConfig]]:
@@ -269,7 +286,8 @@ def _cells_of_size(
             if count < 1:
                 raise RecipeError(
                     f"budget {budget:.3g} is too small for one step of a model with {scale:.3g} FLOPs per token: "
-                    f"{n:.3g} tokens, one batch is {batch_tokens}; raise the budget or lower the batch in [hyper]"
+                    f"{n:.3g} tokens, one batch is {batch_tokens}; raise the budget to "
+                    f"{scale * batch_tokens:.3g} or lower the batch in [hyper]"
                 )
         warmup = train.warmup_steps or max(1, round(min(0.02 * law_tokens / batch_tokens, 0.1 * min(steps))))
         for rate_factor in spec.learning_rate_factors:
