@@ -252,7 +252,7 @@ def score(
     run: Annotated[Path, Parameter(metavar="RUN", help="folder of a finished train")],
     /,
     *,
-    records: Annotated[Path | None, Parameter(metavar="FILE", help="append the scored target here")] = None,
+    records: Annotated[Path | None, Parameter(metavar="FILE", help="for the target; default: the study's")] = None,
     json: Json = None,
 ) -> None:
     """A finished run -> predicted against measured."""
