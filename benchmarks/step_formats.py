@@ -22,9 +22,9 @@ from isoflop.numerics.noise import Clock
 from isoflop.numerics.section import NumericsSection, PhotonicSection, Rule
 from isoflop.recipe import write_json
 from isoflop.run import commit, processor
-from isoflop.training.clipping import watch_clipping
 from isoflop.training.loop import Saving, train
 from isoflop.training.optim import adamw
+from isoflop.training.saturation import watch_clipping
 
 SHAPES = {  # layers, d_model, heads, vocabulary, sequence; sequences a step; steps of the short and the long run
     "cpu": ((4, 128, 2, 2048, 256), 16, (3, 13)),

@@ -16,10 +16,10 @@ from typing import Any
 
 from isoflop.errors import IsoflopError, RecipeError
 from isoflop.recipe import load_recipe, write_json, write_recipe
-from isoflop.scaling.calibrate import measure_ladder, measure_speed
-from isoflop.scaling.ladder import Ladder, LadderRecipe, plan_ladder, resolved
-from isoflop.scaling.shapes import shape_near
-from isoflop.scaling.transfer import hyper_law
+from isoflop.scaling.lr_batch_law import hyper_law
+from isoflop.scaling.sweep.calibrate import measure_ladder, measure_speed
+from isoflop.scaling.sweep.ladder import Ladder, LadderRecipe, plan_ladder, resolved
+from isoflop.scaling.sweep.shapes import shape_near
 
 LEAST_RATIO = 5.2
 """Target compute over the largest sweep cell, both as the laws count (M D) and with the output head."""
@@ -47,15 +47,16 @@ def run_demo(
         RecipeError: too few minutes, or `out` holds a demo of other minutes or another seed.
         IsoflopError: a step failed; KeyboardInterrupt after Ctrl-C, with everything finished so far kept.
     """
-    from isoflop.corpus.build import CorpusRecipe, build_corpus
-    from isoflop.scaling.folder import report_study
-    from isoflop.scaling.law_set import fit_law_set
-    from isoflop.scaling.plan import Machine, make_plan
-    from isoflop.scaling.sweep import run_sweep
-    from isoflop.scaling.target import ladder_on_tokens, score_run
+    from isoflop.corpus.build import build_corpus
+    from isoflop.corpus.recipe import CorpusRecipe
+    from isoflop.scaling.fit.joint import fit_law_set
+    from isoflop.scaling.plan.choose import Machine, make_plan
+    from isoflop.scaling.report.folder import report_study
+    from isoflop.scaling.sweep.run import run_sweep
+    from isoflop.scaling.sweep.target import ladder_on_tokens, score_run
     from isoflop.tokens.shards import TokensRecipe, build_tokens
-    from isoflop.training.pretrain import run_pretrain
-    from isoflop.training.pretrain_recipe import PretrainRecipe, with_train
+    from isoflop.training.pretrain.recipe import PretrainRecipe, with_train
+    from isoflop.training.pretrain.workload import run_pretrain
 
     _check_same(out, minutes=minutes, seed=seed)
     began = time.monotonic()

@@ -3,7 +3,7 @@
 One file is one run. `load_recipe` reads it into a tree of frozen dataclasses, applies `section.key=value` overrides,
 refuses unknown keys with a suggestion, and checks every type and every range (`Annotated[int, Range(at_least=1)]`).
 `to_toml` writes the resolved recipe back. Nothing here knows any stage: each stage owns its schema (for example
-`isoflop.training.pretrain_recipe.PretrainRecipe`), and the rules between its keys.
+`isoflop.training.pretrain.recipe.PretrainRecipe`), and the rules between its keys.
 """
 
 import contextlib

@@ -4,13 +4,12 @@ import contextlib
 import io
 import re
 import shlex
-from pathlib import Path
 
 import pytest
+from places import ROOT
 
-from isoflop import cli
+from isoflop.cli import main as cli
 
-ROOT = Path(__file__).parents[1]
 NAMES = ("README.md", "CONTRIBUTING.md", "docs/*.md")
 PAGES = [path for name in NAMES for path in sorted(ROOT.glob(name))]
 OPTION = re.compile(r"--[a-z][a-z-]*")

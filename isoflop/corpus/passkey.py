@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from isoflop.corpus.sources import Document
+from isoflop.corpus.document import Document
 from isoflop.errors import RecipeError
 from isoflop.recipe import PositiveInt, Seed, Share, check_ranges
 

@@ -236,7 +236,7 @@ def _train(
     on_progress: Callable[[Progress], None] | None,
     should_stop: Callable[[], bool],
 ) -> LoopResult:
-    from isoflop.training.pretrain import choose_device
+    from isoflop.training.pretrain.workload import choose_device
 
     recipe, t = prepared.recipe, prepared.recipe.train
     network.to(choose_device(t.device))

@@ -14,9 +14,7 @@ from safetensors.numpy import load_file
 from isoflop.errors import DataError
 from isoflop.imaging import figure as drawn
 from isoflop.imaging.sweep import ImagingSweep, read_records
-from isoflop.recipe import load_recipe, write_text
-from isoflop.scaling.canvas import save, svg_text
-from isoflop.scaling.page import (
+from isoflop.pages.html import (
     Markup,
     Pictures,
     bullets,
@@ -34,6 +32,8 @@ from isoflop.scaling.page import (
     tag,
     tiles,
 )
+from isoflop.pages.plot import save, svg_text
+from isoflop.recipe import load_recipe, write_text
 
 NAMES = {"test": "digits", "unseen": "unseen letters"}
 CAPTIONS = {

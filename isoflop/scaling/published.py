@@ -3,7 +3,7 @@
 Each law carries its source, what it counts, and a grade: `data` (refitted on the authors' measurements), `consistent`
 (the constants agree with each other or with what the authors trained), `read` (read, not recomputed). They serve as
 priors for a plan and as lines in figures. `published_laws` gives the same plain form as a laws file of one's own, so
-that everything that reads one reads the other. Laws for batch and learning rate are in `isoflop.scaling.transfer`.
+that everything that reads one reads the other. Laws for batch and learning rate are in `isoflop.scaling.lr_batch_law`.
 """
 
 import difflib
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from isoflop.errors import PlanError
-from isoflop.scaling.transfer import HYPER_LAWS
+from isoflop.scaling.lr_batch_law import HYPER_LAWS
 
 Scale = Literal["flops_per_token", "n_params"]
 

@@ -22,14 +22,14 @@ from typing import Any
 
 import numpy as np
 
-from isoflop.corpus.folder import new_folder, read_manifest
-from isoflop.corpus.sources import read_texts
+from isoflop.corpus.read.sources import read_texts
+from isoflop.corpus.tables.output_folder import new_folder, read_manifest
 from isoflop.errors import DataError
 from isoflop.recipe import NotNegativeInt, Positive, PositiveInt, Processes, to_tree, write_json
 from isoflop.tokens.bpe import Tokenizer, train_tokenizer
-from isoflop.tokens.count import TooVaried
 from isoflop.tokens.documents import DocumentOptions, Texts, encode_documents
 from isoflop.tokens.documents import check as check_documents
+from isoflop.tokens.fast.count import TooVaried
 from isoflop.tokens.rules import Rules
 
 log = logging.getLogger(__name__)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from isoflop.numerics.noise import VALIDATION, Clock
 from isoflop.training import checkpoint
-from isoflop.training.graph import GraphedStep, can_capture
+from isoflop.training.cuda_graph import GraphedStep, can_capture
 from isoflop.training.monitor import MetricsFile, Progress
 from isoflop.training.workload import Terms, Workload, parts
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from isoflop.cli import main
+from isoflop.cli.main import main
 from isoflop.errors import DataError, RecipeError
 from isoflop.imaging.report import sort_records, write_report
 from isoflop.imaging.sweep import ImagingSweep, cells, read_records, run_sweep

@@ -5,12 +5,12 @@ import os
 import subprocess
 import sys
 import tomllib
-from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from places import ROOT
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -24,7 +24,7 @@ DEEPSEEK_7B = ModelConfig(30, 4096, 32, 32, 128, 11008, 102400, 4096)
 DEEPSEEK_67B = ModelConfig(95, 8192, 64, 8, 128, 22016, 102400, 4096)
 SMALL_GQA = ModelConfig(3, 64, 4, 2, 16, 176, 512, 128)
 HEADS_WIDER_THAN_MODEL = ModelConfig(2, 48, 4, 1, 16, 100, 300, 32)
-RECIPES = Path(__file__).parents[2] / "recipes" / "pretrain"
+RECIPES = ROOT / "recipes" / "pretrain"
 
 SOFTMAX = ExpertConfig(8, 2, 48, n_shared=2, affinity="softmax", normalise=False, selection_bias=False)
 SIGMOID = ExpertConfig(16, 4, 32, n_groups=4, n_groups_kept=2, n_dense_layers=2)
@@ -313,5 +313,5 @@ def test_unknown_precision_stage_and_convention_are_refused_by_name():
 
 
 def test_counting_and_planning_do_not_import_torch():
-    code = "import sys, isoflop.model.accounting, isoflop.scaling.ladder; sys.exit('torch' in sys.modules)"
+    code = "import sys, isoflop.model.accounting, isoflop.scaling.sweep.ladder; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], env={**os.environ}, check=False).returncode == 0

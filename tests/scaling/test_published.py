@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from isoflop.errors import PlanError
-from isoflop.scaling.allocation import best_split
-from isoflop.scaling.prediction import central_loss, surface_loss, surface_optimum
+from isoflop.scaling.lr_batch_law import HYPER_LAWS
+from isoflop.scaling.plan.allocate import best_split
+from isoflop.scaling.plan.predict import central_loss, surface_loss, surface_optimum
 from isoflop.scaling.published import ALLOCATIONS, SURFACES, names, published_laws
-from isoflop.scaling.transfer import HYPER_LAWS
 
 
 @pytest.mark.parametrize("name", ["deepseek", "ling", "ling_experts"])

@@ -4,15 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from places import ROOT
 
-from isoflop.corpus.sources import read_texts
+from isoflop.corpus.read.sources import read_texts
 from isoflop.errors import DataError
 from isoflop.recipe import load_recipe
 from isoflop.tokens import shards
 from isoflop.tokens.bpe import Tokenizer
 from isoflop.tokens.shards import Shard, TokenizerOptions, TokenSet, TokensRecipe, build_tokens
-
-ROOT = Path(__file__).parents[2]
 
 
 def test_shards_hold_each_document_between_bos_and_eos(token_set: TokenSet, small_corpus: Path) -> None:

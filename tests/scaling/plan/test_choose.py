@@ -1,0 +1,272 @@
+"""Plans: whole numbers that meet the budget, recipes that train reads, refusals that say the way out."""
+
+import datetime
+import json
+import tomllib
+
+import pytest
+from law_examples import example_laws
+
+from isoflop.errors import PlanError
+from isoflop.model.accounting import count_parameters, flops_per_token
+from isoflop.recipe import from_tree, to_toml, write_json
+from isoflop.scaling.plan.choose import Machine, load_laws, make_plan
+from isoflop.scaling.sweep.family import ExpertFamily, Family, LatentFamily
+from isoflop.training.pretrain.recipe import PretrainRecipe, check
+
+LAWS = example_laws()
+SMALL = {
+    "vocab_size": 512,
+    "seq_len": 128,
+    "hyper": {"learning_rate": 0.002, "batch_tokens": {"coefficient": 0.02, "total_flops": 0.3}},
+}
+
+
+def test_the_plan_meets_its_budget_in_whole_steps_of_whole_sequences():
+    plan = make_plan(LAWS, budget_flops=1.5e15, **SMALL)
+    assert plan.total_flops == flops_per_token(plan.config, "M") * plan.n_tokens
+    assert 1.5e15 <= plan.total_flops < 1.5e15 * (1 + 1.5 / plan.steps)
+    assert plan.n_tokens == plan.steps * plan.batch_tokens and plan.batch_tokens % 128 == 0
+    assert plan.scale == pytest.approx(plan.by_law_scale["parabola"], rel=0.2)
+    assert plan.total_flops_exact > plan.total_flops
+
+
+def test_the_recipe_carries_the_prediction_and_its_time_stamp():
+    before = datetime.datetime.now(datetime.UTC).replace(microsecond=0)
+    plan = make_plan(LAWS, budget_flops=1.5e15, largest_sweep_flops_exact=4e14, **SMALL)
+    written = tomllib.loads(to_toml(plan.recipe))["prediction"]
+    assert plan.prediction is not None
+    assert written["bits_per_byte"] == plan.prediction.center
+    assert written["low"] < written["bits_per_byte"] < written["high"] and written["level"] == 0.9
+    assert datetime.datetime.fromisoformat(written["predicted_at"]) >= before
+    assert written["largest_sweep_flops"] == 3e14 and written["largest_sweep_flops_exact"] == 4e14
+    assert written["extrapolation"] == pytest.approx(5.0, rel=0.01)
+    assert written["laws_sha256"] == load_laws(LAWS)[2]
+
+
+def test_train_reads_the_recipe_as_it_is():
+    plan = make_plan(LAWS, budget_flops=1.5e15, **SMALL)
+    recipe = from_tree(tomllib.loads(to_toml(plan.recipe)), PretrainRecipe)
+    check(recipe)
+    assert recipe.n_steps() == plan.steps and recipe.model == plan.config
+    assert recipe.prediction is not None and recipe.prediction["bits_per_byte"] > 0
+
+
+def test_the_sweeps_settings_carry_over_and_the_plan_decides_the_rest():
+    template = {
+        "data": {"tokens": "runs/tokens", "weights": {"code": 1.0}},
+        "train": {"schedule": "cosine", "weight_decay": 0.05, "learning_rate": 9.0, "batch_tokens": 1, "seed": 7},
+        "validate": {"max_tokens": 1000},
+    }
+    plan = make_plan(LAWS, budget_flops=1.5e15, template=template, **SMALL)
+    train = plan.recipe["train"]
+    assert (train["schedule"], train["weight_decay"], train["seed"]) == ("cosine", 0.05, 7)
+    assert (train["learning_rate"], train["batch_tokens"]) == (0.002, plan.batch_tokens)
+    assert plan.recipe["data"]["tokens"] == "runs/tokens" and plan.recipe["validate"]["max_tokens"] == 1000
+    assert any("schedule cosine differs" in text for text in plan.warnings)
+
+
+def test_without_a_template_the_schedule_is_that_of_the_fitted_runs():
+    assert make_plan(LAWS, budget_flops=1.5e15, **SMALL).recipe["train"]["schedule"] == "constant_cooldown"
+
+
+def test_plans_within_a_tenth_of_a_percent_are_listed_around_the_chosen_one():
+    plan = make_plan(LAWS, budget_flops=1.5e15, **SMALL)
+    rows = plan.near_optimal
+    assert len(rows) >= 2 and sum(row["chosen"] for row in rows) == 1
+    assert all(row["relative_loss"] <= 0.001 or row["chosen"] for row in rows)
+    assert min(row["relative_loss"] for row in rows) == 0
+    assert [row["scale"] for row in rows] == sorted(row["scale"] for row in rows)
+    assert rows[-1]["scale"] / rows[0]["scale"] > 1.1  # the optimum is flat
+
+
+def test_gpu_hours_give_the_budget_that_takes_them():
+    machine = Machine(n_gpus=8, hardware="H100", utilisation=0.5, zero_stage=1, price_per_gpu_hour=2.0)
+    plan = make_plan("deepseek", gpu_hours=1000, machine=machine)
+    assert plan.gpu_hours == pytest.approx(1000, rel=0.01)
+    assert plan.hours == pytest.approx(125, rel=0.01) and plan.cost == pytest.approx(2000, rel=0.01)
+    assert plan.total_flops_exact == pytest.approx(1000 * 3600 * 989.4e12 * 0.5, rel=0.01)
+    assert plan.batch_tokens % (8 * 4096) == 0
+
+
+def test_a_measured_speed_goes_before_the_utilisation():
+    machine = Machine(speed=lambda config, batch_tokens: 4.5e10 / flops_per_token(config, "exact"))
+    plan = make_plan(LAWS, gpu_hours=5 / 60, machine=machine, **SMALL)
+    assert plan.hours == pytest.approx(5 / 60, rel=0.01)
+    assert plan.total_flops_exact == pytest.approx(300 * 4.5e10, rel=0.02)
+
+
+def test_large_batches_are_rounded_so_that_micro_batches_divide_them():
+    plan = make_plan("deepseek", budget_flops=1e22, machine=Machine(max_micro_batch=16))
+    sequences = plan.batch_tokens // 4096
+    assert sequences % 16 == 0 and plan.memory["micro_batch"] == 16
+    assert plan.batch_tokens == pytest.approx(4.588e6, rel=0.02)
+
+
+def test_a_published_law_plans_but_does_not_predict():
+    plan = make_plan("chinchilla", budget_flops=1e20)
+    assert plan.prediction is None and "prediction" not in plan.recipe
+    assert any("no prediction" in text for text in plan.warnings)
+    assert plan.hyper["name"] == "steplaw" and plan.scale_name == "n_params"
+    assert plan.total_flops == pytest.approx(1e20, rel=0.01)
+    assert plan.tree()["n_params_total"] == plan.scale
+    assert plan.scale == pytest.approx(plan.by_law_scale["surface_published"], rel=0.15)
+
+
+def test_deepseek_law_plans_a_model_with_its_own_batch_and_rate():
+    plan = make_plan("deepseek", budget_flops=1e20)
+    assert plan.scale == pytest.approx(5.251e9, rel=0.12)
+    assert plan.n_tokens == pytest.approx(1.905e10, rel=0.12)
+    assert plan.learning_rate == pytest.approx(9.860e-4, rel=2e-3)
+    assert plan.batch_tokens == pytest.approx(248.3 * 4096, abs=4096)
+    assert plan.recipe["train"]["schedule"] == "multi_step" and plan.recipe["train"]["warmup_steps"] <= 2000
+
+
+def test_serving_makes_the_planned_model_smaller_at_the_same_predicted_loss():
+    plain = make_plan(LAWS, budget_flops=1.5e15, **SMALL)
+    served = make_plan(LAWS, budget_flops=1.5e15, serve_tokens=5.0 * plain.n_tokens, **SMALL)
+    assert served.scale < plain.scale and served.total_flops > 1.05 * plain.total_flops
+    assert served.prediction is not None and plain.prediction is not None
+    assert served.prediction.center == pytest.approx(plain.prediction.center, rel=2e-3)
+    assert 0 < served.serving["saving"] < 1
+
+
+def test_repeated_data_raises_the_predicted_loss():
+    plain = make_plan(LAWS, budget_flops=1.5e15, **SMALL)
+    repeated = make_plan(LAWS, budget_flops=1.5e15, unique_tokens=plain.n_tokens / 4, **SMALL)
+    assert repeated.prediction is not None and plain.prediction is not None
+    assert repeated.prediction.center > plain.prediction.center
+    assert repeated.tree()["unique_tokens"] == plain.n_tokens / 4
+
+
+def test_a_long_extrapolation_is_warned_about():
+    assert not any("times the largest" in text for text in make_plan(LAWS, budget_flops=8e15, **SMALL).warnings)
+    plan = make_plan(LAWS, budget_flops=1.2e16, **SMALL)
+    assert any("40 times the largest sweep budget" in text for text in plan.warnings)
+
+
+def test_the_plan_is_told_in_rows_with_its_prediction():
+    rows = dict(make_plan(LAWS, budget_flops=1.5e15, serve_tokens=1e9, **SMALL).rows())
+    assert list(rows)[:3] == ["shape", "parameters", "model scale"]
+    assert "90% interval" in rows["predicted"] and "lstar" in rows["by law"] and "%" in rows["serving"]
+
+
+def test_plan_and_recipe_are_written_and_read_back(tmp_path):
+    write_json(tmp_path / "laws.json", LAWS)
+    plan = make_plan(tmp_path / "laws.json", budget_flops=1.5e15, **SMALL)
+    plan.write(tmp_path / "target.toml", tmp_path / "plan.json")
+    recipe = tomllib.loads((tmp_path / "target.toml").read_text(encoding="utf-8"))
+    tree = json.loads((tmp_path / "plan.json").read_text(encoding="utf-8"))
+    assert recipe["model"]["d_model"] == plan.config.d_model
+    assert recipe["prediction"]["laws"].endswith("laws.json") and len(recipe["prediction"]["laws_sha256"]) == 64
+    assert tree["prediction"]["center"] == recipe["prediction"]["bits_per_byte"]
+    assert tree["flops_per_token"] == flops_per_token(plan.config, "M")
+
+
+def test_memory_is_reported_and_the_micro_batch_fits_it():
+    tight = make_plan("deepseek", budget_flops=1e19, machine=Machine(memory_gib=12.0))
+    roomy = make_plan("deepseek", budget_flops=1e19, machine=Machine(memory_gib=80.0))
+    assert tight.memory["total_bytes"] <= 0.92 * 12 * 2**30
+    assert tight.memory["micro_batch"] < roomy.memory["micro_batch"]
+    assert roomy.recipe["train"]["micro_batch"] == roomy.memory["micro_batch"]
+
+
+@pytest.mark.parametrize(
+    ("laws", "arguments", "message"),
+    [
+        (LAWS, {"budget_flops": 1e9, **SMALL}, "no shape|less than one optimizer step"),
+        (
+            LAWS,
+            {"budget_flops": 1e13, **SMALL, "hyper": {"learning_rate": 0.1, "batch_tokens": 10**9}},
+            "one optimizer step",
+        ),
+        (LAWS, {"budget_flops": -1.0, **SMALL}, "must be a finite number above 0"),
+        (LAWS, {**SMALL}, "give exactly one"),
+        (LAWS, {"budget_flops": 1e15, "gpu_hours": 1.0, **SMALL}, "give exactly one"),
+        (LAWS, {"gpu_hours": 1.0, **SMALL}, "needs hardware"),
+        ("deepseek", {"budget_flops": 1e22, "machine": Machine(memory_gib=16.0)}, r"memory = .* GiB per device"),
+        ("deepseek", {"budget_flops": 1e20, "machine": Machine(hardware="H10")}, "did you mean H100"),
+        ("deepseek", {"budget_flops": 1e20, "machine": Machine(utilisation=40)}, "utilisation = 40"),
+        ({**LAWS, "resamples": {}}, {"budget_flops": 1e15, **SMALL}, "no interval is available"),
+        ("no-such-laws.json", {"budget_flops": 1e15}, "nor a published law"),
+    ],
+)
+def test_a_plan_that_cannot_be_met_is_refused_with_a_way_out(laws, arguments, message):
+    with pytest.raises(PlanError, match=message):
+        make_plan(laws, **arguments)
+
+
+def test_memory_refusal_names_the_sharding_that_would_fit():
+    with pytest.raises(PlanError, match="zero_stage = 1 fits"):
+        make_plan("deepseek", budget_flops=3e21, machine=Machine(n_gpus=64, hardware="H100"))
+
+
+def test_a_tokenizer_other_than_the_sweeps_is_refused():
+    template = {"data": {"tokens": "t", "tokenizer_sha256": "a" * 64}}
+    with pytest.raises(PlanError, match="not the tokenizer of the fitted runs"):
+        make_plan(LAWS, budget_flops=1.5e15, template=template, **SMALL)
+
+
+def test_a_file_that_is_no_laws_file_is_refused(tmp_path):
+    (tmp_path / "a.json").write_text("{", encoding="utf-8")
+    (tmp_path / "b.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(PlanError, match="is not JSON"):
+        make_plan(tmp_path / "a.json", budget_flops=1e15)
+    with pytest.raises(PlanError, match="is not a set of laws"):
+        make_plan(tmp_path / "b.json", budget_flops=1e15)
+
+
+MIXTURE = Family(experts=ExpertFamily(n_experts=16, n_active=3, granularity=4.0), latent=LatentFamily())
+
+
+def test_a_mixture_is_planned_in_active_flops_with_what_it_should_be_worth():
+    plan = make_plan(LAWS, budget_flops=1.5e15, family=MIXTURE, **SMALL)
+    assert plan.config.experts is not None and plan.config.latent is not None
+    assert plan.total_flops == flops_per_token(plan.config, "M") * plan.n_tokens
+    counts = count_parameters(plan.config)
+    tree, rows = plan.tree(), dict(plan.rows())
+    assert tree["n_params_active"] == counts.n_params_active < tree["n_params_total"]
+    assert plan.leverage is not None and plan.leverage["measured"] is None
+    expected = plan.leverage["expected"]
+    assert expected["low"] < expected["center"] < expected["high"] and "2507.17702" in expected["source"]
+    assert "over published laws" in rows["expected leverage"] and "16 of width" in rows["experts"]
+    assert "active" in rows["parameters"] and "rotary channels" in rows["latent attention"]
+    assert any("lie below the compute" in text for text in plan.warnings)
+    assert all(row["n_params_active"] < row["n_params_total"] for row in plan.near_optimal)
+
+
+def test_train_reads_the_recipe_of_a_mixture_as_it_is():
+    plan = make_plan(LAWS, budget_flops=1.5e15, family=MIXTURE, **SMALL)
+    recipe = from_tree(tomllib.loads(to_toml(plan.recipe)), PretrainRecipe)
+    check(recipe)
+    assert recipe.model == plan.config
+
+
+def test_laws_of_a_dense_sweep_measure_what_the_experts_are_worth():
+    better = example_laws(seed=2, data_gain=2.0)
+    plan = make_plan(better, budget_flops=1e15, family=MIXTURE, dense_laws=LAWS, **SMALL)
+    assert plan.leverage is not None
+    measured = plan.leverage["measured"]
+    assert measured["low"] < 2.0 < measured["high"] and measured["center"] == pytest.approx(2.0, rel=0.03)
+    assert "over laws" in dict(plan.rows())["measured leverage"]
+
+
+def test_a_dense_plan_says_nothing_of_experts():
+    plan = make_plan(LAWS, budget_flops=1.5e15, **SMALL)
+    assert plan.leverage is None and "experts" not in dict(plan.rows())
+    assert set(plan.recipe["model"]).isdisjoint({"experts", "latent", "mtp_depth"})
+
+
+def test_laws_of_one_family_do_not_plan_another():
+    laws = {**LAWS, "conventions": {**LAWS["conventions"], "family": "16 experts, 3 active, 1 shared, sigmoid; MHA"}}
+    with pytest.raises(PlanError, match=r"conventions.family = '16 experts.* give the ladder recipe"):
+        make_plan(laws, budget_flops=1.5e15, **SMALL)
+
+
+def test_a_law_of_parameters_shows_both_counts_of_a_mixture():
+    hyper = {**SMALL, "hyper": "joint_experts", "seq_len": 128}
+    plan = make_plan(LAWS, budget_flops=1.5e15, family=MIXTURE, **hyper)
+    other = plan.hyper["by_total_parameters"]
+    assert other["learning_rate"] < plan.learning_rate  # more parameters, lower rate
+    dense = make_plan(LAWS, budget_flops=1.5e15, **hyper)
+    assert "by_total_parameters" not in dense.hyper
