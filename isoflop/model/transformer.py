@@ -337,16 +337,28 @@ class Transformer(nn.Module):
             for _ in range(config.n_layers)
         ]
 
-    def forward(self, tokens_BT: Tensor, cache: list[Cache] | list[LatentCache] | None = None) -> Tensor:
-        """Hidden states after the final norm, [B, T, D]. With a cache the tokens continue what it holds."""
-        return self._run(tokens_BT, cache)[0]
+    def forward(
+        self,
+        tokens_BT: Tensor,
+        cache: list[Cache] | list[LatentCache] | None = None,
+        *,
+        documents_BT: Tensor | None = None,
+    ) -> Tensor:
+        """Hidden states after the final norm, [B, T, D]. With a cache the tokens continue what it holds.
+
+        Numbers of documents, `documents_BT`, say which tokens of a row see each other, whatever tokens they begin with.
+        """
+        return self._run(tokens_BT, cache, documents_BT)[0]
 
     def _run(
-        self, tokens_BT: Tensor, cache: list[Cache] | list[LatentCache] | None = None
+        self,
+        tokens_BT: Tensor,
+        cache: list[Cache] | list[LatentCache] | None = None,
+        documents_BT: Tensor | None = None,
     ) -> tuple[Tensor, list[Routing]]:
         start = cache[0].length if cache else 0
         cos_TC, sin_TC = self._angles(start, start + tokens_BT.shape[1])
-        mask_B1TT = None if cache else self._mask(tokens_BT)
+        mask_B1TT = None if cache else self._mask(tokens_BT, documents_BT)
         x_BTD = self.embedding(tokens_BT).to(self.dtype)
         routings = []
         for index, block in enumerate(self.blocks):
@@ -359,13 +371,17 @@ class Transformer(nn.Module):
         assert end <= self.config.seq_len, f"{end} tokens, the model was built for {self.config.seq_len}"
         return self.get_buffer("cos")[start:end], self.get_buffer("sin")[start:end]
 
-    def _mask(self, tokens_BT: Tensor) -> Tensor | None:
+    def _mask(self, tokens_BT: Tensor, documents_BT: Tensor | None = None) -> Tensor | None:
         """None is the plain causal mask, which has the fastest kernels."""
+        if documents_BT is not None:
+            return document_mask(documents_BT)
         if self.document_start is None:
             return None
         return document_mask((tokens_BT == self.document_start).cumsum(1))
 
-    def further(self, hidden_BTD: Tensor, tokens_BT: Tensor) -> tuple[list[Tensor], list[Routing]]:
+    def further(
+        self, hidden_BTD: Tensor, tokens_BT: Tensor, documents_BT: Tensor | None = None
+    ) -> tuple[list[Tensor], list[Routing]]:
         """What the head reads for tokens further ahead: of depth k, position i predicts token i + k + 1.
 
         Shapes: hidden [B, T, D] as `forward` returned it for these tokens; depth k gives [B, T - k, D].
@@ -374,7 +390,7 @@ class Transformer(nn.Module):
         for depth, module in enumerate(self.mtp, start=1):
             embedded_BTD = self.embedding(tokens_BT[:, depth:]).to(self.dtype)
             cos_TC, sin_TC = self._angles(0, embedded_BTD.shape[1])
-            mask_B1TT = self._mask(tokens_BT[:, :-depth])
+            mask_B1TT = self._mask(tokens_BT[:, :-depth], None if documents_BT is None else documents_BT[:, :-depth])
             hidden_BTD, routing = module(hidden_BTD[:, :-1], embedded_BTD, cos_TC, sin_TC, mask_B1TT)
             depths.append(hidden_BTD)
             if routing is not None:
@@ -390,18 +406,30 @@ class Transformer(nn.Module):
         return self._nats(self.forward(tokens_BT), targets_BT, chunk_tokens)
 
     def losses(
-        self, tokens_BT: Tensor, targets_BT: Tensor, chunk_tokens: int = 4096, *, with_mtp: bool = True
+        self,
+        tokens_BT: Tensor,
+        targets_BT: Tensor,
+        chunk_tokens: int = 4096,
+        *,
+        with_mtp: bool = True,
+        documents_BT: Tensor | None = None,
     ) -> Losses:
         """`loss_sum` with everything that training adds to it: further tokens' losses and where tokens were sent.
 
-        Depth k scores targets from position k on: T - k of a sequence's T.
+        Depth k scores targets from position k on: T - k of a sequence's T, and with `documents_BT` only those that
+        are in the document of the position that predicts them.
         """
-        hidden_BTD, routings = self._run(tokens_BT)
+        hidden_BTD, routings = self._run(tokens_BT, documents_BT=documents_BT)
         nats = self._nats(hidden_BTD, targets_BT, chunk_tokens)
         if not with_mtp:
             return Losses(nats, [], routings)
-        depths, further_routings = self.further(hidden_BTD, tokens_BT)
-        further = [self._nats(depths[k - 1], targets_BT[:, k:], chunk_tokens, k) for k in range(1, len(depths) + 1)]
+        depths, further_routings = self.further(hidden_BTD, tokens_BT, documents_BT)
+        further = []
+        for k, further_BTD in enumerate(depths, start=1):
+            ahead_BT = targets_BT[:, k:]
+            if documents_BT is not None:
+                ahead_BT = ahead_BT.where(documents_BT[:, k:] == documents_BT[:, :-k], -1)
+            further.append(self._nats(further_BTD, ahead_BT, chunk_tokens, k))
         return Losses(nats, further, routings + further_routings)
 
     def _nats(self, hidden_BTD: Tensor, targets_BT: Tensor, chunk_tokens: int, depth: int = 0) -> Tensor:
