@@ -31,7 +31,7 @@ MAY_IMPORT = FLOORS | {
     "alignment": {*GROUND, "pages", "corpus", "tokens", "numerics", "model", "training"},
     "evaluation": {*GROUND, "pages", "corpus", "tokens", "model", "training"},
     "scaling": {*GROUND, "pages", "numerics", "model", "tokens", "training"},
-    "interop": {*GROUND, "model", "tokens", "training"},
+    "interop": {*GROUND, "model", "tokens", "training", "alignment"},
     "in_situ": {"errors", "glyphs", "numerics", "training"},
     "imaging": {*GROUND, "pages", "glyphs", "optics", "numerics", "training"},
     "photonic_demo": {*GROUND, "pages", "optics", "numerics", "training", "in_situ"},
