@@ -12,39 +12,17 @@ draw of A.
 import contextlib
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from isoflop.alignment.recipe import AdapterSection
 from isoflop.errors import RecipeError
 from isoflop.model.transformer import Transformer
 from isoflop.numerics.linear import Linear
-from isoflop.recipe import PositiveInt, Range
 
 ALL = "all"
-
-
-@dataclass(frozen=True)
-class AdapterSection:
-    """The `[adapter]` section of a recipe: train narrow matrices beside a frozen base (LoRA)."""
-
-    rank: PositiveInt = 16
-    """Width of the two matrices, r."""
-    alpha: Annotated[float, Range(above=0)] = 32.0
-    """Their product counts alpha / rank (rslora: alpha / sqrt(rank))."""
-    targets: tuple[str, ...] = (ALL,)
-    """Layers of the blocks by their last name (qkv, out, gate_up, down; latent attention: q_down, kv_up, ...), or all.
-    Routed experts, embedding and head are never adapted."""
-    rslora: bool = False
-    """Rank-stabilised scale."""
-
-    @property
-    def scale(self) -> float:
-        """s of the formula."""
-        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
 
 class AdaptedLinear(Linear):

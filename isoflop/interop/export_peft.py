@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from isoflop.alignment.adapters import AdapterSection
+from isoflop.alignment.recipe import AdapterSection
 from isoflop.errors import CheckpointError
 from isoflop.interop.formats import derived_format
 from isoflop.interop.layout import layout, to_theirs

@@ -8,7 +8,8 @@ import pytest
 import torch
 from interop_models import FAMILIES, build, export, make_run, random_tokens
 
-from isoflop.alignment.adapters import AdapterSection, adapted_layers, add_adapters, merged_weights, without_adapters
+from isoflop.alignment.adapters import adapted_layers, add_adapters, merged_weights, without_adapters
+from isoflop.alignment.recipe import AdapterSection
 from isoflop.errors import CheckpointError, RecipeError
 from isoflop.interop.export_peft import export_peft
 from isoflop.model.transformer import Transformer
