@@ -22,9 +22,11 @@ from isoflop.numerics.noise import Clock
 from isoflop.numerics.section import NumericsSection, PhotonicSection, Rule
 from isoflop.recipe import write_json
 from isoflop.run import commit, processor
-from isoflop.training.loop import Saving, train
+from isoflop.training.loop import Saving, StepPlan, train
 from isoflop.training.optim import adamw
 from isoflop.training.saturation import watch_clipping
+from isoflop.training.step_hooks import NoiseHook
+from isoflop.training.workload import Workload
 
 SHAPES = {  # layers, d_model, heads, vocabulary, sequence; sequences a step; steps of the short and the long run
     "cpu": ((4, 128, 2, 2048, 256), 16, (3, 13)),
@@ -40,17 +42,18 @@ FORMATS = {
 }
 
 
-class Noise:
+class Noise(Workload):
     """The benchmark's workload: random tokens from memory."""
 
     def __init__(self, shape: ModelConfig, sequences: int):
         self.tokens_per_step = sequences * shape.seq_len
         self._tokens = torch.randint(shape.vocab_size, (sequences, shape.seq_len + 1))
 
-    def batch(self, step: int):
+    def batch(self, step: int, rank: int = 0, world: int = 1):
         return [(self._tokens.roll(step, 0),)]
 
     def loss_sum(self, model, micro_batch):
+        assert isinstance(model, Transformer)
         return model.loss_sum(micro_batch[0][:, :-1], micro_batch[0][:, 1:])
 
     def validate(self, model) -> dict[str, object]:
@@ -70,6 +73,7 @@ def step_ms(section: NumericsSection | None, device: torch.device, graph: bool) 
         for block in model.blocks:
             block.compile(dynamic=False)
     workload, seconds = Noise(shape, sequences), []
+    workload.hooks = [*watch_clipping(model), NoiseHook(clock)]
     for n_steps in (3, *lengths):  # the first is warm-up
         optimizer = adamw(model, learning_rate=1e-4, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
         with tempfile.TemporaryDirectory() as folder, fastest_kernels(device):
@@ -78,14 +82,10 @@ def step_ms(section: NumericsSection | None, device: torch.device, graph: bool) 
                 workload,
                 model,
                 optimizer,
-                rate=lambda step: 1e-4,
-                n_steps=n_steps,
+                StepPlan(n_steps, rate=lambda step: 1e-4, graph=graph),
                 run_dir=Path(folder),
                 saving=Saving(every_s=0, at_end=False),
                 state={},
-                graph=graph,
-                clock=clock,
-                terms=watch_clipping(model, None),
             )
             if device.type == "cuda":
                 torch.cuda.synchronize()

@@ -6,11 +6,13 @@ Source: optics.md A12.
 """
 
 import contextlib
+import hashlib
+import json
 import math
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +24,12 @@ from isoflop.in_situ.perceptron import Perceptron
 from isoflop.numerics.assign import assign
 from isoflop.numerics.noise import VALIDATION, Clock
 from isoflop.numerics.section import NumericsSection
-from isoflop.training.loop import LoopResult, Saving, train
+from isoflop.recipe import to_tree
+from isoflop.training.loop import Saving, StepPlan
 from isoflop.training.optim import adamw
+from isoflop.training.run import Built, Job, run
 from isoflop.training.saturation import watch_clipping
+from isoflop.training.step_hooks import NoiseHook
 from isoflop.training.workload import Workload
 
 
@@ -43,15 +48,15 @@ class TrainOptions:
     """Of the weights, the order of the images and the noise."""
 
 
-class Classify:
-    """Workload: cross-entropy of labelled images."""
+class Classify(Workload):
+    """Cross-entropy of labelled images."""
 
     def __init__(self, images: Images, test: Images, options: TrainOptions):
         self.images, self.test, self.options = images, test, options
         self.tokens_per_step = options.batch
 
-    def batch(self, step: int) -> list[tuple[Tensor, ...]]:
-        rows = batch_rows(len(self.images), step, self.options)
+    def batch(self, step: int, rank: int = 0, world: int = 1) -> list[tuple[Tensor, ...]]:
+        rows = batch_rows(len(self.images), step, self.options)[rank::world]
         return [(self.images.x[rows], self.images.y[rows])]
 
     def loss_sum(self, model: nn.Module, micro_batch: tuple[Tensor, ...]) -> Tensor:
@@ -63,7 +68,7 @@ class Classify:
 
 
 class Reconstruct(Classify):
-    """Workload: squared error of the images behind a bottleneck; labels are not looked at."""
+    """Squared error of the images behind a bottleneck; labels are not looked at."""
 
     def loss_sum(self, model: nn.Module, micro_batch: tuple[Tensor, ...]) -> Tensor:
         x, _ = micro_batch
@@ -83,6 +88,43 @@ def batch_rows(n: int, step: int, options: TrainOptions) -> Tensor:
     return torch.randperm(n, generator=generator)[place * options.batch :][: options.batch]
 
 
+class InSitu(Job):
+    """A perceptron trained in its own number formats, as a run."""
+
+    def __init__(self, workload: Classify, model: Perceptron, numerics: NumericsSection | None, *, keep: bool):
+        """`keep`: leave a checkpoint at the end."""
+        options = workload.options
+        self._workload, self._model, self._numerics = workload, model, numerics
+        self.key = Clock(options.seed, 0 if numerics is None else numerics.seed)
+        n_steps = options.n_epochs * (len(workload.images) // options.batch)
+        self.plan = StepPlan(
+            n_steps,
+            rate=lambda step: options.learning_rate * (1.0 if options.constant else _half_cosine(step / n_steps)),
+        )
+        self.saving = Saving(every_s=0.0, at_end=keep)
+        decides = {
+            "workload": type(workload).__name__,
+            "tensors": _sha256(workload.images.x, workload.images.y, *model.state_dict().values()) if keep else "",
+            "options": to_tree(options),
+            "widths": model.widths,
+            "signed": model.signed,
+            "numerics": None if numerics is None else to_tree(numerics),
+        }
+        text = json.dumps(decides, sort_keys=True)
+        self.identity = {"seed": options.seed, "identity": hashlib.sha256(text.encode()).hexdigest()[:16]}
+
+    def is_result(self, result: dict[str, Any]) -> bool:
+        return False  # the network is what was asked for: it is read from the checkpoint of the last step
+
+    def build(self) -> Built:
+        workload, model, options = self._workload, self._model, self._workload.options
+        if self._numerics is not None:
+            assign(model, self._numerics, self.key)
+        workload.hooks = [*watch_clipping(model), NoiseHook(self.key)]
+        optimizer = adamw(model, learning_rate=options.learning_rate, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)
+        return Built(workload, model, optimizer)
+
+
 def train_network(
     workload: Classify,
     widths: tuple[int, ...],
@@ -91,15 +133,15 @@ def train_network(
     signed: bool = False,
     start: Perceptron | None = None,
     run_dir: Path | None = None,
-    on_step: Callable[[LoopResult], None] | None = None,
 ) -> tuple[Perceptron, Clock]:
     """A perceptron of these widths, trained in the given number formats; the clock stands where validations begin.
 
-    It begins with the weights of `start`, without one with random weights.
-    `run_dir` keeps metrics and a last checkpoint; without it nothing is kept. `on_step` gets the result of the loop.
+    It begins with the weights of `start`, without one with random weights. `run_dir` keeps metrics, result and a last
+    checkpoint, and is gone on with where it holds this run; without it nothing is kept.
 
     Raises:
         RecipeError: fewer images than one batch, a rule that matches no layer.
+        CheckpointError: `run_dir` holds another run.
     """
     options, n_images = workload.options, len(workload.images)
     if not 1 <= options.batch <= n_images:
@@ -109,30 +151,19 @@ def train_network(
         model.initialise(torch.Generator().manual_seed(options.seed))
     else:
         model.load_state_dict(start.state_dict())
-    clock = Clock(options.seed, 0 if numerics is None else numerics.seed)
-    if numerics is not None:
-        assign(model, numerics, clock)
-    n_steps = options.n_epochs * (n_images // options.batch)
-    optimizer = adamw(model, learning_rate=options.learning_rate, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)
-    loop_workload: Workload = workload
+    job = InSitu(workload, model, numerics, keep=run_dir is not None)
     with contextlib.ExitStack() as stack:
         folder = run_dir or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        result = train(
-            loop_workload,
-            model,
-            optimizer,
-            rate=lambda step: options.learning_rate * (1.0 if options.constant else _half_cosine(step / n_steps)),
-            n_steps=n_steps,
-            run_dir=folder,
-            saving=Saving(every_s=0.0, at_end=run_dir is not None),
-            state={"seed": options.seed},
-            terms=watch_clipping(model, None),
-            clock=clock,
-        )
-    if on_step is not None:
-        on_step(result)
-    clock.set(n_steps, VALIDATION)
-    return model, clock
+        run(job, folder)
+    job.key.set(job.plan.n_steps, VALIDATION)
+    return model, job.key
+
+
+def _sha256(*tensors: Tensor) -> str:
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.contiguous().numpy().data)
+    return digest.hexdigest()
 
 
 def _half_cosine(done: float) -> float:

@@ -17,7 +17,7 @@ class Markup(str):
 
 
 Pictures = Mapping[str, str]
-"""Figure name -> inline SVG, as `canvas.svg_text` makes it."""
+"""Figure name -> inline SVG, as `plot.svg_text` makes it."""
 
 
 def markup(value: Any) -> Markup:

@@ -13,7 +13,8 @@ from isoflop.model.accounting import count_parameters
 from isoflop.model.dispatch import runs_grouped
 from isoflop.model.transformer import Transformer
 from isoflop.numerics.linear import Product
-from isoflop.training.workload import Terms, Workload, parts
+from isoflop.training.step import forward_backward, take_step
+from isoflop.training.workload import Workload
 
 MAX_PARAMETERS = 100_000_000
 """Used by one token; above, launches no longer matter and the graph's private memory does (assumption)."""
@@ -50,12 +51,10 @@ class GraphedStep:
         optimizer: torch.optim.AdamW,
         micro_batch: tuple[Tensor, ...],
         clip_norm: float,
-        terms: Terms | None = None,
     ):
         device = next(model.parameters()).device
         self._inputs = tuple(tensor.to(device) for tensor in micro_batch)
         self._rate = torch.zeros((), device=device)
-        self._workload, self._model, self._clip_norm, self._terms = workload, model, clip_norm, terms
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._gradients = [torch.zeros_like(p) for p in self._parameters]
         self._optimizer = optimizer
@@ -66,34 +65,23 @@ class GraphedStep:
         stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(stream):
             for _ in range(2):  # kernels are chosen, libraries initialised and blocks compiled outside the capture
-                self._forward_backward()
+                torch._foreach_zero_(self._gradients)
+                forward_backward(workload, model, [self._inputs])
         torch.cuda.current_stream(device).wait_stream(stream)
-        if terms is not None:
-            terms.reset()  # the passes above were no steps
+        for hook in workload.hooks:
+            hook.reset()  # the passes above were no steps
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph):
-            self._figures = self._step()
+            torch._foreach_zero_(self._gradients)
+            self._figures = take_step(workload, model, optimizer, [self._inputs], clip_norm=clip_norm)
 
     def __call__(self, micro_batch: tuple[Tensor, ...], learning_rate: float) -> Tensor:
-        """Take one step; returns [loss per token, gradient norm, figures of the terms] on the device."""
+        """Take one step; returns [loss per token, gradient norm, figures of the hooks] on the device."""
         for held, new in zip(self._inputs, micro_batch, strict=True):
             held.copy_(new, non_blocking=True)
         self._rate.fill_(learning_rate)
         self._graph.replay()
         return self._figures.clone()
-
-    def _forward_backward(self) -> Tensor:
-        torch._foreach_zero_(self._gradients)
-        objective, reported = parts(self._workload.loss_sum(self._model, self._inputs))
-        (objective / self._workload.tokens_per_step).backward()
-        return reported.detach() / self._workload.tokens_per_step
-
-    def _step(self) -> Tensor:
-        loss = self._forward_backward()
-        norm = nn.utils.clip_grad_norm_(self._parameters, self._clip_norm)
-        self._optimizer.step()
-        values = torch.stack((loss, norm.float()))
-        return values if self._terms is None else torch.cat((values, self._terms.finish()))
 
     def _prepare_state(self) -> None:
         """Gradients and moments must exist before capture; creating them must not count as a step."""

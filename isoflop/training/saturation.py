@@ -4,45 +4,33 @@ import torch
 from torch import Tensor, nn
 
 from isoflop.numerics.photonic import PhotonicProduct
-from isoflop.training.workload import Terms
+from isoflop.training.workload import StepHook
 
 
-class ClippedShare:
-    """Terms of a step that only watch: the share of results beyond the receivers' full scale, over all layers.
+class ClippedShare(StepHook):
+    """The share of results beyond the receivers' full scale, over all layers of a step; it only watches."""
 
-    `others` are the terms that the model has anyway; they come first.
-    """
+    n_figures = 1
 
-    def __init__(self, products: list[PhotonicProduct], others: Terms | None = None):
-        self._counts, self._others = [product.counts for product in products], others
-
-    def begin(self, step: int) -> None:
-        if self._others is not None:
-            self._others.begin(step)
+    def __init__(self, products: list[PhotonicProduct]):
+        self._counts = [product.counts for product in products]
 
     @torch.no_grad()
     def finish(self) -> Tensor:
         clipped, all_results = torch.stack(self._counts).sum(0)
         share = (clipped.double() / all_results.clamp(min=1)).float().unsqueeze(0)
-        self._forget()
-        return share if self._others is None else torch.cat((self._others.finish(), share))
+        self.reset()
+        return share
 
     def reset(self) -> None:
-        self._forget()
-        if self._others is not None:
-            self._others.reset()
-
-    def figures(self, step: int, values: list[float]) -> dict[str, object]:
-        *others, share = values
-        found = {} if self._others is None else self._others.figures(step, others)
-        return {**found, "clipped_share": share}
-
-    def _forget(self) -> None:
         torch._foreach_zero_(self._counts)
 
+    def figures(self, step: int, values: list[float]) -> dict[str, object]:
+        return {"clipped_share": values[0]}
 
-def watch_clipping(model: nn.Module, terms: Terms | None) -> Terms | None:
-    """`terms`, and the clipped share beside them where layers run on a core that can clip."""
+
+def watch_clipping(model: nn.Module) -> list[StepHook]:
+    """The clipped share as a hook, where layers run on a core that can clip; else none."""
     products = [module for module in model.modules() if isinstance(module, PhotonicProduct)]
     limited = [product for product in products if product.core.config.is_limited]
-    return ClippedShare(limited, terms) if limited else terms
+    return [ClippedShare(limited)] if limited else []

@@ -9,11 +9,34 @@ import torch
 from torch import Tensor
 
 from isoflop.model.transformer import Losses, Transformer
+from isoflop.numerics.noise import VALIDATION, Clock
 from isoflop.training.balance import balance_loss, bias_direction, by_name, load_statistics
 from isoflop.training.pretrain.recipe import BalanceSection, MtpSection
+from isoflop.training.workload import StepHook
 
 
-class StepTerms:
+class NoiseHook(StepHook):
+    """Tells number formats with noise where the run is, so that each micro-batch and each validation draws its own."""
+
+    def __init__(self, clock: Clock):
+        self._clock, self._step = clock, 0
+        self._set: tuple[int, int] | None = None
+
+    def begin(self, step: int) -> None:
+        self._step = step
+        self.micro_batch(0)
+
+    def micro_batch(self, index: int) -> None:
+        if self._set != (self._step, index):  # said by `begin` for the first one, outside a step that is captured
+            self._clock.set(self._step, index)
+            self._set = (self._step, index)
+
+    def validating(self, step: int) -> None:
+        self._clock.set(step, VALIDATION)
+        self._set = None
+
+
+class StepTerms(StepHook):
     """The terms of one model; `begin` before a step, `objective` for each micro-batch, `finish` after the optimizer."""
 
     def __init__(self, model: Transformer, balance: BalanceSection, mtp: MtpSection, *, batch_tokens: int):
@@ -24,6 +47,7 @@ class StepTerms:
         biased = self._experts is not None and self._experts.selection_bias
         self._biases = [router.bias for router in routers] if biased else []
         n_experts = 0 if self._experts is None else self._experts.n_experts
+        self.n_figures = 0 if self._experts is None else 3 * len(routers)
         self._loads_LE = torch.zeros(len(routers), n_experts, dtype=torch.int64, device=device)
         self._speed = torch.zeros((), device=device)
         self._weight = torch.zeros((), device=device)
@@ -57,10 +81,10 @@ class StepTerms:
         return total + self._seq_len * torch.stack(added).sum() if added else total
 
     @torch.no_grad()
-    def finish(self) -> Tensor:
+    def finish(self) -> Tensor | None:
         """Move the biases by the loads of the whole step, forget the loads, return their statistics, flattened."""
         if self._experts is None:
-            return self._weight.new_zeros(0)
+            return None
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(self._loads_LE)
         if self._biases:

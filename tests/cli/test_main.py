@@ -300,7 +300,7 @@ def test_a_disk_error_outside_a_checkpoint_is_one_message_too(refused, files, tm
     def full(*_: object, **__: object):
         raise OSError(errno.ENOSPC, "No space left on device", "metrics.jsonl")
 
-    monkeypatch.setattr("isoflop.training.loop.MetricsFile.write", full)
+    monkeypatch.setattr("isoflop.training.monitor.MetricsFile.write", full)
     message = refused("train", files("recipe.toml", tiny_tree), "--out", tmp_path / "out")
     assert "No space left on device: 'metrics.jsonl'" in message and "run the same command again" in message
 

@@ -12,12 +12,12 @@ from isoflop.numerics.noise import Clock
 from isoflop.numerics.section import NumericsSection, PhotonicSection, Rule
 from isoflop.scaling.sweep.shapes import shape
 from isoflop.training.cuda_graph import GraphedStep, can_capture
-from isoflop.training.loop import _step
 from isoflop.training.optim import adamw
 from isoflop.training.pretrain.recipe import BalanceSection, MtpSection
 from isoflop.training.saturation import watch_clipping
-from isoflop.training.step_hooks import StepTerms
-from isoflop.training.workload import Loss
+from isoflop.training.step import take_step
+from isoflop.training.step_hooks import NoiseHook, StepTerms
+from isoflop.training.workload import Loss, Workload
 
 pytestmark = [
     pytest.mark.gpu,
@@ -25,11 +25,23 @@ pytestmark = [
 ]
 
 
-class Repeat:
+class Repeat(Workload):
     tokens_per_step = 4 * 64
+
+    def __init__(self, hooks=()):
+        self.hooks = hooks
 
     def loss_sum(self, model, micro_batch):
         return model.loss_sum(micro_batch[0][:, :-1], micro_batch[0][:, 1:])
+
+
+def eager_step(workload, model, optimizer, batch, rate):
+    """As the loop takes it."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    values = take_step(workload, model, optimizer, [batch], clip_norm=1.0)
+    optimizer.zero_grad(set_to_none=True)
+    return values
 
 
 def steps(graphed: bool, warm: int = 0) -> tuple[list[float], torch.Tensor]:
@@ -40,12 +52,12 @@ def steps(graphed: bool, warm: int = 0) -> tuple[list[float], torch.Tensor]:
     assert can_capture(model, optimizer, [tuple(t.cuda() for t in batches[0])])
     losses = []
     for index, batch in enumerate(batches[:warm]):
-        losses.append(float(_step(Repeat(), model, optimizer, [batch], 1e-3 * (index + 1), 1.0)[0]))
+        losses.append(float(eager_step(Repeat(), model, optimizer, batch, 1e-3 * (index + 1))[0]))
     replay = GraphedStep(Repeat(), model, optimizer, batches[0], 1.0) if graphed else None
     for index, batch in enumerate(batches[warm:], start=warm):
         rate = 1e-3 * (index + 1)
         pinned = tuple(t.pin_memory() for t in batch)
-        values = replay(pinned, rate) if replay else _step(Repeat(), model, optimizer, [batch], rate, 1.0)
+        values = replay(pinned, rate) if replay else eager_step(Repeat(), model, optimizer, batch, rate)
         losses.append(float(values[0]))
     return losses, model.embedding.weight.detach().cpu()
 
@@ -66,7 +78,7 @@ V3 = ModelConfig(3, 64, 2, 2, 32, 128, 512, 64, init_std=0.05, latent=LATENT, ex
 
 class RepeatWithTerms(Repeat):
     def __init__(self, terms):
-        self.terms = terms
+        self.terms, self.hooks = terms, [terms]
 
     def loss_sum(self, model, micro_batch):
         losses = model.losses(micro_batch[0][:, :-1], micro_batch[0][:, 1:])
@@ -83,11 +95,11 @@ def mixture_steps(graphed: bool, n_steps: int = 12):
     batches = [(torch.randint(512, (4, 65), generator=torch.Generator().manual_seed(i)),) for i in range(n_steps)]
     moved = [tuple(t.cuda() for t in batch) for batch in batches]
     assert can_capture(model, optimizer, moved[:1])
-    replay = GraphedStep(workload, model, optimizer, moved[0], 1.0, terms) if graphed else None
+    replay = GraphedStep(workload, model, optimizer, moved[0], 1.0) if graphed else None
     rows, biases = [], []
     for index, batch in enumerate(moved):
         terms.begin(index)
-        values = replay(batch, 1e-3) if replay else _step(workload, model, optimizer, [batch], 1e-3, 1.0, terms)
+        values = replay(batch, 1e-3) if replay else eager_step(workload, model, optimizer, batch, 1e-3)
         rows.append(values.tolist())
         biases.append(torch.stack([router.bias for router in model.routers()]).cpu())
     return torch.tensor(rows), torch.stack(biases)
@@ -126,16 +138,14 @@ def photonic_steps(graphed: bool) -> list[float]:
     model, clock, optimizer = photonic_model()
     batches = [(torch.randint(512, (4, 65), generator=torch.Generator().manual_seed(i)).cuda(),) for i in range(8)]
     assert can_capture(model, optimizer, batches[:1])
-    terms = watch_clipping(model, None)
-    replay = GraphedStep(Repeat(), model, optimizer, batches[0], 1.0, terms) if graphed else None
-    rows = []
+    workload = Repeat([*watch_clipping(model), NoiseHook(clock)])
+    replay, rows = None, []
     for index, batch in enumerate(batches):
-        clock.set(index, 0)
-        values = (
-            replay(batch, 1e-3)
-            if replay
-            else _step(Repeat(), model, optimizer, [batch], 1e-3, 1.0, terms, clock, index)
-        )
+        for hook in workload.hooks:
+            hook.begin(index)
+        if graphed and replay is None:
+            replay = GraphedStep(workload, model, optimizer, batch, 1.0)
+        values = replay(batch, 1e-3) if replay else eager_step(workload, model, optimizer, batch, 1e-3)
         rows.append(values.tolist())
     return rows
 

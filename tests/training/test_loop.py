@@ -8,11 +8,13 @@ import torch
 from torch.nn import functional as F
 
 from isoflop.training import checkpoint
-from isoflop.training.loop import Saving, train
+from isoflop.training.loop import Saving, StepPlan, train
+from isoflop.training.monitor import Watch
 from isoflop.training.optim import adamw
+from isoflop.training.workload import Workload
 
 
-class Lines:
+class Lines(Workload):
     """A regression on rows that depend on the step alone."""
 
     tokens_per_step = 12
@@ -20,7 +22,7 @@ class Lines:
     def __init__(self, n_micro: int = 1, bad_from: int | None = None):
         self.n_micro, self.bad_from = n_micro, bad_from
 
-    def batch(self, step):
+    def batch(self, step, rank=0, world=1):
         rows = torch.randn(12, 3, generator=torch.Generator().manual_seed(step))
         if self.bad_from is not None and step >= self.bad_from:
             rows = rows * math.nan
@@ -34,7 +36,7 @@ class Lines:
         return {"loss_nats": float(model.weight.detach().sum()), "bits_per_byte": 1.0}
 
 
-def run(folder, workload=None, n_steps=20, *, saving=None, start=False, rate=0.05, **arguments):
+def run(folder, workload=None, n_steps=20, *, saving=None, start=False, rate=0.05, should_stop=None, **plan):
     model = torch.nn.Linear(2, 1)
     torch.nn.init.constant_(model.weight, 0.3)
     torch.nn.init.constant_(model.bias, 0.0)
@@ -45,13 +47,12 @@ def run(folder, workload=None, n_steps=20, *, saving=None, start=False, rate=0.0
         workload or Lines(),
         model,
         optimizer,
-        rate=lambda step: rate,
-        n_steps=n_steps,
+        StepPlan(n_steps, rate=lambda step: rate, **plan),
         run_dir=folder,
         saving=saving or Saving(every_s=0.0),
         state={},
         start_step=start_step,
-        **arguments,
+        watch=Watch(should_stop=should_stop or (lambda: False)),
     )
     return model, result
 
@@ -149,7 +150,7 @@ def test_no_checkpoint_is_written_from_a_diverged_model(tmp_path):
 
 def test_a_failing_batch_source_is_not_swallowed(tmp_path):
     class Broken(Lines):
-        def batch(self, step):
+        def batch(self, step, rank=0, world=1):
             if step == 5:
                 raise FileNotFoundError("the shard is gone")
             return super().batch(step)

@@ -18,13 +18,13 @@ from isoflop.model.transformer import Transformer
 from isoflop.tokens.shards import TokenSet
 from isoflop.training import checkpoint
 from isoflop.training.balance import balance_loss
-from isoflop.training.loop import _step
 from isoflop.training.optim import adamw
 from isoflop.training.pretrain.recipe import BalanceSection, MtpSection, check, check_mtp
 from isoflop.training.pretrain.validate import validate
 from isoflop.training.pretrain.workload import run_pretrain, trajectory_of
+from isoflop.training.step import take_step
 from isoflop.training.step_hooks import StepTerms
-from isoflop.training.workload import Loss
+from isoflop.training.workload import Loss, Workload
 
 EXPERTS = ExpertConfig(8, 2, 8, n_dense_layers=1)
 CONFIG = ModelConfig(3, 16, 2, 2, 8, 24, 64, 12, init_std=0.1, experts=EXPERTS, mtp_depth=2)
@@ -43,11 +43,11 @@ def windows(n=8, seed=0):
     return torch.randint(0, CONFIG.vocab_size, (n, CONFIG.seq_len + 1), generator=torch.Generator().manual_seed(seed))
 
 
-class Windows:
+class Windows(Workload):
     """The workload of a recipe without a tokens folder."""
 
     def __init__(self, terms, n=8):
-        self.terms, self.tokens_per_step = terms, n * CONFIG.seq_len
+        self.terms, self.hooks, self.tokens_per_step = terms, [terms], n * CONFIG.seq_len
 
     def loss_sum(self, model, micro_batch):
         losses = model.losses(micro_batch[0][:, :-1], micro_batch[0][:, 1:])
@@ -60,7 +60,8 @@ def one_step(n_micro, balance=None, step=0, config=CONFIG):
     optimizer = adamw(model, learning_rate=1e-3, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
     terms.begin(step)
     parts = [(part,) for part in windows().chunk(n_micro)]
-    values = _step(Windows(terms), model, optimizer, parts, 1e-3, 1.0, terms)
+    values = take_step(Windows(terms), model, optimizer, parts, clip_norm=1.0)
+    optimizer.zero_grad()
     return model, values, terms
 
 
@@ -100,7 +101,7 @@ def test_biases_move_once_a_step_by_the_load_of_all_micro_batches(n_micro):
 def test_loads_of_one_step_are_forgotten_by_the_next():
     model, first, terms = one_step(2)
     optimizer = adamw(model, learning_rate=0.0, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0)
-    second = _step(Windows(terms), model, optimizer, [(windows(seed=1),)], 0.0, 1.0, terms)
+    second = take_step(Windows(terms), model, optimizer, [(windows(seed=1),)], clip_norm=1.0)
     losses = model.losses(windows(seed=1)[:, :-1], windows(seed=1)[:, 1:])
     violation = [(r.load_E.max() / r.load_E.double().mean() - 1).item() for r in losses.routings]
     assert second[2::3].tolist() != first[2::3].tolist()
@@ -163,7 +164,7 @@ from isoflop.training.pretrain.recipe import BalanceSection
 from isoflop.training.step_hooks import StepTerms
 from isoflop.training.pretrain.recipe import MtpSection
 sys.path.insert(0, {folder!r})
-from test_terms import CONFIG, build, windows
+from test_step_hooks import CONFIG, build, windows
 rank, world = int(sys.argv[1]), int(sys.argv[2])
 torch.distributed.init_process_group("gloo", init_method="tcp://127.0.0.1:{port}", rank=rank, world_size=world)
 model = build()

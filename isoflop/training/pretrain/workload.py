@@ -4,55 +4,53 @@
 checkpoint of a longer one (its trunk): up to the cooldown both compute the same thing, bit for bit.
 """
 
+import functools
 import hashlib
 import json
-import logging
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from isoflop.errors import CheckpointError, DataError, RecipeError
+from isoflop.errors import CheckpointError, DataError
 from isoflop.model.accounting import flops_per_token
-from isoflop.model.attention import fastest_kernels
 from isoflop.model.transformer import Transformer
 from isoflop.numerics.assign import assign, assignable, match_rules
-from isoflop.numerics.noise import VALIDATION, Clock
+from isoflop.numerics.noise import Clock
 from isoflop.numerics.section import numerics_text
-from isoflop.recipe import to_tree, write_json, write_recipe
-from isoflop.run import commit, now, processor
+from isoflop.recipe import to_tree
 from isoflop.tokens.batches import Batches
 from isoflop.tokens.shards import TokenSet
 from isoflop.training import checkpoint
-from isoflop.training.loop import LoopResult, Saving, train
-from isoflop.training.monitor import Progress, peak_flops_per_s
+from isoflop.training.device import choose_device
+from isoflop.training.loop import Saving, StepPlan
+from isoflop.training.monitor import Progress
 from isoflop.training.optim import adamw
-from isoflop.training.pretrain.recipe import (
-    BalanceSection,
-    InitialSection,
-    MtpSection,
-    PretrainRecipe,
-    check,
-    check_device,
-)
+from isoflop.training.pretrain.recipe import BalanceSection, InitialSection, MtpSection, PretrainRecipe, check
 from isoflop.training.pretrain.validate import validate
+from isoflop.training.run import Built, Job, run
 from isoflop.training.saturation import watch_clipping
 from isoflop.training.schedule import cooldown_start, factor
-from isoflop.training.step_hooks import StepTerms
-from isoflop.training.workload import Loss
-
-log = logging.getLogger(__name__)
+from isoflop.training.step_hooks import NoiseHook, StepTerms
+from isoflop.training.workload import Loss, StepHook, Workload
 
 
-class LanguageModel:
-    """Workload: next-token loss on windows of a tokens folder, with the terms that the model's parts need."""
+class LanguageModel(Workload):
+    """Next-token loss on windows of a tokens folder, with the terms that the model's parts need."""
 
-    def __init__(self, recipe: PretrainRecipe, token_set: TokenSet, terms: StepTerms | None = None):
+    def __init__(
+        self,
+        recipe: PretrainRecipe,
+        token_set: TokenSet,
+        terms: StepTerms | None = None,
+        further_hooks: Sequence[StepHook] = (),
+    ):
+        """`terms` join the loss and are the first of the hooks."""
         config, t = recipe.model, recipe.train
         self._terms = terms
+        self.hooks = [*([] if terms is None else [terms]), *further_hooks]
         self.tokens_per_step = t.batch_tokens
         self._micro_batch = t.micro_batch or t.batch_tokens // config.seq_len
         self._token_set = token_set
@@ -69,8 +67,8 @@ class LanguageModel:
         self.unique_tokens = self._batches.n_unique_tokens
         self.epochs = self._batches.epochs(t.n_tokens)
 
-    def batch(self, step: int) -> list[tuple[Tensor, ...]]:
-        windows_BT = torch.from_numpy(self._batches.batch(step))
+    def batch(self, step: int, rank: int = 0, world: int = 1) -> list[tuple[Tensor, ...]]:
+        windows_BT = torch.from_numpy(self._batches.batch(step, rank=rank, world_size=world))
         return [(part,) for part in windows_BT.split(self._micro_batch)]
 
     def loss_sum(self, model: nn.Module, micro_batch: tuple[Tensor, ...]) -> Tensor | Loss:
@@ -95,6 +93,113 @@ class LanguageModel:
         return validate(model, self._windows)
 
 
+class Pretraining(Job):
+    """A pretrain recipe as a run: from random or given weights, from its own checkpoint, or from that of a trunk."""
+
+    def __init__(self, recipe: PretrainRecipe):
+        """Raises RecipeError and DataError: bad values, tokens missing or made with another tokenizer."""
+        check(recipe)
+        t, n_steps = recipe.train, recipe.n_steps()
+        self.recipe, self._token_set = recipe, _open_tokens(recipe)
+        self.trajectory = trajectory_of(recipe, self._token_set)
+        self.identity = {
+            "trajectory": self.trajectory,
+            "n_steps": n_steps,
+            "schedule": t.schedule,
+            "cooldown_fraction": t.cooldown_fraction,
+        }
+        relative = functools.partial(
+            factor,
+            n_steps=n_steps,
+            warmup_steps=t.warmup_steps,
+            schedule=t.schedule,
+            cooldown_fraction=t.cooldown_fraction,
+        )
+        self.plan = StepPlan(
+            n_steps,
+            rate=lambda step: t.learning_rate * relative(step),
+            clip_norm=t.clip_norm,
+            validate_every=recipe.validate.every_steps,
+            graph=t.cuda_graph,
+        )
+        self.saving = Saving(recipe.checkpoint.every_steps, recipe.checkpoint.every_s, recipe.checkpoint.keep)
+
+    def is_result(self, result: dict[str, Any]) -> bool:
+        return all(result.get(key) == self.identity[key] for key in ("trajectory", "n_steps"))
+
+    def build(self) -> Built:
+        recipe, t = self.recipe, self.recipe.train
+        if t.threads:
+            torch.set_num_threads(t.threads)
+        device = choose_device(t.device)
+        dtype = _precision(t.precision, device)
+        document_start = None if recipe.data.cross_document else self._token_set.tokenizer.bos_id
+        model = Transformer(recipe.model, dtype, document_start).to(device)
+        hooks: list[StepHook] = []
+        if recipe.numerics is not None:
+            clock = Clock(t.seed, recipe.numerics.seed)
+            assign(model, recipe.numerics, clock)
+            hooks = [*watch_clipping(model), NoiseHook(clock)]
+        terms = None
+        if recipe.model.experts is not None or recipe.model.mtp_depth > 0:
+            balance, mtp = t.balance or BalanceSection(), t.mtp or MtpSection()
+            terms = StepTerms(model, balance, mtp, batch_tokens=t.batch_tokens)
+        optimizer = adamw(
+            model, learning_rate=t.learning_rate, betas=(t.beta1, t.beta2), eps=t.eps, weight_decay=t.weight_decay
+        )
+        exact = flops_per_token(recipe.model, "exact")
+        if _should_compile(recipe, device, exact * t.n_tokens):
+            for block in model.all_blocks():
+                block.compile(dynamic=False)
+        return Built(LanguageModel(recipe, self._token_set, terms, hooks), model, optimizer, exact, dtype)
+
+    def initialise(self, model: nn.Module) -> None:
+        assert isinstance(model, Transformer)
+        if self.recipe.initial is not None:
+            take_weights(self.recipe.initial, model)
+        else:
+            model.initialise(torch.Generator().manual_seed(self.recipe.train.seed))
+
+    def check_continues(self, state: dict[str, Any], found: Path) -> None:
+        if state["trajectory"] != self.trajectory:
+            raise CheckpointError(
+                f"{found} was trained with another recipe or other data than this one; "
+                f"use the recipe.toml beside it, or another run folder"
+            )
+        t, n_steps, step = self.recipe.train, self.plan.n_steps, state["step"]
+        trained = (state["n_steps"], state.get("cooldown_fraction", t.cooldown_fraction))
+        asked = (n_steps, t.cooldown_fraction)
+        if trained != asked:
+            limit = min(cooldown_start(*trained), cooldown_start(*asked))  # beyond it one of the two has cooled down
+            if t.schedule != "constant_cooldown" or step > limit:
+                raise CheckpointError(
+                    f"{found} is at step {step} of a run of {state['n_steps']} steps, this recipe has {n_steps}; "
+                    f"only constant_cooldown runs share a trunk, up to the cooldown of the shorter one (step {limit}); "
+                    f"give another run folder"
+                )
+
+    def result(self, figures: dict[str, Any], validation: dict[str, object], built: Built) -> dict[str, Any]:
+        recipe, workload, tokens = self.recipe, built.workload, self._token_set
+        assert isinstance(workload, LanguageModel)
+        precision, n_tokens = str(built.dtype).removeprefix("torch."), figures["n_tokens"]
+        scale, exact = flops_per_token(recipe.model, "M"), flops_per_token(recipe.model, "exact")
+        return {
+            **figures,
+            "flops_per_token": scale,
+            "flops_per_token_exact": exact,
+            "total_flops": scale * n_tokens,
+            "total_flops_exact": exact * n_tokens,
+            "unique_tokens": workload.unique_tokens,
+            "epochs": workload.epochs,
+            "precision": precision,
+            "numerics": numerics_text(recipe.numerics, precision),
+            "tokenizer_sha256": tokens.tokenizer_sha256,
+            "data_sha256": tokens.data_sha256,
+            "trajectory": self.trajectory,
+            **validation,
+        }
+
+
 def run_pretrain(
     recipe: PretrainRecipe,
     run_dir: Path,
@@ -107,122 +212,22 @@ def run_pretrain(
 ) -> dict[str, Any]:
     """Train as the recipe says and return what `run_dir`/result.json holds; resumes what it finds there.
 
-    `start_from` is a checkpoint folder of a trunk that this run continues; `stop_at` ends after that many optimizer
-    steps (a trunk); checkpoints at `keep_steps` are kept.
+    `start_from`, `stop_at` and `keep_steps` are those of isoflop.training.run.run.
 
     Raises:
         RecipeError: bad values, or a run folder that holds another recipe.
         DataError: tokens missing or made with another tokenizer.
         CheckpointError: all checkpoints damaged, or the disk is full.
     """
-    check(recipe)
-    token_set = _open_tokens(recipe)
-    trajectory = trajectory_of(recipe, token_set)
-    result_path = run_dir / "result.json"
-    if result_path.is_file() and stop_at is None:
-        finished = json.loads(result_path.read_text(encoding="utf-8"))
-        if finished.get("trajectory") == trajectory and finished.get("n_steps") == recipe.n_steps():
-            log.info("%s is finished already; delete the folder to run it again", run_dir)
-            return finished
-    started_at = now()
-    if recipe.train.threads:
-        torch.set_num_threads(recipe.train.threads)
-    device = choose_device(recipe.train.device)
-    dtype = _precision(recipe.train.precision, device)
-    document_start = None if recipe.data.cross_document else token_set.tokenizer.bos_id
-    model = Transformer(recipe.model, dtype, document_start).to(device)
-    t = recipe.train
-    clock = None
-    if recipe.numerics is not None:
-        clock = Clock(t.seed, recipe.numerics.seed)
-        assign(model, recipe.numerics, clock)
-    optimizer = adamw(
-        model, learning_rate=t.learning_rate, betas=(t.beta1, t.beta2), eps=t.eps, weight_decay=t.weight_decay
+    return run(
+        Pretraining(recipe),
+        run_dir,
+        start_from=start_from,
+        stop_at=stop_at,
+        keep_steps=keep_steps,
+        on_progress=on_progress,
+        should_stop=should_stop,
     )
-    n_steps = recipe.n_steps()
-    own = checkpoint.newest(run_dir / "checkpoints")
-    found = own or start_from
-    start_step = first_step = 0
-    earlier_s = 0.0
-    if found is None and recipe.initial is not None:
-        _take_weights(recipe.initial, model)
-    elif found is None:
-        model.initialise(torch.Generator().manual_seed(t.seed))
-    else:
-        if own is None and (problem := checkpoint.damage(found)):
-            raise CheckpointError(f"the run cannot start from {found}: {problem}; train that trunk again")
-        state = checkpoint.load(found, model, optimizer)
-        start_step = state["step"]
-        _check_continues(state, trajectory, start_step, recipe, found)
-        first_step = state["first_step"] if own else start_step
-        if own:
-            started_at, earlier_s = state["started_at"], state["wall_s"]
-    needed = recipe.model.experts is not None or recipe.model.mtp_depth > 0
-    balance, mtp = t.balance or BalanceSection(), t.mtp or MtpSection()
-    terms = StepTerms(model, balance, mtp, batch_tokens=t.batch_tokens) if needed else None
-    workload = LanguageModel(recipe, token_set, terms)
-    write_recipe(run_dir / "recipe.toml", recipe, header="resolved recipe of this run")
-    exact = flops_per_token(recipe.model, "exact")
-    if _should_compile(recipe, device, exact * t.n_tokens):
-        for block in model.all_blocks():
-            block.compile(dynamic=False)
-    peak, peak_source = peak_flops_per_s(device, dtype)
-    with fastest_kernels(device):
-        loop = train(
-            workload,
-            model,
-            optimizer,
-            rate=lambda step: (
-                t.learning_rate
-                * factor(
-                    step,
-                    n_steps=n_steps,
-                    warmup_steps=t.warmup_steps,
-                    schedule=t.schedule,
-                    cooldown_fraction=t.cooldown_fraction,
-                )
-            ),
-            n_steps=n_steps,
-            run_dir=run_dir,
-            saving=Saving(
-                recipe.checkpoint.every_steps,
-                recipe.checkpoint.every_s,
-                recipe.checkpoint.keep,
-                at_steps=keep_steps,
-            ),
-            state={
-                "trajectory": trajectory,
-                "n_steps": n_steps,
-                "schedule": t.schedule,
-                "cooldown_fraction": t.cooldown_fraction,
-                "first_step": first_step,
-                "started_at": started_at,
-                "wall_s": earlier_s,
-            },
-            start_step=start_step,
-            stop_at=stop_at,
-            clip_norm=t.clip_norm,
-            validate_every=recipe.validate.every_steps,
-            flops_per_token=exact,
-            peak_flops_per_s=peak,
-            graph=t.cuda_graph,
-            terms=watch_clipping(model, terms),
-            clock=clock,
-            on_progress=on_progress,
-            should_stop=should_stop,
-        )
-    result = _result(recipe, workload, token_set, loop, device, dtype, trajectory, first_step, started_at)
-    result["wall_s"] = earlier_s + loop.wall_s
-    result["peak_flops_per_s"], result["peak_source"] = peak, peak_source
-    if loop.status == "finished":
-        if clock is not None:
-            clock.set(loop.step, VALIDATION)
-        result.update(workload.validate(model))
-        if not math.isfinite(result["loss_nats"]):
-            result["status"] = "diverged"
-    if result["status"] in ("finished", "diverged"):
-        write_json(result_path, result)
-    return result
 
 
 def check_data(recipe: PretrainRecipe) -> None:
@@ -283,7 +288,8 @@ def _stages(recipe: PretrainRecipe) -> list[tuple[int, dict[str, float]]]:
     return [(round(stage.from_share * n_sequences), stage.weights) for stage in recipe.data.curriculum]
 
 
-def _take_weights(initial: InitialSection, model: Transformer) -> None:
+def take_weights(initial: InitialSection, model: nn.Module) -> None:
+    """Load the weights of another run's checkpoint. Raises CheckpointError where they are not those meant."""
     folder = Path(initial.checkpoint)
     if problem := checkpoint.damage(folder):
         raise CheckpointError(f"initial.checkpoint: {problem}; train that run again, or give another checkpoint")
@@ -293,25 +299,6 @@ def _take_weights(initial: InitialSection, model: Transformer) -> None:
             f"initial.checkpoint = {initial.checkpoint} has weights {found[:12]}, initial.model_sha256 asks for "
             f"{initial.model_sha256[:12]}; give the checkpoint that the recipe was made for"
         )
-
-
-def _check_continues(state: dict[str, Any], trajectory: str, step: int, recipe: PretrainRecipe, found: Path) -> None:
-    n_steps = recipe.n_steps()
-    if state["trajectory"] != trajectory:
-        raise CheckpointError(
-            f"{found} was trained with another recipe or other data than this one; "
-            f"use the recipe.toml beside it, or another run folder"
-        )
-    fraction = recipe.train.cooldown_fraction
-    trained, asked = (state["n_steps"], state.get("cooldown_fraction", fraction)), (n_steps, fraction)
-    if trained != asked:
-        limit = min(cooldown_start(*trained), cooldown_start(*asked))  # beyond it one of the two has cooled down
-        if recipe.train.schedule != "constant_cooldown" or step > limit:
-            raise CheckpointError(
-                f"{found} is at step {step} of a run of {state['n_steps']} steps, this recipe has {n_steps}; "
-                f"only constant_cooldown runs share a trunk, up to the cooldown of the shorter one (step {limit}); "
-                f"give another run folder"
-            )
 
 
 def _open_tokens(recipe: PretrainRecipe) -> TokenSet:
@@ -331,21 +318,6 @@ def _open_tokens(recipe: PretrainRecipe) -> TokenSet:
     return token_set
 
 
-def choose_device(name: str, key: str = "train.device") -> torch.device:
-    """auto, cpu, cuda, cuda:1 ... as a device that is there. Raises RecipeError naming `key`."""
-    check_device(name, key)
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise RecipeError(f"{key} = {name!r} but PyTorch sees no GPU here; use auto or cpu")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise RecipeError(f"{key} = {name!r} but PyTorch sees {torch.cuda.device_count()} GPU(s), from cuda:0 on")
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        raise RecipeError(f"{key} = {name!r} but PyTorch sees no Apple GPU here; use auto or cpu")
-    return device
-
-
 def _precision(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -356,46 +328,3 @@ def _should_compile(recipe: PretrainRecipe, device: torch.device, total_flops: f
     if recipe.train.compile == "auto":
         return device.type == "cuda" and total_flops > 2e15  # below, compiling takes longer than it saves
     return recipe.train.compile == "on"
-
-
-def _result(
-    recipe: PretrainRecipe,
-    workload: LanguageModel,
-    token_set: TokenSet,
-    loop: LoopResult,
-    device: torch.device,
-    dtype: torch.dtype,
-    trajectory: str,
-    first_step: int,
-    started_at: str,
-) -> dict[str, Any]:
-    scale, exact = flops_per_token(recipe.model, "M"), flops_per_token(recipe.model, "exact")
-    n_tokens = loop.step * recipe.train.batch_tokens
-    return {
-        "status": loop.status,
-        "step": loop.step,
-        "n_steps": recipe.n_steps(),
-        "n_tokens": n_tokens,
-        "start_step": first_step,
-        "flops_per_token": scale,
-        "flops_per_token_exact": exact,
-        "total_flops": scale * n_tokens,
-        "total_flops_exact": exact * n_tokens,
-        "train_loss_nats": loop.train_loss_nats,
-        "wall_s": loop.wall_s,
-        "tokens_per_s": loop.tokens / loop.wall_s if loop.wall_s else None,
-        "data_wait_share": loop.data_wait_s / loop.wall_s if loop.wall_s else None,
-        "unique_tokens": workload.unique_tokens,
-        "epochs": workload.epochs,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
-        "threads": torch.get_num_threads(),
-        "precision": str(dtype).removeprefix("torch."),
-        "numerics": numerics_text(recipe.numerics, str(dtype).removeprefix("torch.")),
-        "torch": torch.__version__,
-        "tokenizer_sha256": token_set.tokenizer_sha256,
-        "data_sha256": token_set.data_sha256,
-        "trajectory": trajectory,
-        "commit": commit(),
-        "started_at": started_at,
-        "finished_at": now(),
-    }
