@@ -1,7 +1,9 @@
 """A resolved recipe of alignment as a model on its device, ready to be trained; and what the run leaves at its end."""
 
+import hashlib
 import json
 import logging
+import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +26,9 @@ from isoflop.training.step_hooks import NoiseHook
 from isoflop.training.workload import StepHook
 
 log = logging.getLogger(__name__)
+
+BEFORE = "before.json"
+"""In the run folder: what the model scored and said at step 0."""
 
 
 class Prepared(NamedTuple):
@@ -65,9 +70,7 @@ def prepare(recipe: Recipe, start: Start) -> Prepared:
 def optimizer_of(recipe: Recipe, model: torch.nn.Module) -> torch.optim.AdamW:
     """AdamW as the recipe says, of what is trained."""
     t = recipe.train
-    return adamw(
-        model, learning_rate=t.learning_rate, betas=(t.beta1, t.beta2), eps=t.eps, weight_decay=t.weight_decay
-    )
+    return adamw(model, learning_rate=t.learning_rate, betas=(t.beta1, t.beta2), eps=t.eps, weight_decay=t.weight_decay)
 
 
 def plan_of(recipe: Recipe, n_steps: int) -> StepPlan:
@@ -110,16 +113,12 @@ def write_merged(run_dir: Path, recipe: Recipe, start: Start, model: Transformer
     state = {name: tensor.cpu().contiguous() for name, tensor in merged_weights(model).items()}
 
     def write(path: Path) -> str:
-        import hashlib
-
         save_file(state, path)
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     checkpoints = folder / "checkpoints"
     if (checkpoints / "step_00000000").exists():  # half written before a crash
-        import shutil
-
         shutil.rmtree(checkpoints / "step_00000000")
     checkpoint.adopt(checkpoints, write, state={"merged_from": start.model_sha256})
     save_tokenizer(start, folder)

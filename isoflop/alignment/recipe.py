@@ -213,7 +213,7 @@ class DpoSection:
     beta: Positive = 0.1
     """Strength of the tie to the reference. Paper: not stated, 0.1 is usual; sigmoid_norm wants about 5."""
     loss: Literal["sigmoid", "robust", "sigmoid_norm", "ipo"] = "sigmoid"
-    """sigmoid: DPO (with label_smoothing: cDPO); sigmoid_norm: log-ratios per token; see isoflop/alignment/losses.py."""
+    """sigmoid: DPO (with label_smoothing: cDPO); sigmoid_norm: log-ratios per token (losses.py)."""
     label_smoothing: Annotated[float, Range(at_least=0, below=0.5)] = 0.0
     """Share of labels that may be wrong, for sigmoid and robust."""
     reference: Literal["cached", "live"] = "cached"

@@ -73,9 +73,7 @@ class SampleTerms(StepHook):
         return {"expert_load": by_name(values)}
 
 
-def sample_balance_loss(
-    routing: Routing, experts: ExpertConfig, section: BalanceSection, samples_BT: Tensor
-) -> Tensor:
+def sample_balance_loss(routing: Routing, experts: ExpertConfig, section: BalanceSection, samples_BT: Tensor) -> Tensor:
     """Sum over samples of the sequence and expert losses of each; tokens with a number below 0 are padding."""
     samples_R = samples_BT.flatten()
     affinity_RE = routing.affinity_BTE.flatten(0, 1)

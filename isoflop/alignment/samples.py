@@ -221,5 +221,7 @@ def _summary(samples: Samples, max_tokens: int) -> dict[str, Any]:
         "targets": int(sum(row.is_target.sum() for row in rows)),
         "longest": int(lengths.max()),
         "max_tokens": max_tokens,
-        "lengths": {str(1 << int(k)): int(n) for k, n in zip(*np.unique(np.log2(lengths).astype(int), return_counts=True))},
+        "lengths": {
+            str(1 << int(k)): int(n) for k, n in zip(*np.unique(np.log2(lengths).astype(int), return_counts=True))
+        },
     }

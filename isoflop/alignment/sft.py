@@ -16,13 +16,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from isoflop.alignment.asked import ask
-from isoflop.alignment.build import micro_tokens, optimizer_of, plan_of, prepare, saving_of, write_merged
-from isoflop.alignment.packing import IGNORED, Packed, n_positions, order_of, pack
+from isoflop.alignment.build import BEFORE, micro_tokens, optimizer_of, plan_of, prepare, saving_of, write_merged
+from isoflop.alignment.packing import IGNORED, n_positions, order_of, pack
 from isoflop.alignment.page import write_page
 from isoflop.alignment.recipe import SftRecipe, check, identity_tree
 from isoflop.alignment.sample_terms import SampleTerms
@@ -40,9 +39,6 @@ from isoflop.training.run import Built, Job, run
 from isoflop.training.workload import Loss, StepHook, Workload
 
 log = logging.getLogger(__name__)
-
-BEFORE = "before.json"
-"""In the run folder: what the model scored and said at step 0."""
 
 
 class Sft(Workload):
@@ -82,7 +78,9 @@ class Sft(Workload):
         n_targets = (packed.targets_BT >= 0).sum()  # of all ranks
         n_samples = torch.tensor(len(samples))
         rows, width = packed.tokens_BT.shape
-        own = [_padded(part, -(-rows // world) * world, 0 if index == 0 else IGNORED) for index, part in enumerate(packed)]
+        own = [
+            _padded(part, -(-rows // world) * world, 0 if index == 0 else IGNORED) for index, part in enumerate(packed)
+        ]
         mine = [part[rank::world] for part in own]
         size = max(1, self._micro_tokens // width)
         return [(*parts, n_targets, n_samples) for parts in zip(*(part.split(size) for part in mine), strict=True)]
@@ -200,7 +198,9 @@ def run_sft(
     options: dict[str, Any] = {"on_progress": on_progress, "should_stop": should_stop}
     if recipe.second is None:
         if stage == 2:
-            raise RecipeError("--stage 2 needs a [second] section in the recipe, or a recipe that starts from the first")
+            raise RecipeError(
+                "--stage 2 needs a [second] section in the recipe, or a recipe that starts from the first"
+            )
         return run(SftJob(recipe, run_dir), run_dir, **options)
     first = run_dir / "stage1"
     result: dict[str, Any] = {}
@@ -279,5 +279,3 @@ def _padded(part_BT: Tensor, n_rows: int, value: int) -> Tensor:
     """With rows of padding at the end, so that all ranks have as many."""
     more = n_rows - len(part_BT)
     return nn.functional.pad(part_BT, (0, 0, 0, more), value=value) if more else part_BT
-
-

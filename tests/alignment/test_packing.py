@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from alignment_samples import make_samples
 from hypothesis import given
 from hypothesis import strategies as st
 from interop_models import FAMILIES, build
@@ -14,15 +15,6 @@ from isoflop.errors import DataError
 from isoflop.tokens.chat import Row
 
 LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=60)
-
-
-def make_samples(lengths, seed=0, vocab_size=160) -> list[Row]:
-    generator = np.random.default_rng(seed)
-    rows = []
-    for length in lengths:
-        is_target = np.arange(length + 1) >= generator.integers(1, length + 1)
-        rows.append(Row(generator.integers(0, vocab_size, length + 1).astype(np.int32), is_target))
-    return rows
 
 
 @given(LENGTHS)
