@@ -95,3 +95,13 @@ def pack(samples: Sequence[Row], *, seq_len: int, packed: bool = True) -> Packed
             numbers[index, here] = sample
             at = here.stop
     return Packed(torch.from_numpy(tokens), torch.from_numpy(targets), torch.from_numpy(numbers))
+
+
+def with_last_read(rows: Sequence[Row]) -> list[Row]:
+    """Samples whose last token is read too, and is the one place with a target (an id that nothing looks at)."""
+    found = []
+    for row in rows:
+        is_target = np.zeros(len(row.ids) + 1, dtype=bool)
+        is_target[-1] = True
+        found.append(Row(np.append(row.ids, np.int32(0)), is_target))
+    return found

@@ -32,6 +32,7 @@ MAX_LIST_BYTES = 4_000_000_000
 """A JSON list is held in memory as a whole (assumption: larger sets come as lines or Parquet)."""
 _SUFFIXES = (".json", ".jsonl", ".ndjson", ".parquet")
 _BATCH_ROWS = 256
+_KIND, _QUOTED = re.compile(r"\d+"), re.compile(r"'[^']*'")
 _BLANK = re.compile(r"[\s,]*")
 
 
@@ -45,10 +46,8 @@ class Quarantine:
         self.records.append(record)
 
     def counts(self) -> dict[str, int]:
-        """How many by reason, the most frequent first; numbers in reasons are left out."""
-        found = Counter(
-            re.sub(r"\d+", "N", record.reason.split(";")[0].split(":")[-1].strip()) for record in self.records
-        )
+        """How many by reason, the most frequent first; what differs from record to record is left out."""
+        found = Counter(_KIND.sub("N", _QUOTED.sub("'...'", record.reason.split(";")[0])) for record in self.records)
         return dict(found.most_common())
 
     def write(self, path: Path) -> None:

@@ -11,6 +11,7 @@ from isoflop.recipe import from_tree
 from isoflop.training.pretrain.workload import run_pretrain
 
 WORDS = "north stone river paper garden silver window letter winter music"
+WRONG = "south metal ocean wooden forest golden mirror number summer drums"
 
 
 def write_lines(path: Path, records) -> str:
@@ -48,7 +49,7 @@ def pairs(tmp_path_factory) -> str:
     records = []
     for index in range(90):
         picked = generator.choices(words, k=generator.randint(2, 4))
-        wrong = generator.choices(words, k=len(picked))
+        wrong = generator.choices(WRONG.split(), k=len(picked))
         records.append(
             {"prompt": f"say {index} {' '.join(picked)}", "chosen": " ".join(picked), "rejected": " ".join(wrong)}
         )
