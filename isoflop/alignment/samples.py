@@ -74,7 +74,7 @@ def load_conversations(section: SftDataSection, template: ChatTemplate, *, max_t
         train, valid = split_by_prompt(train, section.valid_fraction, seed)
     rows = _tokenised(train, [c.messages for c in train], template, max_tokens, bad)
     held = _tokenised(valid, [c.messages for c in valid], template, max_tokens, bad)
-    prompts = _prompts([item for item, _ in held], template)
+    prompts = prompts_of([item for item, _ in held], template)
     samples = Samples([row for _, row in rows], [row for _, row in held], prompts, {}, bad)
     samples.summary = _summary(samples, max_tokens)
     return samples
@@ -94,7 +94,7 @@ def load_pairs(section: PairDataSection, template: ChatTemplate, *, max_tokens: 
     else:
         train, valid = split_by_prompt(train, section.valid_fraction, seed)
     found = [_sides(pairs, template, max_tokens, bad) for pairs in (train, valid)]
-    prompts = _prompts([pair for pair, _ in found[1]], template)
+    prompts = prompts_of([pair for pair, _ in found[1]], template)
     samples = Samples([sides for _, sides in found[0]], [sides for _, sides in found[1]], prompts, {}, bad)
     samples.summary = _summary(samples, max_tokens)
     return samples
@@ -188,7 +188,7 @@ def _shared_prompt(sides: PairRows) -> int | None:
     return n if same and n else None
 
 
-def _prompts(items: Sequence[Conversation | Pair], template: ChatTemplate) -> list[Prompt]:
+def prompts_of(items: Sequence[Conversation | Pair], template: ChatTemplate) -> list[Prompt]:
     """Of each held-out item the turns up to its first answer (of a pair: its prompt)."""
     found = []
     for item in items:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from isoflop.cli.align import align_demo, dpo, reward, sft
 from isoflop.cli.arguments import Json, Out, Overrides, Recipe, Writes, arranged, checked
 from isoflop.cli.console import (
     Bar,
@@ -414,6 +415,10 @@ STAGES = {
     "train": train,
     "extend": extend,
     "passkey": passkey,
+    "sft": sft,
+    "dpo": dpo,
+    "reward": reward,
+    "align demo": align_demo,
     "score": score,
     "export": export,
     "import": import_,
