@@ -8,6 +8,7 @@ was only pre-trained has never seen it.
 """
 
 import json
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,12 @@ from typing import Any
 import tokenizers
 from tokenizers.processors import TemplateProcessing
 
-from isoflop.errors import CheckpointError
+from isoflop.errors import CheckpointError, DataError
 from isoflop.recipe import write_text
 from isoflop.tokens.bpe import BOS, EOS, Tokenizer
-from isoflop.tokens.chat import template_source
+from isoflop.tokens.chat import load_template, read_template, template_source
+
+log = logging.getLogger(__name__)
 
 CONFIG, MAIN = "tokenizer_config.json", "tokenizer.json"
 FILES = (MAIN, CONFIG, "special_tokens_map.json", "chat_template.jinja")
@@ -48,6 +51,18 @@ def special_ids(folder: Path) -> tuple[int | None, int | None]:
         name = name.get("content") if isinstance(name, dict) else name
         found.append(backend.token_to_id(name) if isinstance(name, str) else None)
     return found[0], found[1]
+
+
+def stop_ids(folder: Path, eos: int | None) -> int | list[int] | None:
+    """What ends an answer, for generation_config.json; a chat template may end one with another token."""
+    if read_template(folder) is None:
+        return eos
+    try:
+        found = set(load_template(folder).stop_ids) | ({eos} if eos is not None else set())
+    except DataError as error:
+        log.warning("stop tokens of the chat template are not known: %s", error)
+        return eos
+    return sorted(found) if len(found) > 1 else next(iter(found), None)
 
 
 def bring_in(source: Path, out: Path) -> None:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from isoflop.model.attention import Cache, LatentCache, attend, document_mask
+from isoflop.model.attention import Cache, LatentCache, Spans, attend, document_mask, document_spans, takes_spans
 from isoflop.model.config import ExpertConfig, LatentConfig, ModelConfig, YarnConfig
 from isoflop.model.experts import MixtureOfExperts, Router, Routing
 from isoflop.model.loss import chunked_cross_entropy, layer_cross_entropy
@@ -90,7 +90,7 @@ class Attention(nn.Module):
         cos_TC: Tensor,
         sin_TC: Tensor,
         cache: Cache | None = None,
-        mask_B1TT: Tensor | None = None,
+        mask_B1TT: Tensor | Spans | None = None,
     ) -> Tensor:
         batch, n_tokens, _ = x_BTD.shape
         heads_BTHC = self.qkv(x_BTD).view(batch, n_tokens, -1, self.d_head)
@@ -135,7 +135,7 @@ class LatentAttention(nn.Module):
         cos_TC: Tensor,
         sin_TC: Tensor,
         cache: LatentCache | None = None,
-        mask_B1TT: Tensor | None = None,
+        mask_B1TT: Tensor | Spans | None = None,
     ) -> Tensor:
         batch, n_tokens, _ = x_BTD.shape
         sizes = self.latent
@@ -164,7 +164,7 @@ class LatentAttention(nn.Module):
         q_rope_BTHC: Tensor,
         latent_BTL: Tensor,
         k_rope_BT1C: Tensor,
-        mask_B1TT: Tensor | None,
+        mask_B1TT: Tensor | Spans | None,
     ) -> Tensor:
         """Keys and values of every head, made from the latents of these tokens."""
         kv_BTHC = self.kv_up(latent_BTL).unflatten(-1, (self.n_heads, -1))
@@ -220,7 +220,7 @@ class Block(nn.Module):
         cos_TC: Tensor,
         sin_TC: Tensor,
         cache: Cache | LatentCache | None = None,
-        mask_B1TT: Tensor | None = None,
+        mask_B1TT: Tensor | Spans | None = None,
     ) -> tuple[Tensor, Routing | None]:
         x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), cos_TC, sin_TC, cache, mask_B1TT)
         normed_BTD, routing = self.mlp_norm(x_BTD), None
@@ -253,7 +253,7 @@ class FurtherToken(nn.Module):
         embedded_BTD: Tensor,
         cos_TC: Tensor,
         sin_TC: Tensor,
-        mask_B1TT: Tensor | None = None,
+        mask_B1TT: Tensor | Spans | None = None,
     ) -> tuple[Tensor, Routing | None]:
         joined_BTD = torch.cat((self.embedding_norm(embedded_BTD), self.hidden_norm(hidden_BTD)), dim=-1)
         x_BTD, routing = self.block(self.project(joined_BTD), cos_TC, sin_TC, mask_B1TT=mask_B1TT)
@@ -371,9 +371,12 @@ class Transformer(nn.Module):
         assert end <= self.config.seq_len, f"{end} tokens, the model was built for {self.config.seq_len}"
         return self.get_buffer("cos")[start:end], self.get_buffer("sin")[start:end]
 
-    def _mask(self, tokens_BT: Tensor, documents_BT: Tensor | None = None) -> Tensor | None:
+    def _mask(self, tokens_BT: Tensor, documents_BT: Tensor | None = None) -> Tensor | Spans | None:
         """None is the plain causal mask, which has the fastest kernels."""
         if documents_BT is not None:
+            plain = self.config.latent is None
+            if plain and takes_spans(documents_BT.device, self.dtype, self.config.d_head):
+                return document_spans(documents_BT)
             return document_mask(documents_BT)
         if self.document_start is None:
             return None
