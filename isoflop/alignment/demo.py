@@ -286,8 +286,9 @@ def _rule(prompt: Prompt, text: str, stopped: bool, repeated: bool) -> bool:
 
 
 def _prompts(files: Sequence[str], start: Start) -> list[Prompt]:
-    """First questions of the conversations in some files, in their order."""
-    return prompts_of(read_conversations([Path(path) for path in files], "auto", Quarantine()), start.template)
+    """Questions of the conversations in some files that have a result: answers to the others hardly ever fail."""
+    found = prompts_of(read_conversations([Path(path) for path in files], "auto", Quarantine()), start.template)
+    return [prompt for prompt in found if right_result(prompt.expected, "") is not None]
 
 
 def _score(

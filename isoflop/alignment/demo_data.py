@@ -1,7 +1,7 @@
 """Conversations for the demo from what every machine has: docstrings of its Python environment, one-step arithmetic.
 
     What does this function do?  def clamp(x, low, high)     ->  Limit x to the range from low to high.
-    What is 34 + 51?                                         ->  34 + 51 is 85.
+    What is 34 + 51?                                         ->  The result of 34 + 51 is 85.
 
 Docstrings are split by package, problems by their two numbers, so that nothing held out was trained on; the same seed
 gives the same sets. The rule that judges an answer: it has the right result where there is one, stops, and does not
@@ -23,7 +23,7 @@ from isoflop.corpus.read.sources import decode
 
 VALID_SHARE = 0.1
 """Of packages and of problems that are held out (assumption)."""
-LARGEST = 199
+LARGEST = 99
 """Number in a sum (assumption: small models neither know all such sums nor none)."""
 MAX_SENTENCE, MAX_ARGUMENTS = 140, 5
 _SENTENCE = re.compile(rf"[A-Z][^\n]{{8,{MAX_SENTENCE}}}?\.(?=\s|$)")
@@ -67,7 +67,7 @@ def arithmetic(n: int, seed: int, *, valid: bool, largest: int = LARGEST) -> lis
     for (a, sign, b), form in zip(chosen, asked):
         result = a + b if sign == "+" else a - b
         text = f"{a} {sign} {b}"
-        found.append(Talk(_ASK_SUM[form].format(text), f"{text} is {result}.", "arithmetic"))
+        found.append(Talk(_ASK_SUM[form].format(text), f"The result of {text} is {result}.", "arithmetic"))
     return found
 
 

@@ -1,7 +1,8 @@
 """Preference pairs from a model's own answers and a rule: what passes is preferred to what fails.
 
-Each prompt is answered several times; one answer that passes and one that fails become a pair, drawn at random, so that
-no other difference is chosen. A prompt with answers of one kind only makes no pair.
+Each prompt is answered several times; of one answer that passes and one that fails a pair is made, the two that are
+nearest in length, so that length says as little as it can about which is better. A prompt with answers of one kind only
+makes no pair.
 """
 
 from collections.abc import Callable, Sequence
@@ -46,14 +47,20 @@ def make_pairs(
     generator = np.random.Generator(np.random.Philox([seed, 0x70616972]))
     records = []
     for index, prompt in enumerate(prompts):
-        passed, failed = set(), set()
+        passed: dict[str, int] = {}
+        failed: dict[str, int] = {}
         for item in said[index * n_answers : (index + 1) * n_answers]:
             text = start.template.decode(item.ids).strip()
             good = rule(prompt, text, item.stopped, repeats(item.ids, stopped=item.stopped))
-            (passed if good else failed).add(text)
-        sides = [sorted(passed - {""}), sorted(failed - {""} - passed)]
-        if all(sides):
-            chosen, rejected = (side[generator.integers(0, len(side))] for side in sides)
+            (passed if good else failed)[text] = len(item.ids)
+        both = [
+            (abs(passed[chosen] - failed[rejected]), generator.random(), chosen, rejected)
+            for chosen in sorted(passed)
+            for rejected in sorted(failed)
+            if chosen and rejected and chosen != rejected
+        ]
+        if both:
+            _, _, chosen, rejected = min(both)
             turns = [message._asdict() for message in prompt.messages]
             records.append({"prompt": turns, "chosen": chosen, "rejected": rejected})
     return records
