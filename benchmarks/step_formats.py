@@ -18,11 +18,12 @@ from isoflop.model.attention import fastest_kernels
 from isoflop.model.config import ModelConfig, swiglu_width
 from isoflop.model.transformer import Transformer
 from isoflop.numerics.assign import assign
-from isoflop.numerics.noise import Clock
+from isoflop.numerics.noise import NoiseKey
 from isoflop.numerics.section import NumericsSection, PhotonicSection, Rule
 from isoflop.recipe import write_json
 from isoflop.run import commit, processor
-from isoflop.training.loop import Saving, StepPlan, train
+from isoflop.training.checkpoint import Saving
+from isoflop.training.loop import StepPlan, train
 from isoflop.training.optim import adamw
 from isoflop.training.saturation import watch_clipping
 from isoflop.training.step_hooks import NoiseHook
@@ -65,15 +66,18 @@ def step_ms(section: NumericsSection | None, device: torch.device, graph: bool) 
     d_ff = swiglu_width(d_model, 32)
     shape = ModelConfig(n_layers, d_model, n_heads, n_heads, d_model // n_heads, d_ff, vocab_size, seq_len)
     torch.manual_seed(0)
-    model, clock = Transformer(shape, torch.bfloat16 if device.type == "cuda" else torch.float32).to(device), Clock(0)
+    model, noise_key = (
+        Transformer(shape, torch.bfloat16 if device.type == "cuda" else torch.float32).to(device),
+        NoiseKey(0),
+    )
     model.initialise(torch.Generator().manual_seed(0))
     if section is not None:
-        assign(model, section, clock)
+        assign(model, section, noise_key)
     if device.type == "cuda":
         for block in model.blocks:
             block.compile(dynamic=False)
     workload, seconds = Noise(shape, sequences), []
-    workload.hooks = [*watch_clipping(model), NoiseHook(clock)]
+    workload.hooks = [*watch_clipping(model), NoiseHook(noise_key)]
     for n_steps in (3, *lengths):  # the first is warm-up
         optimizer = adamw(model, learning_rate=1e-4, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
         with tempfile.TemporaryDirectory() as folder, fastest_kernels(device):

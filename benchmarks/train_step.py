@@ -24,7 +24,8 @@ from isoflop.model.attention import fastest_kernels
 from isoflop.model.config import ModelConfig, swiglu_width
 from isoflop.model.transformer import Transformer
 from isoflop.run import commit, processor
-from isoflop.training.loop import Saving, StepPlan, train
+from isoflop.training.checkpoint import Saving
+from isoflop.training.loop import StepPlan, train
 from isoflop.training.monitor import measured_matmul_flops_per_s, peak_flops_per_s
 from isoflop.training.optim import adamw
 from isoflop.training.workload import Workload

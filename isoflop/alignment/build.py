@@ -15,15 +15,14 @@ from isoflop.alignment.recipe import MICRO_TOKENS, Recipe
 from isoflop.alignment.start import MERGED, Start, save_tokenizer
 from isoflop.model.transformer import Transformer
 from isoflop.numerics.assign import assign
-from isoflop.numerics.noise import Clock
+from isoflop.numerics.noise import NoiseKey
 from isoflop.recipe import write_recipe
 from isoflop.training import checkpoint
 from isoflop.training.device import choose_device
 from isoflop.training.loop import Saving, StepPlan
 from isoflop.training.optim import adamw
 from isoflop.training.saturation import watch_clipping
-from isoflop.training.step_hooks import NoiseHook
-from isoflop.training.workload import StepHook
+from isoflop.training.step_hooks import NoiseHook, StepHook
 
 log = logging.getLogger(__name__)
 
@@ -54,9 +53,9 @@ def prepare(recipe: Recipe, start: Start) -> Prepared:
     checkpoint.load(start.checkpoint, model, None)
     hooks: list[StepHook] = []
     if recipe.numerics is not None:
-        clock = Clock(t.seed, recipe.numerics.seed)
-        assign(model, recipe.numerics, clock)
-        hooks = [*watch_clipping(model), NoiseHook(clock)]
+        noise_key = NoiseKey(t.seed, recipe.numerics.seed)
+        assign(model, recipe.numerics, noise_key)
+        hooks = [*watch_clipping(model), NoiseHook(noise_key)]
     if recipe.adapter is not None:
         names = add_adapters(model, recipe.adapter, torch.Generator().manual_seed(t.seed))
         n_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)

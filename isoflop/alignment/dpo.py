@@ -35,7 +35,8 @@ from isoflop.model.transformer import Transformer
 from isoflop.recipe import to_tree, write_json
 from isoflop.training.monitor import Progress
 from isoflop.training.run import Built, Job, run
-from isoflop.training.workload import StepHook, Workload
+from isoflop.training.step_hooks import StepHook
+from isoflop.training.workload import Workload
 
 Group = tuple[Tensor, ...]
 """tokens, targets, samples [B, T]; pair index of each pair of the group [P]; pairs of the step."""

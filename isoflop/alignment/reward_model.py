@@ -38,7 +38,8 @@ from isoflop.tokens.chat import ChatTemplate, Message
 from isoflop.training import checkpoint
 from isoflop.training.monitor import Progress
 from isoflop.training.run import Built, Job, run
-from isoflop.training.workload import StepHook, Workload
+from isoflop.training.step_hooks import StepHook
+from isoflop.training.workload import Workload
 
 HEAD_STD = 0.02  # assumption: scores begin near 0 beside hidden states of size 1
 FIGURES = ("accuracy", "margin", "mean_reward")

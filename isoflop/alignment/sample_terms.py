@@ -15,7 +15,7 @@ from isoflop.model.experts import Routing
 from isoflop.model.transformer import Losses, Transformer
 from isoflop.training.balance import bias_direction, by_name, counted_load, load_statistics
 from isoflop.training.pretrain.recipe import BalanceSection, MtpSection
-from isoflop.training.workload import StepHook
+from isoflop.training.step_hooks import StepHook
 
 
 class SampleTerms(StepHook):
@@ -33,8 +33,8 @@ class SampleTerms(StepHook):
     def objective(self, losses: Losses, samples_BT: Tensor, n_targets: Tensor, n_samples: Tensor) -> Tensor:
         """What a micro-batch adds to the step's objective before it is divided by the step's targets."""
         total = losses.nats
-        if losses.further_nats:
-            total = total + self._mtp.weight / len(losses.further_nats) * torch.stack(losses.further_nats).sum()
+        if losses.mtp_nats:
+            total = total + self._mtp.weight / len(losses.mtp_nats) * torch.stack(losses.mtp_nats).sum()
         if self._experts is None or not losses.routings:
             return total
         counted = [samples_BT[:, : routing.chosen_BTA.shape[1]] for routing in losses.routings]

@@ -36,7 +36,8 @@ from isoflop.tokens.chat import Row
 from isoflop.training.monitor import Progress
 from isoflop.training.pretrain.recipe import BalanceSection, MtpSection
 from isoflop.training.run import Built, Job, run
-from isoflop.training.workload import Loss, StepHook, Workload
+from isoflop.training.step_hooks import StepHook
+from isoflop.training.workload import Loss, Workload
 
 log = logging.getLogger(__name__)
 

@@ -129,6 +129,7 @@ def _check_dry(recipe: "PretrainRecipe") -> None:
 
 def _run(recipe: "PretrainRecipe", out: Path, tensorboard: bool, json: Path | None) -> None:
     from isoflop.run import only_one, require_run_folder
+    from isoflop.training.checkpoint import saved
     from isoflop.training.pretrain.workload import run_pretrain
     from isoflop.training.tensorboard import Board
 
@@ -150,7 +151,7 @@ def _run(recipe: "PretrainRecipe", out: Path, tensorboard: bool, json: Path | No
     if found["status"] == "interrupted":
         raise KeyboardInterrupt
     if found["status"] == "diverged":
-        kept = "; the last checkpoint before it is kept" if any((out / "checkpoints").glob("step_*")) else ""
+        kept = "; the last checkpoint before it is kept" if saved(out / "checkpoints") else ""
         raise IsoflopError(
             f"{out} diverged at step {found['step']} (loss is not finite): lower train.learning_rate or raise "
             f"train.warmup_steps, and look at train.weight_decay and model.init_std{kept}"

@@ -31,8 +31,9 @@ from isoflop.imaging.twin import Twin, fit_twin
 from isoflop.optics.scattering import seeded
 from isoflop.recipe import load_recipe, to_tree
 from isoflop.training import checkpoint
+from isoflop.training.checkpoint import Saving
 from isoflop.training.device import choose_device
-from isoflop.training.loop import Saving, StepPlan
+from isoflop.training.loop import StepPlan
 from isoflop.training.monitor import Progress
 from isoflop.training.optim import adamw
 from isoflop.training.run import Built, Job, run

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from isoflop.in_situ.images import Images
 from isoflop.in_situ.train import Reconstruct, TrainOptions, train_network
-from isoflop.numerics.noise import Clock
+from isoflop.numerics.noise import NoiseKey
 from isoflop.numerics.photonic import PhotonicProduct
 from isoflop.numerics.section import NumericsSection, core_of
 
@@ -29,7 +29,7 @@ def digital(x_MD: Tensor, w_KD: Tensor) -> Tensor:
 
 def on_core(numerics: NumericsSection, seed: int = 0) -> Multiply:
     """Products on the core that `numerics.photonic` describes; every call draws noise of its own."""
-    product = PhotonicProduct(core_of(numerics.photonic), Clock(seed, numerics.seed), 0).eval()
+    product = PhotonicProduct(core_of(numerics.photonic), NoiseKey(seed, numerics.seed), 0).eval()
 
     def multiply(x_MD: Tensor, w_KD: Tensor) -> Tensor:
         with torch.no_grad():

@@ -6,6 +6,7 @@ Source: optics.md A12.
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import math
@@ -22,10 +23,10 @@ from isoflop.errors import RecipeError
 from isoflop.in_situ.images import Images
 from isoflop.in_situ.perceptron import Perceptron
 from isoflop.numerics.assign import assign
-from isoflop.numerics.noise import VALIDATION, Clock
+from isoflop.numerics.noise import VALIDATION, NoiseKey
 from isoflop.numerics.section import NumericsSection
-from isoflop.recipe import to_tree
-from isoflop.training.loop import Saving, StepPlan
+from isoflop.training.checkpoint import Saving
+from isoflop.training.loop import StepPlan
 from isoflop.training.optim import adamw
 from isoflop.training.run import Built, Job, run
 from isoflop.training.saturation import watch_clipping
@@ -95,7 +96,7 @@ class InSitu(Job):
         """`keep`: leave a checkpoint at the end."""
         options = workload.options
         self._workload, self._model, self._numerics = workload, model, numerics
-        self.key = Clock(options.seed, 0 if numerics is None else numerics.seed)
+        self.key = NoiseKey(options.seed, 0 if numerics is None else numerics.seed)
         n_steps = options.n_epochs * (len(workload.images) // options.batch)
         self.plan = StepPlan(
             n_steps,
@@ -105,10 +106,10 @@ class InSitu(Job):
         decides = {
             "workload": type(workload).__name__,
             "tensors": _sha256(workload.images.x, workload.images.y, *model.state_dict().values()) if keep else "",
-            "options": to_tree(options),
+            "options": dataclasses.asdict(options),
             "widths": model.widths,
             "signed": model.signed,
-            "numerics": None if numerics is None else to_tree(numerics),
+            "numerics": None if numerics is None else dataclasses.asdict(numerics),
         }
         text = json.dumps(decides, sort_keys=True)
         self.identity = {"seed": options.seed, "identity": hashlib.sha256(text.encode()).hexdigest()[:16]}
@@ -133,8 +134,8 @@ def train_network(
     signed: bool = False,
     start: Perceptron | None = None,
     run_dir: Path | None = None,
-) -> tuple[Perceptron, Clock]:
-    """A perceptron of these widths, trained in the given number formats; the clock stands where validations begin.
+) -> tuple[Perceptron, NoiseKey]:
+    """A perceptron of these widths, trained in the given number formats; the noise key stands where validations begin.
 
     It begins with the weights of `start`, without one with random weights. `run_dir` keeps metrics, result and a last
     checkpoint, and is gone on with where it holds this run; without it nothing is kept.
@@ -186,5 +187,5 @@ def moved(model: Perceptron, widths: tuple[int, ...], numerics: NumericsSection,
     """The same weights on other hardware: what a network trained digitally is worth there."""
     there = Perceptron(widths, signed=model.signed)
     there.load_state_dict(model.state_dict())
-    assign(there, numerics, Clock(seed, numerics.seed))
+    assign(there, numerics, NoiseKey(seed, numerics.seed))
     return there

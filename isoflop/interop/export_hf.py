@@ -69,9 +69,9 @@ def open_run(run: Path, *, step: int | None = None, tokenizer: Path | None = Non
         if found is None:
             raise CheckpointError(f"{run / 'checkpoints'} holds no checkpoint; let the run save one first")
     else:
-        found = run / "checkpoints" / f"step_{step:08d}"
+        found = run / "checkpoints" / checkpoint.name_of(step)
         if problem := checkpoint.damage(found):
-            there = ", ".join(str(int(path.name[5:])) for path in sorted(found.parent.glob("step_*")))
+            there = ", ".join(map(str, checkpoint.saved(found.parent)))
             raise CheckpointError(f"--step {step}: {problem}; there are steps {there or 'none'}")
     weights = TensorFile(found / "model.safetensors")
     wanted = {target.name: target.shape for target in layout(config, _any_format(config)) if target.name}

@@ -31,6 +31,7 @@ from isoflop.training import checkpoint
 
 log = logging.getLogger(__name__)
 
+SINGLE = "model.safetensors"
 _READABLE = (torch.float32, torch.bfloat16, torch.float16)
 _DERIVED = re.compile(r"\.rotary_emb\.inv_freq$")
 """Tables that old checkpoints store; they follow from the config."""
@@ -46,7 +47,7 @@ class Folder:
         self.path = path
         self.tree = _json(path / "config.json", "give a folder in the Hugging Face format")
         self.format, self.config = from_config(self.tree)
-        self._files = _open(path)
+        self._files, self.ignored = _open(path)
         self.entries: dict[str, Entry] = {}
         self._home: dict[str, TensorFile] = {}
         for file in self._files.values():
@@ -55,6 +56,7 @@ class Folder:
                     raise CheckpointError(f"{name} is in {self._home[name].path} and in {file.path}; keep one of them")
                 self.entries[name], self._home[name] = entry, file
         self.quantised = _is_fp8(self.tree)
+        self._leave_out_absent_modules()
         self.targets = self._targets()
         self.named = [target for target in self.targets if target.name]
         self.repeated = [piece for pieces in copies(self.config).values() for piece in pieces]
@@ -94,12 +96,35 @@ class Folder:
                 rows = to_ours(rows, piece.rotary).to(dtype)
                 yield rows if piece.factor == 1.0 else rows / piece.factor
 
+    def _leave_out_absent_modules(self) -> None:
+        """transformers drops prediction modules when it saves, and leaves their number in the config."""
+        first, depth = self.config.n_layers, self.config.mtp_depth
+        if depth and self._highest(r"") == first:
+            self.config = replace(self.config, mtp_depth=0)
+            log.warning(
+                "%s states num_nextn_predict_layers = %d and its files hold none (transformers saves no prediction "
+                "modules): imported without",
+                self.path / "config.json",
+                depth,
+            )
+
     def _targets(self) -> list[Target]:
+        """Tensors of ours and what they are made of. Tied matrices are one matrix under either name."""
         targets = layout(self.config, self.format)
-        if self.tree.get("tie_word_embeddings") and "lm_head.weight" not in self.entries:
-            log.warning("%s ties head and embedding; here they become two equal matrices", self.path)
-            shared = targets[0].pieces
-            targets = [replace(t, pieces=shared) if t.name == "head.weight" else t for t in targets]
+        (embedding,) = next(target.pieces for target in targets if target.name == "embedding.weight")
+        (head,) = next(target.pieces for target in targets if target.name == "head.weight")
+        if not self.tree.get("tie_word_embeddings"):
+            return targets
+        both = embedding.name in self.entries and head.name in self.entries
+        log.warning(
+            "%s ties head and embedding; %s",
+            self.path,
+            "the files hold both, which are taken as they are" if both else "here they become two equal matrices",
+        )
+        if head.name not in self.entries:
+            return [replace(t, pieces=(embedding,)) if t.name == "head.weight" else t for t in targets]
+        if embedding.name not in self.entries:
+            return [replace(t, pieces=(head,)) if t.name == "embedding.weight" else t for t in targets]
         return targets
 
     def _check(self) -> None:
@@ -228,6 +253,7 @@ def _write(opened: Folder, work: Path) -> dict[str, Any]:
         "tensors": len(opened.entries),
         "fp8": opened.quantised,
         "tokenizer": has_tokenizer,
+        "files_not_read": opened.ignored,
         "weights_sha256": sha256,
         "imported_at": now(),
         "commit": commit(),
@@ -264,14 +290,35 @@ def _check_zeros(opened: Folder) -> None:
             )
 
 
-def _open(path: Path) -> dict[str, TensorFile]:
+def _open(path: Path) -> tuple[dict[str, TensorFile], list[str]]:
+    """The weight files that count, and the names of those that don't: the one place where this is decided.
+
+    As in transformers: model.safetensors if it is there, else the files that the index names. Nothing else is read.
+    """
+    if (path / "adapter_config.json").is_file():
+        raise CheckpointError(
+            f"{path} holds an adapter beside its weights (adapter_config.json), which transformers would add to them; "
+            f"merge it into the weights first, or remove its files"
+        )
+    found = _counting(path)
+    unread = sorted({file.name for file in path.glob("*.safetensors*")} - {Path(name).name for name in found} - {INDEX})
+    if INDEX in _beside(path) and list(found) == [SINGLE]:
+        unread.append(INDEX)
+    if unread:
+        log.warning("%s: read are %s, as transformers does; not read: %s", path, _some(list(found)), _some(unread))
+    return found, unread
+
+
+def _counting(path: Path) -> dict[str, TensorFile]:
+    """The weight files of a folder by name. Raises CheckpointError for an index that does not describe them."""
+    if (path / SINGLE).is_file():
+        return {SINGLE: TensorFile(path / SINGLE)}
     index = path / INDEX
     if not index.is_file():
-        if not (path / "model.safetensors").is_file():
-            raise CheckpointError(
-                f"{path} has neither {INDEX} nor model.safetensors; weights are read from safetensors only"
-            )
-        return {"model.safetensors": TensorFile(path / "model.safetensors")}
+        others = f" (there are {', '.join(beside)})" if (beside := _beside(path)) else ""
+        raise CheckpointError(
+            f"{path} has neither {INDEX} nor {SINGLE}; weights are read from safetensors only{others}"
+        )
     weight_map = _json(index, "get the file again").get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index} has no weight_map; get the file again")
@@ -285,6 +332,12 @@ def _open(path: Path) -> dict[str, TensorFile]:
         if name not in files[file].entries:
             raise CheckpointError(f"{index} says that {name} is in {file}, which does not hold it; get both again")
     return files
+
+
+def _beside(path: Path) -> list[str]:
+    """Names of files that look like weights."""
+    endings = (".safetensors", ".safetensors.index.json", ".bin", ".pt", ".pth", ".gguf", ".bin.index.json")
+    return sorted(file.name for file in path.iterdir() if file.name.endswith(endings))
 
 
 def _is_fp8(tree: dict[str, Any]) -> bool:

@@ -15,7 +15,7 @@ from isoflop.in_situ.images import Images, drawn_glyphs
 from isoflop.in_situ.perceptron import Perceptron
 from isoflop.in_situ.train import Classify, TrainOptions, accuracy, moved, train_network
 from isoflop.numerics.assign import assign
-from isoflop.numerics.noise import VALIDATION, Clock
+from isoflop.numerics.noise import VALIDATION, NoiseKey
 from isoflop.numerics.photonic import PhotonicProduct
 from isoflop.numerics.section import NumericsSection, PhotonicSection, Rule
 from isoflop.optics.config import CoreConfig, Signs
@@ -250,9 +250,9 @@ def _clipped_share(model: Perceptron, widths: tuple[int, ...], numerics: Numeric
     """Share of the windows of a pass over the test images that were beyond full scale."""
     copy = Perceptron(widths)
     copy.load_state_dict(model.state_dict())
-    clock = Clock(0, numerics.seed)
-    assign(copy, numerics, clock)
-    clock.set(0, VALIDATION)
+    noise_key = NoiseKey(0, numerics.seed)
+    assign(copy, numerics, noise_key)
+    noise_key.set(0, VALIDATION)
     copy.train()  # clips are counted in training mode
     with torch.no_grad():
         copy(images.first(500).x)

@@ -145,6 +145,7 @@ class Tokenizer:
             "add_bos_token": True,
             "add_eos_token": False,
             "clean_up_tokenization_spaces": False,
+            "split_special_tokens": True,  # text that spells a special token stays text, in transformers too
             "padded_vocab_size": self.vocab_size,
             "tokenizer_sha256": self.sha256,
         }

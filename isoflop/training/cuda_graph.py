@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from isoflop.model.accounting import count_parameters
 from isoflop.model.dispatch import runs_grouped
 from isoflop.model.transformer import Transformer
-from isoflop.numerics.linear import Product
+from isoflop.numerics.linear import MatmulBackend
 from isoflop.training.step import forward_backward, take_step
 from isoflop.training.workload import Workload
 
@@ -27,7 +27,10 @@ def can_capture(model: nn.Module, optimizer: torch.optim.AdamW, micro_batches: l
     a key on the device: the host's own says nothing to a replay.
     """
     formats = [
-        (product, layer) for layer in model.modules() for product in layer.children() if isinstance(product, Product)
+        (product, layer)
+        for layer in model.modules()
+        for product in layer.children()
+        if isinstance(product, MatmulBackend)
     ]
     if not all(product.capturable(w) for product, layer in formats for w in layer.parameters(recurse=False)):
         return False

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from isoflop.training import checkpoint
+from isoflop.training.checkpoint import Saving
 from isoflop.training.cuda_graph import GraphedStep, can_capture
 from isoflop.training.monitor import NOBODY, Reporter, Watch
 from isoflop.training.step import ONE_PROCESS, Layout, take_step
@@ -45,25 +46,6 @@ class StepPlan:
     def end(self) -> int:
         """Steps after which the run ends."""
         return self.n_steps if self.stop_at is None else min(self.stop_at, self.n_steps)
-
-
-@dataclass(frozen=True)
-class Saving:
-    """When checkpoints are written and which stay."""
-
-    every_steps: int = 0
-    """0: by time only."""
-    every_s: float = 300.0
-    """0: never by time."""
-    keep: int = 2
-    at_end: bool = True
-    at_steps: frozenset[int] = frozenset()
-    """Steps (counted after the optimizer step) at which one is written and kept for good: branch points."""
-
-    def at(self, step: int, since_s: float) -> bool:
-        """Whether one is due after finished step `step`, `since_s` after the last one; the end is the loop's matter."""
-        by_time, by_step = self.every_s and since_s > self.every_s, self.every_steps and step % self.every_steps == 0
-        return bool(by_time or by_step or step in self.at_steps)
 
 
 @dataclass(frozen=True)

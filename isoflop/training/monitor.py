@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from isoflop.training.workload import StepHook
+from isoflop.training.step_hooks import StepHook
 
 PEAK_BF16_FLOPS_PER_S = {"H100": 989.4e12, "H200": 989.4e12, "A100": 312e12, "B200": 2250e12, "L4": 121e12}
 """Dense bf16 peaks from the vendors' data sheets, matched by a part of the device's name."""

@@ -23,6 +23,7 @@ from isoflop.run import commit, now, processor
 from isoflop.training import checkpoint
 from isoflop.training.loop import LoopResult, Saving, StepPlan, train, validated
 from isoflop.training.monitor import Progress, Watch, peak_flops_per_s
+from isoflop.training.step import ONE_PROCESS, Layout
 from isoflop.training.workload import Workload
 
 log = logging.getLogger(__name__)
@@ -38,6 +39,7 @@ class Built(NamedTuple):
     """For the share of the device's peak; 0: not measured."""
     dtype: torch.dtype = torch.float32
     """Of the products that the peak is for."""
+    layout: Layout = ONE_PROCESS
 
 
 class Job(Protocol):
@@ -100,7 +102,7 @@ def run(
             return finished
     started_at, earlier_s, start_step, first_step = now(), 0.0, 0, 0
     built = job.build()
-    workload, model, optimizer, flops_per_token, dtype = built
+    workload, model, optimizer, flops_per_token = built.workload, built.model, built.optimizer, built.flops_per_token
     own = checkpoint.newest(folder)
     found = own or start_from
     if found is None:
@@ -117,7 +119,7 @@ def run(
     if job.recipe is not None:
         write_recipe(run_dir / "recipe.toml", job.recipe, header="resolved recipe of this run")
     device = next(iter(model.state_dict().values())).device
-    peak, peak_source = peak_flops_per_s(device, dtype) if flops_per_token else (None, None)
+    peak, peak_source = peak_flops_per_s(device, built.dtype) if flops_per_token else (None, None)
     plan = dataclasses.replace(job.plan, stop_at=stop_at)
     state = {**job.identity, "first_step": first_step, "started_at": started_at, "wall_s": earlier_s}
     if plan.n_steps:
@@ -132,6 +134,7 @@ def run(
                 state=state,
                 start_step=start_step,
                 watch=Watch(on_progress, should_stop, flops_per_token, peak),
+                layout=built.layout,
             )
     else:  # solved, not trained by steps: its checkpoint is what others read
         loop = LoopResult("finished", 0, math.nan, 0.0, 0, 0.0)

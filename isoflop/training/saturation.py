@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from isoflop.numerics.photonic import PhotonicProduct
-from isoflop.training.workload import StepHook
+from isoflop.training.step_hooks import StepHook
 
 
 class ClippedShare(StepHook):

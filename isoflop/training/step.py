@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from isoflop.training.workload import Workload, parts
+from isoflop.training.workload import Loss, Workload
 
 
 def forward_backward(workload: Workload, model: nn.Module, micro_batches: list[tuple[Tensor, ...]]) -> Tensor:
@@ -22,7 +22,8 @@ def forward_backward(workload: Workload, model: nn.Module, micro_batches: list[t
         for hook in workload.hooks:
             hook.micro_batch(index)
         on_device = tuple(tensor.to(device, non_blocking=True) for tensor in micro_batch)
-        objective, reported = parts(workload.loss_sum(model, on_device))
+        loss = workload.loss_sum(model, on_device)
+        objective, reported = loss if isinstance(loss, Loss) else (loss, loss)
         (objective / divisor).backward()  # gradients add up in float32, as the parameters are
         total += reported.detach() / divisor
     return total

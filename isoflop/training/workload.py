@@ -5,6 +5,8 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor, nn
 
+from isoflop.training.step_hooks import StepHook
+
 
 class Loss(NamedTuple):
     """A loss whose reported value is not all that is minimised."""
@@ -13,35 +15,6 @@ class Loss(NamedTuple):
     """What gradients are taken of."""
     reported: Tensor
     """What metrics, results and predictions speak of."""
-
-
-class StepHook(Protocol):
-    """Something done around optimizer steps: a weight set before, state that follows after, figures for the metrics.
-
-    A hook that inherits from this class writes only the methods it needs.
-    """
-
-    n_figures: int = 0
-    """Length of the vector that `finish` returns."""
-
-    def begin(self, step: int) -> None:
-        """Before step `step` (from 0)."""
-
-    def micro_batch(self, index: int) -> None:
-        """Before the forward pass of a micro-batch of the step (from 0)."""
-
-    def validating(self, step: int) -> None:
-        """Before a validation after `step` finished steps."""
-
-    def finish(self) -> Tensor | None:
-        """After the optimizer; returns `n_figures` figures as a float32 vector on the device, None for none."""
-
-    def reset(self) -> None:
-        """Forget what was counted since the last `finish`."""
-
-    def figures(self, step: int, values: list[float]) -> dict[str, object]:
-        """What the vector of `finish` adds to the metrics line of finished step `step`."""
-        return {}
 
 
 class Workload(Protocol):
@@ -59,7 +32,10 @@ class Workload(Protocol):
     """In the order in which their figures stand in the metrics."""
 
     def batch(self, step: int, rank: int = 0, world: int = 1) -> list[tuple[Tensor, ...]]:
-        """Micro-batches of optimizer step `step` for `rank` of `world`, on the CPU; the loop moves them."""
+        """Micro-batches of optimizer step `step` for `rank` of `world`, on the CPU; the loop moves them.
+
+        With `prefetch` off it runs between two steps, in the loop's thread, and leaves the model in training mode.
+        """
         ...
 
     def divisor(self, micro_batches: list[tuple[Tensor, ...]]) -> int | Tensor:
@@ -76,8 +52,3 @@ class Workload(Protocol):
     def validate(self, model: nn.Module) -> dict[str, object]:
         """Figures for the metrics file and the result, with `loss_nats` where the loss is in nats."""
         ...
-
-
-def parts(loss: Tensor | Loss) -> tuple[Tensor, Tensor]:
-    """(objective, reported): the same where the workload makes no difference."""
-    return (loss.objective, loss.reported) if isinstance(loss, Loss) else (loss, loss)

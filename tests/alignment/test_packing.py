@@ -100,5 +100,5 @@ def test_multi_token_targets_stay_inside_their_sample():
             for item in (pack([sample], seq_len=96, packed=False) for sample in samples)
         ]
         for depth in range(2):
-            expected = sum(item.further_nats[depth] for item in alone)
-            torch.testing.assert_close(together.further_nats[depth], expected, rtol=1e-5, atol=1e-4)
+            expected = sum(item.mtp_nats[depth] for item in alone)
+            torch.testing.assert_close(together.mtp_nats[depth], expected, rtol=1e-5, atol=1e-4)

@@ -205,7 +205,7 @@ def test_the_prediction_module_equals_that_of_transformers(tmp_path):
     tokens_BT = random_tokens(config, batch=2, length=40)
     with torch.no_grad():
         hidden_BTD = theirs.model(tokens_BT).last_hidden_state
-        mine, _ = ours.further(ours(tokens_BT), tokens_BT)
+        mine, _ = ours.mtp_hidden(ours(tokens_BT), tokens_BT)
         for depth in range(2):
             ahead_BT = tokens_BT[:, 1 + depth :]
             position_1T = torch.arange(ahead_BT.shape[1])[None]

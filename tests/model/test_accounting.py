@@ -182,7 +182,7 @@ def test_exact_flops_of_mixtures_equal_pytorchs_counter(config):
     tokens_BT = torch.randint(0, config.vocab_size, (2, config.seq_len))
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         found = model.losses(tokens_BT, tokens_BT)
-        sum([found.nats, *found.further_nats]).backward()
+        sum([found.nats, *found.mtp_nats]).backward()
     counted = counter.get_total_flops()
     n_tokens, seq_len = tokens_BT.numel(), config.seq_len
     without = dataclasses.replace(config, mtp_depth=0)
@@ -205,6 +205,7 @@ def test_absorbed_decoding_costs_what_pytorch_counts():
         with FlopCounterMode(display=False) as counter:
             model.logits(torch.zeros(1, 1, dtype=torch.long), cache)
     assert counter.get_total_flops() == accounting.forward_flops_per_token(config, 40)
+    assert counter.get_total_flops() == accounting.inspect(config)["decode_flops_per_token"]
 
 
 def test_m_leaves_prediction_modules_out_and_exact_counts_them():

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from isoflop.model.log_probs import head_log_probs, token_log_probs
-from isoflop.numerics.linear import Linear, Product
+from isoflop.numerics.linear import Linear, MatmulBackend
 
 
 def make(n_rows=23, d_model=16, n_vocab=101, dtype=torch.float32, seed=0):
@@ -61,7 +61,7 @@ def test_chunks_of_bfloat16_rows_are_added_up_in_float32():
     torch.testing.assert_close(whole, chunked, rtol=1e-5, atol=1e-5)
 
 
-class Doubled(Product):
+class Doubled(MatmulBackend):
     def forward(self, x, weight, part=0):
         return torch.nn.functional.linear(x, 2 * weight)
 

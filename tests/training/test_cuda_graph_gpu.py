@@ -8,15 +8,16 @@ import torch
 from isoflop.model.config import ExpertConfig, LatentConfig, ModelConfig
 from isoflop.model.transformer import Transformer
 from isoflop.numerics.assign import assign
-from isoflop.numerics.noise import Clock
+from isoflop.numerics.noise import NoiseKey
 from isoflop.numerics.section import NumericsSection, PhotonicSection, Rule
 from isoflop.scaling.sweep.shapes import shape
 from isoflop.training.cuda_graph import GraphedStep, can_capture
 from isoflop.training.optim import adamw
 from isoflop.training.pretrain.recipe import BalanceSection, MtpSection
+from isoflop.training.pretrain.terms import StepTerms
 from isoflop.training.saturation import watch_clipping
 from isoflop.training.step import take_step
-from isoflop.training.step_hooks import NoiseHook, StepTerms
+from isoflop.training.step_hooks import NoiseHook
 from isoflop.training.workload import Loss, Workload
 
 pytestmark = [
@@ -127,18 +128,18 @@ def test_experts_that_run_in_a_loop_are_not_captured():
 
 
 def photonic_model():
-    model, clock = Transformer(shape(64, vocab_size=512, seq_len=64), torch.bfloat16).cuda(), Clock(0)
+    model, noise_key = Transformer(shape(64, vocab_size=512, seq_len=64), torch.bfloat16).cuda(), NoiseKey(0)
     model.initialise(torch.Generator().manual_seed(0))
-    assign(model, NumericsSection((Rule("blocks.*", "photonic"),)), clock)
+    assign(model, NumericsSection((Rule("blocks.*", "photonic"),)), noise_key)
     optimizer = adamw(model, learning_rate=1e-3, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
-    return model, clock, optimizer
+    return model, noise_key, optimizer
 
 
 def photonic_steps(graphed: bool) -> list[float]:
-    model, clock, optimizer = photonic_model()
+    model, noise_key, optimizer = photonic_model()
     batches = [(torch.randint(512, (4, 65), generator=torch.Generator().manual_seed(i)).cuda(),) for i in range(8)]
     assert can_capture(model, optimizer, batches[:1])
-    workload = Repeat([*watch_clipping(model), NoiseHook(clock)])
+    workload = Repeat([*watch_clipping(model), NoiseHook(noise_key)])
     replay, rows = None, []
     for index, batch in enumerate(batches):
         for hook in workload.hooks:
@@ -158,18 +159,18 @@ def test_graphed_steps_on_a_noisy_core_equal_eager_ones():
 
 
 def test_a_replay_draws_the_noise_of_its_own_step():
-    model, clock, optimizer = photonic_model()
+    model, noise_key, optimizer = photonic_model()
     batch = (torch.randint(512, (4, 65), generator=torch.Generator().manual_seed(0)).cuda(),)
     replay = GraphedStep(Repeat(), model, optimizer, batch, 1.0)
     losses = []
     for step in (3, 4, 3):
-        clock.set(step, 0)
+        noise_key.set(step, 0)
         losses.append(float(replay(batch, 0.0)[0]))
     assert losses[0] == losses[2] != losses[1]
 
 
 def test_noise_from_a_key_of_the_host_is_not_captured():
     for settings in (PhotonicSection(backward="core"), PhotonicSection(core={"signs": "two_pass"})):
-        model, clock, optimizer = photonic_model()
-        assign(model, NumericsSection((Rule("blocks.*", "photonic"),), photonic=settings), clock)
+        model, noise_key, optimizer = photonic_model()
+        assign(model, NumericsSection((Rule("blocks.*", "photonic"),), photonic=settings), noise_key)
         assert not can_capture(model, optimizer, [(torch.zeros(4, 65, dtype=torch.long).cuda(),)])

@@ -210,24 +210,6 @@ def decide(rows: "pa.Table", options: FilterOptions, models: FilterModels) -> De
     return out
 
 
-def filter_table(
-    rows: "pa.Table", options: FilterOptions, models: FilterModels
-) -> tuple["pa.Table", "pa.Table", Decisions]:
-    """(rows that stay with their new text and language, dropped rows with `rule` and `value`, all decisions)."""
-    import pyarrow as pa
-
-    found = decide(rows, options, models)
-    schema = rows.schema
-    texts = pa.array(found.texts, schema.field("text").type)
-    langs = pa.array(found.langs, schema.field("lang").type)
-    rows = rows.set_column(schema.names.index("text"), schema.field("text"), texts)
-    rows = rows.set_column(schema.names.index("lang"), schema.field("lang"), langs)
-    keep = pa.array(found.keep)
-    decided = rows.append_column("rule", pa.array(found.rules, pa.string()))
-    decided = decided.append_column("value", pa.array(found.values, pa.float64()))
-    return rows.filter(keep), decided.filter(pa.array(~found.keep)), found
-
-
 def _decide_block(
     out: Decisions,
     part: list[int],

@@ -2,11 +2,13 @@
 
     folder --find_files--> files --read_file--> Document ...      and BadRecord ... through `on_bad`
 
-Kinds, by name (also with .gz or .zst behind, save the last two): JSON lines, HTML, WARC, plain text, Markdown, source
-code; Parquet, Arrow. JSON lines are split on \\n only: documents may hold U+0085 or U+2028. Memory is bounded by
-`ReadLimits`, whatever the files hold.
+Kinds, by name (compressed by content, save the last two): JSON lines, JSON, CSV, HTML, WARC, plain text, Markdown,
+source code; Parquet, Arrow. A file of another name that a recipe names itself is read as what its first bytes say, or
+set aside; in a folder such files are left out, and counted. JSON lines are split on \\n only: documents may hold U+0085
+or U+2028. Memory is bounded by `ReadLimits`, whatever the files hold.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -19,14 +21,15 @@ from typing import Any, Literal
 import zstandard
 
 from isoflop.corpus.document import BadRecord, Document, OnBad, SourceOptions
-from isoflop.corpus.read.bytes import COMPRESSED_SUFFIXES, BrokenStream, ByteStream, ReadLimits, open_bytes, split_lines
+from isoflop.corpus.read.bytes import COMPRESSED_SUFFIXES, ByteStream, ReadLimits, as_utf8, open_bytes, split_lines
 from isoflop.corpus.read.code import LANGUAGES
+from isoflop.corpus.read.compressed import BrokenStream
 from isoflop.corpus.read.encoding import NotText, decode_text
 from isoflop.errors import DataError
 
 log = logging.getLogger(__name__)
 
-Kind = Literal["jsonl", "parquet", "arrow", "html", "warc", "code", "text"]
+Kind = Literal["jsonl", "json", "csv", "parquet", "arrow", "html", "warc", "code", "text"]
 
 TEXT_SUFFIXES = frozenset([".txt", ".md", ".rst", ".tex", ".text", ".markdown", ".org"])
 _LEFT_OUT_FOLDERS = frozenset(["__pycache__", "node_modules"])
@@ -46,18 +49,31 @@ def find_files(source: SourceOptions, on_bad: OnBad | None = None) -> list[Path]
     found, bad = [], []
     _walk(root, root, source.label, {_identity(root)}, found, bad)
     known = [path for path in found if kind_of(path)]
+    left_out = [path for path in found if not kind_of(path)]
     if not known:
         raise DataError(
             f"sources.path = {source.path!r} has {len(found)} files, none of a known kind"
             + (f" ({len(bad)} can't be read; first: {bad[0].origin}: {bad[0].reason})" if bad else "")
-            + "; known: .jsonl, .html, .warc, .txt, .md, .rst, .tex, source code (all also .gz, .zst), .parquet, .arrow"
+            + "; known: .jsonl, .json, .csv, .html, .warc, .txt, .md, .rst, .tex, source code (also .gz, .zst, .bz2, "
+            + ".xz), .parquet, .arrow"
         )
-    if len(known) < len(found):
-        log.info("%s: %d files of unknown kind left out", source.path, len(found) - len(known))
+    bad += _left_out(left_out, root, source.label)
     for problem in bad:
         if on_bad:
             on_bad(problem)
     return known
+
+
+def _left_out(paths: list[Path], root: Path, label: str) -> Iterator[BadRecord]:
+    """Files of unknown kind, a record for each ending: they stand in quarantine, manifest and report."""
+    by_ending: dict[str, list[Path]] = {}
+    for path in paths:
+        by_ending.setdefault(path.suffix.lower(), []).append(path)
+    for ending, group in sorted(by_ending.items()):
+        first = group[0].relative_to(root).as_posix()
+        n_bytes = sum(path.stat().st_size for path in group)
+        what = f"{ending} is no known kind" if ending else "no ending says what they are"
+        yield BadRecord(f"{label}/{first}", f"left out: {len(group)} files, this one first: {what}", n_bytes)
 
 
 def read_source(source: SourceOptions, on_bad: OnBad) -> Iterator[Document]:
@@ -70,8 +86,8 @@ def read_source(source: SourceOptions, on_bad: OnBad) -> Iterator[Document]:
 
 def read_file(path: Path, origin: str, source: SourceOptions, on_bad: OnBad) -> Iterator[Document]:
     """Documents of one file. `origin` names it in ids and in the quarantine."""
-    kind = kind_of(path) or "text"
     try:
+        kind = kind_of(path) or kind_by_content(path, source.limits)
         if kind in ("parquet", "arrow"):
             from isoflop.corpus.read.tables import read_arrow, read_parquet
 
@@ -80,7 +96,12 @@ def read_file(path: Path, origin: str, source: SourceOptions, on_bad: OnBad) -> 
             return
         with open_bytes(path, source.limits) as stream:
             if kind == "jsonl":
-                yield from _documents(_json_records(stream, origin, source, on_bad), source, on_bad)
+                yield from _documents(_json_records(as_utf8(stream), origin, source, on_bad), source, on_bad)
+            elif kind in ("json", "csv"):
+                from isoflop.corpus.read.values import read_csv, read_json
+
+                records = (read_json if kind == "json" else read_csv)(as_utf8(stream), origin, source, on_bad)
+                yield from _documents(records, source, on_bad)
             elif kind == "warc":
                 from isoflop.corpus.read.web import read_warc
 
@@ -102,6 +123,10 @@ def kind_of(path: Path) -> Kind | None:
     suffix = plain.suffix
     if suffix in (".jsonl", ".ndjson"):
         return "jsonl"
+    if suffix == ".json":
+        return "json"
+    if suffix in (".csv", ".tsv"):
+        return "csv"
     if suffix in (".html", ".htm", ".xhtml"):
         return "html"
     if suffix in (".warc", ".wet"):
@@ -113,6 +138,42 @@ def kind_of(path: Path) -> Kind | None:
     if suffix.removeprefix(".") in LANGUAGES:
         return "code"
     return "text" if suffix in TEXT_SUFFIXES else None
+
+
+_SIGNS: tuple[tuple[bytes, Kind | None, str], ...] = (
+    (b"PAR1", "parquet", ""),
+    (b"ARROW1", "arrow", ""),
+    (b"WARC/", "warc", ""),
+    (b"%PDF", None, "a PDF"),
+    (b"PK\x03\x04", None, "a zip archive or an Office document"),
+    (b"\x89PNG", None, "an image"),
+    (b"\xff\xd8\xff", None, "an image"),
+    (b"SQLite format 3", None, "a database"),
+    (b"\x80\x02", None, "a pickle, which is never opened"),
+)
+
+
+def kind_by_content(path: Path, limits: ReadLimits) -> Kind:
+    """How a file is read whose name does not say it.
+
+    Raises:
+        BrokenStream: what it is can't be read as text.
+    """
+    with open_bytes(path, limits) as stream:
+        head = as_utf8(stream).read(4096)
+    for sign, kind, what in _SIGNS:
+        if head.startswith(sign):
+            if kind is None:
+                raise BrokenStream(f"is {what}; convert it to text, JSON lines or Parquet")
+            return kind
+    if head[257:262] == b"ustar":
+        raise BrokenStream("is a tar archive; unpack it")
+    start = head.lstrip()
+    if start[:1] in (b"{", b"["):
+        with contextlib.suppress(ValueError):
+            json.JSONDecoder().raw_decode(start.decode("utf-8", "ignore").partition("\n")[0])
+            return "json"
+    return "html" if start[:15].lower().startswith((b"<!doctype html", b"<html")) else "text"
 
 
 def decode(data: bytes, origin: str, on_bad: OnBad, declared: str = "") -> str | None:
@@ -174,7 +235,7 @@ def _json_records(
     for line in split_lines(stream, limit.max_record_bytes):
         if isinstance(line, BrokenStream):
             on_bad(BadRecord(f"{origin}:{number + 1}", f"file ends here: {line}"[:300]))
-            return
+            continue
         number = line.number
         where = f"{origin}:{number}"
         if line.data is None:

@@ -29,20 +29,29 @@ def read_parquet(path: Path, origin: str, source: SourceOptions, on_bad: OnBad) 
         if source.text_key not in columns:
             on_bad(_no_column(origin, pq.read_schema(path), source))
             return
-        with pq.ParquetFile(path, read_dictionary=[source.text_key], pre_buffer=False, buffer_size=1 << 20) as file:
-            place = file.schema_arrow.names.index(source.text_key)
+        with pq.ParquetFile(
+            path,
+            read_dictionary=[source.text_key],
+            pre_buffer=False,
+            buffer_size=1 << 20,
+            page_checksum_verification=True,
+        ) as file:
             for group in range(file.num_row_groups):
                 about = file.metadata.row_group(group)
-                problem = _oversized(about.column(place), source)
+                column = _leaf(about, source.text_key)
+                problem = _oversized(column, source) if column else None
                 if problem:
                     reason = f"{about.num_rows} rows: {problem}"
-                    on_bad(BadRecord(f"{origin}:{number + 1}", reason, about.column(place).total_uncompressed_size))
+                    on_bad(BadRecord(f"{origin}:{number + 1}", reason, column.total_uncompressed_size))
                     number += about.num_rows
                     continue
                 for batch in file.iter_batches(_BATCH_ROWS, row_groups=[group], columns=columns):
+                    batch.validate(full=True)
                     yield from _rows(batch, number, origin, source, on_bad)
                     number += batch.num_rows
-    except (pa.ArrowException, OSError) as error:
+            if number != file.metadata.num_rows:
+                on_bad(BadRecord(origin, f"{file.metadata.num_rows} rows are stated, {number} were found"))
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         on_bad(BadRecord(f"{origin}:{number + 1}", f"not readable Parquet: {error}"[:300]))
 
 
@@ -57,10 +66,11 @@ def read_arrow(path: Path, origin: str, source: SourceOptions, on_bad: OnBad) ->
                     on_bad(_no_column(origin, batch.schema, source))
                     return
                 batch = batch.select(_columns(batch.schema, source))
+                batch.validate(full=True)  # offsets of a damaged file lead out of its buffers: the process would end
                 for start in range(0, batch.num_rows, _BATCH_ROWS):
                     yield from _rows(batch.slice(start, _BATCH_ROWS), number + start, origin, source, on_bad)
                 number += batch.num_rows
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         on_bad(BadRecord(f"{origin}:{number + 1}", f"not readable Arrow: {error}"[:300]))
 
 
@@ -112,6 +122,12 @@ def _columns(schema: "pa.Schema", source: SourceOptions) -> list[str]:
 def _no_column(origin: str, schema: "pa.Schema", source: SourceOptions) -> BadRecord:
     names = ", ".join(schema.names[:20])
     return BadRecord(origin, f"no column text_key = {source.text_key!r}; the file has: {names}")
+
+
+def _leaf(group: Any, name: str) -> Any:
+    """The chunk of a flat column. A nested column before it has several chunks: its place in the schema is not this."""
+    chunks = (group.column(place) for place in range(group.num_columns))
+    return next((chunk for chunk in chunks if chunk.path_in_schema == name), None)
 
 
 def _oversized(column: Any, source: SourceOptions) -> str | None:

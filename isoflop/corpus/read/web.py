@@ -1,4 +1,4 @@
-"""Web pages and crawls -> text: HTML files, and WARC and WET archives record by record (resiliparse, fastwarc).
+"""Web pages and crawls -> text: HTML files, and WARC and WET archives record by record (pages by resiliparse).
 
 Extraction keeps the main content with its paragraphs, lists and preformatted blocks, and leaves menus, footers,
 scripts and forms out. A record of a crawl that is no page (an image, a redirect, an error) is set aside with its type
@@ -7,18 +7,18 @@ or status, like everything that can't be read.
 
 import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from isoflop.corpus.document import BadRecord, Document, OnBad, SourceOptions
 from isoflop.corpus.read.bytes import ByteStream
 from isoflop.corpus.read.encoding import NotText, decode_text
+from isoflop.corpus.read.warc import Unreadable, WarcRecord, read_records, read_response
 from isoflop.errors import DataError
 
-if TYPE_CHECKING:
-    from fastwarc.warc import WarcRecord
-
 _HTML_TYPES = ("text/html", "application/xhtml+xml")
+_PAGES = ("response", "conversion", "resource")
+_NO_PAGES = ("warcinfo", "request", "metadata", "revisit", "continuation")
+"""WARC-Type of records with pages, and of those that speak of others. Source: ISO 28500:2017, section 6."""
 _MAX_DEPTH = 1000  # assumption: real pages nest 50 to 200 deep; 10,000 take 9 s to extract
 _TAG = re.compile(r"<(/?)([a-zA-Z][a-zA-Z0-9]*)")
 _NO_NESTING = frozenset(
@@ -69,109 +69,73 @@ def extract_html(data: bytes, origin: str, on_bad: OnBad, declared: str = "") ->
 def read_warc(stream: ByteStream, origin: str, source: SourceOptions, on_bad: OnBad) -> Iterator[Document]:
     """Documents of an archive: responses with HTML or plain text, and conversions (WET). `source` is the web site."""
     _require(origin)
-    from fastwarc.warc import ArchiveIterator, WarcRecordType
-
-    number, quiet, held = 0, _QuietStream(stream), []  # held: the last record, until it is known to be whole
-    try:
-        kinds = WarcRecordType.response | WarcRecordType.conversion | WarcRecordType.resource
-        for record in ArchiveIterator(quiet, record_types=kinds, parse_http=True, auto_decode="all"):  # type: ignore[arg-type]
-            for found in held:
-                yield from _handed_on(found, on_bad)
-            number += 1
-            held = [_record_document(record, f"{origin}#{number}", source)]
-    except (OSError, ValueError) as error:
-        quiet.problem = quiet.problem or f"damaged record: {error}"
-    if not quiet.problem and quiet.tail != b"\r\n\r\n":
-        quiet.problem = "truncated record"
-    if not quiet.problem:
-        for found in held:
-            yield from _handed_on(found, on_bad)
-    else:
-        on_bad(BadRecord(f"{origin}#{max(number, 1)}", f"file ends here: {quiet.problem}"[:300]))
-
-
-def _handed_on(found: tuple[Document | None, list[BadRecord]], on_bad: OnBad) -> Iterator[Document]:
-    for bad in found[1]:
-        on_bad(bad)
-    if found[0]:
-        yield found[0]
-
-
-def _record_document(
-    record: "WarcRecord", where: str, source: SourceOptions
-) -> tuple[Document | None, list[BadRecord]]:
-    bad: list[BadRecord] = []
-    try:
-        text = _record_text(record, where, source, bad.append)
-    except (OSError, ValueError) as error:
-        text = None
-        bad.append(BadRecord(where, f"damaged content: {error}"[:300]))
-    url = record.headers.get("WARC-Target-URI", "") or ""
-    site = f"{source.label}/{urlsplit(url).hostname or 'unknown'}"
-    return Document(where, text, source.domain, site, source.license, source.lang) if text else None, bad
-
-
-class _QuietStream:
-    """A stream that ends where it breaks, with the reason kept: the archive reader panics where `read` raises."""
-
-    def __init__(self, stream: ByteStream):
-        self.problem = ""
-        self.tail = b""
-        self._stream, self._at = stream, 0
-
-    def read(self, size: int = -1, /) -> bytes:
-        """Up to `size` bytes; b"" at the end and after a break."""
+    number = 0
+    for found in read_records(stream, _block_limit(source)):
+        if isinstance(found, Unreadable):
+            where = f"bytes {found.start} to {found.stop} of the archive, behind record {number}"
+            on_bad(BadRecord(f"{origin}#{number}+", f"{where}: {found.reason}"[:300], found.stop - found.start))
+            continue
+        kind = found.headers.get("warc-type", "")
+        if kind in _NO_PAGES:
+            continue
+        number += 1
+        where = f"{origin}#{number}"
+        if kind not in _PAGES:
+            on_bad(BadRecord(where, f"record of unknown type {kind[:40]!r}", found.n_bytes))
+            continue
         try:
-            data = b"" if self.problem else self._stream.read(size)
-        except OSError as error:
-            self.problem, data = str(error), b""
-        self._at += len(data)
-        self.tail = (self.tail + data[-4:])[-4:]
-        return data
-
-    def tell(self) -> int:
-        """Bytes read so far."""
-        return self._at
+            text = _record_text(found, where, source, on_bad)
+        except ValueError as error:
+            on_bad(BadRecord(where, f"damaged content: {error}"[:300], found.n_bytes))
+            continue
+        if text:
+            url = found.headers.get("warc-target-uri", "").strip("<>")
+            site = f"{source.label}/{_host(url)}"
+            yield Document(where, text, source.domain, site, source.license, source.lang)
 
 
-def _record_text(record: "WarcRecord", where: str, source: SourceOptions, on_bad: OnBad) -> str | None:
-    kind, declared = record.headers.get("Content-Type", "") or "", ""
-    if record.http_headers is not None:
-        status = record.http_headers.status_code
-        if status not in (200, None):
-            on_bad(BadRecord(where, f"HTTP status {status}"))
+def _block_limit(source: SourceOptions) -> int:
+    """A page's limit and room for the headers of its response."""
+    return source.limits.max_record_bytes + (1 << 18)
+
+
+def _host(url: str) -> str:
+    try:
+        return urlsplit(url).hostname or "unknown"
+    except ValueError:  # an address with broken brackets
+        return "unknown"
+
+
+def _record_text(record: WarcRecord, where: str, source: SourceOptions, on_bad: OnBad) -> str | None:
+    too_long = f"page is longer than limits.max_record_mb = {source.limits.max_record_mb:g}"
+    if record.block is None:
+        on_bad(BadRecord(where, too_long, record.n_bytes))
+        return None
+    data, charset = record.block, ""
+    kind = record.headers.get("content-type", "")
+    if kind.replace(" ", "").lower().startswith("application/http"):
+        response = read_response(record.block, source.limits.max_record_bytes)
+        if response.status != 200:
+            on_bad(BadRecord(where, f"HTTP status {response.status}"))
             return None
-        kind, declared = record.http_content_type or "", record.http_charset or ""
+        kind, charset, data = response.kind, response.charset, response.body
     kind = kind.partition(";")[0].strip().lower()
     if kind not in (*_HTML_TYPES, "text/plain"):
         on_bad(BadRecord(where, f"not a page: {kind or 'no content type'}"))
         return None
-    limit = source.limits.max_record_bytes
-    data = _read_up_to(record.reader, limit)
-    if data is None:
-        reason = f"page is longer than limits.max_record_mb = {source.limits.max_record_mb:g}"
-        on_bad(BadRecord(where, reason, record.content_length))
+    if data is None or len(data) > source.limits.max_record_bytes:
+        on_bad(BadRecord(where, too_long, record.n_bytes))
         return None
     if kind in _HTML_TYPES:
-        return extract_html(data, where, on_bad, declared)
+        return extract_html(data, where, on_bad, charset)
     try:
-        text = decode_text(data, declared).text.strip()
+        text = decode_text(data, charset).text.strip()
     except NotText as error:
         on_bad(BadRecord(where, str(error), len(data)))
         return None
     if not text:
         on_bad(BadRecord(where, "page without text", len(data)))
     return text
-
-
-def _read_up_to(reader: Any, limit: int) -> bytes | None:
-    parts, size = [], 0
-    while data := reader.read(1 << 16):
-        size += len(data)
-        if size > limit:
-            return None
-        parts.append(data)
-    return b"".join(parts)
 
 
 def _nests_deep(page: str) -> bool:
@@ -189,7 +153,6 @@ def _nests_deep(page: str) -> bool:
 
 def _require(origin: str) -> None:
     try:
-        import fastwarc  # noqa: F401
         import resiliparse  # noqa: F401
     except ImportError as error:
         raise DataError(f"{origin}: reading HTML and WARC needs resiliparse; pip install isoflop[corpus]") from error

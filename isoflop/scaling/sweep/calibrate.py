@@ -76,7 +76,7 @@ def _measure(
             steps, began = 0, time.perf_counter()
             while steps < 2 or time.perf_counter() - began < window_s:
                 losses = model.losses(windows[:, :-1], windows[:, 1:])
-                (torch.stack([losses.nats, *losses.further_nats]).sum() / batch_tokens).backward()
+                (torch.stack([losses.nats, *losses.mtp_nats]).sum() / batch_tokens).backward()
                 torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)

@@ -6,19 +6,12 @@ was repeated replaces its earlier line. Fields that this version doesn't know ar
 """
 
 import dataclasses
-import fcntl
-import json
-import logging
-import math
-import os
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from isoflop.errors import DataError, RecipeError
 from isoflop.recipe import NotNegative, Positive, from_tree
-
-logger = logging.getLogger(__name__)
+from isoflop.run import append_json_line, latest_of_each_run, plain, read_json_lines
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +129,7 @@ class RunRecord:
     def to_dict(self) -> dict[str, Any]:
         """Plain and flat, fields without a value left out."""
         row = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "extra"}
-        return {key: _plain(value) for key, value in {**row, **self.extra}.items() if value is not None}
+        return {key: plain(value) for key, value in {**row, **self.extra}.items() if value is not None}
 
 
 def read_records(path: str | Path) -> list[RunRecord]:
@@ -150,82 +143,9 @@ def read_records(path: str | Path) -> list[RunRecord]:
         raise DataError(f"records {path} is a folder; give the records.jsonl of a sweep")
     if not path.is_file():
         raise DataError(f"records {path} does not exist; run a sweep first or give the path of a .jsonl file")
-    return [RunRecord.from_dict(row) for row in _last_of_each_run(read_json_lines(path))]
+    return [RunRecord.from_dict(row) for row in latest_of_each_run(read_json_lines(path))]
 
 
 def append_record(path: str | Path, record: RunRecord) -> None:
     """Add one line and flush it to disk; what a killed writer left of a line is cut off first."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    line = json.dumps(record.to_dict(), ensure_ascii=False, allow_nan=False).encode() + b"\n"
-    with open(path, "a+b") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # released when the file closes, also when the process dies
-        file.seek(0)
-        if file.read(1) not in (b"", b"{"):
-            raise DataError(f"records {path} has something else than records; give another file")
-        size, whole = _whole_bytes(file)
-        if whole < size:
-            logger.warning("records %s: cut off %d bytes of an unfinished last line", path, size - whole)
-            file.truncate(whole)
-        elif whole > size:
-            line = b"\n" + line  # the last line was complete but for its end
-        file.write(line)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """Objects of a JSONL file, split on the newline character only; a torn last line is ignored with a warning."""
-    rows: list[dict[str, Any]] = []
-    lines = path.read_bytes().split(b"\n")
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            if number == len(lines):  # no newline follows it
-                logger.warning("%s: ignored line %d, which ends in the middle (a killed writer)", path, number)
-                continue
-            raise DataError(f"{path} line {number} is not JSON ({error}); repair or remove that line") from error
-        if not isinstance(row, dict):
-            raise DataError(f"{path} line {number} is not a JSON object; one run is one object")
-        rows.append(row)
-    return rows
-
-
-def _last_of_each_run(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    latest: dict[Any, dict[str, Any]] = {}
-    for index, row in enumerate(rows):
-        latest[row.get("run_id") or f"line {index}"] = row
-    return list(latest.values())
-
-
-def _whole_bytes(file: Any) -> tuple[int, int]:
-    """Size, and how much of it is whole lines (one more than the size: only the last newline is missing)."""
-    file.seek(0, os.SEEK_END)
-    size = file.tell()
-    if size == 0:
-        return 0, 0
-    file.seek(0)
-    content = file.read()
-    end = content.rfind(b"\n") + 1
-    if end == size:
-        return size, size
-    try:
-        complete = isinstance(json.loads(content[end:]), dict)
-    except ValueError:
-        complete = False
-    return (size, size + 1) if complete else (size, end)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if hasattr(value, "tolist"):  # numpy arrays and scalars
-        return _plain(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None  # a diverged loss; JSON has no NaN
-    return value
+    append_json_line(path, record.to_dict())

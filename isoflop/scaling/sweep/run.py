@@ -32,7 +32,7 @@ from isoflop.scaling.sweep.cells import Cell, group_cells
 from isoflop.scaling.sweep.family import activated_share, family_text
 from isoflop.scaling.sweep.records import RunRecord, append_record, read_records
 from isoflop.scaling.sweep.worker import work
-from isoflop.training.checkpoint import damage
+from isoflop.training.checkpoint import damage, saved
 from isoflop.training.schedule import cooldown_start
 
 log = logging.getLogger(__name__)
@@ -344,8 +344,8 @@ def _drop_unusable(folder: Path, steps: tuple[int, ...]) -> None:
             shutil.rmtree(checkpoint)
         if problem is not None:
             missing.append(step)
-    for checkpoint in folder.glob("step_*"):
-        if missing and int(checkpoint.name.removeprefix("step_")) > missing[0]:
+    for step, checkpoint in saved(folder).items():
+        if missing and step > missing[0]:
             shutil.rmtree(checkpoint)
 
 

@@ -18,23 +18,25 @@ from isoflop.errors import CheckpointError, DataError
 from isoflop.model.accounting import flops_per_token
 from isoflop.model.transformer import Transformer
 from isoflop.numerics.assign import assign, assignable, match_rules
-from isoflop.numerics.noise import Clock
+from isoflop.numerics.noise import NoiseKey
 from isoflop.numerics.section import numerics_text
 from isoflop.recipe import to_tree
 from isoflop.tokens.batches import Batches
 from isoflop.tokens.shards import TokenSet
 from isoflop.training import checkpoint
+from isoflop.training.checkpoint import Saving
 from isoflop.training.device import choose_device
-from isoflop.training.loop import Saving, StepPlan
+from isoflop.training.loop import StepPlan
 from isoflop.training.monitor import Progress
 from isoflop.training.optim import adamw
 from isoflop.training.pretrain.recipe import BalanceSection, InitialSection, MtpSection, PretrainRecipe, check
+from isoflop.training.pretrain.terms import StepTerms
 from isoflop.training.pretrain.validate import validate
 from isoflop.training.run import Built, Job, run
 from isoflop.training.saturation import watch_clipping
 from isoflop.training.schedule import cooldown_start, factor
-from isoflop.training.step_hooks import NoiseHook, StepTerms
-from isoflop.training.workload import Loss, StepHook, Workload
+from isoflop.training.step_hooks import NoiseHook, StepHook
+from isoflop.training.workload import Loss, Workload
 
 
 class LanguageModel(Workload):
@@ -137,9 +139,9 @@ class Pretraining(Job):
         model = Transformer(recipe.model, dtype, document_start).to(device)
         hooks: list[StepHook] = []
         if recipe.numerics is not None:
-            clock = Clock(t.seed, recipe.numerics.seed)
-            assign(model, recipe.numerics, clock)
-            hooks = [*watch_clipping(model), NoiseHook(clock)]
+            noise_key = NoiseKey(t.seed, recipe.numerics.seed)
+            assign(model, recipe.numerics, noise_key)
+            hooks = [*watch_clipping(model), NoiseHook(noise_key)]
         terms = None
         if recipe.model.experts is not None or recipe.model.mtp_depth > 0:
             balance, mtp = t.balance or BalanceSection(), t.mtp or MtpSection()

@@ -18,7 +18,6 @@ from isoflop.corpus.filter.rules import (
     FilterOptions,
     FilterOverride,
     decide,
-    filter_table,
     load_models,
     train_models,
 )
@@ -61,11 +60,11 @@ def _rows(*documents: tuple[str, str, str]) -> "pa.Table":
 def test_first_broken_rule_takes_a_document_and_every_rule_counts_its_hits() -> None:
     rows = _rows(("prose", "en", GOOD), ("prose", "en", "short"), ("code", "python", "x = 1\n" * 30))
     options = FilterOptions(overrides=(FilterOverride(domains=("code",), values={"gopher_quality.enabled": False}),))
-    kept, dropped, found = filter_table(rows, options, FilterModels())
-    assert kept.column("origin").to_pylist() == ["s/0"]
-    assert dropped.column("rule").to_pylist() == ["gopher_few_words", "gopher_duplicate_lines"]
-    assert dropped.column("value").to_pylist() == pytest.approx([1, 29 / 30])
-    assert kept.schema == rows.schema
+    found = decide(rows, options, FilterModels())
+    assert found.rules == ["", "gopher_few_words", "gopher_duplicate_lines"]
+    assert rows.filter(pa.array(found.keep)).column("origin").to_pylist() == ["s/0"]
+    assert found.values[1:].tolist() == pytest.approx([1, 29 / 30])
+    assert found.texts == rows.column("text").to_pylist() and found.langs == ["en", "en", "python"]
     assert found.hits["gopher_stop_words", "prose", "en"] == 1
     assert found.hits["gopher_few_words", "prose", "en"] == 1
     assert not any(rule == "gopher_few_words" and domain == "code" for rule, domain, _ in found.hits)
@@ -266,5 +265,5 @@ def test_later_overrides_win_and_languages_match_without_their_script() -> None:
 
 def test_an_empty_table_stays_empty() -> None:
     rows = _rows(("prose", "en", GOOD)).slice(0, 0)
-    kept, dropped, _ = filter_table(rows, FilterOptions(), FilterModels())
-    assert (kept.num_rows, dropped.num_rows) == (0, 0)
+    found = decide(rows, FilterOptions(), FilterModels())
+    assert (len(found.keep), found.rules, found.texts) == (0, [], [])

@@ -62,12 +62,12 @@ def test_truncated_file_keeps_what_came_before(tmp_path: Path, compress: object)
     assert len(bad) >= 1
 
 
-def test_not_compressed_at_all_is_one_bad_record(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl.zst").write_bytes(b"plain text")
+def test_not_compressed_at_all_is_read_as_it_is_or_one_bad_record(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl.zst").write_bytes(b'{"text": "plain text"}\n')
+    (tmp_path / "b.jsonl.zst").write_bytes(bytes(range(256)))
     documents, bad = _read(tmp_path)
-    assert not documents
-    assert len(bad) == 1
-    assert "file ends here" in bad[0].reason
+    assert [item.text for item in documents] == ["plain text"]
+    assert [item.reason for item in bad] == ["can't be read: is not compressed as .zst says, and is no text"]
 
 
 def test_parquet_is_read_by_column(tmp_path: Path) -> None:
@@ -91,7 +91,10 @@ def test_folder_of_sources_and_texts_is_read_in_sorted_order(tmp_path: Path) -> 
         ("s/a.md", "Hello", "mixed"),
         ("s/deep/b.py", "x = 1\n", "mixed"),
     ]
-    assert [(item.origin, item.reason) for item in bad] == [("s/c.txt", "binary: 1 NUL bytes")]
+    assert [(item.origin, item.reason) for item in bad] == [
+        ("s/image.png", "left out: 1 files, this one first: .png is no known kind"),
+        ("s/c.txt", "binary: 1 NUL bytes"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -242,7 +245,7 @@ def test_source_tree_tells_language_and_licence(tmp_path: Path) -> None:
         "s/src/b.rs": ("rust", "GPL-2.0 OR MIT"),
         "s/vendor/c.go": ("go", "Apache-2.0"),
     }
-    assert not bad
+    assert [item.reason for item in bad] == ["left out: 3 files, this one first: no ending says what they are"]
 
 
 def test_missing_or_useless_path_is_refused(tmp_path: Path) -> None:

@@ -1,9 +1,11 @@
 import gzip
 import io
 import time
+import zlib
 from pathlib import Path
 
 import pytest
+import zstandard
 from places import SHARED
 
 from isoflop.corpus.document import BadRecord, Document, SourceOptions
@@ -128,3 +130,60 @@ def test_garbage_is_named(tmp_path: Path) -> None:
     documents, bad = _read(tmp_path)
     assert not documents
     assert len(bad) == 1
+
+
+def _chunked(body: bytes) -> bytes:
+    pieces = [body[at : at + 300] for at in range(0, len(body), 300)]
+    return b"".join(b"%x\r\n%s\r\n" % (len(piece), piece) for piece in pieces) + b"0\r\n\r\n"
+
+
+CODED = {
+    "chunks": ("Transfer-Encoding: chunked\r\n", _chunked),
+    "gzip in chunks": (
+        "Content-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n",
+        lambda page: _chunked(gzip.compress(page)),
+    ),
+    "deflate with its header": ("Content-Encoding: deflate\r\n", zlib.compress),
+    "deflate without": ("Content-Encoding: deflate\r\n", lambda page: zlib.compress(page)[2:-4]),
+    "zstd in chunks": (
+        "Content-Encoding: zstd\r\nTransfer-Encoding: chunked\r\n",
+        lambda page: _chunked(zstandard.compress(page)),
+    ),
+    "two codings": ("Content-Encoding: deflate, gzip\r\n", lambda page: gzip.compress(zlib.compress(page))),
+    "stored unpacked, with the header left": ("Content-Encoding: gzip\r\n", lambda page: page),
+    "stored joined, with the header left": ("Transfer-Encoding: chunked\r\n", lambda page: page),
+}
+
+
+@pytest.mark.parametrize("case", CODED)
+def test_coded_pages_are_read_and_so_is_all_behind_them(tmp_path: Path, case: str) -> None:
+    headers, pack = CODED[case]
+    page = PAGE.format(charset="utf-8").encode()
+    body = pack(page)
+    http = f"HTTP/1.1 200 OK\r\nContent-Type: text/html; charset=utf-8\r\n{headers}\r\n".encode() + body
+    (tmp_path / "a.warc").write_bytes(_record("response", http) + _record("response", _http(page)))
+    documents, bad = _read(tmp_path)
+    assert [item.text[:12] for item in documents] == ["Caf\u00e9 and bre"] * 2 and bad == []
+
+
+@pytest.mark.parametrize("separator", [b"\r\n\r\n", b"\n\n", b"\r\n", b"", b"\r\n\r\n\r\n"])
+def test_separators_of_other_writers(tmp_path: Path, separator: bytes) -> None:
+    record = _record("response", _http(PAGE.format(charset="utf-8").encode()))[:-4]
+    (tmp_path / "a.warc").write_bytes((record + separator) * 3)
+    documents, bad = _read(tmp_path)
+    assert len(documents) == 3 and bad == []
+
+
+LIES = {"too short": -7, "too long": 9, "into the next record": 200, "beyond the file": 100_000}
+
+
+@pytest.mark.parametrize("case", LIES)
+def test_a_record_whose_length_lies_costs_itself_alone(tmp_path: Path, case: str) -> None:
+    whole = _record("response", _http(PAGE.format(charset="utf-8").encode()))
+    length = int(whole.split(b"Content-Length: ")[1].split(b"\r\n")[0])
+    lying = whole.replace(b"Content-Length: %d" % length, b"Content-Length: %d" % (length + LIES[case]), 1)
+    (tmp_path / "a.warc").write_bytes(whole + lying + whole + whole)
+    documents, bad = _read(tmp_path)
+    assert [item.id for item in documents] == ["s/a.warc#1", "s/a.warc#2", "s/a.warc#3"]
+    assert len(bad) == 1
+    assert bad[0].reason.startswith(f"bytes {len(whole)} to {len(whole) + len(lying)} of the archive, behind record 1")

@@ -20,10 +20,10 @@ from isoflop.training import checkpoint
 from isoflop.training.balance import balance_loss
 from isoflop.training.optim import adamw
 from isoflop.training.pretrain.recipe import BalanceSection, MtpSection, check, check_mtp
+from isoflop.training.pretrain.terms import StepTerms
 from isoflop.training.pretrain.validate import validate
 from isoflop.training.pretrain.workload import run_pretrain, trajectory_of
 from isoflop.training.step import take_step
-from isoflop.training.step_hooks import StepTerms
 from isoflop.training.workload import Loss, Workload
 
 EXPERTS = ExpertConfig(8, 2, 8, n_dense_layers=1)
@@ -72,8 +72,8 @@ def test_the_objective_is_the_next_token_loss_plus_weighted_depths_plus_balance(
     terms.begin(0)
     losses = model.losses(windows()[:, :-1], windows()[:, 1:])
     added = sum(balance_loss(routing, EXPERTS, balance) for routing in losses.routings)
-    wanted = losses.nats + 0.3 / 2 * sum(losses.further_nats) + CONFIG.seq_len * added
-    assert len(losses.routings) == 2 + 2 and len(losses.further_nats) == 2
+    wanted = losses.nats + 0.3 / 2 * sum(losses.mtp_nats) + CONFIG.seq_len * added
+    assert len(losses.routings) == 2 + 2 and len(losses.mtp_nats) == 2
     torch.testing.assert_close(terms.objective(losses), wanted)
     assert (added > 0).item()
 
@@ -161,10 +161,10 @@ import sys, torch
 from safetensors.torch import save_file
 from isoflop.model.transformer import Transformer
 from isoflop.training.pretrain.recipe import BalanceSection
-from isoflop.training.step_hooks import StepTerms
+from isoflop.training.pretrain.terms import StepTerms
 from isoflop.training.pretrain.recipe import MtpSection
 sys.path.insert(0, {folder!r})
-from test_step_hooks import CONFIG, build, windows
+from test_terms import CONFIG, build, windows
 rank, world = int(sys.argv[1]), int(sys.argv[2])
 torch.distributed.init_process_group("gloo", init_method="tcp://127.0.0.1:{port}", rank=rank, world_size=world)
 model = build()
