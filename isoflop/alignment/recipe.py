@@ -59,6 +59,8 @@ class SftDataSection:
     """deepseek-llm, deepseek-v3, a Jinja file, a Hugging Face folder; empty: the tokenizer's own, or the default."""
     max_tokens: NotNegativeInt = 0
     """Longer conversations are left out and counted; 0: model.seq_len."""
+    train_blank: bool = False
+    """Also train the blank before an answer where it is a token of its own (before digits and Chinese characters)."""
 
 
 @dataclass(frozen=True)

@@ -113,7 +113,7 @@ class SftJob(Job):
         """Raises RecipeError, DataError and CheckpointError for what cannot be trained on or from."""
         check(recipe)
         self._run_dir = run_dir
-        self.start = open_start(recipe.initial, recipe.data.template)
+        self.start = open_start(recipe.initial, recipe.data.template, train_blank=recipe.data.train_blank)
         require_stop(self.start)
         config = self.start.config
         self.samples: Samples = load_conversations(

@@ -41,7 +41,7 @@ class Start(NamedTuple):
     """Rows of the vocabulary that mean something; those behind are padding."""
 
 
-def open_start(section: StartSection, template: str = "") -> Start:
+def open_start(section: StartSection, template: str = "", *, train_blank: bool = False) -> Start:
     """Find and check the run that `[initial]` names.
 
     Raises:
@@ -68,7 +68,7 @@ def open_start(section: StartSection, template: str = "") -> Start:
             f"{section.model_sha256[:12]}; give the run that the recipe was resolved for"
         )
     folder = _tokenizer_of(run, trained.tokens, section.tokenizer)
-    loaded = load_template(folder, template)
+    loaded = load_template(folder, template, trains_blank=train_blank)
     n_known = 1 + max(_vocabulary(folder).values())
     if n_known > trained.config.vocab_size:
         raise DataError(

@@ -3,8 +3,9 @@
 There is one path for all layouts. A template renders the conversation; the text is cut at special tokens; each piece is
 encoded whole, as `transformers` does, so a token may join the last blank of a header and the first word of an answer.
 Where the answers stand is found by rendering once more per answer with a mark in its place: what comes before and
-after the mark is the same, so what differs is the answer. A token is a target when it holds a character of an
-answer, or when it is the special token right behind one.
+after the mark is the same, so what differs is the answer. A token is a target when it holds a character of an answer,
+or when it is the stop token right behind one. The blank before an answer is part of the first word's token; before a
+digit or a Chinese character it is a token of its own, and then no target unless that is asked for (`trains_blank`).
 
 Two layouts are ours to write down: DeepSeek LLM's in plain words, the default, which any vocabulary can spell, and
 DeepSeek-V3's where the vocabulary has its two marks. Any other comes from a Hugging Face folder or a Jinja file and
@@ -90,13 +91,17 @@ class ChatTemplate:
         name: str,
         names: Mapping[str, str],
         stop_ids: Iterable[int] = (),
+        trains_blank: bool = False,
     ):
         """`names`: the special tokens that the template asks for by role ("bos_token"); `stop_ids`: that end an answer.
+
+        `trains_blank` makes a target of the blank before an answer where it is a token of its own.
 
         Raises:
             DataError: text that is no template, or needs tokens that the tokenizer lacks.
         """
         self.name, self.source, self._names = name, source, dict(names)
+        self._trains_blank = trains_blank
         self._backend = tokenizers.Tokenizer.from_str(backend.to_str())  # ours alone: the setting below is not shared
         self._backend.encode_special_tokens = True  # text that spells a special token stays text
         self._backend.no_truncation()
@@ -123,8 +128,9 @@ class ChatTemplate:
 
     @cached_property
     def sha256(self) -> str:
-        """Identity: hash of the text and of the special tokens it is given."""
-        return hashlib.sha256(json.dumps([self.source, self._names], sort_keys=True).encode()).hexdigest()
+        """Identity: hash of the text, of the special tokens it is given, and of what is trained."""
+        decides = [self.source, self._names, *(["blank"] if self._trains_blank else [])]
+        return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
 
     def render(self, messages: Sequence[Message], *, generation_prompt: bool = False) -> str:
         """The text of a conversation, special tokens spelled out. Raises DataError."""
@@ -198,6 +204,8 @@ class ChatTemplate:
                     f"chat template {self.name} writes other things differently because of an answer's text, so what "
                     "is trained cannot be told; leave the conversation out, or give another template"
                 )
+            if self._trains_blank and text[start - 1] == " ":
+                start -= 1
             spans.append((start, end))
         return text, spans
 
@@ -294,7 +302,7 @@ def template_source(backend: tokenizers.Tokenizer) -> str:
     return MARKED if None not in (backend.token_to_id(USER), backend.token_to_id(ASSISTANT)) else PLAIN
 
 
-def load_template(folder: str | Path, template: str = "") -> ChatTemplate:
+def load_template(folder: str | Path, template: str = "", *, trains_blank: bool = False) -> ChatTemplate:
     """The chat template for the tokenizer in `folder`.
 
     `template` "" takes the folder's own, or else the default; "deepseek-llm" and "deepseek-v3" are ours; anything else
@@ -323,7 +331,7 @@ def load_template(folder: str | Path, template: str = "") -> ChatTemplate:
     generation = _json(folder / "generation_config.json").get("eos_token_id")
     more = generation if isinstance(generation, list) else [generation]
     stop_ids = {eos_id, *(index for index in more if isinstance(index, int))}
-    return ChatTemplate(source, backend, name=name, names=names, stop_ids=stop_ids)
+    return ChatTemplate(source, backend, name=name, names=names, stop_ids=stop_ids, trains_blank=trains_blank)
 
 
 def read_template(path: Path) -> str | None:

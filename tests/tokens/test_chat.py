@@ -117,6 +117,17 @@ def test_a_blank_of_its_own_before_an_answer_is_no_target(plain):
     assert plain.decode(row.ids).endswith("Assistant: 12")
 
 
+def test_a_blank_of_its_own_is_trained_where_that_is_asked_for(folders, plain):
+    asked = load_template(folders("deepseek-llm"), trains_blank=True)
+    for answer in ("12", "\u4f60\u597d", "a word"):
+        talk = [Message("user", "q"), Message("assistant", answer)]
+        row, strict = asked.row(talk), plain.row(talk)
+        assert row.ids.tolist() == strict.ids.tolist()
+        assert row.is_target.tolist() == [i >= len(asked.prompt_ids(talk[:1])) for i in range(len(row.ids))]
+        assert row.is_target.sum() - strict.is_target.sum() == (answer != "a word")
+    assert asked.sha256 != plain.sha256
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_special_tokens_in_user_text_stay_text(name, folders):
     folder = folders(name)
