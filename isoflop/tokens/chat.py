@@ -200,7 +200,7 @@ class ChatTemplate:
             end = len(text) - (len(other) - start - 1)
             same = text[:start] == other[:start] and text[end:] == other[start + 1 :]
             if start < 0 or other.count(mark) != 1 or end < start or not same:
-                raise DataError(
+                raise Refused(
                     f"chat template {self.name} writes other things differently because of an answer's text, so what "
                     "is trained cannot be told; leave the conversation out, or give another template"
                 )
