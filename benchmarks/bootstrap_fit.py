@@ -14,9 +14,9 @@ import platform
 import time
 
 import numpy as np
+from isoflop.scaling.fit.optimise import minimise
 
 from isoflop.recipe import write_json
-from isoflop.scaling.fit.optimise import minimise
 from isoflop.scaling.fit.parametric import (
     Surface,
     draw_settings,

@@ -17,31 +17,33 @@ if TYPE_CHECKING:
     from isoflop.model.config import ModelConfig
     from isoflop.model.transformer import Transformer
     from isoflop.recipe import load_recipe
-    from isoflop.scaling.fit.joint import fit_law_set
+    from isoflop.scaling.fit.joint import fit
     from isoflop.scaling.fit.run import run_fit
-    from isoflop.scaling.plan.choose import make_plan
+    from isoflop.scaling.laws import Laws
+    from isoflop.scaling.plan.choose import plan
     from isoflop.scaling.plan.compare import compare_files
     from isoflop.scaling.plan.predict import predict
+    from isoflop.scaling.plan.score import score_run
     from isoflop.scaling.report.folder import report_study
     from isoflop.scaling.sweep.ladder import plan_ladder
     from isoflop.scaling.sweep.run import run_sweep
-    from isoflop.scaling.sweep.target import score_run
     from isoflop.tokens.shards import build_tokens
     from isoflop.training.pretrain.workload import run_pretrain
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Laws",
     "ModelConfig",
     "Transformer",
     "build_corpus",
     "build_tokens",
     "compare_files",
     "export_run",
-    "fit_law_set",
+    "fit",
     "import_folder",
     "load_recipe",
-    "make_plan",
+    "plan",
     "plan_ladder",
     "predict",
     "report_study",
@@ -55,16 +57,17 @@ __all__ = [
 ]
 
 _HOME = {
+    "Laws": "isoflop.scaling.laws",
     "ModelConfig": "isoflop.model.config",
     "Transformer": "isoflop.model.transformer",
     "build_corpus": "isoflop.corpus.build",
     "build_tokens": "isoflop.tokens.shards",
     "compare_files": "isoflop.scaling.plan.compare",
     "export_run": "isoflop.interop.export_hf",
-    "fit_law_set": "isoflop.scaling.fit.joint",
+    "fit": "isoflop.scaling.fit.joint",
     "import_folder": "isoflop.interop.import_hf",
     "load_recipe": "isoflop.recipe",
-    "make_plan": "isoflop.scaling.plan.choose",
+    "plan": "isoflop.scaling.plan.choose",
     "plan_ladder": "isoflop.scaling.sweep.ladder",
     "predict": "isoflop.scaling.plan.predict",
     "report_study": "isoflop.scaling.report.folder",
@@ -74,7 +77,7 @@ _HOME = {
     "run_reward": "isoflop.alignment.reward_model",
     "run_sft": "isoflop.alignment.sft",
     "run_sweep": "isoflop.scaling.sweep.run",
-    "score_run": "isoflop.scaling.sweep.target",
+    "score_run": "isoflop.scaling.plan.score",
 }
 
 

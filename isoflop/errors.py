@@ -8,7 +8,8 @@
         |-- FitError       too few or unfit runs for the law that was asked for
         `-- PlanError      a plan that can't be met (budget, memory)
 
-A message names the key, the value, the rule and a way out.
+OpticsError of isoflop.optics, which imports nothing of ours, is a RecipeError once a recipe is read (isoflop.recipe);
+the command line treats what is left of it alike. A message names the key, the value, the rule and a way out.
 """
 
 

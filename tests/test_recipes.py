@@ -20,11 +20,10 @@ from isoflop.optics.camera import CameraSection
 from isoflop.optics.config import CoreConfig
 from isoflop.optics.medium import MediumSection
 from isoflop.recipe import Range, load_recipe, plain_type
-from isoflop.scaling.sweep.ladder import LadderRecipe, plan_ladder, resolved
+from isoflop.scaling.sweep.ladder import LadderRecipe, ladder_on_tokens, plan_ladder, resolved
 from isoflop.scaling.sweep.recipe import check as check_ladder
 from isoflop.scaling.sweep.run import run_sweep
 from isoflop.scaling.sweep.speed import SpeedModel
-from isoflop.scaling.sweep.target import ladder_on_tokens
 from isoflop.tokens.shards import TokensRecipe, build_tokens
 from isoflop.training.pretrain.extend import ExtendRecipe, extension
 from isoflop.training.pretrain.recipe import DataSection, PretrainRecipe, check

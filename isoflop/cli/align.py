@@ -4,22 +4,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import tyro
+from cyclopts import Parameter
 
 from isoflop.cli.arguments import Json, Out, Overrides, Recipe
 from isoflop.cli.console import Bar, flat, report_found, say, shown, stop_on_signal
 from isoflop.errors import IsoflopError
 from isoflop.recipe import Seed, load_recipe
 
-DryRun = Annotated[bool, tyro.conf.arg(help="read the data, print the derived plan, touch no device")]
+DryRun = Annotated[bool, Parameter(help="read the data, print the derived plan, touch no device")]
 
 
 def sft(
     recipe: Recipe,
-    overrides: Overrides = (),
     /,
-    *,
-    stage: Annotated[Literal[0, 1, 2], tyro.conf.arg(help="1 or 2 alone of a recipe with [second]; 0: all")] = 0,
+    *overrides: Overrides,
+    stage: Annotated[Literal[0, 1, 2], Parameter(help="1 or 2 alone of a recipe with [second]; 0: all")] = 0,
     dry_run: DryRun = False,
     out: Out = Path("runs/sft"),
     json: Json = None,
@@ -37,9 +36,8 @@ def sft(
 
 def dpo(
     recipe: Recipe,
-    overrides: Overrides = (),
     /,
-    *,
+    *overrides: Overrides,
     dry_run: DryRun = False,
     out: Out = Path("runs/dpo"),
     json: Json = None,
@@ -57,9 +55,8 @@ def dpo(
 
 def reward(
     recipe: Recipe,
-    overrides: Overrides = (),
     /,
-    *,
+    *overrides: Overrides,
     dry_run: DryRun = False,
     out: Out = Path("runs/reward"),
     json: Json = None,
@@ -79,7 +76,7 @@ def align_demo(
     *,
     out: Out = Path("align"),
     data: Annotated[
-        Path | None, tyro.conf.arg(metavar="DIR", help="folder with sft/ and preference/; default: made here")
+        Path | None, Parameter(metavar="DIR", help="folder with sft/ and preference/; default: made here")
     ] = None,
     seed: Seed = 0,
     json: Json = None,

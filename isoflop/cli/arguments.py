@@ -1,27 +1,34 @@
 """What commands have in common: options of one meaning everywhere, and what is wrong with given ones, in one sentence.
 
-Arguments in, arguments that the parser takes out (`arranged`); then every value is checked before any work (`checked`).
-Overrides may stand anywhere, unknown options get the nearest known one, and what is to be written can be written.
+The parser turns arguments into values; every value is then checked before any work (`check`), outputs among them: what
+is to be written can be written, and is nothing that the command reads. What the parser refuses is said by `sentence`.
 """
 
+import contextlib
 import difflib
 import errno
-import functools
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from inspect import Parameter, signature
+from inspect import BoundArguments
+from inspect import Parameter as Argument
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, get_args, get_origin
 
-import tyro
+from cyclopts import CycloptsError, Parameter, Token, convert
+from cyclopts.exceptions import (
+    CoercionError,
+    MissingArgumentError,
+    RepeatArgumentError,
+    UnknownCommandError,
+    UnknownOptionError,
+    UnusedCliTokensError,
+)
 
 from isoflop.errors import RecipeError
 from isoflop.recipe import check_range, plain_type
-
-Stage = Callable[..., None]
 
 
 @dataclass(frozen=True)
@@ -31,162 +38,124 @@ class Writes:
     what: str
 
 
-Recipe = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RECIPE", help="TOML file")]
-Overrides = Annotated[
-    tuple[str, ...],
-    tyro.conf.Positional,
-    tyro.conf.arg(metavar="[SECTION.KEY=VALUE ...]", help="values that go before those of the recipe"),
-]
-Json = Annotated[Path | None, Writes(".json"), tyro.conf.arg(metavar="FILE", help="also write what was found as JSON")]
-Out = Annotated[Path, Writes("folder"), tyro.conf.arg(metavar="DIR", help="output folder")]
+Recipe = Annotated[Path, Parameter(metavar="RECIPE", help="TOML file; isoflop keys says what it may hold")]
+Overrides = Annotated[str, Parameter("SECTION.KEY=VALUE", help="values that go before those of the recipe")]
+Json = Annotated[Path | None, Writes(".json"), Parameter(metavar="FILE", help="also write what was found as JSON")]
+Out = Annotated[Path, Writes("folder"), Parameter(metavar="DIR", help="output folder")]
 
 
-def checked(stage: Stage) -> Stage:
-    """The stage, its options checked before it begins. Raises RecipeError naming the option, its value and the rule."""
-    hints = get_type_hints(stage, include_extras=True)
-    defaults = {name: parameter.default for name, parameter in signature(stage).parameters.items()}
+def converted(hint: Any, tokens: Sequence[Token]) -> Any:
+    """The parser's own conversion, but that 1.5 is no whole number, a path is not empty, and an override is no path."""
+    kind, several = plain_type(hint), get_origin(plain_type(hint)) is tuple
+    kind = plain_type(get_args(kind)[0]) if several else kind
+    if kind in (int, float):
+        numbers = [_number(token.value, kind, token.keyword or "") for token in tokens]
+        return tuple(numbers) if several else numbers[0]
+    for token in tokens if kind is Path and not several else ():
+        if token.keyword and not token.value:
+            raise RecipeError(f"{token.keyword} needs a value after it")
+        if token.keyword and is_override(token.value):
+            raise RecipeError(
+                f"{token.keyword} = {token.value!r} reads like an override: give {token.keyword} a path before it"
+            )
+        if is_override(token.value):  # of a recipe that follows it
+            return token.value
+    return convert(hint, tokens)
 
-    @functools.wraps(stage)
-    def run(*positional: Any, **options: Any) -> None:
-        read = {path.resolve() for path in _paths((*positional, *_given(options, hints)))}
-        for name, value in options.items():
-            check_range(value, hints[name], _option(name), defaults[name])
-            for mark in getattr(hints[name], "__metadata__", ()):
-                if isinstance(mark, Writes) and value is not None:
-                    if mark.what != "folder" and value.resolve() in read:
-                        raise RecipeError(f"{_option(name)} {value} is what the command reads; give another file")
-                    _check_writable(_option(name), value, mark.what)
-        stage(*positional, **options)
 
-    return run
+def _number(text: str, kind: Any, name: str) -> Any:
+    """Its range is checked later, with the default at hand."""
+    with contextlib.suppress(ValueError):
+        return kind(text)
+    with contextlib.suppress(ValueError):
+        return check_range(float(text), kind, name)  # 2e9 is a whole number
+    return check_range(text, kind, name)
 
 
-def arranged(stages: Mapping[str, Stage], arguments: list[str]) -> list[str]:
-    """The arguments as the parser wants them: positional ones first, the recipe before its overrides, options last.
+def is_override(word: str) -> bool:
+    """section.key=value"""
+    return re.match(r"[\w.\-]+=", word) is not None
+
+
+def check(bound: BoundArguments) -> list[Any]:
+    """The positional arguments of a command, the recipe before its overrides; options are checked before it begins.
 
     Raises:
-        RecipeError: an unknown option, one without a value or with one of a wrong type, too few or too many arguments.
+        RecipeError: naming the option, its value and the rule.
     """
-    name = next((n for n in (" ".join(arguments[:2]), *arguments[:1]) if n in stages), "")
-    n_words = name.count(" ") + 1
-    if not name or {"-h", "--help"} & {*arguments[n_words:]}:
-        return arguments
-    hints = get_type_hints(stages[name], include_extras=True)
-    parameters = signature(stages[name]).parameters.values()
-    known = {_option(p.name): p for p in parameters if p.kind is p.KEYWORD_ONLY}
-    words, options, rest = [], [], arguments[n_words:]
-    while rest:
-        argument = rest.pop(0)
-        if not argument.startswith("-"):
-            words.append(argument)
-            continue
-        option, equals, value = argument.partition("=")
-        option = option.replace("_", "-")
-        parameter = known.get(option) or _switch(known, option)
-        if parameter is None:
-            near = difflib.get_close_matches(option, known, 1)
-            hint = f"did you mean {near[0]}?" if near else f"isoflop {name} --help lists what there is"
-            raise RecipeError(f"{option} is not an option of isoflop {name}; {hint}")
-        if option in options and not _repeats(parameter):
-            raise RecipeError(f"{option} is given twice; give it once")
-        if isinstance(parameter.default, bool):
-            if equals:
-                raise RecipeError(f"{argument}: {option} takes no value; leave {equals}{value} out")
-            options.append(option)
-            continue
-        several = _takes_several(parameter)
-        values = [value] if equals else []
-        while not equals and rest and not rest[0].startswith("--") and (several or not values):
-            values.append(rest.pop(0))
-        _check_values(option, values, hints[parameter.name])
-        options += [option, *values]
-    _check_words(name, words, [p for p in parameters if p.kind is p.POSITIONAL_ONLY])
-    _check_required(name, options, known)
-    return [*arguments[:n_words], *sorted(words, key=_is_override), *options]
-
-
-def _given(options: Mapping[str, Any], hints: Mapping[str, Any]) -> Iterator[Any]:
-    """Values of the options that do not name what is written."""
+    parameters = bound.signature.parameters
+    words = [*bound.args]
+    if "overrides" in parameters:
+        words.sort(key=lambda word: is_override(str(word)))
+    kinds = [plain_type(p.annotation) for p in parameters.values() if p.kind is not Argument.KEYWORD_ONLY]
+    kinds += kinds[-1:] * (len(words) - len(kinds))  # of tables, of overrides
+    words = [Path(word) if kind is Path else word for word, kind in zip(words, kinds)]
+    options = {name: value for name, value in bound.arguments.items() if parameters[name].kind is Argument.KEYWORD_ONLY}
+    marks = {name: [m for m in get_args(parameters[name].annotation) if isinstance(m, Writes)] for name in options}
+    read = {path.resolve() for path in _paths([*words, *(options[name] for name in options if not marks[name])])}
     for name, value in options.items():
-        if not any(isinstance(mark, Writes) for mark in getattr(hints[name], "__metadata__", ())):
-            yield value
+        check_range(value, parameters[name].annotation, option(name), parameters[name].default)
+        for mark in marks[name] if isinstance(value, Path) else ():
+            if mark.what != "folder" and value.resolve() in read:
+                raise RecipeError(f"{option(name)} {value} is what the command reads; give another file")
+            _check_writable(option(name), value, mark.what)
+    return words
+
+
+def sentence(error: CycloptsError, commands: Iterable[str]) -> str:
+    """What is wrong with the arguments, and a way out."""
+    name = " ".join(("isoflop", *(error.command_chain or ())))
+    reason = error.__cause__
+    if isinstance(reason, RecipeError):
+        return str(reason)
+    if isinstance(error, UnknownOptionError):
+        given = (error.token.keyword or error.token.value).partition("=")[0]
+        known = [name for argument in error.argument_collection for name in argument.names]
+        near = difflib.get_close_matches(given, known, 1)
+        hint = f"did you mean {near[0]}?" if near else f"{name} --help lists what there is"
+        hint = f"keys of a recipe have no dashes: {given[2:]}=..." if "." in given else hint
+        return f"{given} is not an option of {name}; {hint}"
+    if isinstance(error, UnknownCommandError):
+        return _unknown((error.unused_tokens or [""])[0], error.command_chain or (), commands)
+    if isinstance(error, RepeatArgumentError):
+        return f"{error.token.keyword} is given twice; give it once"
+    if isinstance(error, UnusedCliTokensError):
+        return f"{name} does not know what to do with {(error.unused_tokens or [''])[0]!r}; leave it out"
+    if isinstance(error, MissingArgumentError) and error.argument is not None:
+        if error.argument.tokens or error.keyword:
+            return f"{error.keyword or error.argument.name} needs a value after it"
+        wanted = error.argument.parameter.metavar or error.argument.name
+        is_option = error.argument.name.startswith("--")
+        said = f"{error.argument.name} {wanted}" if is_option else f"{wanted}; {name} --help says more"
+        return f"{name} needs {said}"
+    if isinstance(error, CoercionError) and error.token is not None and error.target_type is not None:
+        try:
+            check_range(error.token.value, error.target_type, error.token.keyword or "")
+        except RecipeError as found:
+            return str(found)
+    error.verbose = False
+    return str(error)
+
+
+def _unknown(word: str, group: Iterable[str], commands: Iterable[str]) -> str:
+    group = " ".join(group)
+    names = [name.removeprefix(f"{group} ") for name in commands if name.startswith(group)]
+    near = difflib.get_close_matches(word, [name.split(" ")[0] for name in names], 1)
+    if group and not near:
+        return f"isoflop {group} is followed by {' or '.join(names)}, not by {word}: isoflop {group} {names[0]} ..."
+    hint = f"did you mean {near[0]}?" if near else "isoflop --help lists what there is"
+    return f"{word} is not a command of {f'isoflop {group}'.strip()}; {hint}"
+
+
+def option(name: str) -> str:
+    """As it is typed."""
+    return f"--{name.replace('_', '-')}"
 
 
 def _paths(values: Iterable[Any]) -> Iterator[Path]:
     for value in values:
         items = value if isinstance(value, tuple) else (value,)
         yield from (Path(item) for item in items if isinstance(item, (str, Path)))  # laws may be a name or a file
-
-
-def _option(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
-
-
-def _switch(known: Mapping[str, Parameter], option: str) -> Parameter | None:
-    """The switch that `--no-...` turns off."""
-    found = known.get(f"--{option.removeprefix('--no-')}")
-    return found if found is not None and isinstance(found.default, bool) and option.startswith("--no-") else None
-
-
-def _repeats(parameter: Parameter) -> bool:
-    """Whether the option may be given more than once, a value each time."""
-    return tyro.conf.UseAppendAction in getattr(parameter.annotation, "__metadata__", ())
-
-
-def _takes_several(parameter: Parameter) -> bool:
-    """Whether values follow each other after the option."""
-    return isinstance(parameter.default, tuple) and not _repeats(parameter)
-
-
-def _is_override(word: str) -> bool:
-    return re.match(r"[\w.\-]+=", word) is not None
-
-
-def _check_values(option: str, values: list[str], hint: Any) -> None:
-    kind = plain_type(hint)
-    if get_origin(kind) is tuple:
-        kind = plain_type(get_args(kind)[0])
-    if not values or (kind is Path and not values[0]):
-        raise RecipeError(f"{option} needs a value after it")
-    for value in values:
-        if get_origin(kind) is Literal:
-            choices = [str(choice) for choice in get_args(kind)]
-            if value not in choices:
-                near = difflib.get_close_matches(value, choices, 1)
-                raise RecipeError(
-                    f"{option} = {value!r} must be one of {', '.join(choice or 'nothing' for choice in choices)}"
-                    + (f"; did you mean {near[0]}?" if near else "")
-                )
-        elif kind in (int, float):
-            try:
-                kind(value)
-            except ValueError:
-                expected = "a whole number" if kind is int else "a number"
-                raise RecipeError(f"{option} = {value!r} must be {expected}") from None
-        elif kind is Path and _is_override(value):
-            raise RecipeError(f"{option} = {value!r} reads like an override: give {option} a path before it")
-
-
-def _check_words(name: str, words: list[str], positional: list[Parameter]) -> None:
-    needed = [p for p in positional if p.default is p.empty]
-    many = any(get_origin(plain_type(p.annotation)) is tuple for p in positional)
-    if len(words) < len(needed):
-        raise RecipeError(f"isoflop {name} needs {_metavar(needed[len(words)])}; isoflop {name} --help says more")
-    if len(words) > len(positional) and not many:
-        raise RecipeError(f"isoflop {name} does not know what to do with {words[len(positional)]!r}; leave it out")
-
-
-def _check_required(name: str, options: list[str], known: Mapping[str, Parameter]) -> None:
-    for option, parameter in known.items():
-        if parameter.default is parameter.empty and option not in options:
-            raise RecipeError(f"isoflop {name} needs {option} {_metavar(parameter)}")
-
-
-def _metavar(parameter: Parameter) -> str:
-    """What the help calls a value: RECIPE, DIR ..."""
-    metadata = getattr(parameter.annotation, "__metadata__", ())
-    found = [mark.metavar for mark in metadata if getattr(mark, "metavar", None)]
-    return found[0] if found else parameter.name.upper()
 
 
 def _check_writable(option: str, path: Path, what: str) -> None:

@@ -1,9 +1,11 @@
 """What a person sees: progress bars, tables, warnings, and what Ctrl-C does. The command line prints through here."""
 
 import contextlib
+import io
 import math
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,21 +14,24 @@ from isoflop.recipe import write_json
 
 
 class Bar:
-    """One progress bar; shows nothing where standard error is not a terminal, but a line every 30 s."""
+    """One progress bar; where standard error is not a terminal, a plain line after 2, 4, 8 and then every 30 s."""
 
     def __init__(self, unit: str, label: str = ""):
         from tqdm import tqdm
 
-        quiet = not sys.stderr.isatty()
+        self._plain = not sys.stderr.isatty()
         self._bar = tqdm(
             unit=unit,
             unit_scale=True,
             desc=label,
             dynamic_ncols=True,
-            mininterval=30.0 if quiet else 0.3,
+            mininterval=0.3,
             leave=False,
             delay=1.0,  # what is refused at once gets no bar before its message
+            file=io.StringIO() if self._plain else None,
         )
+        self._wait_s = 2.0
+        self._next_s = time.monotonic() + self._wait_s
 
     def __enter__(self) -> "Bar":
         return self
@@ -58,6 +63,21 @@ class Bar:
             self._bar.total = total
             self._bar.reset(total) if done < self._bar.n else None
         self._bar.update(done - self._bar.n)
+        if self._plain and time.monotonic() >= self._next_s:
+            done_text = f"{done / total:.0%}" if total else f"{done:g}"
+            print(
+                f"isoflop: {self._bar.desc.removesuffix(': ')}, {done_text}{self._left()}", file=sys.stderr, flush=True
+            )
+            self._wait_s = min(2 * self._wait_s, 30.0)
+            self._next_s = time.monotonic() + self._wait_s
+
+    def _left(self) -> str:
+        """Time that is left at the speed so far."""
+        facts = self._bar.format_dict
+        if not facts["total"] or not facts["n"]:
+            return ""
+        seconds = round(facts["elapsed"] * (facts["total"] - facts["n"]) / facts["n"])
+        return f", about {seconds // 60} min {seconds % 60} s left" if seconds >= 60 else f", about {seconds} s left"
 
 
 @contextlib.contextmanager

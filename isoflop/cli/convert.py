@@ -3,44 +3,38 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import tyro
+from cyclopts import Parameter
 
 from isoflop.cli.arguments import Json, Writes
 from isoflop.cli.console import flat, print_warnings, report_found
 from isoflop.errors import CheckpointError, RecipeError
 from isoflop.recipe import NotNegativeInt, PositiveInt
 
-Device = Annotated[str, tyro.conf.arg(help="where the parity report computes: cpu, cuda")]
+Device = Annotated[str, Parameter(help="where the parity report computes: cpu, cuda")]
 
 
 def export(
-    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN", help="folder of train or import")],
+    run: Annotated[Path, Parameter(metavar="RUN", help="folder of train or import")],
     /,
     *,
-    out: Annotated[Path, Writes("folder"), tyro.conf.arg(metavar="DIR", help="new folder in the Hugging Face format")],
+    out: Annotated[Path, Writes("folder"), Parameter(metavar="DIR", help="new folder in the Hugging Face format")],
     format: Annotated[
         Literal["auto", "llama", "qwen2_moe", "deepseek", "deepseek_v2", "deepseek_v3"],
-        tyro.conf.arg(help="auto: the one that the model is"),
+        Parameter(help="auto: the one that the model is"),
     ] = "auto",
     dtype: Annotated[
-        Literal["auto", "float32", "bfloat16"], tyro.conf.arg(help="auto: as the checkpoint has it (float32 for a run)")
+        Literal["auto", "float32", "bfloat16"], Parameter(help="auto: as the checkpoint has it (float32 for a run)")
     ] = "auto",
-    fp8: Annotated[
-        bool, tyro.conf.arg(help="FP8 matrices with a scale per block, as DeepSeek-V3 was released")
-    ] = False,
-    shard_mib: Annotated[PositiveInt, tyro.conf.arg(help="largest shard, but for a single larger tensor")] = 512,
-    drop_mtp: Annotated[bool, tyro.conf.arg(help="leave out multi-token prediction modules")] = False,
-    step: Annotated[NotNegativeInt | None, tyro.conf.arg(help="checkpoint of this step; default: the newest")] = None,
+    fp8: Annotated[bool, Parameter(help="FP8 matrices with a scale per block, as DeepSeek-V3 was released")] = False,
+    shard_mib: Annotated[PositiveInt, Parameter(help="largest shard, but for a single larger tensor")] = 512,
+    drop_mtp: Annotated[bool, Parameter(help="leave out multi-token prediction modules")] = False,
+    step: Annotated[NotNegativeInt | None, Parameter(help="checkpoint of this step; default: the newest")] = None,
     tokenizer: Annotated[
-        Path | None, tyro.conf.arg(metavar="DIR", help="default: the import's, or that of the run's tokens folder")
+        Path | None, Parameter(metavar="DIR", help="default: the import's, or that of the run's tokens folder")
     ] = None,
-    adapter: Annotated[
-        bool, tyro.conf.arg(help="only the adapters of a run that has some, as peft loads them")
-    ] = False,
-    base: Annotated[
-        str, tyro.conf.arg(metavar="NAME", help="with --adapter: the base model that the folder names")
-    ] = "",
-    parity: Annotated[bool, tyro.conf.arg(help="compare with transformers (needs memory for both models)")] = True,
+    adapter: Annotated[bool, Parameter(help="only the adapters of a run that has some, as peft loads them")] = False,
+    base: Annotated[str, Parameter(help="with --adapter: the base model that the folder names")] = "",
+    parity: Annotated[bool, Parameter(help="compare with transformers (needs memory for both models)")] = True,
     device: Device = "cpu",
     json: Json = None,
 ) -> None:
@@ -75,11 +69,11 @@ def export(
 
 
 def import_(
-    folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR", help="Hugging Face folder")],
+    folder: Annotated[Path, Parameter(metavar="DIR", help="Hugging Face folder")],
     /,
     *,
-    out: Annotated[Path, Writes("folder"), tyro.conf.arg(metavar="RUN", help="new run folder")],
-    parity: Annotated[bool, tyro.conf.arg(help="also compare with transformers")] = False,
+    out: Annotated[Path, Writes("folder"), Parameter(metavar="RUN", help="new run folder")],
+    parity: Annotated[bool, Parameter(help="also compare with transformers")] = False,
     device: Device = "cpu",
     json: Json = None,
 ) -> None:

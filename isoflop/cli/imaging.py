@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
-import tyro
+from cyclopts import Parameter
 
 from isoflop.cli.arguments import Json, Out, Overrides, Recipe
 from isoflop.cli.console import Bar, flat, print_table, report_found, stop_on_signal
@@ -12,9 +12,8 @@ from isoflop.recipe import Seed, load_recipe
 
 def train(
     recipe: Recipe,
-    overrides: Overrides = (),
     /,
-    *,
+    *overrides: Overrides,
     out: Out = Path("runs/imaging-train"),
     json: Json = None,
 ) -> None:
@@ -33,10 +32,9 @@ def train(
 
 
 def evaluate(
-    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN", help="folder of imaging train")],
-    overrides: Overrides = (),
+    run: Annotated[Path, Parameter(metavar="RUN", help="folder of imaging train")],
     /,
-    *,
+    *overrides: Overrides,
     json: Json = None,
 ) -> None:
     """A trained run under other conditions, for example camera.photons=1 or medium.seed=1 -> scores."""
@@ -49,10 +47,9 @@ def evaluate(
 
 def sweep(
     recipe: Recipe,
-    overrides: Overrides = (),
     /,
-    *,
-    dry_run: Annotated[bool, tyro.conf.arg(help="list the cells, run nothing")] = False,
+    *overrides: Overrides,
+    dry_run: Annotated[bool, Parameter(help="list the cells, run nothing")] = False,
     out: Out = Path("runs/imaging"),
     json: Json = None,
 ) -> None:
@@ -74,9 +71,7 @@ def sweep(
 
 
 def report(
-    study: Annotated[
-        Path, tyro.conf.Positional, tyro.conf.arg(metavar="STUDY", help="folder of imaging sweep or demo")
-    ],
+    study: Annotated[Path, Parameter(metavar="STUDY", help="folder of imaging sweep or demo")],
     /,
     *,
     json: Json = None,
@@ -91,7 +86,7 @@ def report(
 def demo(
     *,
     out: Out = Path("imaging-demo"),
-    minutes: Annotated[float, tyro.conf.arg(help="about, for training on 2 cores")] = 4.0,
+    minutes: Annotated[float, Parameter(help="about, for training on 2 cores")] = 4.0,
     seed: Seed = 0,
     json: Json = None,
 ) -> None:

@@ -5,27 +5,21 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated
 
-import tyro
+from cyclopts import Parameter
 
 from isoflop.cli.arguments import Json, Out
 from isoflop.cli.console import Bar, flat, print_rows, report_found
 from isoflop.recipe import PositiveInt, Range, Seed, load_recipe
 
-Preset = Annotated[str, tyro.conf.arg(metavar="NAME", help="lin2024, lin2023, ideal or aihwkit")]
-Fields = Annotated[
-    tuple[str, ...],
-    tyro.conf.Positional,
-    tyro.conf.arg(metavar="[KEY=VALUE ...]", help="fields of the core that go before those of the preset"),
-]
+Preset = Annotated[str, Parameter(metavar="NAME", help="lin2024, lin2023, ideal or aihwkit")]
+Fields = Annotated[str, Parameter("KEY=VALUE", help="fields of the core that go before those of the preset")]
 
 
 def optics_inspect(
-    fields: Fields = (),
-    /,
-    *,
+    *fields: Fields,
     preset: Preset = "lin2024",
-    fan_in: Annotated[PositiveInt, tyro.conf.arg(help="symbols of one dot product")] = 12_544,
-    fan_out: Annotated[int, Range(at_least=1, at_most=10**9), tyro.conf.arg(help="dot products of the layer")] = 64,
+    fan_in: Annotated[PositiveInt, Parameter(help="symbols of one dot product")] = 12_544,
+    fan_out: Annotated[int, Range(at_least=1, at_most=10**9), Parameter(help="dot products of the layer")] = 64,
     seed: Seed = 0,
     json: Json = None,
 ) -> None:
@@ -46,8 +40,8 @@ def optics_demo(
     out: Out = Path("demo-optics"),
     preset: Preset = "lin2024",
     seed: Seed = 0,
-    n_train: Annotated[int, Range(at_least=50, at_most=100_000), tyro.conf.arg(help="glyphs to train on")] = 2500,
-    n_test: Annotated[int, Range(at_least=1, at_most=100_000), tyro.conf.arg(help="glyphs to test on")] = 2000,
+    n_train: Annotated[int, Range(at_least=50, at_most=100_000), Parameter(help="glyphs to train on")] = 2500,
+    n_test: Annotated[int, Range(at_least=1, at_most=100_000), Parameter(help="glyphs to test on")] = 2000,
     json: Json = None,
 ) -> None:
     """A photonic tensor core on one page: transfer, eye, error budget, accuracy, throughput, energy."""

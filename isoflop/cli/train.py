@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import tyro
+from cyclopts import Parameter
 
 from isoflop.cli.arguments import Json, Out, Overrides, Recipe, Writes
 from isoflop.cli.console import Bar, flat, print_table, report_found, shown, stop_on_signal
@@ -15,13 +15,28 @@ if TYPE_CHECKING:
     from isoflop.training.pretrain.recipe import PretrainRecipe
 
 
+def inspect(
+    recipe: Recipe,
+    /,
+    *overrides: Overrides,
+    micro_batch: Annotated[PositiveInt, Parameter(help="sequences of a forward pass, for the memory estimate")] = 1,
+    world_size: Annotated[PositiveInt, Parameter(help="devices that share the optimizer state")] = 1,
+    json: Json = None,
+) -> None:
+    """Count a model: parameters, FLOPs per token by convention, memory, KV bytes per token."""
+    from isoflop.model.accounting import inspect as count
+    from isoflop.training.pretrain.recipe import PretrainRecipe
+
+    found = count(load_recipe(recipe, PretrainRecipe, overrides).model, micro_batch=micro_batch, world_size=world_size)
+    report_found(found, json, f"{recipe}", list(flat(found)))
+
+
 def train(
     recipe: Recipe,
-    overrides: Overrides = (),
     /,
-    *,
-    dry_run: Annotated[bool, tyro.conf.arg(help="print the derived plan, touch no device")] = False,
-    tensorboard: Annotated[bool, tyro.conf.arg(help="write event files to OUT/tensorboard too")] = False,
+    *overrides: Overrides,
+    dry_run: Annotated[bool, Parameter(help="print the derived plan, touch no device")] = False,
+    tensorboard: Annotated[bool, Parameter(help="write event files to OUT/tensorboard too")] = False,
     out: Out = Path("runs/train"),
     json: Json = None,
 ) -> None:
@@ -44,13 +59,10 @@ def train(
 
 def extend(
     recipe: Recipe,
-    overrides: Overrides = (),
     /,
-    *,
-    dry_run: Annotated[
-        bool, tyro.conf.arg(help="print the derived plan; the model is built on the meta device")
-    ] = False,
-    tensorboard: Annotated[bool, tyro.conf.arg(help="write event files to OUT/tensorboard too")] = False,
+    *overrides: Overrides,
+    dry_run: Annotated[bool, Parameter(help="print the derived plan; the model is built on the meta device")] = False,
+    tensorboard: Annotated[bool, Parameter(help="write event files to OUT/tensorboard too")] = False,
     out: Out = Path("runs/extend"),
     json: Json = None,
 ) -> None:
@@ -70,22 +82,28 @@ def extend(
 
 
 def passkey(
-    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN", help="folder of train or extend")],
+    run: Annotated[Path, Parameter(metavar="RUN", help="folder of train or extend")],
     /,
     *,
-    before: Annotated[Path | None, tyro.conf.arg(metavar="RUN", help="the run it was extended from")] = None,
+    before: Annotated[Path | None, Parameter(metavar="RUN", help="the run it was extended from")] = None,
     lengths: Annotated[
-        tuple[PositiveInt, ...], tyro.conf.arg(help="tokens; default: doubling to the run's context")
+        tuple[PositiveInt, ...], Parameter(consume_multiple=True, help="tokens; default: doubling to the run's context")
     ] = (),
-    depths: Annotated[tuple[Share, ...], tyro.conf.arg(help="places of the key, 0 to 1")] = (0.0, 0.25, 0.5, 0.75, 1.0),
-    trials: Annotated[PositiveInt, tyro.conf.arg(help="questions per length and depth")] = 50,
+    depths: Annotated[tuple[Share, ...], Parameter(consume_multiple=True, help="places of the key, 0 to 1")] = (
+        0.0,
+        0.25,
+        0.5,
+        0.75,
+        1.0,
+    ),
+    trials: Annotated[PositiveInt, Parameter(help="questions per length and depth")] = 50,
     tokens: Annotated[
-        Path | None, tyro.conf.arg(metavar="DIR", help="tokenizer and held-out text; default: those of RUN")
+        Path | None, Parameter(metavar="DIR", help="tokenizer and held-out text; default: those of RUN")
     ] = None,
-    max_tokens: Annotated[NotNegativeInt, tyro.conf.arg(help="of held-out text per domain; 0: all")] = 200_000,
+    max_tokens: Annotated[NotNegativeInt, Parameter(help="of held-out text per domain; 0: all")] = 200_000,
     seed: Seed = 0,
-    device: Annotated[str, tyro.conf.arg(help="auto, cpu, cuda")] = "auto",
-    out: Annotated[Path | None, Writes("folder"), tyro.conf.arg(metavar="DIR", help="default: RUN/passkey")] = None,
+    device: Annotated[str, Parameter(help="auto, cpu, cuda")] = "auto",
+    out: Annotated[Path | None, Writes("folder"), Parameter(metavar="DIR", help="default: RUN/passkey")] = None,
     json: Json = None,
 ) -> None:
     """A run -> keys found over context length and depth, perplexity inside the trained length, a picture."""

@@ -70,7 +70,7 @@ def build_corpus(recipe: CorpusRecipe, out: str | Path, *, on_progress: Progress
         write_recipe(work / "mixture.toml", mixture_section(found["mixture"]), header=MIXTURE_HEADER)
         report = {"manifest": {k: v for k, v in manifest.items() if k != "inputs"}, **funnel}
         write_json(work / "report.json", report)
-        write_text(work / "report.html", corpus_page(report, title=f"Corpus {out.name}"))
+        write_text(work / "report.html", corpus_page(report))
         about: dict[str, Any] = {
             "asked": asked,
             "began": began,

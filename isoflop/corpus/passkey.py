@@ -74,6 +74,7 @@ class PasskeyOptions:
     valid_share: Share = 0.02
     """Share held out for validation."""
     seed: Seed = 0
+    """Of keys, filler and places."""
 
 
 def is_passkey(domain: str) -> bool:

@@ -24,9 +24,9 @@ from isoflop.run import commit, now, processor
 from isoflop.tokens.batches import Batches
 from isoflop.tokens.bpe import Tokenizer
 from isoflop.tokens.shards import TokenSet
+from isoflop.training.device import choose_device
 from isoflop.training.load_run import Trained, find_trained, load_model
 from isoflop.training.pretrain.validate import validate
-from isoflop.training.pretrain.workload import choose_device
 
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 BATCH_TOKENS = 32_768  # assumption: of one forward pass

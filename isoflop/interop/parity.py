@@ -28,7 +28,7 @@ from isoflop.model.config import ModelConfig
 from isoflop.model.transformer import Transformer
 from isoflop.recipe import write_json
 from isoflop.tokens.shards import TokenSet
-from isoflop.training.pretrain.workload import choose_device
+from isoflop.training.device import choose_device
 
 log = logging.getLogger(__name__)
 

@@ -4,6 +4,7 @@ Figures are `matplotlib.figure.Figure` objects made without pyplot, so that draw
 matplotlib belongs to the `report` extra and is imported only here and only inside functions.
 """
 
+import html
 import importlib.util
 import math
 import os
@@ -28,6 +29,7 @@ BLUE, VERMILION, GREEN, AMBER, SKY, MAUVE = "#0072b2", "#d55e00", "#009e73", "#e
 # Budgets are ordered, so their colours are: lightness rises from the smallest to the largest.
 RAMP = ("#2f56b0", "#7449b6", "#b73c90", "#dc4c5c", "#ee7b2f")
 OCHRE = "#b97700"  # amber, darkened until it can be read as text
+NAMED = (BLUE, VERMILION, GREEN, AMBER, MAUVE, SKY, "#8c6bb1", "#7f7f7f")  # of things without an order
 LAW_COLOR = {"surface_log_huber": BLUE, "surface_varpro": GREEN, "lstar": OCHRE}
 WIDTH = 8.4  # inches; shown at 840 CSS pixels in a README, so one point is about one pixel
 PNG_DPI = 200
@@ -67,6 +69,11 @@ _STYLE: dict[Any, Any] = {
 }
 
 
+def installed() -> bool:
+    """Whether figures can be drawn here."""
+    return importlib.util.find_spec("matplotlib") is not None
+
+
 @contextmanager
 def style() -> Iterator[None]:
     """The look of every figure, for the duration of a block.
@@ -74,7 +81,7 @@ def style() -> Iterator[None]:
     Raises:
         DataError: matplotlib is not installed.
     """
-    if importlib.util.find_spec("matplotlib") is None:
+    if not installed():
         raise DataError("figures need matplotlib, which is not installed: pip install isoflop[report]")
     import matplotlib
 
@@ -125,8 +132,23 @@ def svg_text(figure: "Figure", name: str, label: str) -> str:
         text = text.replace(color, f"var(--{variable}, {color})")
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
-    shown = f'role="img" aria-label="{label}" style="max-width:{100 * figure.get_figwidth():.0f}px"'
+    shown = f'role="img" aria-label="{html.escape(label)}" style="max-width:{100 * figure.get_figwidth():.0f}px"'
     return text.replace("<svg ", f"<svg {shown} ", 1).strip()
+
+
+def name_colors(names: Sequence[str]) -> dict[str, str]:
+    """A colour for each name, the same for the same list."""
+    return {name: NAMED[index % len(NAMED)] for index, name in enumerate(names)}
+
+
+def literal(text: str, most: int = 40) -> str:
+    """Text from outside as a label: no mathematics between dollars, no letters that the font lacks, cut to `most`."""
+    from matplotlib.font_manager import findfont, get_font
+
+    with style():
+        font = get_font(findfont("DejaVu Sans"))
+    shown = text if len(text) <= most else text[: most - 3] + "..."
+    return "".join(c if font.get_char_index(ord(c)) else "\ufffd" for c in shown).replace("$", r"\$")
 
 
 def budget_colors(budgets: Sequence[float]) -> dict[float, str]:

@@ -1,8 +1,8 @@
 """Batch size and peak learning rate as power laws of scale: a size and a token count go in, two numbers come out.
 
 A law is `value = coefficient * product of quantity ** exponent` over the quantities in `QUANTITIES`. Published laws are
-kept by name in `HYPER_LAWS`; a law of one's own comes from `[hyper]` of a recipe, from JSON, or from what
-`isoflop.scaling.fit.lr_batch.fit_hyper` found (`hyper_law` reads all of them).
+kept by name in `HYPER_LAWS`; a law of one's own comes from `[hyper]` of a recipe, from JSON, or from a `RateBatchFit`,
+what `isoflop.scaling.fit.lr_batch.fit_hyper` found (`hyper_law` reads all of them).
 """
 
 import dataclasses
@@ -20,6 +20,8 @@ from isoflop.scaling.sweep.family import activated_share
 QUANTITIES = ("total_flops", "flops_per_token", "n_params", "n_tokens", "n_experts")
 """What a law may depend on: training FLOPs C, FLOPs per token M, parameters N (see the law's `counts`; of a mixture the
 active ones), tokens D, experts E for every one that a token uses (dense: 1)."""
+EXPONENTS = {"n_params": "n_exponent", "n_tokens": "d_exponent", "total_flops": "c_exponent"}
+"""What a fit calls the exponent of a quantity."""
 
 
 @dataclass(frozen=True)
@@ -91,34 +93,20 @@ class HyperLaw:
         """Quantities that this law depends on."""
         return tuple(q for q in QUANTITIES if q in {**self.learning_rate.exponents, **self.batch_tokens.exponents})
 
-    def choose(
-        self,
-        *,
-        seq_len: int,
-        total_flops: float | None = None,
-        flops_per_token: float | None = None,
-        n_params: float | None = None,
-        n_tokens: float | None = None,
-        n_experts: float = 1.0,
-    ) -> HyperChoice:
-        """Learning rate and batch at this scale, the batch rounded to whole sequences.
+    def choose(self, *, seq_len: int, **scale: float | None) -> HyperChoice:
+        """Learning rate and batch at this scale (of `QUANTITIES`, by name), the batch rounded to whole sequences.
 
         Two of C, M, D give the third where it was left out (C = M D). N is never derived: the laws count it
         differently. Raises RecipeError when a needed quantity is missing.
         """
-        if total_flops is None and flops_per_token and n_tokens:
-            total_flops = flops_per_token * n_tokens
-        if n_tokens is None and total_flops and flops_per_token:
-            n_tokens = total_flops / flops_per_token
-        if flops_per_token is None and total_flops and n_tokens:
-            flops_per_token = total_flops / n_tokens
-        scale = {
-            "total_flops": total_flops,
-            "flops_per_token": flops_per_token,
-            "n_params": n_params,
-            "n_tokens": n_tokens,
-            "n_experts": n_experts,
-        }
+        c, m, d = (scale.get(name) for name in ("total_flops", "flops_per_token", "n_tokens"))
+        if c is None and m and d:
+            scale["total_flops"] = m * d
+        if d is None and c and m:
+            scale["n_tokens"] = c / m
+        if m is None and c and d:
+            scale["flops_per_token"] = c / d
+        scale.setdefault("n_experts", 1.0)
         batch = self.batch_tokens.at(**scale)
         return HyperChoice(self.learning_rate.at(**scale), whole_batch(batch, seq_len), batch)
 
@@ -148,6 +136,105 @@ class HyperLaw:
         return tree
 
 
+@dataclass(frozen=True)
+class FittedPower:
+    """A power law of optima, with its interval; exponents that it does not have are None."""
+
+    coefficient: float
+    n_exponent: float | None = None
+    d_exponent: float | None = None
+    c_exponent: float | None = None
+    settings: int = 0
+    points: int = 0
+    residual_sd: float | None = None
+    """Of the logarithm."""
+    interval_95: dict[str, list[float]] | None = None
+    resamples: int | None = None
+
+    def law(self) -> PowerLaw:
+        found = {quantity: getattr(self, name) for quantity, name in EXPONENTS.items()}
+        return PowerLaw(self.coefficient, {quantity: value for quantity, value in found.items() if value is not None})
+
+    def tree(self) -> dict[str, float]:
+        return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Regret:
+    """Relative loss that a law costs on the grids it is judged by."""
+
+    mean: float
+    max: float
+    settings: int
+
+
+@dataclass(frozen=True)
+class RateBatchFit:
+    """Laws of learning rate and batch fitted to grids of runs, by method; what the runs cannot give is absent."""
+
+    own_law: HyperLaw
+    """The one to use: the surface, else the band."""
+    learning_rate: dict[str, FittedPower] = field(default_factory=dict)
+    """By method: `surface` or `band` on N and D, `surface_compute` or `band_compute` on C."""
+    batch: dict[str, FittedPower] = field(default_factory=dict)
+    """Tokens; by method."""
+    regret: dict[str, Regret] = field(default_factory=dict)
+    """By law; own_law is the one above, published_law is steplaw, the one published in the same variables."""
+    settings: list[dict[str, object]] = field(default_factory=list)
+    """N, D, C, best loss, optimum, curvature or why it was refused, of each grid."""
+    conventions: dict[str, object] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    by_total_parameters: "RateBatchFit | None" = None
+    """Of mixtures, N counting all experts; above it is the active ones."""
+
+    def tree(self) -> dict[str, Any]:
+        """The JSON of a laws file."""
+        laws = {
+            "learning_rate": {name: law.tree() for name, law in self.learning_rate.items()},
+            "batch": {name: law.tree() for name, law in self.batch.items()},
+        }
+        methods = {
+            method: {"lr": laws["learning_rate"].get(method), "batch": laws["batch"].get(method)}
+            for method in ("surface", "band")
+        }
+        regret = {name: dataclasses.asdict(found) for name, found in self.regret.items()}
+        own = {"name": self.own_law.name, "learning_rate": _fitted_tree(self.own_law.learning_rate)}
+        own |= {
+            "batch_tokens": _fitted_tree(self.own_law.batch_tokens)
+            if self.own_law.batch_tokens.exponents
+            else self.own_law.batch_tokens.coefficient
+        }
+        own |= {"source": self.own_law.source, "grade": self.own_law.grade}
+        rest = {"settings": self.settings, "conventions": self.conventions, "warnings": self.warnings}
+        tree = {**laws, **methods, "own_law": own, "regret": regret, **rest}
+        if self.by_total_parameters:
+            other = self.by_total_parameters.tree()
+            tree["by_total_parameters"] = {key: other[key] for key in ("learning_rate", "regret")}
+        return tree
+
+    @classmethod
+    def from_tree(cls, tree: Mapping[str, Any]) -> "RateBatchFit":
+        """Read the JSON of a laws file, or a plain law (`[hyper]` of a recipe)."""
+        known = {f.name for f in dataclasses.fields(FittedPower)}
+
+        def powers(part: str) -> dict[str, FittedPower]:
+            laws = tree.get(part) or {} if "own_law" in tree else {}
+            return {
+                name: FittedPower(**{key: value for key, value in law.items() if key in known})
+                for name, law in laws.items()
+            }
+
+        return cls(
+            hyper_law(tree),
+            powers("learning_rate"),
+            powers("batch"),
+            regret={name: Regret(**found) for name, found in (tree.get("regret") or {}).items()},
+            settings=list(tree.get("settings") or ()),
+            conventions=dict(tree.get("conventions") or {}),
+            warnings=list(tree.get("warnings") or ()),
+        )
+
+
 def whole_batch(batch_tokens: float, seq_len: int) -> int:
     """The multiple of `seq_len` nearest to `batch_tokens`, at least one sequence.
 
@@ -164,8 +251,7 @@ def power_law(tree: Mapping[str, Any], *, where: str = "power law") -> PowerLaw:
     Raises:
         RecipeError: no coefficient, an unknown quantity, or a value that is not a number.
     """
-    fitted = {"c_exponent": "total_flops", "m_exponent": "flops_per_token", "n_exponent": "n_params"}
-    fitted["d_exponent"] = "n_tokens"
+    fitted = {"m_exponent": "flops_per_token"} | {name: quantity for quantity, name in EXPONENTS.items()}
     if "coefficient" not in tree:
         raise RecipeError(
             f"{where} has no coefficient; write for example {{ coefficient = 0.3118, total_flops = -0.125 }}"
@@ -184,14 +270,16 @@ def power_law(tree: Mapping[str, Any], *, where: str = "power law") -> PowerLaw:
     return PowerLaw(float(coefficient), exponents)
 
 
-def hyper_law(spec: "str | Mapping[str, Any] | HyperLaw") -> HyperLaw:
-    """A law by published name, from a `[hyper]` tree, or from the output of `fit_hyper` (its `own_law` is used).
+def hyper_law(spec: "str | Mapping[str, Any] | HyperLaw | RateBatchFit") -> HyperLaw:
+    """A law by published name, from a `[hyper]` tree, or from the result of `fit_hyper` (its `own_law` is used).
 
     Raises:
         RecipeError: unknown name or key (with the nearest one), missing part, unknown quantity.
     """
     if isinstance(spec, HyperLaw):
         return spec
+    if isinstance(spec, RateBatchFit):
+        return spec.own_law
     if isinstance(spec, str):
         if spec not in HYPER_LAWS:
             close = difflib.get_close_matches(spec, HYPER_LAWS, n=1)
@@ -226,6 +314,10 @@ def hyper_law(spec: "str | Mapping[str, Any] | HyperLaw") -> HyperLaw:
             )
     text = {key: str(tree[key]) for key in ("name", "source", "grade", "counts") if key in tree}
     return HyperLaw(**{"name": "own", **text}, **parts)  # type: ignore[arg-type]
+
+
+def _fitted_tree(law: PowerLaw) -> dict[str, float]:
+    return {"coefficient": law.coefficient} | {EXPONENTS[name]: value for name, value in law.exponents.items()}
 
 
 DEEPSEEK = HyperLaw(

@@ -15,10 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from isoflop.model.hardware import HARDWARE
 from isoflop.training.step_hooks import StepHook
-
-PEAK_BF16_FLOPS_PER_S = {"H100": 989.4e12, "H200": 989.4e12, "A100": 312e12, "B200": 2250e12, "L4": 121e12}
-"""Dense bf16 peaks from the vendors' data sheets, matched by a part of the device's name."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +55,9 @@ def peak_flops_per_s(device: torch.device, dtype: torch.dtype) -> tuple[float, s
     """
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
-        for part, peak in PEAK_BF16_FLOPS_PER_S.items():
-            if part in name:
-                return peak, f"{name} data sheet, dense bf16"
+        for known in HARDWARE.values():
+            if known.name in name:
+                return known.peak_flops_per_s, f"{name} data sheet, dense bf16"
     return measured_matmul_flops_per_s(device, dtype), f"measured 1024^3 {dtype} product"
 
 

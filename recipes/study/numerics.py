@@ -44,9 +44,8 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 def run(out: Path, variants: list[str], overrides: list[str], workers: int) -> None:
     """Sweep what is missing, one variant after the other."""
     from isoflop.recipe import load_recipe, write_recipe
-    from isoflop.scaling.sweep.ladder import LadderRecipe, plan_ladder
+    from isoflop.scaling.sweep.ladder import LadderRecipe, ladder_on_tokens, plan_ladder
     from isoflop.scaling.sweep.run import run_sweep
-    from isoflop.scaling.sweep.target import ladder_on_tokens
 
     for variant in variants:
         recipe = load_recipe(LADDER, LadderRecipe, [*overrides, *VARIANTS[variant]])

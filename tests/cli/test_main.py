@@ -3,13 +3,15 @@
 import errno
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from isoflop.cli import main as cli
-from isoflop.errors import RecipeError
+from isoflop.cli.imaging import STAGES as IMAGING
 from isoflop.recipe import to_toml, write_json, write_recipe
 from isoflop.scaling.sweep.records import RunRecord, append_record
 
@@ -145,6 +147,7 @@ def test_a_recipe_that_is_missing_or_not_toml_is_refused(refused, files, tmp_pat
         ("train.schedule=cosine", 'needs train.schedule = "constant_cooldown"'),
         ("data.tokenizer_sha256=0123456789abcdef", "a recipe for another tokenizer"),
         ("ladder.n_sizs=5", "unknown key ladder.n_sizs; did you mean ladder.n_sizes?"),
+        ("model.vocab_size=256", "model.vocab_size = 256 but the tokens of"),
     ],
 )
 def test_a_sweep_that_cannot_be_is_refused_before_anything_is_measured(
@@ -286,7 +289,8 @@ def test_laws_that_are_not_there_or_not_laws_are_refused(refused, tmp_path):
         (["trian", "recipe.toml"], "train"),
         (["corpus", "recipe.toml"], "isoflop corpus build"),
         (["corpus", "build", "recipe.toml", "--ot", "x"], "--out"),
-        ([], "corpus build"),
+        (["corpus", "bild"], "build"),
+        (["zzz"], "isoflop --help lists"),
     ],
 )
 def test_a_mistyped_option_or_command_is_refused_with_what_there_is(capsys, arguments, suggestion):
@@ -320,17 +324,41 @@ def test_two_commands_in_one_folder_are_refused(refused, files, tmp_path, tiny_t
     assert "another process is working in" in message
 
 
-def test_help_lists_the_commands_in_the_order_of_the_data_flow(capsys):
-    with pytest.raises(SystemExit) as stopped:
-        cli.main(["--help"])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["fit", "--help"], ["imaging", "train", "--help"], ["keys", "train"]]
+)
+def test_help_imports_nothing_heavy(arguments):
+    heavy = ("torch", "numpy", "scipy", "pydantic", "matplotlib")
+    code = f"import sys; from isoflop.cli.main import main; main({arguments}); "
+    code += f"print([m for m in {heavy} if m in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
+def test_help_lists_the_commands_in_the_order_of_the_data_flow(capsys, arguments):
+    cli.main(arguments)
     text = capsys.readouterr().out
-    assert stopped.value.code == 0
     order = ["corpus build", "tokens", "inspect", "ladder", "sweep", "fit"]
     order += ["plan", "train", "extend", "passkey", "score", "export", "import", "compare", "report", "demo"]
     order += ["optics inspect", "optics demo"]
     order += [f"imaging {name}" for name in ("train", "evaluate", "sweep", "report", "demo")]
+    order += ["keys", "schema"]
     shown = re.findall(r"^\W+([a-z]+(?: [a-z]+)?) +[A-Z]", text, flags=re.M)  # a name, then its sentence
-    assert list(cli.STAGES) == order and shown == order
+    assert list(cli.COMMANDS) == order and shown == order
+
+
+def test_commands_of_a_group_are_listed_by_its_name_alone(capsys):
+    cli.main(["imaging"])
+    assert re.findall(r"^\W+([a-z]+) +[A-Z]", capsys.readouterr().out, flags=re.M) == list(IMAGING)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_knows_commands_options_and_choices(capsys, shell):
+    cli.main(["--show-completion", "--shell", shell])
+    script = capsys.readouterr().out
+    for word in ("imaging", "evaluate", "keep-weights", "micro-batch", "parabola"):
+        assert word in script
 
 
 def test_a_dry_run_counts_and_touches_nothing(files, tmp_path, tiny_tree, capsys):
@@ -385,14 +413,6 @@ def test_an_unknown_option_is_named_and_not_the_recipe_that_follows_it(refused):
     message = refused("train", "--otu", "runs/x", "recipe.toml")
     assert "--otu is not an option of isoflop train; did you mean --out?" in message
     assert "isoflop fit --help" in refused("fit", "--zzz=1", "records.jsonl")
-
-
-def test_a_mistyped_command_is_named():
-    with pytest.raises(RecipeError, match="trian is not a command of isoflop; did you mean train"):
-        cli._group_of(["trian", "recipe.toml"])
-    with pytest.raises(RecipeError, match="zzz is not a command of isoflop; isoflop --help lists"):
-        cli._group_of(["zzz"])
-    assert cli._group_of(["corpus", "build"]) == "corpus" and cli._group_of(["train"]) == ""
 
 
 def test_an_output_never_replaces_what_the_command_reads(refused, tmp_path):

@@ -81,6 +81,15 @@ def test_the_page_is_self_contained_and_shows_pictures_controls_and_origin(study
     assert write_report(folder).read_text(encoding="utf-8") == text
 
 
+def test_names_from_outside_stay_text(study, tmp_path):
+    shutil.copytree(study[0], tmp_path / "evil")
+    records = (tmp_path / "evil/records.jsonl").read_text(encoding="utf-8")
+    evil = "<script>alert(1)</script>"
+    (tmp_path / "evil/records.jsonl").write_text(records.replace('"tiny"', f'"{evil}"'), encoding="utf-8")
+    text = write_report(tmp_path / "evil", title=evil).read_text(encoding="utf-8")
+    assert "<script" not in text and text.count("&lt;script&gt;") >= 3
+
+
 def test_a_folder_without_runs_has_no_page(tmp_path):
     with pytest.raises(DataError, match=r"has no records\.jsonl"):
         write_report(tmp_path)

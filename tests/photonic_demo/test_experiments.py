@@ -1,5 +1,6 @@
 """Experiments of the page: small ones here, all of them with `-m slow` through the command."""
 
+import dataclasses
 import json
 import math
 
@@ -8,6 +9,8 @@ import pytest
 from isoflop.cli import main as cli
 from isoflop.optics.config import load_preset
 from isoflop.photonic_demo import experiments
+from isoflop.photonic_demo.demo import measure
+from isoflop.photonic_demo.page import core_page
 
 
 def test_the_eye_opens_with_bandwidth_and_the_symbol_model_is_the_optimist():
@@ -69,6 +72,23 @@ def test_bad_input_is_one_message_and_exit_2(arguments, message, capsys):
         cli.main(["optics", "inspect", *arguments])
     shown = capsys.readouterr().err
     assert found.value.code == 2 and message in shown and shown.count("\n") == 1
+
+
+def test_the_page_states_what_was_measured_and_names_from_outside_stay_text():
+    evil = '<script>alert("x")</script>'
+    config = load_preset("lin2024")
+    row = {"bits": 8, "electrons": 10.0, "moved": 0.5, "in_situ": 0.9, "clipped": 0.001}
+    accuracy = {"bits": [row], "electrons": [row], "digital": 0.95, "widths": [784, 64, 10], "epochs": 2}
+    results = {
+        **measure(config, 0, "lin2024"),
+        "accuracy": {**accuracy, "n_train": 2500, "n_test": 2000},
+        "origin": {"preset": evil, "seed": 0, "commit": None, "hardware": evil, "time": evil, "wall_s": 1.0}
+        | {"config": dataclasses.asdict(config)},
+    }
+    page = core_page(results, {"eye": "<svg></svg>"})
+    assert "120.0 GOPS" in page and "784-64-10" in page and "get\n50.0%, those that met the core" in page
+    assert page.count("<figure>") == 1 and "commit unknown" in page
+    assert "<script" not in page and page.count("&lt;script&gt;") == 3
 
 
 @pytest.mark.slow

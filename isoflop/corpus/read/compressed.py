@@ -14,7 +14,7 @@ import io
 import lzma
 import zlib
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import zstandard
 
@@ -189,7 +189,8 @@ def _decode_zstd(raw: io.FileIO) -> Iterator[bytes]:
     end = _zstd_frame_end(raw, start)
     raw.seek(start)
     decompressor = zstandard.ZstdDecompressor(max_window_size=ZSTD_MAX_WINDOW)
-    reader = decompressor.stream_reader(_Until(raw, end), read_across_frames=False, closefd=False)
+    source: Any = _Until(raw, end)
+    reader = decompressor.stream_reader(source, read_across_frames=False, closefd=False)
     try:
         while data := reader.read1(CHUNK_BYTES):
             yield data

@@ -58,16 +58,8 @@ def fit_rows(table: Table, used: list[str]) -> tuple[Table, list[str]]:
 def import_checks(table: Table) -> list[str]:
     """All checks; an empty list means that nothing looks wrong."""
     found: list[str] = []
-    for check in (
-        _label_against_count,
-        _product_against_compute,
-        _tokens_against_steps,
-        _uncooled,
-        _rounded_labels,
-        _duplicates,
-        _several_sources,
-        _units,
-    ):
+    counts = (_label_against_count, _product_against_compute, _tokens_against_steps)
+    for check in (*counts, _uncooled, _rounded_labels, _duplicates, _several_sources, _units):
         found.extend(check(table))
     return found
 
@@ -197,7 +189,7 @@ def _duplicates(table: Table) -> list[str]:
     copies = len(rows) - len(set(rows))
     if copies:
         found.append(f"{copies} rows are exact copies of another row; they count twice: remove them")
-    names = (
+    scale = (
         "n_params",
         "flops_per_token",
         "n_tokens",
@@ -207,7 +199,7 @@ def _duplicates(table: Table) -> list[str]:
         "n_experts",
         "n_active",
     )
-    identity = [name for name in names if table.has(name)]
+    identity = [name for name in scale if table.has(name)]
     loss = next((name for name in ("loss_nats", "bits_per_byte") if table.has(name)), None)
     if loss and len(identity) >= 2:
         setting = list(zip(*(table.columns[name].tolist() for name in identity)))
@@ -229,9 +221,9 @@ def _several_sources(table: Table) -> list[str]:
             found.append(
                 f"column {name} holds {len(values)} kinds of runs: {shown}; one law is fitted to all: use --where"
             )
-    for name in ("tokenizer_sha256",):
-        if name in table.columns and len(set(table.text(name).tolist())) > 1 and not table.has("bits_per_byte"):
-            found.append(f"column {name} differs between rows: losses per token cannot be compared; use bits_per_byte")
+    name = "tokenizer_sha256"
+    if name in table.columns and len(set(table.text(name).tolist())) > 1 and not table.has("bits_per_byte"):
+        found.append(f"column {name} differs between rows: losses per token cannot be compared; use bits_per_byte")
     return found
 
 
@@ -252,15 +244,6 @@ def families(table: Table) -> dict[str, int]:
         for e, a, s, m, text in zip(experts, active, shared, latent, formats)
     ]
     return dict(Counter(kinds))
-
-
-def mixed_families(table: Table) -> list[str]:
-    """A warning where one law would be fitted to models of several kinds."""
-    kinds = families(table)
-    if len(kinds) < 2:
-        return []
-    shown = "; ".join(f"{name} ({count} rows)" for name, count in kinds.items())
-    return [f"{len(kinds)} kinds of models share one law: {shown}; fit each alone (--where), or --law experts to all"]
 
 
 def _units(table: Table) -> list[str]:

@@ -7,7 +7,7 @@ every one it uses), granularity, active parameters and compute. A row without ex
 import numpy as np
 
 from isoflop.scaling.fit.expert_forms import Form, Runs
-from isoflop.scaling.fit.isoflop import group_budgets, vertex_table
+from isoflop.scaling.fit.isoflop import find_vertices, group_budgets
 from isoflop.scaling.fit.table import Table
 
 LAW = "law experts"
@@ -132,9 +132,9 @@ def optima(table: Table, runs: Runs, losses: np.ndarray) -> tuple[Runs, np.ndarr
                 continue
             budgets = group_budgets(part, LAW)
             wide = [budget for budget in budgets if budget.n_sizes >= 3]
-            vertices = vertex_table(wide, "parabola")[0]
-            optima += [(v["total_flops"], experts, granularity, v["loss"]) for v in vertices if v["used"]]
-            left_out += sum(not v["used"] for v in vertices)
+            vertices = find_vertices(wide)[0]
+            optima += [(v.total_flops, experts, granularity, v.loss) for v in vertices if v.used]
+            left_out += sum(not v.used for v in vertices)
             for budget in (budget for budget in budgets if budget.n_sizes < 3):
                 optima.append((budget.total_flops, experts, granularity, float(budget.loss.min())))
     flops, kinds, cuts, best = np.array(optima).T

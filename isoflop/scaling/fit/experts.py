@@ -10,7 +10,6 @@ shared), or activated_share; granularity, or d_model and d_expert. A row without
 
 import dataclasses
 import itertools
-from typing import Any
 
 import numpy as np
 
@@ -27,6 +26,7 @@ from isoflop.scaling.fit.expert_runs import (
     undetermined,
 )
 from isoflop.scaling.fit.least_squares import least_squares
+from isoflop.scaling.fit.one_law import OneLaw
 from isoflop.scaling.fit.table import Table
 
 PRIORS = {"clark": "clark_sbase", "joint": "joint", "granularity": "granularity", "leverage": "ling_leverage"}
@@ -35,7 +35,7 @@ PRIORS = {"clark": "clark_sbase", "joint": "joint", "granularity": "granularity"
 
 def fit_experts(
     table: Table, *, form: str = "", bootstrap: int = 1000, seed: int = 0, loss: str | None = None
-) -> dict[str, Any]:
+) -> OneLaw:
     """Fit one form, or every form that the table allows.
 
     Returns `fits` by form: constants, `rmse_log10`, `rmse_ln`, `interval_95`, `bootstrap_sd`, `held` (constants that
@@ -54,7 +54,7 @@ def fit_experts(
             f"{LAW}: all {len(losses)} rows have {runs.n_experts[0]:g} experts per active one; a law of experts needs "
             "at least two kinds, for example a dense sweep beside a mixture: give both tables"
         )
-    fits: dict[str, Any] = {}
+    fits: dict[str, dict[str, object]] = {}
     skipped: dict[str, str] = {}
     warnings: list[str] = []
     for name in [form] if form else list(FORMS):
@@ -65,23 +65,16 @@ def fit_experts(
             skipped[name] = reason
             continue
         own_runs, own_losses, weight = used
-        fits[name] = fit_form(FORMS[name], own_runs, own_losses, weight=weight, bootstrap=bootstrap, seed=seed)
-        warnings += [f"{name}: {note}" for note in (*notes, *fits[name].pop("notes"))]
+        fit = fit_form(FORMS[name], own_runs, own_losses, weight=weight, bootstrap=bootstrap, seed=seed)
+        fits[name] = fit.found
+        warnings += [f"{name}: {note}" for note in (*notes, *fit.warnings)]
     if not fits:
         raise FitError(f"{LAW}: no form can be fitted: " + "; ".join(f"{k}: {v}" for k, v in skipped.items()))
-    return {
-        "fits": fits,
-        "skipped": skipped,
-        "n_rows": len(losses),
-        "bootstrap": {"resamples": bootstrap, "seed": seed, "group": "row, by weights of mean 1"},
-        "warnings": warnings,
-        "conventions": {
-            **conventions,
-            "loss": loss_name,
-            "residual": "ln loss, least squares",
-            "E": "(n_experts + n_shared) / (n_active + n_shared), dense 1; A = 1 / E",
-        },
-    }
+    found: dict[str, object] = {"fits": fits, "skipped": skipped, "n_rows": len(losses)}
+    found["bootstrap"] = {"resamples": bootstrap, "seed": seed, "group": "row, by weights of mean 1"}
+    conventions = {**conventions, "loss": loss_name, "residual": "ln loss, least squares"}
+    conventions["E"] = "(n_experts + n_shared) / (n_active + n_shared), dense 1; A = 1 / E"
+    return OneLaw(found, warnings, conventions)
 
 
 def fit_form(
@@ -92,7 +85,7 @@ def fit_form(
     weight: np.ndarray | None = None,
     bootstrap: int = 1000,
     seed: int = 0,
-) -> dict[str, Any]:
+) -> OneLaw:
     """Constants of one form with intervals. Resamples weigh the rows anew (see isoflop.scaling.fit.joint)."""
     weight = np.ones(len(losses)) if weight is None else weight
     centre = tuple(float(np.log(v).mean()) if name in form.needs else 0.0 for name, v in _logged(runs))
@@ -116,7 +109,7 @@ def fit_form(
     theta = finished[int(cost.argmin())]
     constants = form.natural(theta[None], centre)[0]  # type: ignore[arg-type]
     rmse = float(np.sqrt((residuals(theta[None])[0].real ** 2).mean()))
-    result: dict[str, Any] = {
+    result: dict[str, object] = {
         "formula": form.formula,
         **dict(zip(form.constants, map(float, constants))),
         "n_rows": len(losses),
@@ -124,9 +117,9 @@ def fit_form(
         "rmse_log10": rmse / float(np.log(10)),
         "held": {name: float(constants[form.constants.index(name)]) for name in held},
         "published": {"name": prior.name, "source": prior.source, "grade": prior.grade, **prior.constants},
-        "notes": [f"{name} held at {prior.name}'s value: {reason}" for name, reason in held.items()],
     }
-    result["notes"] += [
+    notes = [f"{name} held at {prior.name}'s value: {reason}" for name, reason in held.items()]
+    notes += [
         f"{name} stands at the edge of its range; the runs do not fix it"
         for index, name in enumerate(form.constants)
         if free[index] and min(theta[index] - lower[index], upper[index] - theta[index]) < 1e-6
@@ -141,7 +134,7 @@ def fit_form(
         result["bootstrap_sd"] = dict(zip(form.constants, resamples.std(0, ddof=1).tolist()))
     if form.name == "leverage":
         result["leverage"] = _leverage_rows(runs, constants, resamples)
-    return result
+    return OneLaw(result, notes)
 
 
 def leverage_at(constants: np.ndarray, share: float, granularity: float, total_flops: float) -> np.ndarray:
@@ -181,7 +174,7 @@ def _starts(form: Form, runs: Runs, losses: np.ndarray, published: dict[str, flo
     return np.array(rows, dtype=float)
 
 
-def _leverage_rows(runs: Runs, constants: np.ndarray, resamples: np.ndarray) -> list[dict[str, Any]]:
+def _leverage_rows(runs: Runs, constants: np.ndarray, resamples: np.ndarray) -> list[dict[str, object]]:
     """EL of each kind of mixture in the table at its largest compute."""
     rows = []
     mixture = runs.n_experts > 1 + SAME
@@ -190,7 +183,7 @@ def _leverage_rows(runs: Runs, constants: np.ndarray, resamples: np.ndarray) -> 
         for granularity in distinct_values(runs.granularity[of_experts], SAME_CUT):
             mine = of_experts & near(runs.granularity, granularity, SAME_CUT)
             flops = float(runs.total_flops[mine].max())
-            row: dict[str, Any] = {
+            row: dict[str, object] = {
                 "activated_share": 1 / experts,
                 "granularity": granularity,
                 "total_flops": flops,

@@ -10,21 +10,20 @@ Shapes: R resamples, S rows of a budget.
 """
 
 import dataclasses
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
-import scipy.interpolate
 
 from isoflop.errors import FitError
-from isoflop.scaling.fit.power_law import fit_allocation
 from isoflop.scaling.fit.table import Table
+from isoflop.scaling.laws import Vertex
 
 LAW = "law parabola"
 SAME_BUDGET = 1.10  # rows belong to one budget while neighbours in compute differ by less than this factor
 WIDEST_BUDGET = 1.5  # a chain of neighbours wider than this is a cloud of runs, not a budget
-WALL = 1 / 3  # assumption: a quadratic in log N holds up to this much above the best loss
-WALLED_SHARE = 1 / 4  # assumption: with this share of budgets beyond it, "auto" interpolates
 EDGE_SLACK = 0.25  # of the tested width; further outside, no standard error excuses a vertex
+Power = float | list[float]
+"""A number of a fitted power law: exponent, coefficient, standard deviation, or an interval."""
 FEW_SIZES = 5  # scaling-laws.md section 2: keep at least five sizes near the vertex
 
 
@@ -48,7 +47,7 @@ class Budget:
 
 
 @dataclasses.dataclass(frozen=True)
-class Vertex:
+class Bottom:
     """The bottom of one bowl, in log10 of the abscissa."""
 
     position: float
@@ -94,30 +93,6 @@ def group_budgets(table: Table, law: str = LAW, *, loss: str | None = None, scal
     return sorted(budgets, key=lambda budget: budget.total_flops)
 
 
-def check_sizes(budgets: list[Budget], law: str = LAW) -> None:
-    """Refuse budgets that cannot have a vertex. Raises FitError when one has fewer than three sizes."""
-    thin = [budget for budget in budgets if budget.n_sizes < 3]
-    if thin:
-        named = ", ".join(f"{b.budget_flops:.3g} ({b.n_sizes})" for b in thin[:6]) + (" ..." if len(thin) > 6 else "")
-        raise FitError(
-            f"{law}: {len(thin)} of {len(budgets)} budgets have fewer than three model sizes: {named}; a vertex needs "
-            "at least three, better five: add sizes, or leave the budget out with --where"
-        )
-
-
-def choose_interpolation(budgets: list[Budget], asked: str = "auto") -> tuple[str, str]:
-    """`parabola` or `akima`, and why."""
-    if asked in ("parabola", "akima"):
-        return asked, "as asked"
-    if asked != "auto":
-        raise FitError(
-            f"interpolation = {asked!r} must be auto, parabola or akima; auto decides by the height of walls"
-        )
-    walled = sum(bool(budget.loss.max() > (1 + WALL) * budget.loss.min()) for budget in budgets)
-    reason = f"{walled} of {len(budgets)} budgets reach more than a third above their best loss"
-    return ("akima" if walled >= WALLED_SHARE * len(budgets) else "parabola"), reason
-
-
 def quadratic_vertices(x: np.ndarray, loss: np.ndarray, weight_RS: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Vertex and minimum of the weighted quadratic through the points, each R; NaN where it has no minimum."""
     centre, width = x.mean(), max(float(np.ptp(x)), 1e-12)
@@ -131,32 +106,34 @@ def quadratic_vertices(x: np.ndarray, loss: np.ndarray, weight_RS: np.ndarray) -
     return centre + width * position, c_R3[:, 0] + c_R3[:, 1] * position + curvature * position**2
 
 
-def find_vertex(x: np.ndarray, loss: np.ndarray, weight: np.ndarray, interpolation: str) -> Vertex:
-    """The bottom of one bowl over x = log10 of scale or tokens, and whether it may be used."""
-    if interpolation == "akima":
-        return _akima_vertex(x, loss, weight)
+def find_vertex(x: np.ndarray, loss: np.ndarray, weight: np.ndarray) -> Bottom:
+    """The bottom of one bowl over x = log10 of scale or tokens by a quadratic, and whether it may be used."""
     position, bottom = (float(part[0]) for part in quadratic_vertices(x, loss, weight[None]))
     low, high = float(x.min()), float(x.max())
     if not np.isfinite(position):
-        return Vertex(position, bottom, False, False, "the loss does not bend upwards")
+        return Bottom(position, bottom, False, False, "the loss does not bend upwards")
     if low <= position <= high:
-        return Vertex(position, bottom, True, True)
+        return Bottom(position, bottom, True, True)
     outside = low - position if position < low else position - high
     side = "below" if position < low else "above"
     note = f"the vertex 10^{position:.2f} lies {side} the tested 10^{low:.2f} to 10^{high:.2f}"
     error = _vertex_error(x, loss, weight, position)
     if outside <= min(error, EDGE_SLACK * (high - low)):
         note += f", by {outside:.2f} decades, within its standard error of {error:.2f}"
-        return Vertex(position, bottom, False, True, note)
-    return Vertex(position, bottom, False, False, note)
+        return Bottom(position, bottom, False, True, note)
+    return Bottom(position, bottom, False, False, note)
 
 
-def vertex_table(budgets: list[Budget], interpolation: str) -> tuple[list[dict[str, Any]], list[str]]:
-    """One row per budget: optimum in scale and in tokens, loss, whether it is used; and a warning per problem."""
+FindBottom = Callable[[np.ndarray, np.ndarray, np.ndarray], Bottom]
+"""(log10 of scale or tokens, loss, weight) -> the bottom of the bowl."""
+
+
+def find_vertices(budgets: list[Budget], bottom: FindBottom = find_vertex) -> tuple[list[Vertex], list[str]]:
+    """The optimum of every budget in scale and in tokens, whether it is used; and a warning per problem."""
     rows, warnings = [], []
     for budget in budgets:
-        by_scale = find_vertex(np.log10(budget.scale), budget.loss, budget.weight, interpolation)
-        by_tokens = find_vertex(np.log10(budget.tokens), budget.loss, budget.weight, interpolation)
+        by_scale = bottom(np.log10(budget.scale), budget.loss, budget.weight)
+        by_tokens = bottom(np.log10(budget.tokens), budget.loss, budget.weight)
         used = by_scale.used and by_tokens.used
         for vertex, what, better in ((by_scale, "model scale", "sizes"), (by_tokens, "tokens", "token counts")):
             if vertex.note:
@@ -170,21 +147,60 @@ def vertex_table(budgets: list[Budget], interpolation: str) -> tuple[list[dict[s
                 f"budget {budget.budget_flops:.4g} has only {budget.n_sizes} model sizes; better five or more"
             )
         rows.append(
-            {
-                "budget_flops": budget.budget_flops,
-                "total_flops": budget.total_flops,
-                "scale_opt": 10**by_scale.position,
-                "tokens_opt": 10**by_tokens.position,
-                "loss": by_scale.loss,
-                "inside": by_scale.inside and by_tokens.inside,
-                "used": used,
-                "points": [
+            Vertex(
+                budget_flops=budget.budget_flops,
+                total_flops=budget.total_flops,
+                scale_opt=10**by_scale.position,
+                tokens_opt=10**by_tokens.position,
+                loss=by_scale.loss,
+                inside=by_scale.inside and by_tokens.inside,
+                used=used,
+                points=[
                     {"scale": float(s), "tokens": float(d), "loss": float(y)}
                     for s, d, y in sorted(zip(budget.scale, budget.tokens, budget.loss))
                 ],
-            }
+            )
         )
     return rows, warnings
+
+
+def lines(x: np.ndarray, y_RB: np.ndarray, weight_RB: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Slope and intercept of weighted straight lines, each R; missing points (NaN) count nothing."""
+    weight_RB = np.where(np.isfinite(y_RB), weight_RB, 0.0)
+    y_RB = np.where(np.isfinite(y_RB), y_RB, 0.0)
+    total = weight_RB.sum(1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        x_mean, y_mean = weight_RB @ x / total, (weight_RB * y_RB).sum(1) / total
+        offset = x - x_mean[:, None]
+        spread = (weight_RB * offset**2).sum(1)
+        spread = np.where(spread > 1e-9 * total * np.ptp(x) ** 2, spread, np.nan)  # all weight on one budget
+        slope = (weight_RB * offset * (y_RB - y_mean[:, None])).sum(1) / spread
+        return slope, y_mean - slope * x_mean
+
+
+def fit_allocation(
+    flops: np.ndarray,
+    best: np.ndarray,
+    letter: str,
+    *,
+    draws_RB: np.ndarray,
+    weight_RB: np.ndarray,
+    weight: np.ndarray | None = None,
+) -> dict[str, Power]:
+    """`{letter}_exponent`, `{letter}_coefficient` with intervals; `draws_RB` are resampled log10 optima."""
+    weight = np.ones(len(flops)) if weight is None else weight
+    x = np.log10(flops)
+    slope, intercept = (float(part[0]) for part in lines(x, np.log10(best)[None], weight[None]))
+    result: dict[str, Power] = {f"{letter}_exponent": slope, f"{letter}_coefficient": 10**intercept}
+    slopes, intercepts = lines(x, draws_RB, weight_RB * weight)
+    fine = np.isfinite(slopes)
+    if fine.sum() < 2:
+        return result
+    slopes, coefficients = slopes[fine], 10 ** intercepts[fine]
+    result[f"{letter}_exponent_sd"] = float(slopes.std(ddof=1))
+    result[f"{letter}_exponent_interval_95"] = np.percentile(slopes, [2.5, 97.5]).tolist()
+    result[f"{letter}_coefficient_interval_95"] = np.percentile(coefficients, [2.5, 97.5]).tolist()
+    return result
 
 
 def resampled_vertices(budgets: list[Budget], weight_RN: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -206,103 +222,11 @@ def resampled_vertices(budgets: list[Budget], weight_RN: np.ndarray) -> tuple[np
     return found[0], found[1], found[2]
 
 
-def fit_parabola(
-    table: Table,
-    *,
-    bootstrap: int = 1000,
-    seed: int = 0,
-    interpolation: str = "auto",
-    loss: str | None = None,
-    scale: str | None = None,
-) -> dict[str, Any]:
-    """Fit N* = k C^a and D* = k' C^b through the bottoms of the IsoFLOP curves.
-
-    Intervals: runs inside each budget are resampled by exponential weights (the Bayesian bootstrap: no resample loses
-    the third size of a budget); interpolated bottoms are resampled as whole budgets, likewise.
-
-    Raises:
-        FitError: a budget with fewer than three sizes, or fewer than two budgets with a vertex in the tested range.
-    """
-    return fit_curves(table, bootstrap=bootstrap, seed=seed, interpolation=interpolation, loss=loss, scale=scale)[0]
-
-
-def fit_curves(
-    table: Table,
-    *,
-    bootstrap: int,
-    seed: int,
-    interpolation: str,
-    loss: str | None = None,
-    scale: str | None = None,
-) -> tuple[dict[str, Any], np.ndarray | None]:
-    """`fit_parabola`, and the resampled losses at the used vertices (R x budgets; None where budgets are resampled)."""
-    scale_name = table.scale(LAW, scale)[0]
-    budgets = group_budgets(table, loss=loss, scale=scale)
-    check_sizes(budgets)
-    method, reason = choose_interpolation(budgets, interpolation)
-    vertices, warnings = vertex_table(budgets, method)
-    used = [index for index, vertex in enumerate(vertices) if vertex["used"]]
-    if len(used) < 2:
-        raise FitError(
-            f"{LAW}: vertex outside the tested range in {len(budgets) - len(used)} of {len(budgets)} budgets; two "
-            f"usable budgets are the least: {'; '.join(warnings[:4])}"
-        )
-    flops = np.array([vertices[i]["total_flops"] for i in used])
-    generator = np.random.default_rng(seed)
-    draws = None
-    budget_weight_RB = np.ones((bootstrap, len(used)))
-    if bootstrap and method == "parabola":
-        weight_RN = generator.exponential(size=(bootstrap, table.n_rows)) * table.weights()
-        draws = resampled_vertices([budgets[i] for i in used], weight_RN)
-    elif bootstrap:
-        budget_weight_RB = generator.exponential(size=(bootstrap, len(used)))
-    result: dict[str, Any] = {}
-    for letter, key, part in (("n", "scale_opt", 0), ("d", "tokens_opt", 1)):
-        best = np.array([vertices[i][key] for i in used])
-        moved = np.tile(np.log10(best), (bootstrap, 1)) if draws is None else draws[part]
-        result |= fit_allocation(flops, best, letter, draws_RB=moved, weight_RB=budget_weight_RB)
-    return result | {
-        "vertices": vertices,
-        "n_budgets": len(budgets),
-        "n_budgets_used": len(used),
-        "n_rows": table.n_rows,
-        "scale": scale_name,
-        "interpolation": method,
-        "bootstrap": {"resamples": bootstrap, "seed": seed, "group": "budget" if draws is None else "row in budget"},
-        "warnings": warnings,
-        "conventions": {
-            "law": "N* = n_coefficient C^n_exponent, D* = d_coefficient C^d_exponent, unweighted in log10",
-            "N": scale_name,
-            "interpolation": f"{method} ({reason})",
-            "vertex": "quadratic in log10 N and, separately, log10 D, through all points of a budget"
-            if method == "parabola"
-            else "Akima through ln loss over ln N and, separately, ln D; the lowest point between the tested sizes",
-        },
-    }, None if draws is None else draws[2]
-
-
 def _clusters(rows: np.ndarray, values: np.ndarray) -> list[np.ndarray]:
     """Split rows where neighbours in sorted order differ by more than `SAME_BUDGET`."""
     order = rows[np.argsort(values[rows], kind="stable")]
     gaps = np.flatnonzero(values[order][1:] > SAME_BUDGET * values[order][:-1]) + 1
     return [np.sort(part) for part in np.split(order, gaps)]
-
-
-def _akima_vertex(x: np.ndarray, loss: np.ndarray, weight: np.ndarray) -> Vertex:
-    positions, index = np.unique(x, return_inverse=True)
-    mean_loss = np.bincount(index, weight * loss) / np.bincount(index, weight)
-    lowest = int(mean_loss.argmin())
-    if lowest in (0, len(positions) - 1):
-        side = "below" if lowest == 0 else "above"
-        note = (
-            f"the lowest loss is at the edge, so the vertex lies {side} 10^{positions[0]:.2f} to 10^{positions[-1]:.2f}"
-        )
-        return Vertex(float(positions[lowest]), float(mean_loss[lowest]), False, False, note)
-    curve = scipy.interpolate.Akima1DInterpolator(positions, np.log(mean_loss))
-    fine = np.linspace(positions[lowest - 1], positions[lowest + 1], 4001)
-    values = curve(fine)
-    best = int(values.argmin())
-    return Vertex(float(fine[best]), float(np.exp(values[best])), True, True)
 
 
 def _vertex_error(x: np.ndarray, loss: np.ndarray, weight: np.ndarray, position: float) -> float:

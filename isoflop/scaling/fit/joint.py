@@ -1,7 +1,6 @@
-"""All laws of one's own sweep on joint bootstrap resamples: records -> the dictionary that `laws.json` holds.
+"""All laws of one's own sweep on joint bootstrap resamples: records -> `Laws`.
 
-Row i of every list in `resamples` comes from resample i, so that whoever plans can carry the joint uncertainty to the
-decision. A resample weighs the settings anew (random weights of mean 1: the Bayesian bootstrap, which never loses the
+A resample weighs the settings anew (random weights of mean 1: the Bayesian bootstrap, which never loses the
 third size of a small budget); their variance is n/(n - 5), which makes up for what five constants hide of the noise of
 n cells. On made-up sweeps of 20 to 30 cells each law's 90% interval then held the truth in about 90% of cases; adding
 noise to the losses as well doubled the variance for nothing. One rehearsal is kept: without the largest budget,
@@ -15,7 +14,8 @@ has a prior, the same for every law; a sweep that knows better outvotes it.
 import dataclasses
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
@@ -25,25 +25,27 @@ from isoflop.errors import FitError
 from isoflop.scaling.fit.checks import check_resamples, families, fit_rows, import_checks
 from isoflop.scaling.fit.isoflop import (
     Budget,
-    choose_interpolation,
+    find_vertices,
+    fit_allocation,
     group_budgets,
+    lines,
     resampled_vertices,
-    vertex_table,
 )
 from isoflop.scaling.fit.lr_batch import fit_hyper
-from isoflop.scaling.fit.optimise import Objective, minimise
-from isoflop.scaling.fit.parametric import (
+from isoflop.scaling.fit.parametric import Objective, Points, fit_centre, make_objective, minimise, surface_points
+from isoflop.scaling.fit.pooled import NO_PRIOR, FloorPrior, PooledCurve, fit_pooled
+from isoflop.scaling.fit.table import Table
+from isoflop.scaling.laws import (
     CONSTANTS,
     FLOPS_FACTOR,
-    Points,
+    Allocation,
+    Laws,
+    LossAtOptimum,
+    Noise,
+    Rehearsal,
     Surface,
-    fit_centre,
-    make_objective,
-    surface_points,
 )
-from isoflop.scaling.fit.pooled import NO_PRIOR, FloorPrior, PooledCurve, fit_pooled
-from isoflop.scaling.fit.power_law import fit_allocation, lines
-from isoflop.scaling.fit.table import Table
+from isoflop.scaling.lr_batch_law import RateBatchFit
 from isoflop.scaling.sweep.records import RunRecord
 
 logger = logging.getLogger(__name__)
@@ -68,25 +70,29 @@ NEARNESS = (
 PRIOR_STRATA = 8  # resamples are dealt out over so many equally likely means of the prior: its doubt is in the interval
 
 
-def fit_law_set(
-    records: Table | Sequence[RunRecord],
+def fit(
+    runs: Table | str | Path | Sequence[str | Path] | Sequence[RunRecord] | Sequence[Mapping[str, object]],
     *,
+    mapping: str = "",
     bootstrap: int = 1000,
     seed: int = 0,
     loss: str | None = None,
     scale: str | None = None,
     hyper: bool = True,
-) -> dict[str, Any]:
-    """Fit every law to the cells of a sweep, with joint resamples, noise, and a rehearsal without the largest budget.
+) -> Laws:
+    """Fit every law to the runs of a sweep, with joint resamples, noise, and a rehearsal without the largest budget.
 
-    Targets and runs that diverged or were not cooled are left out and named in `warnings`. `loss` is bits_per_byte
-    where the records have it, `scale` flops_per_token; without them loss_nats and n_params.
+    Runs come as files (CSV or JSONL), records, one mapping per run, or a `Table`. Columns, others with `mapping`
+    (ours=theirs,...): flops_per_token or n_params, n_tokens, bits_per_byte or loss_nats, and, where they are known,
+    total_flops and budget_flops. Targets and runs that diverged or were not cooled are left out and named in
+    `warnings`. `loss` is bits_per_byte where the runs have it, `scale` flops_per_token, unless given.
 
     Raises:
+        DataError: a file is missing or malformed.
         FitError: fewer than 9 cells or 3 budgets with three sizes, cells of several families, a single resample.
     """
     check_resamples(bootstrap)
-    table = records if isinstance(records, Table) else Table.from_records(records)
+    table = Table.of(runs).map(mapping)
     scale = scale or ("flops_per_token" if table.has("flops_per_token") else table.scale(LAW)[0])
     loss = loss or ("bits_per_byte" if table.has("bits_per_byte") else table.loss(LAW)[0])
     table, warnings = _cells(table, scale, loss)
@@ -101,56 +107,44 @@ def fit_law_set(
 
     prior = _Prior(FLOOR_BITS_PER_BYTE, FLOOR_SPREAD) if loss == "bits_per_byte" else None
     centres = {name: _surface_centre(points, name, prior) for name in SURFACES}
-    relative_sd = _noise(points, centres["mse"][0])
     flops = np.array([budget.total_flops for budget in budgets])
     compute = FLOPS_FACTOR[scale] * points.scale * points.tokens
     pooled = _pooled_centre(compute, points, prior)
 
-    n_cells = len(points.loss)
     weight_RS = _joint_weights(points, generator, bootstrap)
-    resamples: dict[str, Any] = {}
-    surfaces: dict[str, Any] = {}
-    for name, (theta, value, _) in centres.items():
-        surfaces[name] = _surface_entry(points, theta, value)
-        if bootstrap and name in RESAMPLED:
-            rows_R5 = _resample_surface(points, name, theta, weight_RS, prior)
-            resamples[f"surface_{name}"] = rows_R5.tolist()
-            surfaces[name] |= _spread(CONSTANTS, rows_R5)
-    lstar = dict(zip("Ekg", pooled.lstar()[0].tolist())) | {"reference_flops": 1.0}
+    resamples: dict[str, np.ndarray] = {}
+    surfaces = {name: _surface(points, theta, value) for name, (theta, value, _) in centres.items()}
+    lstar = LossAtOptimum(*pooled.lstar()[0].tolist())
+    moved = None
     if bootstrap:
+        for name in RESAMPLED:
+            rows_R5 = _resample_surface(points, name, centres[name][0], weight_RS, prior)
+            resamples[f"surface_{name}"] = rows_R5
+            surfaces[name] = dataclasses.replace(surfaces[name], **_spread(CONSTANTS, rows_R5))
         moved = fit_pooled(
             compute, points.scale, points.loss, weight_RS, pooled, _pooled_prior(compute, points, prior, bootstrap)
         )
-        resamples["lstar"] = moved.lstar().tolist()
-        lstar |= _spread("Ekg", moved.lstar())
-    else:
-        moved = None
-    parabola, allocation, notes = _allocation(budgets, flops, pooled, moved, weight_RS)
-    resamples |= allocation
-    warnings += notes
-    laws: dict[str, Any] = {
-        "law_set": 1,
-        "scale": scale,
-        "loss": loss,
-        "n_runs": n_cells,
-        "budgets": [budget.budget_flops for budget in budgets],
-        "largest_budget_flops": float(compute.max()),
-        "conventions": _conventions(records, table, scale, loss),
-        "surface": surfaces,
-        "parabola": parabola,
-        "lstar": lstar,
-        "noise": {"relative_sd": relative_sd, "degrees_of_freedom": n_cells - 5},
-        "resamples": resamples,
-        "bootstrap": {"resamples": bootstrap, "seed": seed, "group": "cell, jointly for all laws"},
-        "floor_prior": prior and {"median": prior.median, "sd_of_ln": prior.spread, "unit": loss},
-        "leave_out": _rehearsal(points, budgets, scale, prior),
-        "warnings": warnings,
-    }
-    if hyper and table.has("learning_rate"):
-        fitted = _hyper(table, seed, bootstrap)
-        if fitted is not None:
-            laws["hyper"] = fitted
-    return laws
+        resamples["lstar"] = moved.lstar()
+        lstar = dataclasses.replace(lstar, **_spread("Ekg", moved.lstar()))
+    allocation, allocation_draws, notes = _allocation(budgets, flops, pooled, moved, weight_RS)
+    return Laws(
+        scale=scale,  # type: ignore[arg-type]
+        loss=loss,
+        surfaces=surfaces,
+        allocation=allocation,
+        lstar=lstar,
+        hyper=_hyper(table, seed, bootstrap) if hyper and table.has("learning_rate") else None,
+        noise=Noise(_noise_sd(points, centres["mse"][0]), len(points.loss) - 5),
+        rehearsal=_rehearsal(points, budgets, scale, prior),
+        resamples=resamples | allocation_draws,
+        floor_prior=prior and {"median": prior.median, "sd_of_ln": prior.spread, "unit": loss},
+        bootstrap={"resamples": bootstrap, "seed": seed, "group": "cell, jointly for all laws"},
+        n_runs=len(points.loss),
+        budgets=tuple(budget.budget_flops for budget in budgets),
+        largest_budget_flops=float(compute.max()),
+        conventions=_conventions(runs, table, scale, loss),
+        warnings=(*warnings, *notes),
+    )
 
 
 def _nearer_counts_more(points: Points) -> Points:
@@ -256,10 +250,10 @@ def _pooled_centre(compute: np.ndarray, points: Points, prior: _Prior | None) ->
     )
 
 
-def _surface_entry(points: Points, theta: np.ndarray, value: float) -> dict[str, Any]:
-    constants = dict(zip(CONSTANTS, points.constants(theta[None])[0].tolist()))
-    share = constants["beta"] / (constants["alpha"] + constants["beta"])
-    return constants | {"a": share, "objective": value, "objective_mean_x1e6": 1e6 * value / len(points.loss)}
+def _surface(points: Points, theta: np.ndarray, value: float) -> Surface:
+    E, A, B, alpha, beta = points.constants(theta[None])[0].tolist()
+    mean = 1e6 * value / len(points.loss)
+    return Surface(E, A, B, alpha, beta, a=beta / (alpha + beta), objective=value, objective_mean_x1e6=mean)
 
 
 def _resample_surface(
@@ -279,9 +273,9 @@ def _resample_surface(
     return points.constants(found_R5)
 
 
-def _noise(points: Points, theta: np.ndarray) -> float:
+def _noise_sd(points: Points, theta: np.ndarray) -> float:
     """Relative standard deviation of one run around the least-squares surface, with its five constants counted."""
-    law = Surface(*points.constants(theta[None])[0])
+    law = Surface.of(points.constants(theta[None])[0])
     residual = points.loss / law.loss(points.scale, points.tokens) - 1
     return float(np.sqrt((residual**2).sum() / max(len(residual) - 5, 1)))
 
@@ -295,6 +289,7 @@ def _joint_weights(points: Points, generator: np.random.Generator, bootstrap: in
 
 
 def _spread(names: Sequence[str], rows: np.ndarray) -> dict[str, Any]:
+    """Standard deviation and interval of each constant, as fields of a law."""
     return {
         "bootstrap_sd": dict(zip(names, rows.std(0, ddof=1).tolist())),
         "interval_95": dict(zip(names, np.percentile(rows, [2.5, 97.5], axis=0).T.tolist())),
@@ -307,40 +302,42 @@ def _allocation(
     pooled: PooledCurve,
     moved: PooledCurve | None,
     weight_RS: np.ndarray,
-) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
-    """Parabola vertices and M*(C), D*(C); where too few vertices lie inside, the pooled curve gives the law."""
-    method, reason = choose_interpolation(budgets, "parabola")
-    vertices, warnings = vertex_table(budgets, method)
-    used = [index for index, vertex in enumerate(vertices) if vertex["used"]]
-    parabola: dict[str, Any] = {"vertices": vertices, "interpolation": f"{method} ({reason})", "source": "vertices"}
-    resamples: dict[str, Any] = {}
+) -> tuple[Allocation, dict[str, np.ndarray], list[str]]:
+    """Parabola vertices and M*(C), D*(C) with their resamples and warnings.
+
+    Where too few vertices lie inside, the pooled curve gives the law.
+    """
+    vertices, warnings = find_vertices(budgets)
+    used = [index for index, vertex in enumerate(vertices) if vertex.used]
+    found = Allocation(tuple(vertices), "parabola (as asked)", "vertices")
+    resamples: dict[str, np.ndarray] = {}
     if len(used) < LEAST_BUDGETS:
         warnings.append(
             f"vertex outside the tested range in {len(vertices) - len(used)} of {len(vertices)} budgets: the "
             "allocation comes from all curves fitted together; add sizes on the side the vertices lie"
         )
-        parabola["source"] = "pooled curve"
-        centre = pooled.allocation()[0]
-        parabola |= {"n_coefficient": centre[0], "n_exponent": centre[1]}
+        coefficient, exponent = pooled.allocation()[0].tolist()
         factor = float(np.mean([b.total_flops / np.mean(b.scale * b.tokens) for b in budgets]))
-        parabola |= {"d_coefficient": 1 / (factor * centre[0]), "d_exponent": 1 - centre[1]}
+        law = {"n_coefficient": coefficient, "n_exponent": exponent}
+        law |= {"d_coefficient": 1 / (factor * coefficient), "d_exponent": 1 - exponent}
         if moved is not None:
             rows = moved.allocation()
-            resamples["n_allocation"] = rows.tolist()
-            resamples["d_allocation"] = np.stack([1 / (factor * rows[:, 0]), 1 - rows[:, 1]], axis=1).tolist()
-        return parabola, resamples, warnings
+            resamples["n_allocation"] = rows
+            resamples["d_allocation"] = np.stack([1 / (factor * rows[:, 0]), 1 - rows[:, 1]], axis=1)
+        return dataclasses.replace(found, source="pooled curve", **law), resamples, warnings
     draws = resampled_vertices([budgets[i] for i in used], weight_RS)
     for letter, key, part in (("n", "scale_opt", 0), ("d", "tokens_opt", 1)):
-        best = np.array([vertices[i][key] for i in used])
+        best = np.array([getattr(vertices[i], key) for i in used])
         ones = np.ones_like(draws[part])
-        parabola |= fit_allocation(flops[used], best, letter, draws_RB=draws[part], weight_RB=ones)
+        law = fit_allocation(flops[used], best, letter, draws_RB=draws[part], weight_RB=ones)
+        found = dataclasses.replace(found, **law)  # type: ignore[arg-type]
         slope, intercept = lines(np.log10(flops[used]), draws[part], ones)
         if len(weight_RS):
-            resamples[f"{letter}_allocation"] = np.stack([10**intercept, slope], axis=1).tolist()
-    return parabola, resamples, warnings
+            resamples[f"{letter}_allocation"] = np.stack([10**intercept, slope], axis=1)
+    return found, resamples, warnings
 
 
-def _rehearsal(points: Points, budgets: list[Budget], scale: str, prior: _Prior | None) -> dict[str, Any] | None:
+def _rehearsal(points: Points, budgets: list[Budget], scale: str, prior: _Prior | None) -> Rehearsal | None:
     """Fit without the largest budget, predict its cells near the optimum; None with fewer than four budgets.
 
     Judged on the mean of the half of its cells (at least three) that were predicted to be best: choosing by what was
@@ -355,7 +352,7 @@ def _rehearsal(points: Points, budgets: list[Budget], scale: str, prior: _Prior 
     predicted = []
     for name in RESAMPLED:
         theta, _, _ = _surface_centre(part, name, prior)
-        law = Surface(*part.constants(theta[None])[0], scale=scale)
+        law = Surface.of(part.constants(theta[None])[0])
         predicted.append(np.asarray(law.loss(held_scale, held_tokens)))
     factor = FLOPS_FACTOR[scale]
     pooled = _pooled_centre(factor * part.scale * part.tokens, part, prior)
@@ -364,27 +361,27 @@ def _rehearsal(points: Points, budgets: list[Budget], scale: str, prior: _Prior 
     order = np.argsort(np.mean(predicted, axis=0))[: max(3, len(held_scale) // 2)]
     by_law = [float(values[order].mean()) for values in predicted]
     centre, measured = float(np.mean(by_law)), float(points.loss[largest.rows][order].mean())
-    return {
-        "budget_flops": largest.budget_flops,
-        "n_cells": len(order),
-        "predicted": centre,
-        "measured": measured,
-        "relative_error": centre / measured - 1,
-        "extrapolation_factor": largest.total_flops / budgets[-2].total_flops,
-        "by_law": dict(zip(("surface_log_huber", "surface_varpro", "lstar"), by_law)),
-    }
+    return Rehearsal(
+        relative_error=centre / measured - 1,
+        extrapolation_factor=largest.total_flops / budgets[-2].total_flops,
+        budget_flops=largest.budget_flops,
+        n_cells=len(order),
+        predicted=centre,
+        measured=measured,
+        by_law=dict(zip(("surface_log_huber", "surface_varpro", "lstar"), by_law)),
+    )
 
 
-def _conventions(records: Table | Sequence[RunRecord], table: Table, scale: str, loss: str) -> dict[str, Any]:
-    given: dict[str, Any] = {}
-    if not isinstance(records, Table):
-        given = next((dict(record.conventions) for record in records if record.conventions), {})
-        largest = max(records, key=lambda record: record.flops_per_token or 0.0)
-        if (largest.conventions or {}).get("family"):  # of the largest: a tiny model has one head, which is no GQA yet
-            given["family"] = (largest.conventions or {})["family"]
-        tokenizers = {record.tokenizer_sha256 for record in records if record.tokenizer_sha256}
-        if len(tokenizers) == 1:
-            given.setdefault("tokenizer_sha256", tokenizers.pop())
+def _conventions(runs: object, table: Table, scale: str, loss: str) -> dict[str, str]:
+    """How the runs were counted, as their records say, and what the laws make of it."""
+    records = [run for run in runs if isinstance(run, RunRecord)] if isinstance(runs, Sequence) else []
+    given: dict[str, str] = next((dict(record.conventions) for record in records if record.conventions), {})
+    largest = max(records, key=lambda record: record.flops_per_token or 0.0, default=None)
+    if largest and (largest.conventions or {}).get("family"):  # a tiny model has one head, which is no GQA yet
+        given["family"] = (largest.conventions or {})["family"]
+    tokenizers = {record.tokenizer_sha256 for record in records if record.tokenizer_sha256}
+    if len(tokenizers) == 1:
+        given.setdefault("tokenizer_sha256", tokenizers.pop())
     return {
         **given,
         **table.conventions,
@@ -395,7 +392,7 @@ def _conventions(records: Table | Sequence[RunRecord], table: Table, scale: str,
     }
 
 
-def _hyper(table: Table, seed: int, bootstrap: int) -> dict[str, Any] | None:
+def _hyper(table: Table, seed: int, bootstrap: int) -> RateBatchFit | None:
     """The hyper-parameter law, where the sweep varied them; a ladder that follows a prior law has nothing to fit."""
     grids = np.unique(
         np.stack([table.columns["learning_rate"], table.columns.get("batch_tokens", table.weights())]), axis=1

@@ -1,8 +1,8 @@
-"""Nonlinear least squares for many starts or bootstrap resamples at once, in numpy: Levenberg and Marquardt's method.
+"""Nonlinear least squares for many starts or bootstrap resamples at once, without formulas for derivatives.
 
 A function from parameters to residuals goes in, the parameters of least weighted squares come out. Derivatives are
-exact and cost no formulas: the function is evaluated at complex parameters, a hair off the real axis (complex-step
-differentiation), so it must be made of analytic functions (no abs, max or comparisons of parameters).
+exact: the function is evaluated at complex parameters, a hair off the real axis (complex-step differentiation), so it
+must be made of analytic functions (no abs, max or comparisons of parameters).
 
 Shapes: R problems (starts or resamples), P parameters, S rows.
 """
@@ -11,11 +11,13 @@ from collections.abc import Callable
 
 import numpy as np
 
+from isoflop.scaling.fit.solver import Damping, descend
+
 Residuals = Callable[[np.ndarray], np.ndarray]
 """Parameters (R, P), real or complex -> residuals (R, S)."""
 
 _HAIR = 1e-30  # complex steps have no cancellation, so the step may be as small as floats allow
-_SETTLED = 5  # steps in a row that gain next to nothing
+_PACE = Damping(start=1e-2, shrink=0.2, grow=6.0, most=1e12, longest_step=3.0, patience=5)
 
 
 def least_squares(
@@ -33,65 +35,27 @@ def least_squares(
     Weights may be one row for all. Returns theta (R, P) and the weighted sum of squares (R,); where residuals are not
     finite the cost is infinity.
     """
-    theta = np.clip(np.array(theta_RP, dtype=float), *bounds)
-    moving = np.flatnonzero(np.ones(theta.shape[1], dtype=bool) if free is None else free)
+    whole = np.clip(np.array(theta_RP, dtype=float), *bounds)
+    moving = np.flatnonzero(np.ones(whole.shape[1], dtype=bool) if free is None else free)
     n_rows = weight_RS.shape[-1]
-    weight_RS = np.broadcast_to(weight_RS, (len(theta), n_rows))
-    cost = np.empty(len(theta))
-    rows = max(1, 100_000 // (n_rows * max(1, len(moving))))  # chunks that stay in cache
-    for start in range(0, len(theta), rows):
-        part = slice(start, start + rows)
-        theta[part], cost[part] = _descend(
-            residuals,
-            theta[part],
-            weight_RS[part],
-            bounds=bounds,
-            moving=moving,
-            max_steps=max_steps,
-            relative_decrease=relative_decrease,
-        )
-    return theta, cost
+    weight_RS = np.broadcast_to(weight_RS, (len(whole), n_rows))
 
+    def derivatives(theta: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        at = whole[rows]
+        at[:, moving] = theta
+        return _derivatives(residuals, at, weight_RS[rows], moving)
 
-def _descend(
-    residuals: Residuals,
-    theta: np.ndarray,
-    weight: np.ndarray,
-    *,
-    bounds: tuple[np.ndarray, np.ndarray],
-    moving: np.ndarray,
-    max_steps: int,
-    relative_decrease: float,
-) -> tuple[np.ndarray, np.ndarray]:
-    lower, upper = bounds
-    damping = np.full(len(theta), 1e-2)
-    still = np.zeros(len(theta), dtype=int)
-    cost, gradient, curvature = _derivatives(residuals, theta, weight, moving)
-    active = np.arange(len(theta))
-    diagonal = np.arange(len(moving))
-    for _ in range(max_steps):
-        at, slope = theta[np.ix_(active, moving)], gradient[active]
-        blocked = ((at <= lower[moving]) & (slope > 0)) | ((at >= upper[moving]) & (slope < 0))
-        system = np.where(blocked[:, :, None] | blocked[:, None, :], 0.0, curvature[active])
-        scale = system[:, diagonal, diagonal]
-        ridge = damping[active, None] * scale + 1e-12 * scale.max(axis=1, keepdims=True) + 1e-300
-        system[:, diagonal, diagonal] += np.where(blocked, 1.0, ridge)
-        step = -np.linalg.solve(system, np.where(blocked, 0.0, slope)[:, :, None])[:, :, 0]
-        trial = theta[active]
-        trial[:, moving] = np.clip(at + np.clip(step, -3.0, 3.0), lower[moving], upper[moving])
-        new = _derivatives(residuals, trial, weight[active], moving)
-        gain = np.where(np.isfinite(new[0]), cost[active] - np.nan_to_num(new[0], posinf=0.0), 0.0)
-        better = gain > 0
-        moved = active[better]
-        theta[moved], cost[moved] = trial[better], new[0][better]
-        gradient[moved], curvature[moved] = new[1][better], new[2][better]
-        damping[active] = np.where(better, damping[active] * 0.2, np.minimum(damping[active] * 6, 1e12))
-        small = gain <= relative_decrease * cost[active]
-        still[active] = np.where(small, still[active] + 1, 0)
-        active = active[still[active] < _SETTLED]
-        if not len(active):
-            break
-    return theta, cost
+    lower, upper = (np.broadcast_to(bound, whole.shape[1:])[moving] for bound in bounds)
+    whole[:, moving], cost, _ = descend(
+        derivatives,
+        whole[:, moving],
+        (lower, upper),
+        _PACE,
+        max_steps=max_steps,
+        relative_decrease=relative_decrease,
+        chunk_rows=max(1, 100_000 // (n_rows * max(1, len(moving)))),
+    )
+    return whole, cost
 
 
 def _derivatives(

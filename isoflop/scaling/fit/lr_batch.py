@@ -4,30 +4,26 @@ A table of runs goes in: several settings (a size and a token count), each a gri
 setting the optimum is found in two ways: the near-optimal *band* (arXiv 2401.02954: every run within 0.25% of the best
 counts) and a quadratic *surface* in (ln learning rate, ln batch). Optima are regressed on scale; whole settings are
 resampled for the intervals, because runs inside a grid are not independent.
-
-What `fit_hyper` returns (a part that the runs cannot give is absent, and `warnings` says why):
-
-    learning_rate.{surface,band}.{coefficient, n_exponent, d_exponent}   on N and D, if the settings tell them apart
-    learning_rate.{surface,band}_compute.{coefficient, c_exponent}       on C
-    learning_rate.{...}.interval_95.{name}: [low, high]; .residual_sd (of the logarithm); .settings
-    batch.{surface,band}.{coefficient, d_exponent}; batch.{surface,band}_compute.{coefficient, c_exponent}; in tokens
-    surface.{lr,batch}, band.{lr,batch}      the same numbers, method first
-    regret.{own_law,surface_law,band_law,deepseek,steplaw,published_law}.{mean, max, settings}
-                own_law is the one below; published_law is steplaw, the one published in the same variables
-    own_law     what `isoflop.scaling.lr_batch_law.hyper_law` reads: the surface, else the band
-    by_total_parameters.{learning_rate,regret}   of mixtures, N counting all experts; above it is the active ones
-    settings    one row per setting: N, D, C, best loss, optimum, curvature or why it was refused
-    conventions, warnings
 """
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from isoflop.errors import FitError, RecipeError
-from isoflop.scaling.lr_batch_law import HYPER_LAWS, HyperLaw, hyper_law
+from isoflop.scaling.fit.table import Table
+from isoflop.scaling.lr_batch_law import (
+    EXPONENTS,
+    HYPER_LAWS,
+    FittedPower,
+    HyperLaw,
+    PowerLaw,
+    RateBatchFit,
+    Regret,
+)
 
 BAND = 0.0025
 """Runs this close to the best of their setting (relative loss) count as optimal. Source: arXiv 2401.02954, 3.1."""
@@ -37,6 +33,10 @@ SAME_SETTING = 0.03
 """Sizes and token counts closer than this (relative) are one setting: token counts are rounded to whole steps."""
 
 
+Regressors = dict[str, tuple[list[str], list[str]]]
+"""Suffix of a method's name -> quantities that rate and batch are regressed on."""
+Rows = list[tuple[int, float, float]]
+"""(setting, ln learning rate, ln batch) of everything that counts as optimal."""
 ACTIVE = "n_params_non_embedding less the experts that a token does not use"
 """What N is of a mixture."""
 
@@ -66,34 +66,37 @@ class Optimum:
 
 
 def fit_hyper(
-    table: Any,
+    table: Table | Mapping[str, np.ndarray],
     *,
     bootstrap: int = 1000,
     seed: int = 0,
     band: float = BAND,
     within: float = WITHIN,
     count: Literal["active", "total"] = "active",
-) -> dict[str, Any]:
-    """Fit laws of learning rate and batch to grids of runs (see the module's docstring for the keys).
+) -> RateBatchFit:
+    """Fit laws of learning rate and batch to grids of runs.
 
-    `table` maps column names to numpy columns: learning_rate, loss_nats or bits_per_byte, two of scale, tokens and
-    compute (n_params or flops_per_token; n_tokens; total_flops or budget_flops), and batch_tokens if it was varied.
+    `table` has the columns learning_rate, loss_nats or bits_per_byte, two of scale, tokens and compute (n_params or
+    flops_per_token; n_tokens; total_flops or budget_flops), and batch_tokens if it was varied.
     `count` says which parameters of a mixture of experts N counts in own records; which of them enters a law is an open
     question, so that by default the law of the other count is reported beside it.
 
     Raises:
         FitError: a column is missing, or fewer than two settings have an optimum by either method.
     """
-    columns = _columns(table, count)
-    settings, warnings = _settings(columns)
+    columns, names, warnings = _columns(table, count)
+    settings = _settings(columns, warnings)
     regressors = _regressors(settings)
     optima = [quadratic_optimum(setting, within) for setting in settings]
     for setting, optimum in zip(settings, optima, strict=True):
         if optimum.refused:
             warnings.append(f"setting {_label(setting)}: surface refused, {optimum.refused}")
-    points = {"surface": _surface_points(settings, optima), "band": _band_points(settings, band)}
+    vertices = [
+        (i, o.ln_lr, o.ln_batch) for i, o in enumerate(optima) if o.ln_lr is not None and o.ln_batch is not None
+    ]
+    points = {"surface": vertices, "band": _band_points(settings, band)}
     vary_batch = any(np.ptp(setting.ln_batch) > 0 for setting in settings)
-    result: dict[str, Any] = {"learning_rate": {}, "batch": {}}
+    laws: dict[str, dict[str, FittedPower]] = {"learning_rate": {}, "batch": {}}
     generator = np.random.default_rng(seed)
     for method, rows in points.items():
         for suffix, (lr_on, batch_on) in regressors.items():
@@ -102,32 +105,33 @@ def fit_hyper(
                     continue
                 law = _regress(settings, rows, part, on, bootstrap, generator)
                 if law is not None:
-                    result[part][f"{method}{suffix}"] = law
-    if not result["learning_rate"]:
+                    laws[part][f"{method}{suffix}"] = law
+    if not laws["learning_rate"]:
         raise FitError(
             f"hyper: {len(settings)} settings of size and tokens give fewer than two usable optima, and a law needs "
             f"at least two; run grids of learning rate (and batch) at two or more scales. {'; '.join(warnings)}"
         )
     if not vary_batch:
         warnings.append("batch_tokens does not vary inside any setting: no batch law was fitted")
-    for method in ("surface", "band"):
-        result[method] = {"lr": result["learning_rate"].get(method), "batch": result["batch"].get(method)}
-    result["own_law"] = _own_law(result, settings, regressors)
-    result["regret"] = _regrets(result, settings, regressors, warnings)
-    result["settings"] = [_row(setting, optimum) for setting, optimum in zip(settings, optima, strict=True)]
-    result["conventions"] = {
-        "loss": columns["_loss_name"],
-        "n_params": columns["_params_name"],
-        "compute": columns["_compute_name"],
-        "band": band,
-        "within": within,
-        "bootstrap": f"{bootstrap} resamples of whole settings, seed {seed}",
-    }
-    result["warnings"] = warnings
-    if columns["_params_name"] == ACTIVE:
+    own_law = _own_law(laws, settings, regressors)
+    other = None
+    regret = _regrets(laws, own_law, settings, regressors, warnings)
+    if names["n_params"] == ACTIVE:
         other = fit_hyper(table, bootstrap=bootstrap, seed=seed, band=band, within=within, count="total")
-        result["by_total_parameters"] = {key: other[key] for key in ("learning_rate", "regret")}
-    return result
+    return RateBatchFit(
+        own_law,
+        **laws,
+        regret=regret,
+        settings=[_row(setting, optimum) for setting, optimum in zip(settings, optima, strict=True)],
+        conventions={
+            **names,
+            "band": band,
+            "within": within,
+            "bootstrap": f"{bootstrap} resamples of whole settings, seed {seed}",
+        },
+        warnings=warnings,
+        by_total_parameters=other,
+    )
 
 
 def quadratic_optimum(setting: Setting, within: float = WITHIN) -> Optimum:
@@ -190,15 +194,17 @@ def regret(law: HyperLaw, settings: list[Setting]) -> np.ndarray:
     return np.array(lost)
 
 
-def _columns(table: Any, count: str) -> dict[str, Any]:
-    given = getattr(table, "columns", table)
+def _columns(
+    table: Table | Mapping[str, np.ndarray], count: str
+) -> tuple[dict[str, np.ndarray], dict[str, object], list[str]]:
+    """Columns of usable runs under our names, what stands for loss, N and C, and a warning of what was left out."""
+    given = table.columns if isinstance(table, Table) else table
     values = {name: np.asarray(given[name]) for name in given}
     values = {name: v.astype(float) for name, v in values.items() if v.dtype.kind in "fiu" and np.isfinite(v).any()}
     params_name = "n_params"
     if "n_params" not in values and "n_params_non_embedding" in values:  # own records count both
         values["n_params"], params_name = values["n_params_non_embedding"], "n_params_non_embedding"
-        idle = values.get("n_params_total", np.zeros(1)) - values.get("n_params_active", np.nan)
-        idle = np.nan_to_num(idle)
+        idle = np.nan_to_num(values.get("n_params_total", np.zeros(1)) - values.get("n_params_active", np.nan))
         if count == "active" and (idle > 0).any():
             values["n_params"], params_name = values["n_params"] - idle, ACTIVE
     present = {name for name in _NAMES if name in values}
@@ -214,51 +220,35 @@ def _columns(table: Any, count: str) -> dict[str, Any]:
             f"hyper: columns {', '.join(missing)} are missing; the table has {', '.join(map(str, given))}; "
             "name them with --map ours=theirs, for example --map learning_rate=lr,loss_nats=loss"
         )
-    columns: dict[str, Any] = {name: values[name] for name in _NAMES if name in present}
+    columns = {name: values[name] for name in _NAMES if name in present}
     columns["loss"] = columns[str(loss)]
     if "batch_tokens" not in columns:
         columns["batch_tokens"] = np.ones_like(columns["loss"])
     if "n_tokens" not in columns and compute and scale:
         columns["n_tokens"] = columns[compute] / (columns[scale] * (6 if scale == "n_params" else 1))
     name = compute
-    if "total_flops" not in columns:
-        if "flops_per_token" in columns and "n_tokens" in columns:
-            columns["total_flops"], name = (
-                columns["flops_per_token"] * columns["n_tokens"],
-                "flops_per_token * n_tokens",
-            )
-        elif compute:
-            columns["total_flops"] = columns[compute]
-        else:
-            columns["total_flops"], name = 6 * columns["n_params"] * columns["n_tokens"], "6 n_params n_tokens"
+    if "flops_per_token" in columns and "n_tokens" in columns and name != "total_flops":
+        name = "flops_per_token * n_tokens"
+        columns["total_flops"] = columns["flops_per_token"] * columns["n_tokens"]
+    elif compute:
+        columns["total_flops"] = columns[compute]
+    else:
+        columns["total_flops"], name = 6 * columns["n_params"] * columns["n_tokens"], "6 n_params n_tokens"
     good = np.all([np.isfinite(v) & (v > 0) for v in columns.values()], axis=0)
-    columns = {name: v[good] for name, v in columns.items()}
-    columns["_dropped"] = int((~good).sum())
-    columns["_params_name"] = params_name
-    columns["_loss_name"], columns["_compute_name"] = loss, name
-    return columns
+    text = f"{int((~good).sum())} runs without a finite loss, rate, batch or size were left out (diverged?)"
+    warnings = [] if good.all() else [text]
+    names: dict[str, object] = {"loss": loss, "n_params": params_name, "compute": name}
+    return {name: v[good] for name, v in columns.items()}, names, warnings
 
 
 _NAMES = (
-    "learning_rate",
-    "batch_tokens",
-    "loss_nats",
-    "bits_per_byte",
-    "n_params",
-    "flops_per_token",
-    "n_tokens",
-    "total_flops",
-    "budget_flops",
+    *("learning_rate", "batch_tokens", "loss_nats", "bits_per_byte"),
+    *("n_params", "flops_per_token", "n_tokens", "total_flops", "budget_flops"),
 )
 
 
-def _settings(columns: dict[str, Any]) -> tuple[list[Setting], list[str]]:
+def _settings(columns: dict[str, np.ndarray], warnings: list[str]) -> list[Setting]:
     """Group runs whose size and tokens (or compute, if there is nothing else) agree within `SAME_SETTING`."""
-    warnings = []
-    if columns["_dropped"]:
-        warnings.append(
-            f"{columns['_dropped']} runs without a finite loss, rate, batch or size were left out (diverged?)"
-        )
     keys = [name for name in ("n_params", "flops_per_token", "n_tokens") if name in columns]
     keys = keys if len(keys) > 1 or "total_flops" not in columns else ["total_flops"]
     labels = np.stack([_cluster(np.log(columns[name])) for name in keys], axis=1)
@@ -273,14 +263,8 @@ def _settings(columns: dict[str, Any]) -> tuple[list[Setting], list[str]]:
             for name in ("n_params", "n_tokens", "total_flops", "flops_per_token")
             if name in columns
         }
-        settings.append(
-            Setting(
-                scale,
-                np.log(columns["learning_rate"][rows]),
-                np.log(columns["batch_tokens"][rows]),
-                columns["loss"][rows],
-            )
-        )
+        rate, batch = (np.log(columns[name][rows]) for name in ("learning_rate", "batch_tokens"))
+        settings.append(Setting(scale, rate, batch, columns["loss"][rows]))
     if alone:
         warnings.append(
             f"{alone} runs belong to no grid (fewer than three rates at their size and tokens) and were left out"
@@ -290,7 +274,7 @@ def _settings(columns: dict[str, Any]) -> tuple[list[Setting], list[str]]:
             f"hyper: {len(settings)} setting(s) with a grid of at least three learning rates, a law needs two or more; "
             "run the same grid of learning rates at another size or token count"
         )
-    return settings, warnings
+    return settings
 
 
 def _cluster(values: np.ndarray) -> np.ndarray:
@@ -302,12 +286,12 @@ def _cluster(values: np.ndarray) -> np.ndarray:
     return labels
 
 
-def _regressors(settings: list[Setting]) -> dict[str, tuple[list[str], list[str]]]:
+def _regressors(settings: list[Setting]) -> Regressors:
     """What to regress on: (learning rate, batch) by suffix of the method's name.
 
     N and D separately only if the settings tell them apart: the condition of the centred design is checked.
     """
-    found: dict[str, tuple[list[str], list[str]]] = {}
+    found: Regressors = {}
     if all("n_params" in s.scale and "n_tokens" in s.scale for s in settings) and len(settings) >= 4:
         x = np.array([[math.log(s.scale["n_params"]), math.log(s.scale["n_tokens"])] for s in settings])
         spread = np.linalg.svd(x - x.mean(axis=0), compute_uv=False)
@@ -322,14 +306,6 @@ def _regressors(settings: list[Setting]) -> dict[str, tuple[list[str], list[str]
     return found
 
 
-Rows = list[tuple[int, float, float]]
-"""(setting, ln learning rate, ln batch) of everything that counts as optimal."""
-
-
-def _surface_points(settings: list[Setting], optima: list[Optimum]) -> Rows:
-    return [(i, o.ln_lr, o.ln_batch) for i, o in enumerate(optima) if o.ln_lr is not None and o.ln_batch is not None]
-
-
 def _band_points(settings: list[Setting], band: float) -> Rows:
     rows: Rows = []
     for i, s in enumerate(settings):
@@ -338,12 +314,9 @@ def _band_points(settings: list[Setting], band: float) -> Rows:
     return rows
 
 
-_SHORT = {"n_params": "n_exponent", "n_tokens": "d_exponent", "total_flops": "c_exponent"}
-
-
 def _regress(
     settings: list[Setting], rows: Rows, part: str, on: list[str], bootstrap: int, generator: np.random.Generator
-) -> dict[str, Any] | None:
+) -> FittedPower | None:
     """Log-log regression of the optima on scale, resampling whole settings; None if they do not determine it."""
     which = np.array([row[0] for row in rows], dtype=int)
     used = np.unique(which)
@@ -354,11 +327,7 @@ def _regress(
     center = x[:, 1:].mean(axis=0)
     x[:, 1:] -= center  # keeps the normal equations well conditioned
     slopes, intercept, residuals = _solve(x, y, np.ones(len(y)))
-    names = [_SHORT[name] for name in on]
-    law: dict[str, Any] = {"coefficient": math.exp(intercept - slopes @ center)}
-    law |= dict(zip(names, map(float, slopes), strict=True))
-    law["settings"], law["points"] = len(used), len(rows)
-    law["residual_sd"] = float(np.sqrt((residuals**2).sum() / max(1, len(y) - x.shape[1])))
+    names = [EXPONENTS[name] for name in on]
     draws = []
     position = np.searchsorted(used, which)
     for _ in range(bootstrap):
@@ -370,12 +339,20 @@ def _regress(
             continue
         drawn_slopes, drawn_intercept, _ = _solve(x, y, drawn)
         draws.append([drawn_intercept - drawn_slopes @ center, *drawn_slopes])
+    intervals: dict[str, list[float]] | None = None
     if len(draws) >= 20 and len(used) > len(on) + 1:
         low, high = np.quantile(np.array(draws), [0.025, 0.975], axis=0)
-        law["interval_95"] = {"coefficient": [math.exp(low[0]), math.exp(high[0])]}
-        law["interval_95"] |= {n: [float(a), float(b)] for n, a, b in zip(names, low[1:], high[1:], strict=True)}
-        law["resamples"] = len(draws)
-    return law
+        intervals = {"coefficient": [math.exp(low[0]), math.exp(high[0])]}
+        intervals |= {n: [float(a), float(b)] for n, a, b in zip(names, low[1:], high[1:], strict=True)}
+    return FittedPower(
+        coefficient=math.exp(intercept - slopes @ center),
+        **dict(zip(names, map(float, slopes), strict=True)),
+        settings=len(used),
+        points=len(rows),
+        residual_sd=float(np.sqrt((residuals**2).sum() / max(1, len(y) - x.shape[1]))),
+        interval_95=intervals,
+        resamples=len(draws) if intervals else None,
+    )
 
 
 def _solve(x: np.ndarray, y: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, float, np.ndarray]:
@@ -385,45 +362,46 @@ def _solve(x: np.ndarray, y: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray
 
 
 def _own_law(
-    result: dict[str, Any], settings: list[Setting], regressors: dict[str, Any], methods: tuple[str, ...] = ()
-) -> dict[str, Any]:
+    laws: dict[str, dict[str, FittedPower]],
+    settings: list[Setting],
+    regressors: Regressors,
+    methods: Sequence[str] = (),
+) -> HyperLaw:
     """The law to use: surface before band, N and D before C; batch from the same kind, else a constant."""
     order = methods or tuple(f"{method}{suffix}" for suffix in regressors for method in ("surface", "band"))
-    rate_name = next(name for name in order if name in result["learning_rate"])
-    batch_name = next((name for name in order if name in result["batch"]), None)
-    batch: Any = math.exp(float(np.mean([s.ln_batch.mean() for s in settings])))
-    if batch_name is not None:
-        batch = _plain(result["batch"][batch_name])
-    return {
-        "name": "own",
-        "learning_rate": _plain(result["learning_rate"][rate_name]),
-        "batch_tokens": batch,
-        "source": f"own fit: learning rate by {rate_name}, batch by {batch_name or 'the one that was used'}",
-        "grade": "data",
-    }
-
-
-def _plain(law: dict[str, Any]) -> dict[str, float]:
-    return {key: law[key] for key in ("coefficient", *_SHORT.values()) if key in law}
+    rate_name = next(name for name in order if name in laws["learning_rate"])
+    batch_name = next((name for name in order if name in laws["batch"]), None)
+    used = PowerLaw(math.exp(float(np.mean([s.ln_batch.mean() for s in settings]))))
+    return HyperLaw(
+        name="own",
+        learning_rate=laws["learning_rate"][rate_name].law(),
+        batch_tokens=used if batch_name is None else laws["batch"][batch_name].law(),
+        source=f"own fit: learning rate by {rate_name}, batch by {batch_name or 'the one that was used'}",
+        grade="data",
+    )
 
 
 def _regrets(
-    result: dict[str, Any], settings: list[Setting], regressors: dict[str, Any], warnings: list[str]
-) -> dict[str, Any]:
-    laws: dict[str, HyperLaw] = {"own_law": hyper_law(result["own_law"])}
+    fitted: dict[str, dict[str, FittedPower]],
+    own_law: HyperLaw,
+    settings: list[Setting],
+    regressors: Regressors,
+    warnings: list[str],
+) -> dict[str, Regret]:
+    laws = {"own_law": own_law}
     for method in ("surface", "band"):
         names = tuple(f"{method}{suffix}" for suffix in regressors)
-        if any(name in result["learning_rate"] for name in names):
-            laws[f"{method}_law"] = hyper_law(_own_law(result, settings, regressors, names))
+        if any(name in fitted["learning_rate"] for name in names):
+            laws[f"{method}_law"] = _own_law(fitted, settings, regressors, names)
     laws |= {name: HYPER_LAWS[name] for name in ("deepseek", "steplaw")}
-    found: dict[str, Any] = {}
+    found: dict[str, Regret] = {}
     for name, law in laws.items():
         try:
             lost = regret(law, settings)
         except RecipeError as error:
             warnings.append(f"regret of {name} was not computed: {error}")
             continue
-        found[name] = {"mean": float(lost.mean()), "max": float(lost.max()), "settings": len(lost)}
+        found[name] = Regret(float(lost.mean()), float(lost.max()), len(lost))
     if "steplaw" in found:
         found["published_law"] = found["steplaw"]
     return found
@@ -433,8 +411,8 @@ def _label(setting: Setting) -> str:
     return ", ".join(f"{name} {value:.3g}" for name, value in setting.scale.items())
 
 
-def _row(setting: Setting, optimum: Optimum) -> dict[str, Any]:
-    row: dict[str, Any] = dict(setting.scale)
+def _row(setting: Setting, optimum: Optimum) -> dict[str, object]:
+    row: dict[str, object] = dict(setting.scale)
     row["runs"] = len(setting.loss)
     row["best_loss"] = float(setting.loss.min())
     best = int(np.argmin(setting.loss))

@@ -1,61 +1,30 @@
-"""The three-term law L(N, D) = E + A/N^alpha + B/D^beta: fitted by four objectives, with bootstrap intervals.
+"""The three-term law L(N, D) = E + A/N^alpha + B/D^beta on measurements: its objectives, minimised from many starts.
 
-The objectives answer different questions, so they stand side by side: `log_huber` (Hoffmann's: typical relative error,
-robust), `raw_huber` and `mse` (more weight on high losses), `varpro` (least squares as a search over the two exponents
-alone, the other three constants by non-negative least squares). N is parameters or FLOPs per token; C = factor N D.
+The law is written as ln L = logsumexp(e, a - alpha x, b - beta y) with x = ln N and y = ln D measured from their means:
+at the centre of the data the three terms are of one size, which takes away most of the collinearity between A and
+alpha and between B and beta. `log_huber` is Hoffmann's objective (typical relative error, robust); `raw_huber` and
+`mse` give high losses more weight.
 
 Source: Hoffmann et al. 2022, approach 3 (arXiv 2203.15556); Besiroglu et al. 2024 for the sum instead of the mean
-(arXiv 2404.10102); Czech 2026 for variable projection (arXiv 2603.22339).
+(arXiv 2404.10102). Shapes: R problems (starts or resamples), S rows; parameters e, a, b, alpha, beta in this order.
 """
 
 import dataclasses
 import itertools
-import logging
-from typing import Any
 
 import numpy as np
 import scipy.optimize
 
 from isoflop.errors import FitError
-from isoflop.scaling.fit.optimise import EXPONENT_BOUNDS, HUBER_DELTA, Objective, minimise
+from isoflop.scaling.fit.solver import Damping, descend
 from isoflop.scaling.fit.table import Table
 
-logger = logging.getLogger(__name__)
-
-OBJECTIVES = ("log_huber", "raw_huber", "mse", "varpro")
-CONSTANTS = ("E", "A", "B", "alpha", "beta")
-FLOPS_FACTOR = {"n_params": 6.0, "flops_per_token": 1.0}
+HUBER_DELTA = 1e-3  # paper: Hoffmann et al. 2022, appendix D.3 (arXiv 2203.15556)
+EXPONENT_BOUNDS = (0.02, 2.5)  # assumption: wider than any published exponent
+PACE = Damping(start=1.0, shrink=0.3, grow=5.0, least=1e-3, most=1e9, longest_step=2.0, patience=8)
 START_EXPONENTS = (0.1, 0.25, 0.4, 0.6, 0.9, 1.4)
 START_FLOORS = (0.1, 0.5, 0.8, 0.95)  # E as a share of the lowest loss
 SCOUTING_STEPS, FINALISTS = 40, 24  # every start goes some way, the best go to the end
-RESAMPLE_TOLERANCE = 1e-9  # relative gain per step below which a resample is done; the centre uses 1e-12
-LARGE_RESIDUAL_SD = 8.0  # assumption: robust standard deviations beyond which a run is named as suspect
-
-
-@dataclasses.dataclass(frozen=True)
-class Surface:
-    """Constants of one three-term law; `scale` says what N is."""
-
-    E: float
-    A: float
-    B: float
-    alpha: float
-    beta: float
-    scale: str = "n_params"
-
-    def loss(self, scale: np.ndarray | float, tokens: np.ndarray | float) -> np.ndarray:
-        """Predicted loss at a model scale and a number of tokens."""
-        return self.E + self.A * np.asarray(scale) ** -self.alpha + self.B * np.asarray(tokens) ** -self.beta
-
-    def optimum(self, total_flops: float) -> tuple[float, float, float]:
-        """The best model scale and tokens at a compute, and the loss there.
-
-        Source: scaling-laws.md section 2: N = G (C/k)^(beta/(alpha+beta)), D = C/(k N), k = 6 for parameters.
-        """
-        ratio = self.alpha * self.A / (self.beta * self.B)
-        product = total_flops / FLOPS_FACTOR[self.scale]  # N D
-        scale = ratio ** (1 / (self.alpha + self.beta)) * product ** (self.beta / (self.alpha + self.beta))
-        return float(scale), float(product / scale), float(self.loss(scale, product / scale))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,23 +54,13 @@ class Points:
         return found
 
 
-def surface_points(
-    table: Table, *, group: str = "setting", loss: str | None = None, scale: str | None = None
-) -> Points:
-    """The columns that the surface needs; `group` says what one bootstrap draw is (row, setting or budget)."""
+def surface_points(table: Table, *, loss: str | None = None, scale: str | None = None) -> Points:
+    """The columns that the surface needs; a setting is what has the same scale and tokens."""
     law = "law surface"
     _, scales = table.scale(law, scale)
     tokens = table.tokens(law)
     _, losses = table.loss(law, loss)
-    if group == "row":
-        setting = np.arange(len(losses))
-    elif group == "setting":
-        setting = np.unique(np.stack([scales, tokens]), axis=1, return_inverse=True)[1].reshape(-1)
-    elif group == "budget":
-        name = "budget_flops" if table.has("budget_flops") else "total_flops"
-        setting = np.unique(table.numbers(name, "bootstrap by budget"), return_inverse=True)[1].reshape(-1)
-    else:
-        raise FitError(f"group = {group!r} must be row, setting or budget; setting (equal N and D) is the default")
+    setting = np.unique(np.stack([scales, tokens]), axis=1, return_inverse=True)[1].reshape(-1)
     if len(np.unique(scales)) < 3 or len(np.unique(tokens)) < 3 or len(losses) < 6:
         raise FitError(
             f"law surface: {len(losses)} rows with {len(np.unique(scales))} model scales and {len(np.unique(tokens))} "
@@ -112,17 +71,155 @@ def surface_points(
     return Points(scales, tokens, losses, table.weights(), setting)
 
 
-def make_objective(points: Points, name: str, **prior: Any) -> Objective:
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """What is minimised: sum of weight x rho(residual) plus an optional Gaussian prior on the parameters."""
+
+    x: np.ndarray
+    """ln of the model scale, centred."""
+    y: np.ndarray
+    """ln of the tokens, centred."""
+    loss: np.ndarray
+    log_residuals: bool
+    """Residuals of ln L (relative) or of L (raw)."""
+    huber_delta: float | None = HUBER_DELTA
+    """None: squares."""
+    lower: np.ndarray = dataclasses.field(default_factory=lambda: np.array([-np.inf] * 3 + [EXPONENT_BOUNDS[0]] * 2))
+    upper: np.ndarray = dataclasses.field(default_factory=lambda: np.array([np.inf] * 3 + [EXPONENT_BOUNDS[1]] * 2))
+    prior_mean: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(5))
+    prior_precision: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(5))
+
+    def residuals(self, theta_R5: np.ndarray) -> np.ndarray:
+        """Predicted minus measured, in the unit of the objective, shape RS."""
+        log_loss_RS = np.logaddexp.reduce(self._terms(theta_R5), axis=0)
+        return log_loss_RS - np.log(self.loss) if self.log_residuals else np.exp(log_loss_RS) - self.loss
+
+    def derivatives(
+        self, theta_R5: np.ndarray, weight_RS: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Value (R), gradient (R5), exact Hessian and bounding Hessian (R55)."""
+        terms_3RS = self._terms(theta_R5)
+        top_RS = terms_3RS.max(axis=0)
+        shares_3RS = np.exp(terms_3RS - top_RS)
+        total_RS = shares_3RS.sum(axis=0)
+        shares_3RS /= total_RS
+        log_loss_RS = top_RS + np.log(total_RS)
+        n_problems, n_settings = log_loss_RS.shape
+        jacobian_R5S = np.empty((n_problems, 5, n_settings))
+        jacobian_R5S[:, 0], jacobian_R5S[:, 1], jacobian_R5S[:, 2] = shares_3RS
+        jacobian_R5S[:, 3] = -shares_3RS[1] * self.x
+        jacobian_R5S[:, 4] = -shares_3RS[2] * self.y
+        if self.log_residuals:
+            residual_RS, spread_RS = log_loss_RS - np.log(self.loss), np.ones_like(log_loss_RS)
+        else:
+            spread_RS = np.exp(log_loss_RS)
+            residual_RS = spread_RS - self.loss
+        slope_RS, bound_RS, bend_RS = self._rho_slopes(residual_RS)
+        slope_RS, bound_RS, bend_RS = slope_RS * weight_RS, bound_RS * weight_RS, bend_RS * weight_RS
+
+        value_R = (self._rho(residual_RS) * weight_RS).sum(1) + self._prior(theta_R5)
+        pull_RS = slope_RS * spread_RS
+        gradient_R5 = np.einsum("rks,rs->rk", jacobian_R5S, pull_RS)
+        transposed_RS5 = jacobian_R5S.transpose(0, 2, 1)
+        bounding_R55 = (jacobian_R5S * (bound_RS * spread_RS**2)[:, None]) @ transposed_RS5
+        # Curvature of the law itself: sum over terms of share * u u^T, minus J J^T where the residual is of ln L.
+        inner_RS = bend_RS * spread_RS**2 - (pull_RS if self.log_residuals else 0.0)
+        exact_R55 = (jacobian_R5S * inner_RS[:, None]) @ transposed_RS5
+        pulled_3RS = shares_3RS * pull_RS
+        exact_R55[:, 0, 0] += pulled_3RS[0].sum(1)
+        for k, position in ((1, self.x), (2, self.y)):
+            first_R, second_R = pulled_3RS[k] @ position, pulled_3RS[k] @ position**2
+            exact_R55[:, k, k] += pulled_3RS[k].sum(1)
+            exact_R55[:, k + 2, k + 2] += second_R
+            exact_R55[:, k, k + 2] -= first_R
+            exact_R55[:, k + 2, k] -= first_R
+        gradient_R5 += self.prior_precision * (theta_R5 - self.prior_mean)
+        diagonal = np.arange(5)
+        exact_R55[:, diagonal, diagonal] += self.prior_precision
+        bounding_R55[:, diagonal, diagonal] += self.prior_precision
+        return value_R, gradient_R5, exact_R55, bounding_R55
+
+    def _terms(self, theta_R5: np.ndarray) -> np.ndarray:
+        e, a, b, alpha, beta = (theta_R5[:, [k]] for k in range(5))
+        return np.stack([np.broadcast_to(e, (len(theta_R5), len(self.x))), a - alpha * self.x, b - beta * self.y])
+
+    def _rho(self, residual: np.ndarray) -> np.ndarray:
+        if self.huber_delta is None:
+            return residual**2
+        size = np.abs(residual)
+        return np.where(size <= self.huber_delta, 0.5 * residual**2, self.huber_delta * (size - 0.5 * self.huber_delta))
+
+    def _rho_slopes(self, residual: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """First derivative, the bounding second one (first / residual), the exact second one."""
+        if self.huber_delta is None:
+            two = np.full_like(residual, 2.0)
+            return 2.0 * residual, two, two
+        size = np.abs(residual)
+        inside = size <= self.huber_delta
+        slope = np.clip(residual, -self.huber_delta, self.huber_delta)
+        return slope, np.where(inside, 1.0, self.huber_delta / np.maximum(size, 1e-300)), inside.astype(float)
+
+    def _prior(self, theta_R5: np.ndarray) -> np.ndarray:
+        return 0.5 * (self.prior_precision * (theta_R5 - self.prior_mean) ** 2).sum(1)
+
+
+def make_objective(points: Points, name: str) -> Objective:
     """The solver's objective called `name`; varpro minimises the same sum of squares as mse, by another path."""
     low, high = EXPONENT_BOUNDS
     floor, ceiling = np.log(points.loss.min()) - 12.0, np.log(points.loss.max()) + 12.0
-    bounds: dict[str, Any] = {
-        "lower": np.array([floor, floor, floor, low, low]),
-        "upper": np.array([np.log(points.loss.min()) + 1.0, ceiling, ceiling, high, high]),
-    }
-    delta = HUBER_DELTA if "huber" in name else None
-    options = {**bounds, **prior}
-    return Objective(points.x, points.y, points.loss, name == "log_huber", delta, **options)
+    return Objective(
+        points.x,
+        points.y,
+        points.loss,
+        name == "log_huber",
+        HUBER_DELTA if "huber" in name else None,
+        lower=np.array([floor, floor, floor, low, low]),
+        upper=np.array([np.log(points.loss.min()) + 1.0, ceiling, ceiling, high, high]),
+    )
+
+
+def minimise(
+    objective: Objective,
+    theta_R5: np.ndarray,
+    weight_RS: np.ndarray,
+    *,
+    max_steps: int = 300,
+    relative_decrease: float = 1e-12,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Descend from every row of `theta_R5`; weights may be one row for all.
+
+    Returns theta (R5), the objective's value (R) and whether each converged (R). Each step mixes the exact Hessian with
+    one that bounds the objective from above (iteratively reweighted least squares): far away the bound makes every step
+    a descent, near the minimum the exact one converges in a few steps, also where Huber's 1e-3 leaves only some rows in
+    the quadratic part.
+    """
+    weight_RS = np.broadcast_to(weight_RS, (len(theta_R5), len(objective.x)))
+
+    def derivatives(theta: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        value, gradient, exact, bounding = objective.derivatives(theta, weight_RS[rows])
+        return value, gradient, np.stack([exact, bounding], axis=1)
+
+    return descend(
+        derivatives,
+        theta_R5,
+        (objective.lower, objective.upper),
+        PACE,
+        damped=_mixed,
+        max_steps=max_steps,
+        relative_decrease=relative_decrease,
+        chunk_rows=120_000 // len(objective.x),  # stays in cache: three times faster than one large array
+    )
+
+
+def _mixed(both_R255: np.ndarray, mix_R: np.ndarray) -> np.ndarray:
+    """The exact Hessian and a share of the bounding one; above 1 the share also shortens the step."""
+    exact, bounding = both_R255[:, 0], both_R255[:, 1]
+    share = np.minimum(mix_R, 1.0)[:, None, None]
+    hessian = (1 - share) * exact + np.maximum(mix_R, 1e-12)[:, None, None] * bounding
+    diagonal = np.arange(5)
+    scale = np.maximum(bounding[:, diagonal, diagonal], 1e-300)
+    hessian[:, diagonal, diagonal] += 1e-10 * scale + 1e-12 * scale.max(1, keepdims=True)
+    return hessian
 
 
 def fit_centre(points: Points, name: str, objective: Objective | None = None) -> tuple[np.ndarray, float, int]:
@@ -131,9 +228,6 @@ def fit_centre(points: Points, name: str, objective: Objective | None = None) ->
     Returns theta, the objective, and how many of the finalists ended there.
     """
     objective = objective or make_objective(points, name)
-    if name == "varpro":
-        theta, value = _variable_projection(points)
-        return theta, value, 1
     theta_R5, value_R, _ = minimise(
         objective, start_grid(points), points.weight[None], max_steps=SCOUTING_STEPS, relative_decrease=1e-6
     )
@@ -157,94 +251,6 @@ def fit_centre(points: Points, name: str, objective: Objective | None = None) ->
     return theta, value, reached
 
 
-def fit_surface(
-    table: Table,
-    *,
-    bootstrap: int = 1000,
-    seed: int = 0,
-    group: str = "setting",
-    objectives: tuple[str, ...] = OBJECTIVES,
-    loss: str | None = None,
-    scale: str | None = None,
-    at_flops: float | None = None,
-) -> dict[str, Any]:
-    """Fit the surface by every objective; the JSON of `isoflop fit --law surface` less the import checks.
-
-    Resamples draw settings with replacement, the same draws for all objectives, each started at the centre.
-
-    Raises:
-        FitError: a column is missing, or fewer than 6 rows, 3 scales or 3 token counts.
-    """
-    scale_name = table.scale("law surface", scale)[0]
-    points = surface_points(table, group=group, loss=loss, scale=scale)
-    draws_RS = draw_settings(points.setting, bootstrap, np.random.default_rng(seed)) * points.weight
-    compute = FLOPS_FACTOR[scale_name] * points.scale * points.tokens
-    at_flops = at_flops or 10 * float(compute.max())
-    fits: dict[str, Any] = {}
-    warnings: list[str] = []
-    for name in objectives:
-        objective = make_objective(points, name)
-        theta, value, reached = fit_centre(points, name, objective)
-        resamples_R5 = np.empty((0, 5))
-        if bootstrap:
-            resamples_R5, _, converged = minimise(
-                objective, np.tile(theta, (bootstrap, 1)), draws_RS, relative_decrease=RESAMPLE_TOLERANCE
-            )
-            if not converged.all():
-                warnings.append(f"surface.{name}: {int((~converged).sum())} of {bootstrap} resamples did not converge")
-        warnings.extend(_boundary_warnings(name, theta, objective))
-        fits[name] = _summary(points, theta, value, resamples_R5, scale_name, at_flops)
-        fits[name]["finalists_at_minimum"] = reached
-    warnings.extend(suspect_rows(table, points, fits[objectives[0]]))
-    return {
-        "fits": fits,
-        "scale": scale_name,
-        "n_rows": len(points.loss),
-        "n_settings": int(points.setting.max()) + 1,
-        "starts": len(START_EXPONENTS) ** 2 * len(START_FLOORS),
-        "finalists": FINALISTS,
-        "bootstrap": {"resamples": bootstrap, "seed": seed, "group": group},
-        "warnings": warnings,
-        "conventions": {
-            "law": "L = E + A/N^alpha + B/D^beta",
-            "N": scale_name,
-            "compute": "C = 6 N D" if scale_name == "n_params" else "C = M D, M = flops_per_token",
-            "log_huber": "sum of weight x Huber(1e-3) of ln L residuals",
-            "raw_huber": "sum of weight x Huber(1e-3) of L residuals; objective_mean_x1e6 is its mean x 1e6",
-            "mse": "sum of weight x squared L residuals",
-            "varpro": "as mse; search over alpha and beta, non-negative E, A, B inside",
-            "objective": "the sum; objective_mean_x1e6 = 1e6 x sum / rows",
-        },
-    }
-
-
-def draw_settings(setting: np.ndarray, n_resamples: int, generator: np.random.Generator) -> np.ndarray:
-    """How often each row occurs in each bootstrap resample of whole settings, shape RS."""
-    n_settings = int(setting.max()) + 1
-    counts = generator.multinomial(n_settings, np.full(n_settings, 1 / n_settings), size=n_resamples)
-    return counts[:, setting].astype(float)
-
-
-def suspect_rows(table: Table, points: Points, fit: dict[str, Any]) -> list[str]:
-    """Name the rows that lie far off the fitted surface, in robust standard deviations of ln L."""
-    law = Surface(*(fit[name] for name in CONSTANTS))
-    residual = np.log(points.loss) - np.log(law.loss(points.scale, points.tokens))
-    spread = 1.4826 * np.median(np.abs(residual - np.median(residual)))
-    far = np.flatnonzero(np.abs(residual) > LARGE_RESIDUAL_SD * max(spread, 1e-4))
-    if not len(far):
-        return []
-    far = far[np.argsort(-np.abs(residual[far]))]
-    excess = np.expm1(residual)
-    shown = "; ".join(
-        f"N {points.scale[i]:.3g}, D {points.tokens[i]:.3g}: loss {points.loss[i]:.4g} is {100 * excess[i]:+.1f}%"
-        for i in far[:5]
-    )
-    return [
-        f"{len(far)} of {len(residual)} rows lie more than {LARGE_RESIDUAL_SD:g} robust standard deviations "
-        f"({100 * spread:.2f}% each) off the surface ({shown}); check them, or leave them out with --where"
-    ]
-
-
 def start_grid(points: Points) -> np.ndarray:
     """A grid over both exponents and E; A and B share what E leaves of the mean loss."""
     rows = []
@@ -253,76 +259,3 @@ def start_grid(points: Points) -> np.ndarray:
         rest = np.log((points.loss.mean() - base) / 2)
         rows.append([np.log(base), rest, rest, alpha, beta])
     return np.array(rows)
-
-
-def _variable_projection(points: Points) -> tuple[np.ndarray, float]:
-    """Search alpha and beta; E, A, B by non-negative least squares. Inputs are scaled to their geometric means."""
-    root = np.sqrt(points.weight)
-
-    def project(exponents: np.ndarray) -> tuple[float, np.ndarray]:
-        alpha, beta = np.clip(exponents, *EXPONENT_BOUNDS)
-        terms = np.stack([np.ones_like(points.loss), np.exp(-alpha * points.x), np.exp(-beta * points.y)], axis=1)
-        linear, norm = scipy.optimize.nnls(terms * root[:, None], points.loss * root)
-        return float(norm**2), linear
-
-    grid = np.geomspace(0.05, 1.8, 16)
-    values = {(alpha, beta): project(np.array([alpha, beta]))[0] for alpha in grid for beta in grid}
-    best: tuple[float, np.ndarray] | None = None
-    for start in sorted(values, key=values.__getitem__)[:3]:
-        unit = max(values[start], 1e-300)
-        found = scipy.optimize.minimize(
-            lambda exponents, unit=unit: project(exponents)[0] / unit,
-            start,
-            method="Nelder-Mead",
-            options={"xatol": 1e-9, "fatol": 1e-15, "maxiter": 2000},
-        )
-        value = project(found.x)[0]
-        if best is None or value < best[0]:
-            best = (value, np.clip(found.x, *EXPONENT_BOUNDS))
-    assert best is not None
-    linear = project(best[1])[1]
-    floor = points.loss.min() * np.exp(-12.0)
-    return np.concatenate([np.log(np.maximum(linear, floor)), best[1]]), best[0]
-
-
-def _summary(
-    points: Points, theta: np.ndarray, value: float, resamples_R5: np.ndarray, scale_name: str, at_flops: float
-) -> dict[str, Any]:
-    centre = points.constants(theta[None])[0]
-    law = Surface(*map(float, centre), scale=scale_name)
-    result: dict[str, Any] = dict(zip(CONSTANTS, map(float, centre)))
-    result["a"] = law.beta / (law.alpha + law.beta)
-    result["ln_A"], result["ln_B"] = float(np.log(law.A)), float(np.log(law.B))
-    result["objective"] = value
-    result["objective_mean_x1e6"] = 1e6 * value / len(points.loss)
-    optimum: dict[str, Any] = dict(zip(("scale", "tokens", "loss"), law.optimum(at_flops)))
-    result["optimum"] = optimum | {"total_flops": at_flops}
-    if not len(resamples_R5):
-        return result
-    constants = points.constants(resamples_R5)
-    spread = dict(zip(CONSTANTS, constants.T))
-    spread |= {"a": constants[:, 4] / (constants[:, 3] + constants[:, 4])}
-    spread |= {"ln_A": np.log(constants[:, 1]), "ln_B": np.log(constants[:, 2])}
-    result["bootstrap_sd"] = {name: float(values.std(ddof=1)) for name, values in spread.items()}
-    result["interval_95"] = {name: np.percentile(values, [2.5, 97.5]).tolist() for name, values in spread.items()}
-    order = ("E", "ln_A", "ln_B", "alpha", "beta")
-    stacked = np.stack([spread[name] for name in order])
-    result["covariance"] = {"order": list(order), "matrix": np.cov(stacked).tolist()}
-    with np.errstate(invalid="ignore", divide="ignore"):  # a constant held at its bound has no variance
-        result["correlation"] = {"order": list(order), "matrix": np.corrcoef(stacked).tolist()}
-    best = np.array([Surface(*map(float, row), scale=scale_name).optimum(at_flops) for row in constants])
-    intervals = np.percentile(best, [2.5, 97.5], axis=0).T.tolist()
-    result["optimum"]["interval_95"] = dict(zip(("scale", "tokens", "loss"), intervals))
-    return result
-
-
-def _boundary_warnings(name: str, theta: np.ndarray, objective: Objective) -> list[str]:
-    found = []
-    for index, constant in enumerate(CONSTANTS):
-        low, high = objective.lower[index], objective.upper[index]
-        if min(theta[index] - low, high - theta[index]) < 1e-6:
-            state = (
-                f"= {theta[index]:.3g} stands at the edge of its range" if index >= 3 else "is at its bound (near 0)"
-            )
-            found.append(f"surface.{name}: {constant} {state}; the data does not fix it, add budgets or sizes")
-    return found

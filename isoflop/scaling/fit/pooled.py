@@ -3,8 +3,8 @@
     L(M, C) = E + k c^-g (1 + q (ln m - p - r ln c)^2),   c = C / C0 and m = M / M0 at the geometric means of the runs
 
 A parabola per budget spends three constants on four or five noisy sizes; six constants for all budgets leave the loss
-at the bottom about 1.4 times more certain (tests/scaling/test_parabola.py measures it). Nothing is said about how model
-scale and tokens act apart, so this stays right where the three-term law's separate terms are wrong.
+at the bottom about 1.4 times more certain (tests/scaling/fit/test_isoflop.py measures it). Nothing is said about how
+model scale and tokens act apart, so this stays right where the three-term law's separate terms are wrong.
 
 Source: our own choice; the bowl of a three-term law is proportional to its reducible loss in just this way, up to third
 order in ln M. Shapes: R problems (starts or resamples), S runs.
@@ -14,8 +14,11 @@ import dataclasses
 
 import numpy as np
 
+from isoflop.scaling.fit.solver import Damping, descend
+
 LOWER = np.array([-np.inf, -np.inf, np.log(0.01), np.log(1e-3), -5.0, 0.0])
 UPPER = np.array([np.inf, np.inf, np.log(1.5), np.log(3.0), 5.0, 1.0])
+PACE = Damping(start=1e-2, shrink=0.3, grow=6.0, most=1e8, longest_step=1.0, patience=6, together=True)
 FLOOR_RANGE = 6.0  # E is at least e^-6 of the lowest loss: 0 in practice
 
 
@@ -95,40 +98,25 @@ def _descend(
     ln_loss: np.ndarray,
     weight: np.ndarray,
     prior: FloorPrior,
-    max_steps: int = 120,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Levenberg-Marquardt from every row at once."""
+    """Levenberg-Marquardt from every row at once: theta (R6) and the penalised squares (R)."""
     lower = LOWER.copy()
     lower[0] = ln_loss.min() - FLOOR_RANGE
-    theta = np.clip(theta, lower, UPPER)
     weight = np.broadcast_to(weight, (len(theta), len(ln_c)))
-    damping = np.full(len(theta), 1e-2)
-    residual, jacobian = _residual(theta, ln_c, ln_m, ln_loss)
-    value = (weight * residual**2).sum(1) + prior.precision * (theta[:, 0] - prior.mean_R) ** 2
-    diagonal = np.arange(6)
-    quiet = 0
-    for _ in range(max_steps):
-        weighted = (jacobian * weight[:, None]).transpose(0, 2, 1)
+    mean = np.broadcast_to(prior.mean_R, len(theta))
+
+    def derivatives(theta: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        residual, jacobian = _residual(theta, ln_c, ln_m, ln_loss)
+        off = theta[:, 0] - mean[rows]
+        value = (weight[rows] * residual**2).sum(1) + prior.precision * off**2
+        weighted = (jacobian * weight[rows][:, None]).transpose(0, 2, 1)
         gradient = np.einsum("rsk,rs->rk", weighted, residual)
-        hessian = jacobian @ weighted
-        gradient[:, 0] += prior.precision * (theta[:, 0] - prior.mean_R)
-        hessian[:, 0, 0] += prior.precision
-        blocked = ((theta <= lower) & (gradient > 0)) | ((theta >= UPPER) & (gradient < 0))
-        scale = hessian[:, diagonal, diagonal]
-        hessian = np.where(blocked[:, :, None] | blocked[:, None, :], 0.0, hessian)
-        hessian[:, diagonal, diagonal] += damping[:, None] * scale + 1e-12 * scale.max(1, keepdims=True) + blocked
-        step = np.linalg.solve(hessian, -np.where(blocked, 0.0, gradient)[:, :, None])[:, :, 0]
-        trial = np.clip(theta + np.clip(step, -1.0, 1.0), lower, UPPER)
-        new_residual, new_jacobian = _residual(trial, ln_c, ln_m, ln_loss)
-        new_value = (weight * new_residual**2).sum(1) + prior.precision * (trial[:, 0] - prior.mean_R) ** 2
-        better = new_value < value
-        quiet = quiet + 1 if (value - new_value <= 1e-10 * value)[better].all() else 0
-        theta, value = np.where(better[:, None], trial, theta), np.where(better, new_value, value)
-        residual = np.where(better[:, None], new_residual, residual)
-        jacobian = np.where(better[:, None, None], new_jacobian, jacobian)
-        damping = np.where(better, damping * 0.3, np.minimum(damping * 6, 1e8))
-        if quiet >= 6:
-            break
+        curvature = jacobian @ weighted
+        gradient[:, 0] += prior.precision * off
+        curvature[:, 0, 0] += prior.precision
+        return value, gradient, curvature
+
+    theta, value, _ = descend(derivatives, theta, (lower, UPPER), PACE, max_steps=120, relative_decrease=1e-10)
     return theta, value
 
 

@@ -1,5 +1,6 @@
-"""Laws of one variable, compute: optima N* = k C^a, and the loss at the optimum L* = E + k (C/C0)^-g.
+"""Laws of one variable, compute, fitted alone to any table: `isoflop fit TABLE --law parabola`, `power` or `lstar`.
 
+Optima N* = k C^a, found by IsoFLOP curves or given as rows, and the loss at the optimum, L* = E + k (C/C0)^-g.
 Power laws are straight lines in logarithms. L* is linear in E and k once g is known, so only g is searched, on a grid
 that is refined three times, for all resamples at once.
 
@@ -7,56 +8,31 @@ Source: Hoffmann et al. 2022, approach 2 (arXiv 2203.15556); DeepSeek LLM 2024, 
 Shapes: R resamples, B budgets.
 """
 
-from typing import Any
+import dataclasses
 
 import numpy as np
+import scipy.interpolate
 
 from isoflop.errors import FitError
+from isoflop.scaling.fit.isoflop import (
+    LAW,
+    Bottom,
+    Budget,
+    find_vertex,
+    find_vertices,
+    fit_allocation,
+    group_budgets,
+    resampled_vertices,
+)
+from isoflop.scaling.fit.one_law import OneLaw
 from isoflop.scaling.fit.table import Table
 
+WALL = 1 / 3  # assumption: a quadratic in log N holds up to this much above the best loss
+WALLED_SHARE = 1 / 4  # assumption: with this share of budgets beyond it, "auto" interpolates
 DECAY_BOUNDS = (0.005, 1.5)  # assumption: wider than any published exponent of loss against compute
 
 
-def lines(x: np.ndarray, y_RB: np.ndarray, weight_RB: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Slope and intercept of weighted straight lines, each R; missing points (NaN) count nothing."""
-    weight_RB = np.where(np.isfinite(y_RB), weight_RB, 0.0)
-    y_RB = np.where(np.isfinite(y_RB), y_RB, 0.0)
-    total = weight_RB.sum(1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        x_mean, y_mean = weight_RB @ x / total, (weight_RB * y_RB).sum(1) / total
-        offset = x - x_mean[:, None]
-        spread = (weight_RB * offset**2).sum(1)
-        spread = np.where(spread > 1e-9 * total * np.ptp(x) ** 2, spread, np.nan)  # all weight on one budget
-        slope = (weight_RB * offset * (y_RB - y_mean[:, None])).sum(1) / spread
-        return slope, y_mean - slope * x_mean
-
-
-def fit_allocation(
-    flops: np.ndarray,
-    best: np.ndarray,
-    letter: str,
-    *,
-    draws_RB: np.ndarray,
-    weight_RB: np.ndarray,
-    weight: np.ndarray | None = None,
-) -> dict[str, Any]:
-    """`{letter}_exponent`, `{letter}_coefficient` with intervals; `draws_RB` are resampled log10 optima."""
-    weight = np.ones(len(flops)) if weight is None else weight
-    x = np.log10(flops)
-    slope, intercept = (float(part[0]) for part in lines(x, np.log10(best)[None], weight[None]))
-    result: dict[str, Any] = {f"{letter}_exponent": slope, f"{letter}_coefficient": 10**intercept}
-    slopes, intercepts = lines(x, draws_RB, weight_RB * weight)
-    fine = np.isfinite(slopes)
-    if fine.sum() < 2:
-        return result
-    slopes, coefficients = slopes[fine], 10 ** intercepts[fine]
-    result[f"{letter}_exponent_sd"] = float(slopes.std(ddof=1))
-    result[f"{letter}_exponent_interval_95"] = np.percentile(slopes, [2.5, 97.5]).tolist()
-    result[f"{letter}_coefficient_interval_95"] = np.percentile(coefficients, [2.5, 97.5]).tolist()
-    return result
-
-
-def fit_power(table: Table, *, bootstrap: int = 1000, seed: int = 0, scale: str | None = None) -> dict[str, Any]:
+def fit_power(table: Table, *, bootstrap: int = 1000, seed: int = 0, scale: str | None = None) -> OneLaw:
     """Fit N* = k C^a and D* = k' C^b to a table of optima, one row each, with weights where the table has them.
 
     Intervals: optima are resampled by exponential weights (the Bayesian bootstrap) on top of their own.
@@ -73,7 +49,7 @@ def fit_power(table: Table, *, bootstrap: int = 1000, seed: int = 0, scale: str 
     if len(np.unique(flops)) < 2:
         raise FitError(f"{law}: {table.n_rows} row(s) at one compute; a slope needs optima at two budgets: add one")
     weight = table.weights()
-    result: dict[str, Any] = {}
+    result: dict[str, object] = {}
     for letter, name in names.items():
         best = table.columns[name]
         if not (best > 0).all():
@@ -86,14 +62,121 @@ def fit_power(table: Table, *, bootstrap: int = 1000, seed: int = 0, scale: str 
         | {key: float(table.columns[names[k]][i]) for k, key in (("n", "scale_opt"), ("d", "tokens_opt")) if k in names}
         for i in np.argsort(flops, kind="stable")
     ]
-    return result | {
-        "vertices": vertices,
-        "n_rows": table.n_rows,
-        "scale": names.get("n"),
-        "bootstrap": {"resamples": bootstrap, "seed": seed, "group": "row"},
-        "warnings": [],
-        "conventions": {"law": "ln-ln regression on compute; N* = n_coefficient C^n_exponent, likewise D*"},
+    result |= {"vertices": vertices, "n_rows": table.n_rows, "scale": names.get("n")}
+    result["bootstrap"] = {"resamples": bootstrap, "seed": seed, "group": "row"}
+    law = "ln-ln regression on compute; N* = n_coefficient C^n_exponent, likewise D*"
+    return OneLaw(result, conventions={"law": law})
+
+
+def fit_parabola(
+    table: Table,
+    *,
+    bootstrap: int = 1000,
+    seed: int = 0,
+    interpolation: str = "auto",
+    loss: str | None = None,
+    scale: str | None = None,
+) -> OneLaw:
+    """Fit N* = k C^a and D* = k' C^b through the bottoms of the IsoFLOP curves.
+
+    Intervals: runs inside each budget are resampled by exponential weights (the Bayesian bootstrap: no resample loses
+    the third size of a budget); interpolated bottoms are resampled as whole budgets, likewise.
+
+    Raises:
+        FitError: a budget with fewer than three sizes, or fewer than two budgets with a vertex in the tested range.
+    """
+    return fit_curves(table, bootstrap=bootstrap, seed=seed, interpolation=interpolation, loss=loss, scale=scale)[0]
+
+
+def fit_curves(
+    table: Table,
+    *,
+    bootstrap: int,
+    seed: int,
+    interpolation: str,
+    loss: str | None = None,
+    scale: str | None = None,
+) -> tuple[OneLaw, np.ndarray | None]:
+    """`fit_parabola`, and the resampled losses at the used vertices (R x budgets; None where budgets are resampled)."""
+    scale_name = table.scale(LAW, scale)[0]
+    budgets = group_budgets(table, loss=loss, scale=scale)
+    check_sizes(budgets)
+    method, reason = choose_interpolation(budgets, interpolation)
+    vertices, warnings = find_vertices(budgets, akima_vertex if method == "akima" else find_vertex)
+    used = [index for index, vertex in enumerate(vertices) if vertex.used]
+    if len(used) < 2:
+        raise FitError(
+            f"{LAW}: vertex outside the tested range in {len(budgets) - len(used)} of {len(budgets)} budgets; two "
+            f"usable budgets are the least: {'; '.join(warnings[:4])}"
+        )
+    flops = np.array([vertices[i].total_flops for i in used])
+    generator = np.random.default_rng(seed)
+    draws = None
+    budget_weight_RB = np.ones((bootstrap, len(used)))
+    if bootstrap and method == "parabola":
+        weight_RN = generator.exponential(size=(bootstrap, table.n_rows)) * table.weights()
+        draws = resampled_vertices([budgets[i] for i in used], weight_RN)
+    elif bootstrap:
+        budget_weight_RB = generator.exponential(size=(bootstrap, len(used)))
+    result: dict[str, object] = {}
+    for letter, key, part in (("n", "scale_opt", 0), ("d", "tokens_opt", 1)):
+        best = np.array([getattr(vertices[i], key) for i in used])
+        moved = np.tile(np.log10(best), (bootstrap, 1)) if draws is None else draws[part]
+        result |= fit_allocation(flops, best, letter, draws_RB=moved, weight_RB=budget_weight_RB)
+    result |= {"vertices": [dataclasses.asdict(vertex) for vertex in vertices]}
+    result |= {"n_budgets": len(budgets), "n_budgets_used": len(used), "n_rows": table.n_rows, "scale": scale_name}
+    group = "budget" if draws is None else "row in budget"
+    result |= {"interpolation": method, "bootstrap": {"resamples": bootstrap, "seed": seed, "group": group}}
+    conventions = {
+        "law": "N* = n_coefficient C^n_exponent, D* = d_coefficient C^d_exponent, unweighted in log10",
+        "N": scale_name,
+        "interpolation": f"{method} ({reason})",
+        "vertex": "quadratic in log10 N and, separately, log10 D, through all points of a budget"
+        if method == "parabola"
+        else "Akima through ln loss over ln N and, separately, ln D; the lowest point between the tested sizes",
     }
+    return OneLaw(result, warnings, conventions), None if draws is None else draws[2]
+
+
+def check_sizes(budgets: list[Budget], law: str = LAW) -> None:
+    """Refuse budgets that cannot have a vertex. Raises FitError when one has fewer than three sizes."""
+    thin = [budget for budget in budgets if budget.n_sizes < 3]
+    if thin:
+        named = ", ".join(f"{b.budget_flops:.3g} ({b.n_sizes})" for b in thin[:6]) + (" ..." if len(thin) > 6 else "")
+        raise FitError(
+            f"{law}: {len(thin)} of {len(budgets)} budgets have fewer than three model sizes: {named}; a vertex needs "
+            "at least three, better five: add sizes, or leave the budget out with --where"
+        )
+
+
+def choose_interpolation(budgets: list[Budget], asked: str = "auto") -> tuple[str, str]:
+    """`parabola` or `akima`, and why."""
+    if asked in ("parabola", "akima"):
+        return asked, "as asked"
+    if asked != "auto":
+        raise FitError(
+            f"interpolation = {asked!r} must be auto, parabola or akima; auto decides by the height of walls"
+        )
+    walled = sum(bool(budget.loss.max() > (1 + WALL) * budget.loss.min()) for budget in budgets)
+    reason = f"{walled} of {len(budgets)} budgets reach more than a third above their best loss"
+    return ("akima" if walled >= WALLED_SHARE * len(budgets) else "parabola"), reason
+
+
+def akima_vertex(x: np.ndarray, loss: np.ndarray, weight: np.ndarray) -> Bottom:
+    positions, index = np.unique(x, return_inverse=True)
+    mean_loss = np.bincount(index, weight * loss) / np.bincount(index, weight)
+    lowest = int(mean_loss.argmin())
+    if lowest in (0, len(positions) - 1):
+        side = "below" if lowest == 0 else "above"
+        note = (
+            f"the lowest loss is at the edge, so the vertex lies {side} 10^{positions[0]:.2f} to 10^{positions[-1]:.2f}"
+        )
+        return Bottom(float(positions[lowest]), float(mean_loss[lowest]), False, False, note)
+    curve = scipy.interpolate.Akima1DInterpolator(positions, np.log(mean_loss))
+    fine = np.linspace(positions[lowest - 1], positions[lowest + 1], 4001)
+    values = curve(fine)
+    best = int(values.argmin())
+    return Bottom(float(fine[best]), float(np.exp(values[best])), True, True)
 
 
 def search_decay(
@@ -128,7 +211,7 @@ def fit_lstar(
     weight: np.ndarray | None = None,
     bootstrap: int = 1000,
     seed: int = 0,
-) -> dict[str, Any]:
+) -> OneLaw:
     """Fit the loss at the optimum against compute, L* = E + k (C/C0)^-g, C0 stated as `reference_flops`.
 
     `draws_RB`: resampled minima; without them the points are resampled by exponential weights.
@@ -148,7 +231,13 @@ def fit_lstar(
     E, k, g = map(float, constants[0])
     fitted = E + k * (flops / reference_flops) ** -g
     residual = fitted / loss - 1
-    result: dict[str, Any] = {"E": E, "k": k, "g": g, "reference_flops": reference_flops, "objective": float(sums[0])}
+    result: dict[str, object] = {
+        "E": E,
+        "k": k,
+        "g": g,
+        "reference_flops": reference_flops,
+        "objective": float(sums[0]),
+    }
     result["max_relative_residual"] = float(np.abs(residual).max())
     result["points"] = [
         {"total_flops": float(c), "loss": float(y), "fitted": float(f)} for c, y, f in zip(flops, loss, fitted)
@@ -174,9 +263,8 @@ def fit_lstar(
         if len(resamples) >= 2:
             result["bootstrap_sd"] = dict(zip("Ekg", resamples.std(0, ddof=1).tolist()))
             result["interval_95"] = dict(zip("Ekg", np.percentile(resamples, [2.5, 97.5], axis=0).T.tolist()))
-    result["warnings"] = warnings
-    result["conventions"] = {"law": f"L* = E + k (C / {reference_flops:.6g})^-g, least squares", "E": "not below 0"}
-    return result
+    conventions = {"law": f"L* = E + k (C / {reference_flops:.6g})^-g, least squares", "E": "not below 0"}
+    return OneLaw(result, warnings, conventions)
 
 
 def _floor_and_rate(

@@ -1,11 +1,10 @@
-"""Runs in, laws out: the one entrance to every fit, in numpy and scipy only.
+"""One law fitted to any table of runs, in numpy and scipy only; all laws of one's own sweep are in fit/joint.py.
 
 `run_fit` is `isoflop fit TABLE... --law LAW`: read, map, filter, check, fit; its result is the command's JSON.
-`fit_table` does the same to a table in memory. `fit_law_set` fits all laws to one's own sweep on the same bootstrap
-resamples and is what `laws.json` holds: the planner, the comparison and the report read nothing else.
+`fit_table` does the same to a table in memory.
 """
 
-import logging
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -13,20 +12,18 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from isoflop.errors import FitError
-from isoflop.scaling.fit.checks import check_resamples, fit_rows, import_checks, mixed_families
+from isoflop.scaling.fit.checks import check_resamples, families, fit_rows, import_checks
 from isoflop.scaling.fit.experts import fit_experts
-from isoflop.scaling.fit.isoflop import check_sizes, fit_curves, fit_parabola, group_budgets
-from isoflop.scaling.fit.joint import fit_law_set
+from isoflop.scaling.fit.isoflop import group_budgets
 from isoflop.scaling.fit.lr_batch import fit_hyper
-from isoflop.scaling.fit.parametric import fit_surface
-from isoflop.scaling.fit.power_law import fit_lstar, fit_power
-from isoflop.scaling.fit.table import LOSSES, Table, load_table
-
-logger = logging.getLogger(__name__)
+from isoflop.scaling.fit.one_law import OneLaw
+from isoflop.scaling.fit.power_law import check_sizes, fit_curves, fit_lstar, fit_parabola, fit_power
+from isoflop.scaling.fit.selection import load_table
+from isoflop.scaling.fit.surface import fit_surface
+from isoflop.scaling.fit.table import LOSSES, Table
 
 Law = Literal["parabola", "surface", "lstar", "hyper", "power", "experts"]
 LAWS = get_args(Law)
-__all__ = ["LAWS", "Law", "fit_law_set", "fit_table", "run_fit"]
 
 
 def run_fit(
@@ -93,30 +90,39 @@ def fit_table(
         warnings.append(f"bootstrap = {bootstrap}: 95% intervals from so few resamples are rough; 1000 is usual")
     loss_name = loss or next((name for name in LOSSES if table.has(name)), None)
     if law != "experts":
-        warnings += mixed_families(table)
+        warnings += _mixed_families(table)
     table, left_out = fit_rows(table, _columns_read(table, law, loss_name, scale))
-    options: dict[str, Any] = {"bootstrap": bootstrap, "seed": seed}
     if law == "surface":
-        result = fit_surface(table, group=group, at_flops=at_flops, loss=loss, scale=scale, **options)
+        fit = fit_surface(table, bootstrap=bootstrap, seed=seed, group=group, at_flops=at_flops, loss=loss, scale=scale)
     elif law == "parabola":
-        result = fit_parabola(table, interpolation=interpolation, loss=loss, scale=scale, **options)
+        fit = fit_parabola(table, bootstrap=bootstrap, seed=seed, interpolation=interpolation, loss=loss, scale=scale)
     elif law == "power":
-        result = fit_power(table, scale=scale, **options)
+        fit = fit_power(table, bootstrap=bootstrap, seed=seed, scale=scale)
     elif law == "experts":
-        result = fit_experts(table, form=form, loss=loss, **options)
+        fit = fit_experts(table, bootstrap=bootstrap, seed=seed, form=form, loss=loss)
     elif law == "lstar":
-        result = _fit_lstar_table(table, interpolation=interpolation, loss=loss, scale=scale, **options)
+        fit = _fit_lstar_table(
+            table, bootstrap=bootstrap, seed=seed, interpolation=interpolation, loss=loss, scale=scale
+        )
     else:
-        result = fit_hyper(table, **options)
-    conventions = dict(result.get("conventions") or {})
-    if loss_name and law != "power":
-        conventions["loss"] = loss_name
+        tree = fit_hyper(table, bootstrap=bootstrap, seed=seed).tree()
+        fit = OneLaw(tree, tree.pop("warnings"), tree.pop("conventions"))
+    stated = {"loss": loss_name} if loss_name and law != "power" else {}
     return {
         "law": law,
-        **result,
-        "warnings": warnings + left_out + list(result.get("warnings") or []),
-        "conventions": {**table.conventions, **conventions},
+        **fit.found,
+        "warnings": warnings + left_out + fit.warnings,
+        "conventions": {**table.conventions, **fit.conventions, **stated},
     }
+
+
+def _mixed_families(table: Table) -> list[str]:
+    """A warning where one law would be fitted to models of several kinds."""
+    kinds = families(table)
+    if len(kinds) < 2:
+        return []
+    shown = "; ".join(f"{name} ({count} rows)" for name, count in kinds.items())
+    return [f"{len(kinds)} kinds of models share one law: {shown}; fit each alone (--where), or --law experts to all"]
 
 
 def _columns_read(table: Table, law: str, loss: str | None, scale: str | None) -> list[str]:
@@ -139,7 +145,7 @@ def _fit_lstar_table(
     interpolation: str,
     loss: str | None,
     scale: str | None,
-) -> dict[str, Any]:
+) -> OneLaw:
     """L*(C) from the bottoms of IsoFLOP curves, or, where a budget has one row, from a table of optima."""
     law = "law lstar"
     _, flops = table.compute(law)
@@ -148,13 +154,13 @@ def _fit_lstar_table(
     budgets = group_budgets(table, law, loss=loss, scale=scale) if has_scale else []
     if not budgets or np.median([budget.n_sizes for budget in budgets]) < 2:
         fit = fit_lstar(flops, losses, weight=table.weights(), bootstrap=bootstrap, seed=seed)
-        fit["conventions"]["points"] = f"each row is one optimum ({name})"
+        fit.conventions["points"] = f"each row is one optimum ({name})"
         return fit
     check_sizes(budgets, law)
     curves, draws = fit_curves(
         table, bootstrap=bootstrap, seed=seed, interpolation=interpolation, loss=loss, scale=scale
     )
-    used = [vertex for vertex in curves["vertices"] if vertex["used"]]
+    used = [vertex for vertex in curves.found["vertices"] if vertex["used"]]
     fit = fit_lstar(
         np.array([vertex["total_flops"] for vertex in used]),
         np.array([vertex["loss"] for vertex in used]),
@@ -162,7 +168,10 @@ def _fit_lstar_table(
         bootstrap=bootstrap,
         seed=seed,
     )
-    fit["vertices"] = curves["vertices"]
-    fit["warnings"] = curves["warnings"] + fit["warnings"]
-    fit["conventions"]["points"] = f"bottoms of IsoFLOP curves ({name}); {curves['conventions']['interpolation']}"
-    return fit
+    points = f"bottoms of IsoFLOP curves ({name}); {curves.conventions['interpolation']}"
+    return dataclasses.replace(
+        fit,
+        found={**fit.found, "vertices": curves.found["vertices"]},
+        warnings=curves.warnings + fit.warnings,
+        conventions={**fit.conventions, "points": points},
+    )

@@ -55,10 +55,22 @@ class Table:
     warnings: list[str] = dataclasses.field(default_factory=list)
 
     @classmethod
-    def from_rows(cls, rows: Sequence[Mapping[str, Any]]) -> "Table":
+    def from_rows(cls, rows: Sequence[Mapping[str, object]]) -> "Table":
         """Columns from one mapping per row; keys that a row lacks, None and empty text are missing values."""
         names = list(dict.fromkeys(name for row in rows for name in row))
         return cls({name: _as_column([row.get(name) for row in rows]) for name in names})
+
+    @classmethod
+    def of(cls, runs: object) -> "Table":
+        """A table of whatever holds runs: a table, files, records, or one mapping per run."""
+        if isinstance(runs, Table):
+            return runs
+        if isinstance(runs, (str, Path)):
+            return read_table(runs)
+        rows = list(runs)  # type: ignore[call-overload]
+        if rows and all(isinstance(row, (str, Path)) for row in rows):
+            return read_table(rows)
+        return cls.from_records(rows) if all(isinstance(row, RunRecord) for row in rows) else cls.from_rows(rows)
 
     @classmethod
     def from_records(cls, records: Iterable[RunRecord]) -> "Table":
@@ -178,57 +190,6 @@ class Table:
                 table.conventions[ours] = f"= {expression}"
         return table
 
-    def where(self, condition: str) -> "Table":
-        """Rows that meet COLUMN=VALUE, COLUMN<VALUE or COLUMN>VALUE (also <=, >=, !=), numbers or text."""
-        match = re.match(r"^\s*([^<>=!]+?)\s*(<=|>=|!=|==|=|<|>)\s*(.*?)\s*$", condition)
-        if not match:
-            raise FitError(f"--where {condition!r} must read COLUMN=VALUE, COLUMN<VALUE or COLUMN>VALUE")
-        name, operator, value = match.groups()
-        if name not in self.columns:
-            close = difflib.get_close_matches(name, self.columns, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"columns: {', '.join(self.columns)}"
-            raise FitError(f"--where {condition!r}: there is no column {name}; {hint}")
-        column = self.columns[name]
-        number = _number(value)
-        if column.dtype.kind == "f" and number is not None:
-            equal = np.isclose(column, number, rtol=1e-9, atol=0)
-            keep = {"<": column < number, ">": column > number, "<=": (column < number) | equal}
-            keep |= {">=": (column > number) | equal, "!=": ~equal}
-            mask = keep.get(operator, equal)
-        elif operator in ("=", "==", "!="):
-            equal = self.text(name) == value
-            mask = ~equal if operator == "!=" else equal
-        else:
-            raise FitError(f"--where {condition!r}: {name} and {value!r} are not both numbers; use = for text")
-        if not mask.any():
-            seen = ", ".join(sorted(set(self.text(name).tolist()))[:8])
-            raise FitError(f"--where {condition!r} keeps none of {self.n_rows} rows; {name} takes: {seen}")
-        return self.select(mask)
-
-    def drop_highest_loss(self, n_rows: int) -> "Table":
-        """Leave out the `n_rows` runs with the highest loss."""
-        if n_rows <= 0:
-            return self
-        name, loss = self.loss("--drop-highest-loss")
-        if n_rows >= self.n_rows:
-            raise FitError(f"--drop-highest-loss {n_rows} leaves none of {self.n_rows} rows; drop fewer")
-        order = np.argsort(-np.where(np.isfinite(loss), loss, np.inf), kind="stable")
-        table = self.select(np.sort(order[n_rows:]))
-        table.conventions["dropped"] = f"{n_rows} rows of highest {name}, down to {loss[order[n_rows - 1]]:.6g}"
-        return table
-
-    def weighted(self, column: str) -> "Table":
-        """Weigh rows by a column; a standard deviation (name ends in _std or _sd, or 1/NAME^2) by 1/sd^2."""
-        match = re.fullmatch(r"\s*1\s*/\s*([A-Za-z_]\w*)\s*(?:\^|\*\*)\s*2\s*", column)
-        name = match.group(1) if match else column.strip()
-        values = self.numbers(name, f"--weights {column}")
-        is_deviation = bool(match) or name.endswith(("_std", "_sd"))
-        if not (np.isfinite(values) & (values > 0)).all():
-            raise FitError(f"--weights {column}: {name} must be above 0 in every row; drop the others with --where")
-        table = self.adding(weight=1 / values**2 if is_deviation else values)
-        table.conventions["weights"] = f"1 / {name}^2" if is_deviation else name
-        return table
-
     def _evaluate(self, expression: str) -> np.ndarray:
         parts = [part.strip() for part in re.split(r"([*/])", expression)]
         value = self._factor(parts[0], expression)
@@ -242,7 +203,7 @@ class Table:
     def _factor(self, name: str, expression: str) -> np.ndarray:
         if name in self.columns:
             return self.columns[name]
-        number = _number(name)
+        number = as_number(name)
         if number is not None:
             return np.full(self.n_rows, number)
         close = difflib.get_close_matches(name, self.columns, n=1)
@@ -262,7 +223,7 @@ class Table:
 
 def read_table(paths: str | Path | Sequence[str | Path]) -> Table:
     """Read CSV or JSONL files, one below the other. Raises DataError for a missing, empty or malformed file."""
-    rows: list[dict[str, Any]] = []
+    rows: list[Mapping[str, object]] = []
     files = [Path(paths)] if isinstance(paths, (str, Path)) else [Path(path) for path in paths]
     for path in files:
         if not path.is_file():
@@ -275,23 +236,7 @@ def read_table(paths: str | Path | Sequence[str | Path]) -> Table:
     return Table.from_rows(rows)
 
 
-def load_table(
-    paths: str | Path | Sequence[str | Path],
-    *,
-    mapping: str = "",
-    where: Sequence[str] = (),
-    drop_highest_loss: int = 0,
-    weights: str = "",
-) -> Table:
-    """Read, map, filter: what `isoflop fit TABLE... --map --where --drop-highest-loss --weights` does to a table."""
-    table = read_table(paths).map(mapping)
-    for condition in where:
-        table = table.where(condition)
-    table = table.drop_highest_loss(drop_highest_loss)
-    return table.weighted(weights) if weights else table
-
-
-def _read_csv(path: Path) -> list[dict[str, Any]]:
+def _read_csv(path: Path) -> list[dict[str, str]]:
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             rows = list(csv.reader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ","))
@@ -306,15 +251,15 @@ def _read_csv(path: Path) -> list[dict[str, Any]]:
     return [dict(zip(header, row)) for row in rows[1:] if row]
 
 
-def _read_runs(path: Path) -> list[dict[str, Any]]:
-    rows: dict[Any, dict[str, Any]] = {}
+def _read_runs(path: Path) -> list[dict[str, object]]:
+    rows: dict[object, dict[str, object]] = {}
     for index, row in enumerate(read_json_lines(path)):
         flat = {key: value for key, value in row.items() if not isinstance(value, (dict, list))}
         rows[row.get("run_id") or f"line {index}"] = flat
     return list(rows.values())
 
 
-def _number(text: str) -> float | None:
+def as_number(text: str) -> float | None:
     try:
         return float(text)
     except ValueError:
@@ -327,7 +272,7 @@ def _as_column(values: Sequence[Any]) -> np.ndarray:
         if value is None or (isinstance(value, str) and not value.strip()):
             numbers.append(np.nan)
         elif isinstance(value, str):
-            number = _number(value)
+            number = as_number(value)
             if number is None:
                 break
             numbers.append(number)

@@ -1,6 +1,6 @@
 """How to split compute between size and tokens: at the optimum, with little data, or for a model that will be served.
 
-Laws (dict of a laws file) and a budget go in, a `Split` comes out. Every law that knows an optimum is asked; the split
+Laws and a budget go in, a `Split` comes out. Every law that knows an optimum is asked; the split
 is the geometric mean of their answers, because the optimum is flat and no law is right alone.
 
 Symbols: S model scale (FLOPs per token M, or parameters N), D tokens, C = k S D with k = 1 or 6, U unique tokens.
@@ -15,13 +15,8 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 
 from isoflop.errors import PlanError
-from isoflop.scaling.plan.predict import (
-    flops_factor,
-    repeated_loss,
-    surface_constants,
-    surface_loss,
-    surface_optimum,
-)
+from isoflop.scaling.laws import Laws, surface_loss, surface_optimum
+from isoflop.scaling.plan.predict import repeated_loss
 
 MAX_OVERTRAINING = 5.0
 """More than this times the optimal tokens, three-term laws over-rate extra tokens (fact sheet, section 8)."""
@@ -41,7 +36,7 @@ class Split:
 
 
 def best_split(
-    laws: Mapping[str, Any], total_flops: float, *, unique_tokens: float | None = None, max_epochs: float | None = None
+    laws: Laws, total_flops: float, *, unique_tokens: float | None = None, max_epochs: float | None = None
 ) -> Split:
     """Size and tokens of least loss at `total_flops`.
 
@@ -52,12 +47,11 @@ def best_split(
         PlanError: no law of allocation, or an optimum that no tested size surrounds.
     """
     warnings = check_vertices(laws)
-    factor = flops_factor(laws)
-    constants = surface_constants(laws)
+    factor = laws.flops_factor
+    constants = laws.surface_constants()
     by_law = {name: float(surface_optimum(values, total_flops, factor)[0]) for name, values in constants.items()}
-    parabola = laws.get("parabola") or {}
-    if parabola.get("n_coefficient") and parabola.get("n_exponent") is not None:
-        by_law["parabola"] = parabola["n_coefficient"] * total_flops ** parabola["n_exponent"]
+    if laws.allocation and (law := laws.allocation.law("n")):
+        by_law["parabola"] = law[0] * total_flops ** law[1]
     by_law = {name: scale for name, scale in by_law.items() if math.isfinite(scale) and scale > 0}
     if not by_law:
         raise PlanError("laws hold neither a surface nor an allocation, so no size follows; fit again with more runs")
@@ -84,7 +78,7 @@ def best_split(
     return Split(scale, n_tokens, by_law, warnings)
 
 
-def serving_split(laws: Mapping[str, Any], total_flops: float, serve_tokens: float, split: Split) -> Split:
+def serving_split(laws: Laws, total_flops: float, serve_tokens: float, split: Split) -> Split:
     """The cheapest size for training plus `serve_tokens` of inference, at the loss that `total_flops` would reach.
 
     Minimises k S D + k S D_serve / 3 (a forward pass is a third of training) subject to L(S, D) = L_best(C); the mean
@@ -95,7 +89,7 @@ def serving_split(laws: Mapping[str, Any], total_flops: float, serve_tokens: flo
     """
     if serve_tokens < 0:
         raise PlanError(f"serve_tokens = {serve_tokens:g} must be 0 or more")
-    constants, factor = surface_constants(laws), flops_factor(laws)
+    constants, factor = laws.surface_constants(), laws.flops_factor
     if not constants:
         raise PlanError(f"serve_tokens = {serve_tokens:g} needs a loss surface, and these laws only give an allocation")
     ratios = []
@@ -143,23 +137,23 @@ def cheapest_at_loss(
     return scale, tokens(scale)
 
 
-def check_vertices(laws: Mapping[str, Any]) -> list[str]:
+def check_vertices(laws: Laws) -> list[str]:
     """Warnings about budgets whose optimum lies outside the tested sizes.
 
     Raises:
         PlanError: fewer than two budgets have their optimum inside, so the allocation is a guess.
     """
-    vertices = (laws.get("parabola") or {}).get("vertices") or []
-    outside = [vertex for vertex in vertices if not vertex.get("inside", True)]
+    vertices = laws.allocation.vertices if laws.allocation else ()
+    outside = [vertex for vertex in vertices if not vertex.inside]
     if vertices and len(vertices) - len(outside) < 2:
-        budgets = ", ".join(f"{vertex['budget_flops']:.3g}" for vertex in outside)
+        budgets = ", ".join(f"{vertex.budget_flops:.3g}" for vertex in outside)
         raise PlanError(
             f"the vertex of the IsoFLOP curve lies outside the tested range at {len(outside)} of {len(vertices)} "
             f"budgets ({budgets}), and a plan needs it inside at two or more; run smaller or larger sizes there "
             f"(ladder.size_span), or plan from a published law"
         )
     return [
-        f"at {vertex['budget_flops']:.3g} FLOPs the optimum lies outside the tested sizes and was left out"
+        f"at {vertex.budget_flops:.3g} FLOPs the optimum lies outside the tested sizes and was left out"
         for vertex in outside
     ]
 

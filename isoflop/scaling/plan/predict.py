@@ -1,6 +1,6 @@
 """What a run will reach: loss of a model scale and token count from fitted laws, with an interval.
 
-Laws file (dict) + scale + tokens -> `Prediction`. The one idea: the laws (two fits of the surface, and loss against
+`Laws` + scale + tokens -> `Prediction`. The one idea: the laws (two fits of the surface, and loss against
 compute) are evaluated on the same bootstrap resamples and pooled, so that the interval holds their disagreement; the
 noise of one run is added, and it is widened by the miss of a rehearsal (fit without the largest budget, predict it).
 
@@ -16,13 +16,11 @@ from typing import Any
 import numpy as np
 
 from isoflop.errors import PlanError
+from isoflop.scaling.laws import Laws, surface_loss
+from isoflop.scaling.published import LawsSource, load_laws
 
-POOLED_FITS = ("log_huber", "varpro")
-"""Fits of the surface that take part in a prediction, as named in a laws file."""
 REPEAT_TOKENS, REPEAT_SCALE = 15.387756, 5.309743
 """Decay constants of repeated data and of excess size (arXiv 2305.16264, section 5; they are poorly determined)."""
-MIN_RESAMPLES = 100
-"""Below this, percentiles of a 90% interval rest on a handful of values (assumption)."""
 
 
 @dataclass(frozen=True)
@@ -51,25 +49,6 @@ class Prediction:
     def relative_width(self) -> float:
         """Whole width of the interval over its centre."""
         return (self.high - self.low) / self.center
-
-
-def flops_factor(laws: Mapping[str, Any]) -> float:
-    """C / (scale * tokens): 1 for FLOPs per token, 6 for parameters."""
-    return {"flops_per_token": 1.0, "n_params": 6.0}[laws["scale"]]
-
-
-def surface_loss(constants: np.ndarray, scale: Any, n_tokens: Any) -> np.ndarray:
-    """E + A / S^alpha + B / D^beta. Shapes: constants (..., 5); scale and n_tokens broadcast against (...)."""
-    E, A, B, alpha, beta = np.moveaxis(np.asarray(constants, dtype=float), -1, 0)
-    return E + A * np.exp(-alpha * np.log(scale)) + B * np.exp(-beta * np.log(n_tokens))
-
-
-def surface_optimum(constants: np.ndarray, total_flops: Any, factor: float) -> tuple[np.ndarray, np.ndarray]:
-    """Scale and tokens of least loss at C = factor * S * D, in closed form. Source: arXiv 2203.15556, equation 4."""
-    _, A, B, alpha, beta = np.moveaxis(np.asarray(constants, dtype=float), -1, 0)
-    product = np.asarray(total_flops, dtype=float) / factor
-    scale = np.exp((np.log(alpha * A) - np.log(beta * B) + beta * np.log(product)) / (alpha + beta))
-    return scale, product / scale
 
 
 def optimal_scale_for_tokens(constants: np.ndarray, n_tokens: Any) -> np.ndarray:
@@ -111,58 +90,8 @@ def repeated_loss(
     return surface_loss(constants, scale, tokens)
 
 
-def lstar_loss(constants: np.ndarray, total_flops: Any, reference_flops: float = 1.0) -> np.ndarray:
-    """Loss at the optimum, E + k (C / reference)^-g. Shapes: constants (..., 3)."""
-    E, k, g = np.moveaxis(np.asarray(constants, dtype=float), -1, 0)
-    return E + k * np.exp(-g * (np.log(total_flops) - math.log(reference_flops)))
-
-
-def surface_constants(laws: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Central constants (E, A, B, alpha, beta) of each surface that a prediction uses; `published` stands alone."""
-    found = {}
-    for name in (*POOLED_FITS, "published"):
-        fit = laws.get("surface", {}).get(name)
-        if fit:
-            found[f"surface_{name}"] = np.array([fit[key] for key in ("E", "A", "B", "alpha", "beta")], dtype=float)
-    return found
-
-
-def law_resamples(laws: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Resampled constants by law, rows joined: row i of each comes from the same bootstrap resample.
-
-    Rows in which any law failed (null) are left out of all. Raises PlanError if fewer than `MIN_RESAMPLES` remain.
-    """
-    given = laws.get("resamples") or {}
-    names = [name for name in ("surface_log_huber", "surface_varpro", "lstar") if given.get(name) is not None]
-    rows = {name: np.array(given[name], dtype=float) for name in names}  # JSON null becomes nan
-    if not rows or len({len(values) for values in rows.values()}) != 1:
-        raise PlanError(
-            "resamples of the laws are missing or of unequal length, so no interval is available; "
-            "fit again with --bootstrap 1000"
-        )
-    fine = np.all([np.isfinite(values).all(axis=1) for values in rows.values()], axis=0)
-    if fine.sum() < MIN_RESAMPLES:
-        raise PlanError(
-            f"resamples = {int(fine.sum())} usable rows of the laws must be at least {MIN_RESAMPLES} for an interval; "
-            "fit again with --bootstrap 1000, or add runs if most resamples fail"
-        )
-    return {name: values[fine] for name, values in rows.items()}
-
-
-def optimum_losses(laws: Mapping[str, Any], constants: Mapping[str, np.ndarray], total_flops: Any) -> dict[str, Any]:
-    """Best loss at compute C by each law. Shapes: constants by law (..., 5) or (..., 3); C broadcasts against (...)."""
-    factor, reference = flops_factor(laws), _reference(laws)
-    losses = {}
-    for name, values in constants.items():
-        if name == "lstar":
-            losses[name] = lstar_loss(values, total_flops, reference)
-        else:
-            losses[name] = surface_loss(values, *surface_optimum(values, total_flops, factor))
-    return losses
-
-
 def law_losses(
-    laws: Mapping[str, Any],
+    laws: Laws,
     constants: Mapping[str, np.ndarray],
     scale: float,
     n_tokens: float,
@@ -171,8 +100,8 @@ def law_losses(
     repeat_scale: float = REPEAT_SCALE,
 ) -> dict[str, np.ndarray]:
     """Loss of one run by each law; to L*(C), which holds at the optimum only, the surfaces' mean penalty is added."""
-    total_flops = flops_factor(laws) * scale * n_tokens
-    best = optimum_losses(laws, constants, total_flops)
+    total_flops = laws.flops_factor * scale * n_tokens
+    best = laws.optimum_losses(constants, total_flops)
     losses, penalties = {}, []
     for name, values in constants.items():
         if name != "lstar":
@@ -183,23 +112,14 @@ def law_losses(
     return losses
 
 
-def central_constants(laws: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Central constants of every law in the file: the surfaces, and L*(C) where it was fitted."""
-    constants = surface_constants(laws)
-    lstar = laws.get("lstar")
-    if lstar:
-        constants["lstar"] = np.array([lstar["E"], lstar["k"], lstar["g"]], dtype=float)
-    return constants
-
-
-def central_loss(laws: Mapping[str, Any], scale: float, n_tokens: float, unique_tokens: float | None = None) -> float:
+def central_loss(laws: Laws, scale: float, n_tokens: float, unique_tokens: float | None = None) -> float:
     """Mean of the laws' centres, without an interval; nan if the laws say nothing about loss."""
-    losses = law_losses(laws, central_constants(laws), scale, n_tokens, unique_tokens)
+    losses = law_losses(laws, laws.constants(), scale, n_tokens, unique_tokens)
     return float(np.mean(list(losses.values()))) if losses else math.nan
 
 
 def predict(
-    laws: Mapping[str, Any],
+    laws: LawsSource,
     scale: float,
     n_tokens: float,
     *,
@@ -223,21 +143,18 @@ def predict(
         raise PlanError(f"level = {level} must lie between 0.5 and 0.999; the usual one is 0.9")
     if not (scale > 0 and n_tokens > 0):
         raise PlanError(f"scale = {scale} and n_tokens = {n_tokens} must be above 0")
-    resamples = law_resamples(laws)
-    central = {name: values for name, values in central_constants(laws).items() if name in resamples}
+    laws = load_laws(laws)
+    resamples = laws.draws()
+    central = {name: values for name, values in laws.constants().items() if name in resamples}
     if set(central) != set(resamples):
         missing = ", ".join(sorted(set(resamples) - set(central)))
         raise PlanError(f"laws file has resamples but no central fit of {missing}; fit again")
-    total_flops = flops_factor(laws) * scale * n_tokens
+    total_flops = laws.flops_factor * scale * n_tokens
     by_law = {name: float(value) for name, value in law_losses(laws, central, scale, n_tokens, unique_tokens).items()}
     variants = [REPEAT_SCALE] if unique_tokens is None else [REPEAT_SCALE, math.inf]
-    samples = {
-        name: np.concatenate(parts)
-        for name, parts in _by_name(
-            law_losses(laws, resamples, scale, n_tokens, unique_tokens, repeat_scale=decay) for decay in variants
-        ).items()
-    }
-    noise = float((laws.get("noise") or {}).get("relative_sd") or 0.0)
+    many = [law_losses(laws, resamples, scale, n_tokens, unique_tokens, repeat_scale=decay) for decay in variants]
+    samples = {name: np.concatenate([one[name] for one in many]) for name in many[0]}
+    noise = laws.noise_sd
     weights = _weights(samples, noise)
     center = sum(weights[name] * by_law[name] for name in by_law)
     tails = [(1 - level) / 2, (1 + level) / 2]
@@ -245,8 +162,8 @@ def predict(
     low_run, high_run = _pooled_quantiles(samples, weights, noise, tails)
     z = NormalDist().inv_cdf(tails[1])
     fit_sd = (high_fit - low_fit) / 2 / z / center
-    rehearsed = _rehearsal(laws, total_flops)
-    unexplained = math.sqrt(max(rehearsed["miss"] ** 2 - fit_sd**2 - (noise * rehearsed["factor"]) ** 2, 0.0))
+    miss, miss_factor = _rehearsal(laws, total_flops)
+    unexplained = math.sqrt(max(miss**2 - fit_sd**2 - (noise * miss_factor) ** 2, 0.0))
     extra = z * unexplained * center
     low = center - math.hypot(max(center - low_run, 0.0), extra)
     high = center + math.hypot(max(high_run - center, 0.0), extra)
@@ -256,11 +173,11 @@ def predict(
         "fit_sd": fit_sd,
         "laws_spread": (max(by_law.values()) - min(by_law.values())) / center,
         "run_noise_sd": noise,
-        "rehearsal_miss_scaled": rehearsed["miss"],
+        "rehearsal_miss_scaled": miss,
         "rehearsal_miss_unexplained": unexplained,
-        "rehearsal_extrapolation": rehearsed["extrapolation"],
-        "extrapolation": total_flops / laws["largest_budget_flops"] if laws.get("largest_budget_flops") else None,
-        "penalty_off_optimum": center - _mean(optimum_losses(laws, central, total_flops), weights),
+        "rehearsal_extrapolation": laws.rehearsal.extrapolation_factor if laws.rehearsal else None,
+        "extrapolation": total_flops / laws.largest_budget_flops if laws.largest_budget_flops else None,
+        "penalty_off_optimum": center - _mean(laws.optimum_losses(central, total_flops), weights),
     }
     if unique_tokens is not None:
         components["epochs"] = n_tokens / unique_tokens
@@ -271,7 +188,7 @@ def predict(
         lower, upper = np.quantile(values_R, tails)
         intervals[name] = (float(lower), float(upper))
     return Prediction(
-        unit=laws["loss"],
+        unit=laws.loss,
         center=center,
         low=low,
         high=high,
@@ -285,18 +202,6 @@ def predict(
     )
 
 
-def _reference(laws: Mapping[str, Any]) -> float:
-    return float((laws.get("lstar") or {}).get("reference_flops") or 1.0)
-
-
-def _by_name(many: Any) -> dict[str, list[np.ndarray]]:
-    collected: dict[str, list[np.ndarray]] = {}
-    for one in many:
-        for name, values in one.items():
-            collected.setdefault(name, []).append(np.asarray(values))
-    return collected
-
-
 def _weights(samples: Mapping[str, np.ndarray], noise: float) -> dict[str, float]:
     """1 / relative sd of each law's resamples, at least the noise of one run, adding up to 1."""
     spread = {name: max(float(values.std() / abs(values.mean())), noise, 1e-6) for name, values in samples.items()}
@@ -304,7 +209,7 @@ def _weights(samples: Mapping[str, np.ndarray], noise: float) -> dict[str, float
     return {name: 1 / sd / total for name, sd in spread.items()}
 
 
-def _mean(losses: Mapping[str, Any], weights: Mapping[str, float]) -> float:
+def _mean(losses: Mapping[str, np.ndarray], weights: Mapping[str, float]) -> float:
     return float(sum(weights[name] * float(value) for name, value in losses.items()))
 
 
@@ -323,11 +228,10 @@ def _pooled_quantiles(
     return float(low), float(high)
 
 
-def _rehearsal(laws: Mapping[str, Any], total_flops: float) -> dict[str, Any]:
-    """The leave-out test scaled to the target: relative miss, the factor it was scaled by, its own extrapolation."""
-    largest, leave_out = laws.get("largest_budget_flops"), laws.get("leave_out") or {}
-    error, own = leave_out.get("relative_error"), leave_out.get("extrapolation_factor")
-    if error is None or not own or own <= 1 or not largest or total_flops <= largest:
-        return {"miss": 0.0, "factor": 0.0, "extrapolation": own}
+def _rehearsal(laws: Laws, total_flops: float) -> tuple[float, float]:
+    """The miss of the rehearsal at the target, and the factor that it was scaled by."""
+    largest, own = laws.largest_budget_flops, laws.rehearsal.extrapolation_factor if laws.rehearsal else None
+    if laws.rehearsal is None or not own or own <= 1 or not largest or total_flops <= largest:
+        return 0.0, 0.0
     factor = math.log(total_flops / largest) / math.log(own)
-    return {"miss": abs(error) * factor, "factor": factor, "extrapolation": own}
+    return abs(laws.rehearsal.relative_error) * factor, factor

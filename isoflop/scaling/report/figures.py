@@ -5,17 +5,19 @@ The order of `FIGURES` is the order of the argument: curves, optimum, prediction
 """
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from isoflop.errors import DataError
 from isoflop.pages.plot import save
+from isoflop.scaling.laws import Laws
 from isoflop.scaling.report.law_figures import allocation_figure, isoflop_figure
 from isoflop.scaling.report.load_figures import load_figure
 from isoflop.scaling.report.prediction_figures import compute_figure, residual_figure
 from isoflop.scaling.report.run_figures import hyper_figure, training_figure, trunk_figure
-from isoflop.scaling.report.study import Study, read_study
+from isoflop.scaling.report.study import Json, Study, read_study
+from isoflop.scaling.sweep.records import RunRecord
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,7 +35,7 @@ FIGURES = {
 _log = logging.getLogger(__name__)
 
 
-def figures_of(study: Study, target_metrics: Sequence[Mapping[str, Any]] | None = None) -> "dict[str, Figure]":
+def figures_of(study: Study, target_metrics: Sequence[Json] | None = None) -> "dict[str, Figure]":
     """Every figure that this study has the data for, by name."""
     drawn = {name: function(study) for name, function in FIGURES.items()}
     if target_metrics:
@@ -45,11 +47,11 @@ def figures_of(study: Study, target_metrics: Sequence[Mapping[str, Any]] | None 
 def draw_figures(
     out: str | Path,
     *,
-    records: Iterable[Any],
-    laws: Mapping[str, Any] | None = None,
-    plan: Mapping[str, Any] | None = None,
-    score: Mapping[str, Any] | None = None,
-    target_metrics: Sequence[Mapping[str, Any]] | None = None,
+    records: Iterable[RunRecord | Json],
+    laws: Laws | Json | None = None,
+    plan: Json | None = None,
+    score: Json | None = None,
+    target_metrics: Sequence[Json] | None = None,
     formats: Sequence[str] = ("svg", "png"),
 ) -> dict[str, list[Path]]:
     """Write the figures into folder `out` and return their paths by name.

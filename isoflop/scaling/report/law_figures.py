@@ -3,7 +3,6 @@
 A `Study` goes in, a matplotlib Figure comes out, or None where the records do not hold what the figure shows.
 """
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,7 +17,6 @@ from isoflop.pages.plot import (
     VERMILION,
     budget_colors,
     count,
-    halo,
     light_grid,
     log_axis,
     new_figure,
@@ -26,16 +24,15 @@ from isoflop.pages.plot import (
     power_text,
     spread,
     style,
+    subtitle,
 )
-from isoflop.scaling.plan.predict import central_constants, surface_optimum
-from isoflop.scaling.report.study import Study, band, power, resamples
+from isoflop.scaling.laws import Allocation, surface_optimum
+from isoflop.scaling.published import DEEPSEEK
+from isoflop.scaling.report.study import Study, band, resamples
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-# Optimal allocation of DeepSeek LLM. Source: 2401.02954, section 3.2 (M in FLOPs per token, D in tokens).
-DEEPSEEK_ALLOCATION = {"scale": (0.1715, 0.5243), "tokens": (5.8316, 0.4757)}
 
 
 def isoflop_figure(study: Study) -> "Figure | None":
@@ -63,29 +60,30 @@ def isoflop_figure(study: Study) -> "Figure | None":
         light_grid(axes)
         axes.set_xlabel(study.scale_label)
         axes.set_ylabel(f"validation {study.loss_label}")
-        axes.set_title("Every budget has one best model size")
+        grey = "; grey: 90% of its resamples" if len(resamples(study, "n_allocation")) else ""
+        text = f"diamonds: vertices of the curves; dashed: the fitted optimum{grey}" if study.vertices else ""
+        subtitle(axes, "Every budget has one best model size", text)
     return figure
 
 
 def allocation_figure(study: Study) -> "Figure | None":
     """Optimal model scale and optimal tokens against compute, with 90% bands and a published line for reference."""
-    parabola = study.laws.get("parabola") or {}
-    known = [number(parabola.get(f"{letter}_{what}")) for letter in "nd" for what in ("coefficient", "exponent")]
-    if None in known:
+    law = study.laws and study.laws.allocation
+    if law is None or law.law("n") is None or law.law("d") is None:
         return None
     end = max(study.largest_flops or 0.0, (study.target.flops or 0.0) if study.target else 0.0)
-    start = min([vertex["flops"] for vertex in study.vertices] or study.budgets or [end / 30])
+    start = min([vertex.total_flops for vertex in study.vertices] or study.budgets or [end / 30])
     flops = np.geomspace(start / 1.4, max(end, start * 2) * 1.4, 80)
     with style():
         figure = new_figure(4.3)
         left, right = figure.subplots(1, 2)
-        _draw_allocation(left, study, flops, "scale")
-        _draw_allocation(right, study, flops, "tokens")
+        _draw_allocation(left, study, law, flops, "n")
+        _draw_allocation(right, study, law, flops, "d")
         symbol = "M" if study.scale_key == "flops_per_token" else "N"
         left.set_ylabel(f"optimal {study.scale_label}")
         right.set_ylabel("optimal tokens D")
-        left.set_title(f"Model scale: {_power_law_text(study, symbol)}")
-        right.set_title(f"Tokens: {_power_law_text(study, 'D')}")
+        left.set_title(f"Model scale: {_power_law_text(study, law, symbol)}")
+        right.set_title(f"Tokens: {_power_law_text(study, law, 'D')}")
     return figure
 
 
@@ -94,16 +92,17 @@ def curve_of(study: Study, budget: float, scale: np.ndarray) -> np.ndarray | Non
 
     None with fewer than three sizes, through which no bowl can be drawn.
     """
-    points = next((vertex["points"] for vertex in study.vertices if vertex["budget"] == budget), [])
-    pairs = [(number(point.get("scale")), number(point.get("loss"))) for point in points if isinstance(point, Mapping)]
+    points = next((vertex.points for vertex in study.vertices if vertex.budget_flops == budget), [])
+    pairs = [(number(point.get("scale")), number(point.get("loss"))) for point in points]
     if not pairs or any(None in pair for pair in pairs):
-        pairs = [(cell[study.scale_key], cell[study.loss_key]) for cell in study.of_budget(budget)]
+        pairs = [(study.scale(cell), study.loss(cell)) for cell in study.of_budget(budget)]
     sizes, loss = np.array(pairs, dtype=float).T
     distinct, index = np.unique(np.log10(sizes), return_inverse=True)
     if len(distinct) < 3:
         return None
     x = np.log10(scale)
-    if str((study.laws.get("parabola") or {}).get("interpolation")).startswith("akima"):
+    law = study.laws and study.laws.allocation
+    if law and str(law.interpolation).startswith("akima"):
         mean = np.bincount(index, loss) / np.bincount(index)
         return np.exp(Akima1DInterpolator(distinct, np.log(mean))(np.clip(x, distinct[0], distinct[-1])))
     return np.polyval(np.polyfit(np.log10(sizes), loss, 2), x)
@@ -112,9 +111,9 @@ def curve_of(study: Study, budget: float, scale: np.ndarray) -> np.ndarray | Non
 def _draw_budget(axes: "Axes", study: Study, budget: float, color: str) -> tuple[float, float]:
     """Points and parabola of one budget; returns where its label attaches (the largest model)."""
     cells = study.of_budget(budget)
-    scale = np.array([cell[study.scale_key] for cell in cells], dtype=float)
-    loss = np.array([cell[study.loss_key] for cell in cells], dtype=float)
-    axes.plot(scale, loss, "o", color=color, markersize=5, markeredgecolor=PAPER, markeredgewidth=0.6, zorder=4)
+    scale = np.array([study.scale(cell) for cell in cells], dtype=float)
+    loss = np.array([study.loss(cell) for cell in cells], dtype=float)
+    axes.plot(scale, loss, "o", color=color, markersize=5, markeredgecolor=PAPER, markeredgewidth=0.6, zorder=7)
     fine = np.geomspace(scale.min(), scale.max(), 120)
     curve = curve_of(study, budget, fine)
     if curve is None:
@@ -126,36 +125,25 @@ def _draw_budget(axes: "Axes", study: Study, budget: float, color: str) -> tuple
 
 def _draw_vertex_path(axes: "Axes", study: Study, budgets: list[float]) -> None:
     """The optima, the line through them, and where 90% of the resampled allocation laws put that line."""
-    parabola = study.laws.get("parabola") or {}
     vertices = study.vertices
-    inside = [vertex for vertex in vertices if vertex["inside"]]
+    inside = [vertex for vertex in vertices if vertex.inside]
     if len(inside) >= 2:
-        flops = np.array([vertex["flops"] for vertex in inside], dtype=float)
-        loss = np.array([vertex["loss"] for vertex in inside], dtype=float)
-        rows = resamples(study.laws, "n_allocation", 2)
+        flops = np.array([vertex.total_flops for vertex in inside], dtype=float)
+        loss = np.array([vertex.loss for vertex in inside], dtype=float)
+        rows = resamples(study, "n_allocation")
         interval = band(rows[:, :1] * flops[None, :] ** rows[:, 1:]) if len(rows) else None
         if interval is not None:
             axes.fill_betweenx(loss, *interval, color=INK, alpha=0.10, linewidth=0, zorder=2)
-        if all(number(parabola.get(key)) is not None for key in ("n_coefficient", "n_exponent")):
-            centre = power((parabola["n_coefficient"], parabola["n_exponent"]), flops)
+        if study.laws and study.laws.allocation and study.laws.allocation.law("n"):
+            centre = study.laws.allocation.best("n", flops)
             axes.plot(centre, loss, color=INK, linewidth=1.1, linestyle=(0, (4, 2)), zorder=5)
-            axes.annotate(
-                "optimum, 90% band" if interval is not None else "optimum",
-                (centre[0], loss[0]),
-                xytext=(-12, -22),
-                textcoords="offset points",
-                ha="right",
-                color=INK,
-                fontsize=9.5,
-                arrowprops={"arrowstyle": "-", "color": MUTED, "linewidth": 0.7, "shrinkB": 6},
-            )
     colors = budget_colors(budgets)
     for vertex in vertices:
-        color = colors.get(vertex["budget"], INK)
-        face = color if vertex["inside"] else PAPER
+        color = colors.get(vertex.budget_flops, INK)
+        face = color if vertex.inside else PAPER
         axes.plot(
-            vertex["scale"],
-            vertex["loss"],
+            vertex.scale_opt,
+            vertex.loss,
             "D",
             markersize=8,
             color=face,
@@ -166,7 +154,7 @@ def _draw_vertex_path(axes: "Axes", study: Study, budgets: list[float]) -> None:
 
 
 def _draw_diverged(axes: "Axes", study: Study, top: float) -> None:
-    scales = [number(run.get(study.scale_key)) for run in study.diverged]
+    scales = [number(study.scale(run)) for run in study.diverged]
     known = [scale for scale in scales if scale]
     if not known:
         return
@@ -182,11 +170,9 @@ def _draw_diverged(axes: "Axes", study: Study, top: float) -> None:
     )
 
 
-def _draw_allocation(axes: "Axes", study: Study, flops: np.ndarray, what: str) -> None:
-    parabola = study.laws["parabola"]
-    letter = "n" if what == "scale" else "d"
-    line = power((parabola[f"{letter}_coefficient"], parabola[f"{letter}_exponent"]), flops)
-    rows = resamples(study.laws, f"{letter}_allocation", 2)
+def _draw_allocation(axes: "Axes", study: Study, law: Allocation, flops: np.ndarray, letter: str) -> None:
+    line = law.best(letter, flops)
+    rows = resamples(study, f"{letter}_allocation")
     interval = band(rows[:, :1] * flops[None, :] ** rows[:, 1:]) if len(rows) else None
     if interval is not None:
         axes.fill_between(flops, *interval, color=BLUE, alpha=0.16, linewidth=0)
@@ -194,20 +180,21 @@ def _draw_allocation(axes: "Axes", study: Study, flops: np.ndarray, what: str) -
     largest = study.largest_flops or flops[-1]
     axes.plot(flops[flops <= largest], line[flops <= largest], color=BLUE, zorder=3)
     axes.plot(flops[flops >= largest], line[flops >= largest], color=BLUE, linestyle=(0, (3, 2)), zorder=3)
-    constants = central_constants(study.laws).get("surface_log_huber")
-    if constants is not None:
-        surface = surface_optimum(constants, flops, study.per_token)[0 if what == "scale" else 1]
+    fitted = study.laws and study.laws.surfaces.get("log_huber")
+    if fitted:
+        surface = surface_optimum(fitted.constants, flops, study.per_token)[0 if letter == "n" else 1]
         axes.plot(flops, surface, color=VERMILION, linewidth=1.2, zorder=2)
         labels.append((surface[-1], "its surface", VERMILION))
     if study.scale_key == "flops_per_token":
-        published = power(DEEPSEEK_ALLOCATION[what], flops)
+        assert DEEPSEEK.allocation is not None
+        published = DEEPSEEK.allocation.best(letter, flops)
         axes.plot(flops, published, color=MUTED, linewidth=1.2, linestyle=(0, (1, 1.6)), zorder=1)
         labels.append((published[-1], "DeepSeek LLM", MUTED))
     for vertex in study.vertices:
-        inside = vertex["inside"]
+        inside = vertex.inside
         axes.plot(
-            vertex["flops"],
-            vertex[what],
+            vertex.total_flops,
+            vertex.scale_opt if letter == "n" else vertex.tokens_opt,
             "o",
             color=BLUE if inside else PAPER,
             markeredgecolor=PAPER if inside else BLUE,
@@ -215,18 +202,10 @@ def _draw_allocation(axes: "Axes", study: Study, flops: np.ndarray, what: str) -
             zorder=4,
         )
     target = study.target
-    chosen = (target.scale if what == "scale" else target.tokens) if target else None
+    chosen = (target.scale if letter == "n" else target.tokens) if target else None
     if target and target.flops and chosen:
         axes.plot(target.flops, chosen, "*", color=INK, markersize=14, markeredgecolor=PAPER, zorder=5)
-        axes.annotate(
-            f"target {count(chosen)}",
-            (target.flops, chosen),
-            xytext=(-9, 9),
-            textcoords="offset points",
-            ha="right",
-            fontsize=9.5,
-            path_effects=halo(),
-        )
+        labels.append((chosen, f"target {count(chosen)}", INK))
     log_axis(axes, "x")
     log_axis(axes, "y", "count")
     low, high = axes.get_ylim()
@@ -246,10 +225,10 @@ def _draw_allocation(axes: "Axes", study: Study, flops: np.ndarray, what: str) -
     axes.set_xlabel("compute C (FLOPs)")
 
 
-def _power_law_text(study: Study, symbol: str) -> str:
+def _power_law_text(study: Study, law: Allocation, symbol: str) -> str:
     letter = "d" if symbol == "D" else "n"
-    exponent = study.laws["parabola"][f"{letter}_exponent"]
-    rows = resamples(study.laws, f"{letter}_allocation", 2)
+    exponent = getattr(law, f"{letter}_exponent")
+    rows = resamples(study, f"{letter}_allocation")
     interval = band(rows[:, 1]) if len(rows) else None
     text = rf"{symbol} $\propto$ C$^{{\,{exponent:.2f}}}$"
     return text if interval is None else f"{text} [{interval[0]:.2f}, {interval[1]:.2f}]"

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from isoflop.pages.html import Markup, Pictures, decimal, facts, picture, section, sentence, table
 from isoflop.pages.plot import (
     BLUE,
     INK,
@@ -24,6 +23,7 @@ from isoflop.pages.plot import (
     style,
     subtitle,
 )
+from isoflop.scaling.report.study import Json
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,7 +36,7 @@ PUBLISHED = {"auxiliary loss": 0.72, "loss-free": 0.04}
 """Global MaxVio of a 1B model by its balancing (arXiv 2408.15664, table 2): what a reader may compare with."""
 
 
-def read_load(metrics: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray] | None:
+def read_load(metrics: Sequence[Json]) -> dict[str, np.ndarray] | None:
     """Steps (S,) and each measure (S, layers) from the lines that carry them; None with fewer than two lines.
 
     Lines of another number of layers than the last one (a changed run) and lines with a missing value are left out.
@@ -58,7 +58,7 @@ def read_load(metrics: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray] | N
     return found
 
 
-def load_figure(metrics: Sequence[Mapping[str, Any]]) -> "Figure | None":
+def load_figure(metrics: Sequence[Json]) -> "Figure | None":
     """MaxVio, entropy and dead experts over training, a line per layer from shallow (light) to deep (dark)."""
     load = read_load(metrics)
     if load is None:
@@ -89,47 +89,26 @@ def load_figure(metrics: Sequence[Mapping[str, Any]]) -> "Figure | None":
     return figure
 
 
-def load_section(
-    metrics: Sequence[Mapping[str, Any]] | None, record: Mapping[str, Any] | None, pictures: Pictures
-) -> Markup:
-    """Section of the report: the picture, and each layer at the end of training."""
-    load = read_load(metrics or [])
+def load_values(metrics: Sequence[Json], validated: Json | None) -> dict[str, Any] | None:
+    """Each layer at the first step and over the end of training, and the mean load over the validation set."""
+    load = read_load(metrics)
     if load is None:
-        return Markup("")
+        return None
     last = slice(-max(1, round(LAST_SHARE * len(load["step"]))), None)
-    ends = {name: load[name][last].mean(axis=0) for name in MEASURES}
+    columns = {"first": load["max_violation"][0], **{name: load[name][last].mean(axis=0) for name in MEASURES}}
     rows = [
-        (
-            str(layer + 1),
-            decimal(float(load["max_violation"][0, layer]), 3),
-            *(decimal(float(ends[name][layer]), 3) for name in MEASURES),
-        )
-        for layer in range(len(ends["dead"]))
+        {"layer": str(layer + 1), **{name: float(values[layer]) for name, values in columns.items()}}
+        for layer in range(len(columns["first"]))
     ]
-    rows.append(
-        (
-            "mean",
-            decimal(float(load["max_violation"][0].mean()), 3),
-            *(decimal(float(ends[name].mean()), 3) for name in MEASURES),
-        )
-    )
-    validated = (record or {}).get("expert_load") or {}
-    known = [("MaxVio over the validation set", _mean_text(validated.get("max_violation")))]
-    compared = ", ".join(f"{value} with {name}" for name, value in PUBLISHED.items())
-    text = (
-        "MaxVio is the largest load of a layer over its mean load, less one: 0 is even. Over a whole validation set a "
-        f"published 1B model has {compared} (arXiv 2408.15664); single batches, as drawn here, are less even."
-    )
-    caption = f"Per step, over one batch. The table takes the mean of the last {LAST_SHARE:.0%} of the steps shown."
-    headers = ["layer with experts", "first MaxVio", "last MaxVio", "last entropy", "dead experts"]
-    return section(
-        "load",
-        "Load of the experts",
-        sentence(text),
-        facts(known),
-        picture(pictures, "load", caption),
-        table(headers, rows),
-    )
+    rows.append({"layer": "mean", **{name: float(values.mean()) for name, values in columns.items()}})
+    given = (validated or {}).get("max_violation")
+    known = [x for item in (given if isinstance(given, (list, tuple)) else [given]) if (x := number(item))]
+    return {
+        "rows": rows,
+        "validated": sum(known) / len(known) if known else None,
+        "published": PUBLISHED,
+        "last_share": LAST_SHARE,
+    }
 
 
 def _draw_layers(axes: "Axes", steps: np.ndarray, values_SL: np.ndarray) -> None:
@@ -142,8 +121,3 @@ def _draw_layers(axes: "Axes", steps: np.ndarray, values_SL: np.ndarray) -> None
         axes.plot(steps, values_SL[:, layer], color=color, linewidth=0.8, alpha=0.75)
     axes.plot(steps, values_SL.mean(axis=1), color=INK, linewidth=2.2)
     axes.tick_params(labelcolor=MUTED)
-
-
-def _mean_text(value: Any) -> Markup | None:
-    values = [found for item in (value if isinstance(value, (list, tuple)) else [value]) if (found := number(item))]
-    return decimal(sum(values) / len(values), 3) if values else None

@@ -4,21 +4,22 @@ Records, laws and whatever else exists go in; one file comes out that needs no n
 A part that was not given is absent from the page.
 """
 
-import html
 import importlib.metadata
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from isoflop.pages.html import Markup, page
+from isoflop.pages.html import page
 from isoflop.pages.plot import svg_text
 from isoflop.recipe import write_text
-from isoflop.scaling.report import run_sections, study_sections
+from isoflop.scaling.laws import Laws
+from isoflop.scaling.report import tables
 from isoflop.scaling.report.figures import figures_of
-from isoflop.scaling.report.load_figures import load_figure, load_section
-from isoflop.scaling.report.run_figures import training_figure
-from isoflop.scaling.report.study import plain_row, read_study
+from isoflop.scaling.report.load_figures import load_figure, load_values
+from isoflop.scaling.report.run_figures import training_figure, trunk_saving
+from isoflop.scaling.report.study import Json, as_record, read_study
+from isoflop.scaling.sweep.records import RunRecord
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,14 +30,14 @@ _SHOWN_VERSIONS = ("isoflop", "numpy", "scipy", "torch", "tokenizers")
 def write_report(
     out_html: str | Path,
     *,
-    records: Iterable[Any],
-    laws: Mapping[str, Any] | None = None,
-    plan: Mapping[str, Any] | None = None,
-    score: Mapping[str, Any] | None = None,
-    corpus_manifest: Mapping[str, Any] | None = None,
-    tokens_manifest: Mapping[str, Any] | None = None,
-    ladder: Mapping[str, Any] | None = None,
-    target_metrics: Sequence[Mapping[str, Any]] | None = None,
+    records: Iterable[RunRecord | Json],
+    laws: Laws | Json | None = None,
+    plan: Json | None = None,
+    score: Json | None = None,
+    corpus_manifest: Json | None = None,
+    tokens_manifest: Json | None = None,
+    ladder: Json | None = None,
+    target_metrics: Sequence[Json] | None = None,
     commands: Sequence[str] = (),
     title: str = "Scaling study",
 ) -> Path:
@@ -48,40 +49,55 @@ def write_report(
     Raises:
         DataError: neither a finished run nor a law was given, or matplotlib is missing.
     """
-    rows = [plain_row(record) for record in records]
+    rows = list(map(as_record, records))
     study = read_study(rows, laws, plan, score)
-    record = next((row for row in reversed(rows) if row.get("kind") == "target"), None)
-    score = score or (record or {}).get("score")
-    ladder = (ladder or {}).get("summary") or ladder
-    pictures = {
-        name: svg_text(figure, f"figure-{name}", html.escape(_LABELS[name], quote=True))
-        for name, figure in figures_of(study, target_metrics).items()
-    }
-    parts = [
-        ("data", "Data", study_sections.data(corpus_manifest, tokens_manifest)),
-        ("sweep", "Sweep", study_sections.sweep(study, pictures, ladder)),
-        ("laws", "Laws", study_sections.laws(study, pictures, plan)),
-        ("allocation", "Allocation", study_sections.allocation(study, pictures)),
-        ("hyper", "Learning rate", study_sections.hyper(study, pictures)),
-        ("plan", "Plan", run_sections.plan(plan)),
-        ("target", "Target run", run_sections.target(study, record, score, pictures)),
-        ("load", "Expert load", load_section(target_metrics, record, pictures)),
-        ("savings", "Savings", run_sections.savings(study, pictures)),
-        ("caveats", "Warnings", run_sections.caveats(study, ladder)),
-        ("conventions", "Conventions", run_sections.conventions(study)),
-        ("reproduce", "Reproduce", run_sections.reproduce(study, commands, _versions(), rows)),
-    ]
-    lead = study_sections.verdict(study, score, pictures)
-    footer = Markup("Written by isoflop from records and laws; every number on this page is in those files.")
-    write_text(out_html, page(title, lead, parts, footer))
+    record = next((row for row in reversed(rows) if row.kind == "target"), None)
+    about: Json = ladder or {}
+    about = about.get("summary") or about
+    warnings = [*(study.laws.warnings if study.laws else ()), *(about.get("warnings") or ())]
+    saving = trunk_saving(study.cells)
+    text = page(
+        "scaling/report/study.html",
+        title=title,
+        study=study,
+        target=tables.target_values(study),
+        corpus=tables.corpus_values(corpus_manifest),
+        tokens=tables.token_values(tokens_manifest),
+        cells=tables.run_rows(study, study.cells),
+        flops=saving.shared if saving else sum(study.flops(cell) for cell in study.cells),
+        wall_s=tables.total_s(study.cells),
+        at_target=tables.law_rows(study),
+        disagreement=tables.disagreement(study),
+        surfaces=tables.surface_rows(study),
+        allocation=tables.allocation_rows(study),
+        hyper=tables.hyper_rows(study),
+        regrets=tables.regret_rows(study),
+        plan=tables.plan_values(plan),
+        run=tables.run_values(record.to_dict() if record else {}),
+        load=load_values(target_metrics or [], record and record.expert_load),
+        saving=trunk_saving([*study.cells, *study.diverged]),
+        sharing=tables.regret_of_sharing(study),
+        warnings=list(dict.fromkeys(map(str, warnings))),
+        unused=tables.unused_budgets(study),
+        diverged=tables.run_rows(study, study.diverged),
+        conventions=tables.convention_rows(study),
+        origin=tables.origin_values(rows),
+        versions=_versions(),
+        score={"predicted_at": None, "measured_at": None, "ratio": None, "ratio_exact": None}
+        | dict(score or (record and record.score) or {}),
+        ladder={"workers": about.get("workers"), "wall_hours": about.get("wall_hours")},
+        commands=commands,
+        pictures=_pictures(figures_of(study, target_metrics)),
+    )
+    write_text(out_html, text)
     return Path(out_html)
 
 
 def write_run_report(
     out_html: str | Path,
     *,
-    run: Mapping[str, Any],
-    metrics: Sequence[Mapping[str, Any]],
+    run: Json,
+    metrics: Sequence[Json],
     title: str,
 ) -> dict[str, "Figure"]:
     """One page about one run, from its sizes and result (`run`) and its metrics; returns the figures that it shows.
@@ -91,17 +107,19 @@ def write_run_report(
     """
     drawn = {"training": training_figure(metrics), "load": load_figure(metrics)}
     figures = {name: figure for name, figure in drawn.items() if figure is not None}
-    pictures = {
-        name: svg_text(figure, f"figure-{name}", html.escape(_LABELS[name], quote=True))
-        for name, figure in figures.items()
-    }
-    parts = [
-        ("training", "Run", run_sections.single_run(run, pictures)),
-        ("load", "Expert load", load_section(metrics, run, pictures)),
-    ]
-    footer = Markup("Written by isoflop from the metrics and the result of the run.")
-    write_text(out_html, page(title, Markup(""), parts, footer))
+    text = page(
+        "scaling/report/run.html",
+        title=title,
+        run=tables.run_values(run),
+        load=load_values(metrics, run.get("expert_load")),
+        pictures=_pictures(figures),
+    )
+    write_text(out_html, text)
     return figures
+
+
+def _pictures(figures: "Mapping[str, Figure]") -> dict[str, str]:
+    return {name: svg_text(figure, f"figure-{name}", _LABELS[name]) for name, figure in figures.items()}
 
 
 _LABELS = {
@@ -111,7 +129,7 @@ _LABELS = {
     "residuals": "Predicted over measured loss of every run",
     "hyper": "Loss over learning rate and batch size",
     "trunks": "Shared trunks and cooldown branches",
-    "training": "Training loss, validation and learning rate of the target run",
+    "training": "Training loss, validation and learning rate of a run",
     "load": "Load of the experts of every layer over training",
 }
 

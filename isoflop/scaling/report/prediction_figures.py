@@ -3,7 +3,7 @@
 A `Study` goes in, a matplotlib Figure comes out, or None where there is nothing to show.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -25,8 +25,8 @@ from isoflop.pages.plot import (
     style,
     subtitle,
 )
-from isoflop.scaling.plan.predict import central_constants, surface_loss
-from isoflop.scaling.report.study import LAW_LABEL, Study, law_curves, lstar_band, target_laws
+from isoflop.scaling.laws import surface_loss
+from isoflop.scaling.report.study import LAW_LABEL, LawAtTarget, Study, law_curves, lstar_band, target_laws
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -57,14 +57,14 @@ def compute_figure(study: Study) -> "Figure | None":
 
 def residual_figure(study: Study, law: str = "surface_log_huber") -> "Figure | None":
     """Relative error of one fitted surface on every cell it was fitted to, and of the prediction on the target."""
-    constants = central_constants(study.laws).get(law)
+    constants = study.laws.constants().get(law) if study.laws else None
     cells = study.tuned
     if constants is None or not cells:
         return None
     with style():
         figure = new_figure(4.1)
         axes = figure.subplots()
-        single_pc = 164.5 * (number((study.laws.get("noise") or {}).get("relative_sd")) or 0.0)
+        single_pc = 164.5 * (study.laws.noise_sd if study.laws else 0.0)
         if single_pc:
             axes.axhspan(-single_pc, single_pc, color=INK, alpha=0.07, linewidth=0)
         axes.axhline(0, color=MUTED, linewidth=1)
@@ -72,9 +72,9 @@ def residual_figure(study: Study, law: str = "surface_log_huber") -> "Figure | N
         best: dict[float, float] = {}
         misses = []
         for cell in cells:
-            fitted = float(surface_loss(constants, cell[study.scale_key], cell["n_tokens"]))
-            misses.append(100 * (fitted / cell[study.loss_key] - 1))
-            budget = number(cell.get("budget_flops"))
+            fitted = float(surface_loss(constants, study.scale(cell), cell.n_tokens))
+            misses.append(100 * (fitted / study.loss(cell) - 1))
+            budget = number(cell.budget_flops)
             color = MUTED if budget is None else colors[budget]
             axes.plot(fitted, misses[-1], "o", color=color, markersize=6.5, markeredgecolor=PAPER)
             if budget is not None:
@@ -87,22 +87,12 @@ def residual_figure(study: Study, law: str = "surface_log_huber") -> "Figure | N
         budgets = list(best)
         for budget, place in zip(budgets, spread(best.values(), 0.11 * (high - low)), strict=True):
             axes.text(place, 0.93 * reach, power_text(budget), color=colors[budget], ha="center", fontweight="bold")
-        if single_pc:
-            place = (0.008, single_pc)
-            axes.annotate(
-                "90% of single runs",
-                place,
-                xycoords=("axes fraction", "data"),
-                xytext=(0, 3),
-                textcoords="offset points",
-                color=MUTED,
-                fontsize=9,
-            )
         light_grid(axes)
         axes.set_xlabel(f"predicted {study.loss_label}")
         axes.set_ylabel("predicted over measured (%)")
         worst, rms = max(map(abs, misses)), float(np.sqrt(np.mean(np.square(misses))))
         text = f"{LAW_LABEL.get(law, law)}, {len(misses)} cells: rms {rms:.2g}%, worst {worst:.2g}%"
+        text += "; shaded: 90% of single runs" if single_pc else ""
         subtitle(axes, "What the fit misses", text)
     return figure
 
@@ -113,10 +103,8 @@ def _draw_curves(axes: "Axes", study: Study, *, named: bool) -> None:
     cells = study.tuned
     compute = [study.flops(cell) for cell in cells]
     for cell, flops in zip(cells, compute, strict=True):
-        color = colors.get(number(cell.get("budget_flops")) or -1.0, MUTED)
-        axes.plot(
-            flops, cell[study.loss_key], "o", color=color, markersize=4.5, alpha=0.75, markeredgewidth=0, zorder=3
-        )
+        color = colors.get(number(cell.budget_flops) or -1.0, MUTED)
+        axes.plot(flops, study.loss(cell), "o", color=color, markersize=4.5, alpha=0.75, markeredgewidth=0, zorder=3)
     end = max([*compute, (study.target.flops or 0.0) if study.target else 0.0])
     grid = np.geomspace(min(compute) / 1.15, end * 1.25, 120)
     interval = lstar_band(study, grid)
@@ -139,12 +127,12 @@ def _draw_curves(axes: "Axes", study: Study, *, named: bool) -> None:
                 fontsize=9.5,
             )
     for vertex in study.vertices:
-        color = colors.get(vertex["budget"], INK)
-        axes.plot(vertex["flops"], vertex["loss"], "D", color=color, markersize=7, markeredgecolor=PAPER, zorder=5)
+        color = colors.get(vertex.budget_flops, INK)
+        axes.plot(vertex.total_flops, vertex.loss, "D", color=color, markersize=7, markeredgecolor=PAPER, zorder=5)
     axes.text(
         0.015,
         0.02,
-        "dots: runs, diamonds: best of a budget",
+        "dots: runs, diamonds: vertices of the budgets",
         transform=axes.transAxes,
         color=MUTED,
         fontsize=9,
@@ -188,6 +176,7 @@ def _draw_target(axes: "Axes", study: Study) -> None:
         va="bottom",
         color=INK,
         fontsize=9.5,
+        path_effects=halo(),
     )
     notes = [(f"predicted, {level}" if target.low else "predicted", INK)] if target.predicted else []
     notes += [("measured", VERMILION)] if target.measured else []
@@ -205,11 +194,11 @@ def _draw_target(axes: "Axes", study: Study) -> None:
     axes.set_ylim(low - 0.09 * (high - low), high)
 
 
-def _draw_zoom(axes: "Axes", study: Study, rows: list[dict[str, Any]]) -> None:
+def _draw_zoom(axes: "Axes", study: Study, rows: list[LawAtTarget]) -> None:
     """The laws side by side at the target, on a scale where their disagreement shows."""
     target = study.target
     assert target is not None
-    entries = [(row["label"], row["centre"], row["low"], row["high"], LAW_COLOR.get(row["law"], MUTED)) for row in rows]
+    entries = [(row.label, row.centre, row.low, row.high, LAW_COLOR.get(row.law, MUTED)) for row in rows]
     if target.predicted:
         entries.append((f"prediction, {100 * target.level:.0f}%", target.predicted, target.low, target.high, INK))
     if target.low and target.high:
@@ -229,7 +218,7 @@ def _draw_zoom(axes: "Axes", study: Study, rows: list[dict[str, Any]]) -> None:
         )
     bottom = -len(entries)
     if target.measured:
-        axes.axvline(target.measured, color=VERMILION, linewidth=1.2, zorder=0)
+        axes.axvline(target.measured, color=VERMILION, linewidth=1.2, alpha=0.5, zorder=0)
         axes.plot(target.measured, bottom, "*", color=VERMILION, markersize=15, markeredgecolor=PAPER, zorder=5)
         text = f"measured: {target.measured:.4g}"
         if target.predicted:
@@ -258,19 +247,18 @@ def _draw_target_residual(axes: "Axes", study: Study) -> None:
     if target is None or not target.predicted:
         return
     truth = target.measured or target.predicted
+    top = height = 100 * (target.predicted / truth - 1)
     if target.low and target.high:
-        bounds = [100 * (bound / truth - 1) for bound in (target.low, target.high)]
-        axes.plot([target.predicted] * 2, bounds, color=INK, linewidth=5, alpha=0.35)
-    height = 100 * (target.predicted / truth - 1)
+        bottom, top = (100 * (bound / truth - 1) for bound in (target.low, target.high))
+        axes.plot([target.predicted] * 2, [bottom, top], color=INK, linewidth=5, alpha=0.35)
     axes.plot(target.predicted, height, "*", color=VERMILION, markersize=15, markeredgecolor=PAPER)
     text = f"target {height:+.2f}%" if target.measured else "target, not yet measured"
     axes.annotate(
         text,
-        (target.predicted, height),
-        xytext=(-12, 9),
+        (target.predicted, top),
+        xytext=(14, 8),
         textcoords="offset points",
         ha="right",
         color=VERMILION,
         fontsize=9.5,
-        path_effects=halo(),
     )

@@ -4,7 +4,8 @@ Records or metrics go in, a matplotlib Figure comes out, or None where they do n
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,14 +27,13 @@ from isoflop.pages.plot import (
     style,
     subtitle,
 )
-from isoflop.scaling.report.study import Study, Target, hyper_settings
+from isoflop.scaling.fit.lr_batch import BAND, Setting, quadratic_optimum
+from isoflop.scaling.report.study import Json, Study, Target, hyper_settings
+from isoflop.scaling.sweep.records import RunRecord
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-NEAR_OPTIMAL = 0.0025
-"""Loss at most this share above the best of the setting. Source: DeepSeek LLM 2401.02954, section 3.1."""
 
 MAX_POINTS = 1500
 """Of a training curve; more make the file larger and no reader wiser."""
@@ -58,13 +58,13 @@ def hyper_figure(study: Study, max_panels: int = 3) -> "Figure | None":
         for axes, (_, rows) in zip(panels, chosen, strict=True):
             _draw_heat_map(axes, rows, study, paint)
         panels[0].set_ylabel("peak learning rate")
-        note = f"outlined: within {100 * NEAR_OPTIMAL:.2f}% of the best run; star: vertex of a fitted quadratic"
+        note = f"outlined: within {100 * BAND:.2f}% of the best run; star: vertex of a fitted quadratic"
         figure.supxlabel(note, color=MUTED, fontsize=9)
         figure.colorbar(paint, ax=list(panels), label="loss above the best (%)", extend="max", shrink=0.8, pad=0.02)
     return figure
 
 
-def training_figure(metrics: Sequence[Mapping[str, Any]], target: Target | None = None) -> "Figure | None":
+def training_figure(metrics: Sequence[Json], target: Target | None = None) -> "Figure | None":
     """Training loss, validation and learning rate of one run against tokens, with the predicted interval at its end.
 
     `metrics` are the lines of `metrics.jsonl`: a step has `loss_nats`, a validation has `validation.bits_per_byte`.
@@ -93,7 +93,7 @@ def training_figure(metrics: Sequence[Mapping[str, Any]], target: Target | None 
         loss_axes.set_ylim(float(tail.min()) - 0.15 * room, float(tail.max()) + 0.10 * room)
         loss_axes.set_ylabel("training loss (nats per token)", color=BLUE)
         light_grid(loss_axes)
-        loss_axes.set_title("The target run")
+        loss_axes.set_title("The target run" if target else "Training")
         if len(checks) >= 1:
             _draw_validation(loss_axes, checks, target, float(tokens[-1]))
         rate = np.array([line.get("learning_rate") or np.nan for line in steps], dtype=float)
@@ -113,118 +113,123 @@ def trunk_figure(study: Study) -> "Figure | None":
     saving = trunk_saving([*study.cells, *study.diverged])
     if saving is None:
         return None
-    trunks = [trunk for trunk in saving["trunks"] if len(trunk["cells"]) > 1]
-    trunks.sort(key=lambda trunk: trunk["flops_per_token"])
+    trunks = [trunk for trunk in saving.trunks if len(trunk.cells) > 1]
+    trunks.sort(key=lambda trunk: trunk.flops_per_token)
     with style():
         figure = new_figure(1.5 + 0.55 * len(trunks))
         axes = figure.subplots()
         for lane, trunk in enumerate(trunks):
-            scale = trunk["flops_per_token"]
-            axes.plot([0, scale * trunk["trunk_tokens"]], [lane, lane], color=BLUE, linewidth=3.4, zorder=3)
-            for branch, end in trunk["cells"]:
+            scale = trunk.flops_per_token
+            axes.plot([0, scale * trunk.trunk_tokens], [lane, lane], color=BLUE, linewidth=3.4, zorder=3)
+            for branch, end in trunk.cells:
                 axes.plot([scale * branch, scale * end], [lane, lane + 0.4], color=VERMILION, linewidth=2, zorder=2)
                 axes.plot(scale * end, lane + 0.4, "o", color=VERMILION, markersize=5, markeredgecolor=PAPER, zorder=4)
                 axes.plot(scale * branch, lane, "|", color=PAPER, markersize=8, markeredgewidth=1.2, zorder=4)
             axes.annotate(
-                rf"$\times${trunk['separate'] / trunk['shared']:.2f}",
-                (scale * max(end for _, end in trunk["cells"]), lane + 0.2),
+                rf"$\times${trunk.separate / trunk.shared:.2f}",
+                (scale * max(end for _, end in trunk.cells), lane + 0.2),
                 xytext=(12, 0),
                 textcoords="offset points",
                 va="center",
                 fontsize=9.5,
             )
-        axes.set_yticks(range(len(trunks)), labels=[f"M = {count(trunk['flops_per_token'])}" for trunk in trunks])
+        axes.set_yticks(range(len(trunks)), labels=[f"M = {count(trunk.flops_per_token)}" for trunk in trunks])
         axes.set_ylim(-0.45, len(trunks) - 0.35)
         axes.set_xlim(left=0)
         axes.margins(x=0.09)
         axes.xaxis.set_major_formatter(lambda value, _: power_text(value))
         light_grid(axes, "x")
         axes.set_xlabel("training compute of one size (FLOPs)")
-        text = f"{power_text(saving['shared'], 2)} FLOPs run instead of {power_text(saving['separate'], 2)}: "
+        text = f"{power_text(saving.shared, 2)} FLOPs run instead of {power_text(saving.separate, 2)}: "
         text += "each size runs once (blue), and cooldowns branch off (red)"
-        subtitle(axes, rf"Shared trunks: $\times${saving['factor']:.2f} fewer FLOPs for the same runs", text)
+        subtitle(axes, rf"Shared trunks: $\times${saving.factor:.2f} fewer FLOPs for the same runs", text)
     return figure
 
 
-def trunk_saving(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """What sharing saved: {shared, separate, factor, trunks}, or None if no two runs share a trunk.
+@dataclass(frozen=True)
+class Trunk:
+    """Runs of one size: their common stretch was trained once. Units: tokens and FLOPs."""
+
+    flops_per_token: float
+    trunk_tokens: float
+    cells: list[tuple[float, float]]
+    """Where each run left the trunk, and where it ended."""
+
+    @property
+    def shared(self) -> float:
+        return self.flops_per_token * (self.trunk_tokens + sum(end - branch for branch, end in self.cells))
+
+    @property
+    def separate(self) -> float:
+        return self.flops_per_token * sum(end for _, end in self.cells)
+
+
+@dataclass(frozen=True)
+class TrunkSaving:
+    """What sharing saved in a whole sweep."""
+
+    trunks: list[Trunk]
+    shared: float
+    separate: float
+
+    @property
+    def factor(self) -> float:
+        return self.separate / self.shared
+
+
+@dataclass(frozen=True)
+class SharingRegret:
+    """A control (a cell run alone, at its own budget's rate and batch) against its twin; pairs: shared, alone."""
+
+    budget_flops: float | None
+    scale: float
+    learning_rates: tuple[float | None, float | None]
+    batch_tokens: tuple[float | None, float | None]
+    losses: tuple[float, float]
+
+    @property
+    def regret(self) -> float:
+        """Above 0, sharing made it worse."""
+        return self.losses[0] / self.losses[1] - 1
+
+
+def trunk_saving(runs: Sequence[RunRecord]) -> TrunkSaving | None:
+    """What sharing saved, or None if no two runs share a trunk.
 
     A trunk runs once, to its last branch point; each run then adds only its own tokens after the branch. Runs without
     a trunk cost the same either way and count on both sides, so that the factor is the one of the whole sweep.
     Units: FLOPs by the convention of the records' `flops_per_token`.
     """
-    groups: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    groups: dict[str, list[RunRecord]] = defaultdict(list)
     for index, run in enumerate(runs):
-        if number(run.get("flops_per_token")) and number(run.get("n_tokens")):
-            groups[str(run.get("trunk_id") or f"alone {index}")].append(run)
+        if number(run.flops_per_token) and number(run.n_tokens):
+            groups[run.trunk_id or f"alone {index}"].append(run)
     trunks = []
-    for name, members in sorted(groups.items()):
-        scale = float(members[0]["flops_per_token"])
-        cells = sorted((float(run.get("trunk_tokens_shared") or 0.0), float(run["n_tokens"])) for run in members)
-        trunk_tokens = cells[-1][0]
-        own = sum(end - branch for branch, end in cells)
-        trunks.append(
-            {
-                "trunk_id": name,
-                "flops_per_token": scale,
-                "trunk_tokens": trunk_tokens,
-                "cells": cells,
-                "shared": scale * (trunk_tokens + own),
-                "separate": scale * sum(end for _, end in cells),
-            }
-        )
-    if not any(len(trunk["cells"]) > 1 and trunk["trunk_tokens"] > 0 for trunk in trunks):
+    for _, members in sorted(groups.items()):
+        cells = sorted((float(run.trunk_tokens_shared or 0.0), float(run.n_tokens or 0.0)) for run in members)
+        trunks.append(Trunk(float(members[0].flops_per_token or 0.0), cells[-1][0], cells))
+    if not any(len(trunk.cells) > 1 and trunk.trunk_tokens > 0 for trunk in trunks):
         return None
-    shared, separate = (sum(trunk[key] for trunk in trunks) for key in ("shared", "separate"))
-    return {"shared": shared, "separate": separate, "factor": separate / shared, "trunks": trunks}
+    return TrunkSaving(trunks, sum(trunk.shared for trunk in trunks), sum(trunk.separate for trunk in trunks))
 
 
-def sharing_regret(study: Study) -> list[dict[str, Any]]:
-    """What sharing cost: each control (a cell run alone, at its own budget's rate and batch) against its shared twin.
-
-    `regret` is the shared run's loss over the control's, less 1: above 0, sharing made it worse.
-    """
-    twins = {}
-    for cell in study.cells:
-        twins[cell.get("budget_flops"), cell[study.scale_key], cell.get("seed")] = cell
+def sharing_regret(study: Study) -> list[SharingRegret]:
+    """What sharing cost, for every control whose shared twin is there."""
+    twins = {(cell.budget_flops, study.scale(cell), cell.seed): cell for cell in study.cells}
     found = []
     for control in study.controls:
-        cell = twins.get((control.get("budget_flops"), control[study.scale_key], control.get("seed")))
+        cell = twins.get((control.budget_flops, study.scale(control), control.seed))
         if cell is not None:
             found.append(
-                {
-                    "budget_flops": control.get("budget_flops"),
-                    "scale": control[study.scale_key],
-                    "learning_rates": (cell.get("learning_rate"), control.get("learning_rate")),
-                    "batch_tokens": (cell.get("batch_tokens"), control.get("batch_tokens")),
-                    "losses": (cell[study.loss_key], control[study.loss_key]),
-                    "regret": cell[study.loss_key] / control[study.loss_key] - 1,
-                }
+                SharingRegret(
+                    control.budget_flops,
+                    study.scale(control),
+                    (cell.learning_rate, control.learning_rate),
+                    (cell.batch_tokens, control.batch_tokens),
+                    (study.loss(cell), study.loss(control)),
+                )
             )
     return found
-
-
-def quadratic_vertex(rate: np.ndarray, batch: np.ndarray, loss: np.ndarray) -> tuple[float, float] | None:
-    """Vertex (rate, batch) of a quadratic in (ln rate, ln batch) over runs within 2% of the best.
-
-    None for a saddle, too few runs, or a vertex outside the tested ranges: then there is no optimum to show.
-    """
-    near = loss <= 1.02 * loss.min()
-    if near.sum() < 7:
-        return None
-    x, y = np.log(rate[near]), np.log(batch[near])
-    centre = x.mean(), y.mean()
-    x, y = x - centre[0], y - centre[1]
-    design = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], axis=1)
-    solution, _, rank, _ = np.linalg.lstsq(design, loss[near], rcond=None)
-    _, gx, gy, xx, xy, yy = solution
-    hessian = np.array([[2 * xx, xy], [xy, 2 * yy]])
-    if rank < 6 or np.linalg.eigvalsh(hessian).min() <= 0:
-        return None
-    shift = np.linalg.solve(hessian, [-gx, -gy])
-    if not (x.min() <= shift[0] <= x.max() and y.min() <= shift[1] <= y.max()):
-        return None
-    return float(np.exp(centre[0] + shift[0])), float(np.exp(centre[1] + shift[1]))
 
 
 def smooth(values: np.ndarray, share: float = 0.01) -> np.ndarray:
@@ -237,17 +242,16 @@ def smooth(values: np.ndarray, share: float = 0.01) -> np.ndarray:
     return result
 
 
-def _draw_heat_map(axes: "Axes", rows: Sequence[Mapping[str, Any]], study: Study, paint: Any) -> None:
+def _draw_heat_map(axes: "Axes", rows: Sequence[RunRecord], study: Study, paint: Any) -> None:
     from matplotlib.patches import Rectangle
 
-    rate, batch, loss = (
-        np.array([row[key] for row in rows], dtype=float) for key in ("learning_rate", "batch_tokens", study.loss_key)
-    )
+    rate, batch = (np.array([getattr(row, key) for row in rows], float) for key in ("learning_rate", "batch_tokens"))
+    loss = np.array(list(map(study.loss, rows)))
     excess = loss / loss.min() - 1
     rate_edges, batch_edges = _edges(rate), _edges(batch)
     for r, b, e in sorted(zip(rate, batch, excess, strict=True), key=lambda item: -item[2]):
         (bottom, top), (left, right) = rate_edges[r], batch_edges[b]
-        near = e <= NEAR_OPTIMAL
+        near = e <= BAND
         box = Rectangle(
             (left, bottom),
             right - left,
@@ -281,14 +285,16 @@ def _draw_heat_map(axes: "Axes", rows: Sequence[Mapping[str, Any]], study: Study
     axes.tick_params(which="both", length=0)
     for spine in axes.spines.values():
         spine.set_visible(False)
-    vertex = quadratic_vertex(rate, batch, loss)
-    if vertex is not None:
-        axes.plot(vertex[1], vertex[0], "*", color="white", markersize=17, markeredgecolor=INK, zorder=6)
+    best = quadratic_optimum(Setting({}, np.log(rate), np.log(batch), loss))
+    if best.ln_lr is not None and best.ln_batch is not None:
+        axes.plot(
+            np.exp(best.ln_batch), np.exp(best.ln_lr), "*", color="white", markersize=17, markeredgecolor=INK, zorder=6
+        )
     axes.set_xlabel("batch (tokens)")
-    scale = rows[0].get(study.scale_key)
+    scale = study.scale(rows[0])
     symbol = "M" if study.scale_key == "flops_per_token" else "N"
     axes.set_title(
-        f"{power_text(study.flops(rows[0]))} FLOPs, {symbol} = {count(scale)}" if scale else "", fontsize=10.5
+        f"{power_text(study.flops(rows[0]))} FLOPs, {symbol} = {count(scale)}" if number(scale) else "", fontsize=10.5
     )
 
 

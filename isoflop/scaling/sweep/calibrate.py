@@ -36,7 +36,7 @@ def measure_speed(
     Raises:
         RecipeError: the device is not there.
     """
-    from isoflop.training.pretrain.workload import choose_device
+    from isoflop.training.device import choose_device
 
     choose_device(device)
     jobs = [(to_tree(config), batch) for config, batch in shapes]
@@ -55,8 +55,8 @@ def _measure(
     import torch
 
     from isoflop.model.transformer import Transformer
+    from isoflop.training.device import choose_device
     from isoflop.training.optim import adamw
-    from isoflop.training.pretrain.workload import choose_device
 
     torch.set_num_threads(threads)
     device = choose_device(device_name)

@@ -5,31 +5,26 @@ tell a finished cell from a changed one; where it runs (device, compile, paths) 
 exactly the same thing up to their branch steps.
 """
 
+import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from isoflop.model.accounting import flops_per_token
+from isoflop.model.accounting import count_parameters, flops_per_token
 from isoflop.model.config import ModelConfig
-from isoflop.recipe import to_tree
+from isoflop.scaling.sweep.family import activated_share, family_text
+from isoflop.scaling.sweep.records import RunRecord
+from isoflop.scaling.sweep.shapes import Tree, model_tree
+from isoflop.training.pretrain.recipe import WHERE_IT_RUNS
 from isoflop.training.schedule import cooldown_start
-
-_WHERE_NOT_WHAT = ("device", "compile", "cuda_graph", "threads", "micro_batch")
-"""Train keys that say where a cell runs: not part of its id."""
 
 
 def stable_hash(value: Any) -> str:
     """Twelve hexadecimal digits that depend on plain data only, not on key order or process."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def model_tree(config: ModelConfig) -> dict[str, Any]:
-    """The `[model]` section of a shape; what it does not have is left out, so that dense cells keep their ids."""
-    tree = to_tree(config)
-    return tree if config.mtp_depth else {key: value for key, value in tree.items() if key != "mtp_depth"}
 
 
 @dataclass(frozen=True)
@@ -43,7 +38,7 @@ class Cell:
     steps: int
     batch_tokens: int
     learning_rate: float
-    sections: dict[str, dict[str, Any]] = field(repr=False)
+    sections: dict[str, Tree] = field(repr=False)
     """data, train, validate, checkpoint and numerics (if any) as in a pretrain recipe, without what the fields say."""
     data_sha256: str = ""
     """Hash of the tokens where known; part of the id."""
@@ -70,6 +65,10 @@ class Cell:
         return float(flops_per_token(self.config, "exact") * self.n_tokens)
 
     @property
+    def flops_per_step(self) -> float:
+        return float(self.flops_per_token * self.batch_tokens)
+
+    @property
     def schedule(self) -> str:
         return self.sections["train"]["schedule"]
 
@@ -90,7 +89,7 @@ class Cell:
         return stable_hash(self._trunk_identity()) if self.shared else ""
 
     @property
-    def recipe(self) -> dict[str, Any]:
+    def recipe(self) -> Tree:
         """The pretrain recipe of this cell, as the tree that isoflop.training.pretrain.recipe.PretrainRecipe reads."""
         own = {
             "n_tokens": self.n_tokens,
@@ -106,8 +105,21 @@ class Cell:
             **self._numerics(),
         }
 
-    def _trunk_identity(self) -> dict[str, Any]:
-        train = {key: value for key, value in self.sections["train"].items() if key not in _WHERE_NOT_WHAT}
+    def record(self, result: Mapping[str, Any], study: str) -> RunRecord:
+        """The record of this cell, finished or diverged, from the result of its training."""
+        return record_of_run(
+            self.config,
+            self.recipe["train"],
+            result,
+            run_id=self.cell_id,
+            study=study,
+            kind="control" if self.control else "cell",
+            budget_flops=self.budget_flops,
+            trunk_id=self.trunk_id,
+        )
+
+    def _trunk_identity(self) -> Tree:
+        train = {key: value for key, value in self.sections["train"].items() if key not in WHERE_IT_RUNS}
         if "balance" in train:  # how often loads are written decides nothing
             train["balance"] = {key: value for key, value in train["balance"].items() if key != "report_every"}
         data = {key: value for key, value in self.sections["data"].items() if key != "tokens"}
@@ -119,7 +131,7 @@ class Cell:
             **self._numerics(),
         }
 
-    def _numerics(self) -> dict[str, Any]:
+    def _numerics(self) -> Tree:
         """Left out where there is none, so that other cells keep their ids."""
         return {"numerics": self.sections["numerics"]} if "numerics" in self.sections else {}
 
@@ -150,7 +162,7 @@ class Group:
 
     @property
     def flops_per_step(self) -> float:
-        return float(self.cells[0].flops_per_token * self.cells[0].batch_tokens)
+        return self.cells[0].flops_per_step
 
 
 def group_cells(cells: Iterable[Cell]) -> tuple[Group, ...]:
@@ -159,3 +171,85 @@ def group_cells(cells: Iterable[Cell]) -> tuple[Group, ...]:
     for cell in cells:
         by_trunk.setdefault(cell.trunk_id or cell.cell_id, []).append(cell)
     return tuple(Group(tuple(sorted(group, key=lambda cell: cell.steps))) for group in by_trunk.values())
+
+
+_MODEL_KEYS = ("n_layers", "d_model", "n_heads", "n_kv_heads", "d_head", "d_ff", "vocab_size", "seq_len")
+_EXPERT_KEYS = ("n_experts", "n_active", "n_shared", "d_expert", "n_dense_layers", "affinity")
+_RESULT_KEYS = (
+    *("n_tokens", "flops_per_token", "flops_per_token_exact", "total_flops", "total_flops_exact", "train_loss_nats"),
+    *("unique_tokens", "epochs", "wall_s", "tokens_per_s", "device", "threads", "tokenizer_sha256", "data_sha256"),
+    *("commit", "started_at", "finished_at", "numerics"),
+)
+
+
+def record_of_run(
+    config: ModelConfig,
+    train: Tree,
+    result: Mapping[str, Any],
+    *,
+    run_id: str,
+    study: str,
+    kind: str,
+    budget_flops: float,
+    trunk_id: str,
+) -> RunRecord:
+    """Planned values from the sizes and `[train]`, achieved ones from the run's result, conventions beside both."""
+    count = count_parameters(config)
+    cools = train["schedule"] == "constant_cooldown"
+    finished = result["status"] == "finished"
+    return RunRecord(
+        run_id=run_id,
+        study=study,
+        kind=kind,
+        status="finished" if finished else "diverged",
+        seed=int(train.get("seed", 0)),
+        budget_flops=budget_flops,
+        **{key: getattr(config, key) for key in _MODEL_KEYS},
+        **_family_fields(config),
+        n_params_total=count.n_params_total,
+        n_params_active=count.n_params_active,
+        n_params_non_embedding=count.n_params_non_embedding,
+        planned_tokens=int(train["n_tokens"]),
+        batch_tokens=int(train["batch_tokens"]),
+        learning_rate=float(train["learning_rate"]),
+        schedule=train["schedule"],
+        cooldown_fraction=float(train.get("cooldown_fraction", 0.2)) if cools else 0.0,
+        steps=result["step"],
+        trunk_id=trunk_id,
+        trunk_tokens_shared=(result["start_step"] if trunk_id else 0) * int(train["batch_tokens"]),
+        cooled=finished,
+        loss_nats=result.get("loss_nats"),
+        bits_per_byte=result.get("bits_per_byte"),
+        bits_per_byte_by_domain=result.get("bits_per_byte_by_domain", {}),
+        expert_load=result.get("expert_load"),
+        max_violation_global=result.get("max_violation_global"),
+        eval_name=f"held-out split of data {result['data_sha256'][:12]}",
+        conventions={**conventions(train["schedule"], config), "numerics": result["numerics"]},
+        **{key: result[key] for key in _RESULT_KEYS},
+    )
+
+
+def _family_fields(config: ModelConfig) -> Tree:
+    """Record fields that only mixtures of experts, latent attention or multi-token prediction have."""
+    fields: Tree = {}
+    if config.experts is not None:
+        fields = {key: getattr(config.experts, key) for key in _EXPERT_KEYS}
+        fields["activated_share"] = activated_share(config)
+    if config.latent is not None:
+        fields |= dataclasses.asdict(config.latent)
+    return fields | ({"mtp_depth": config.mtp_depth} if config.mtp_depth else {})
+
+
+def conventions(schedule: str, config: ModelConfig) -> dict[str, str]:
+    """How the numbers of a record were counted."""
+    experts = {"experts": "FLOPs of the experts that a token uses and of the router"} if config.experts else {}
+    return {
+        "family": family_text(config),
+        **experts,
+        "flops": "M D with M = 6 x block matmul weights + 12 n (heads d_head) s; exact adds the output head 6 d V",
+        "params": "n_params_non_embedding leaves out embedding and head; norms are in",
+        "attention": "full s x s, causal half not taken out",
+        "loss": "validation, nats per target token; targets that start a document are not counted",
+        "bits_per_byte": "nats / (ln 2 x UTF-8 bytes), all domains pooled by bytes",
+        "schedule": schedule,
+    }

@@ -19,9 +19,8 @@ import math
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from isoflop.errors import RecipeError
 from isoflop.model.config import ExpertConfig, LatentConfig, ModelConfig
-from isoflop.recipe import NotNegative, NotNegativeInt, Positive, PositiveInt, Range, check_ranges
+from isoflop.recipe import NotNegative, NotNegativeInt, Positive, PositiveInt, Range
 
 _MULTIPLES = ((1024, 64), (512, 32), (0, 8))
 
@@ -41,13 +40,19 @@ class ExpertFamily:
     n_dense_layers: NotNegativeInt = 1
     """Blocks at the bottom with a dense MLP."""
     affinity: Literal["sigmoid", "softmax"] = "sigmoid"
-    """See isoflop.model.config.ExpertConfig, as for the keys below."""
+    """Of a token for an expert: sigmoid is V3's, softmax V2's and DeepSeekMoE's."""
     normalise: bool = True
+    """Weights of the chosen experts add up to 1 before scaling."""
     routed_scale: Positive = 1.0
+    """Factor of the routed experts' sum."""
     selection_bias: bool = True
+    """Choose by affinity + bias, the bias moved by load alone."""
     n_groups: PositiveInt = 1
+    """Equal groups of experts, one a node."""
     n_groups_kept: PositiveInt = 1
+    """Groups that a token may use."""
     group_score: Literal["top_sum", "max"] = "top_sum"
+    """Of a group: sum of its best selection scores (top_sum, V3), or its best one (max, V2)."""
 
     def config(self, d_model: int) -> ExpertConfig:
         """The experts of a model of this width."""
@@ -129,22 +134,6 @@ def rounded_up(width: float, d_model: int) -> int:
     return max(1, math.ceil(width / multiple - 1e-9)) * multiple
 
 
-def check_family(family: Family) -> None:
-    """Ranges, and rules between the family's keys. Raises RecipeError naming the key, the value and the rule."""
-    check_ranges(family, "family.")
-    experts = family.experts
-    if experts is not None and experts.n_active > experts.n_experts:
-        raise RecipeError(
-            f"family.experts.n_active = {experts.n_active} must be at most family.experts.n_experts = "
-            f"{experts.n_experts}"
-        )
-    if family.latent is not None and family.heads_per_kv_head != 1:
-        raise RecipeError(
-            f"family.heads_per_kv_head = {family.heads_per_kv_head} must be 1 with family.latent: latent attention "
-            f"makes every head's own key and value; leave one of the two out"
-        )
-
-
 def family_text(config: ModelConfig) -> str:
     """The kind of a model in words that do not change with its size: what sweeps are compared by."""
     parts = []
@@ -169,8 +158,3 @@ def activated_share(config: ModelConfig) -> float:
     """Share of a layer's experts that a token uses, shared ones included: the A of arXiv 2507.17702; dense: 1."""
     experts = config.experts
     return 1.0 if experts is None else (experts.n_active + experts.n_shared) / (experts.n_experts + experts.n_shared)
-
-
-def ling_granularity(config: ModelConfig) -> float:
-    """G = 2 d_model / d_expert of arXiv 2507.17702; a dense MLP counts as one expert."""
-    return 2 * config.d_model / (config.experts.d_expert if config.experts else config.d_ff)

@@ -10,6 +10,7 @@ constant-rate trunk is trained once and only the cooldowns are branches.
 """
 
 import dataclasses
+import logging
 import math
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,10 +21,13 @@ from isoflop.model.config import ModelConfig
 from isoflop.recipe import to_tree
 from isoflop.scaling.lr_batch_law import HyperLaw, hyper_law
 from isoflop.scaling.sweep.cells import Cell, Group, group_cells
-from isoflop.scaling.sweep.recipe import LadderRecipe, check
-from isoflop.scaling.sweep.shapes import largest_scale, shape_near
+from isoflop.scaling.sweep.recipe import LadderModelSection, LadderRecipe, check
+from isoflop.scaling.sweep.shapes import Tree, largest_scale, scale_limits, shape_near
 from isoflop.scaling.sweep.speed import Speed
+from isoflop.tokens.shards import TokenSet
 from isoflop.training.schedule import cooldown_start
+
+log = logging.getLogger(__name__)
 
 __all__ = ["Cell", "Group", "Ladder", "LadderRecipe", "plan_ladder", "shape_near"]
 
@@ -143,6 +147,37 @@ def plan_ladder(recipe: LadderRecipe, speed: Speed | None = None, *, data_sha256
     return ladder
 
 
+def ladder_on_tokens(recipe: LadderRecipe) -> tuple[LadderRecipe, str]:
+    """The recipe with vocabulary and tokenizer hash of its tokens folder, and the hash of the data.
+
+    So every cell is tied to the data it was planned on; without a folder the recipe stays and the hash is empty.
+
+    Raises:
+        DataError: no such folder, or it was made with another tokenizer than the recipe names.
+        RecipeError: weights of a domain that the folder lacks.
+    """
+    if not recipe.data.tokens:
+        return recipe, ""
+    token_set = TokenSet.open(recipe.data.tokens, tokenizer_sha256=recipe.data.tokenizer_sha256)
+    domains = token_set.domains("train")
+    unknown = sorted(set(recipe.data.weights) - set(domains))
+    if unknown:
+        raise RecipeError(f"data.weights.{unknown[0]}: no such domain; the tokens have: {', '.join(domains)}")
+    if recipe.model.vocab_size not in (LadderModelSection.vocab_size, token_set.vocab_size):
+        log.warning(
+            "model.vocab_size = %d is set to the %d rows of %s, padding included",
+            recipe.model.vocab_size,
+            token_set.vocab_size,
+            recipe.data.tokens,
+        )
+    tied = dataclasses.replace(
+        recipe,
+        model=dataclasses.replace(recipe.model, vocab_size=token_set.vocab_size),
+        data=dataclasses.replace(recipe.data, tokenizer_sha256=token_set.tokenizer_sha256),
+    )
+    return tied, token_set.data_sha256
+
+
 def resolved(ladder: Ladder) -> LadderRecipe:
     """The recipe with the budgets that were chosen in place of the time they were chosen for."""
     section = dataclasses.replace(ladder.recipe.ladder, budgets=ladder.budgets, minutes=0.0, gpu_hours=0.0)
@@ -184,7 +219,10 @@ def _sizes_by_budget(recipe: LadderRecipe, budgets: tuple[float, ...]) -> list[t
             offset = math.log(prior.scale_at(budget) / anchor) / spacing
             start = (round(offset) if spec.share_trunks else offset) - (spec.n_sizes - 1) / 2
             targets = [anchor * math.exp((start + index) * spacing) for index in range(spec.n_sizes)]
-        shapes = list(dict.fromkeys(_shape(recipe, target) for target in targets))
+        try:
+            shapes = list(dict.fromkeys(_shape(recipe, target) for target in targets))
+        except RecipeError as error:
+            raise RecipeError(f"{error}{_nearest_budget(recipe, budget, targets)}") from None
         if spec.purpose == "isoflop" and len(shapes) < 3:
             raise RecipeError(
                 f"budget {budget:.3g} has {len(shapes)} different sizes and an IsoFLOP curve needs at least 3; "
@@ -192,6 +230,20 @@ def _sizes_by_budget(recipe: LadderRecipe, budgets: tuple[float, ...]) -> list[t
             )
         runs.extend((budget, shape) for shape in shapes)
     return runs
+
+
+def _nearest_budget(recipe: LadderRecipe, budget: float, targets: list[float]) -> str:
+    """The nearest budget at which all sizes that follow from it have shapes, 6% for what is rounded."""
+    if recipe.ladder.sizes:
+        return ""
+    low, high = scale_limits(recipe.model.seq_len, recipe.family)
+    step = (max(targets) / min(targets)) ** (0.5 / max(1, len(targets) - 1)) if recipe.ladder.share_trunks else 1.0
+    at, budget_at = recipe.allocation.scale_at(budget), recipe.allocation.budget_at
+    if min(targets) < low:
+        return (
+            f"; ladder.budgets = {budget:.3g} must be at least {1.06 * budget_at(step * at * low / min(targets)):.2g}"
+        )
+    return f"; ladder.budgets = {budget:.3g} must be at most {budget_at(at * high / max(targets) / step) / 1.06:.2g}"
 
 
 def _grid(recipe: LadderRecipe) -> list[tuple[float, ModelConfig]]:
@@ -234,7 +286,8 @@ def _cells_of_size(
             if count < 1:
                 raise RecipeError(
                     f"budget {budget:.3g} is too small for one step of a model with {scale:.3g} FLOPs per token: "
-                    f"{n:.3g} tokens, one batch is {batch_tokens}; raise the budget or lower the batch in [hyper]"
+                    f"{n:.3g} tokens, one batch is {batch_tokens}; raise the budget to "
+                    f"{scale * batch_tokens:.3g} or lower the batch in [hyper]"
                 )
         warmup = train.warmup_steps or max(1, round(min(0.02 * law_tokens / batch_tokens, 0.1 * min(steps))))
         for rate_factor in spec.learning_rate_factors:
@@ -292,13 +345,13 @@ def _whole_batch(wanted: float, tokens: list[float], seq_len: int, *, exact: boo
     return min(range(low, high + 1, max(1, (high - low) // 200)), key=cost) * seq_len
 
 
-def _sections(recipe: LadderRecipe, batch_sequences: int, warmup_steps: int, seed: int) -> dict[str, dict[str, Any]]:
+def _sections(recipe: LadderRecipe, batch_sequences: int, warmup_steps: int, seed: int) -> dict[str, Tree]:
     train = dataclasses.asdict(recipe.train)
     limit = train.pop("max_micro_batch")
     fits = (n for n in range(min(limit, batch_sequences), 0, -1) if batch_sequences % n == 0)
     train = {key: value for key, value in train.items() if value or key not in ("balance", "mtp")}
     train.update(micro_batch=next(fits, 0), warmup_steps=warmup_steps, seed=seed)
-    sections: dict[str, dict[str, Any]] = {
+    sections: dict[str, Tree] = {
         "data": dataclasses.asdict(recipe.data),
         "train": train,
         "validate": dict(recipe.validate),

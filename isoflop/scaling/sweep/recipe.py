@@ -16,11 +16,13 @@ from isoflop.recipe import (
     Processes,
     Range,
     Seed,
+    WrittenAs,
     check_ranges,
     from_tree,
 )
 from isoflop.scaling.lr_batch_law import hyper_law
-from isoflop.scaling.sweep.family import DENSE, Family, check_family
+from isoflop.scaling.published import DEEPSEEK
+from isoflop.scaling.sweep.family import DENSE, Family
 from isoflop.training.pretrain.recipe import (
     BalanceSection,
     CheckpointSection,
@@ -36,6 +38,7 @@ class LadderSection:
     """Which budgets and which sizes."""
 
     purpose: Literal["isoflop", "grid", "hyper"] = "isoflop"
+    """isoflop: sizes around the optimum of each budget; grid: sizes x tokens_per_param; hyper: rates x batches."""
     budgets: tuple[Positive, ...] = ()
     """Training FLOPs of a cell, C = M D, increasing; or give minutes or gpu_hours instead."""
     minutes: NotNegative = 0.0
@@ -72,12 +75,18 @@ class LadderSection:
     """No cell may train on more; 0: no limit. Budgets chosen from a time are lowered together to respect it."""
 
 
+_DEEPSEEK = DEEPSEEK.allocation.law("n") if DEEPSEEK.allocation else None
+assert _DEEPSEEK is not None
+
+
 @dataclass(frozen=True)
 class AllocationSection:
     """Prior law M_opt = coefficient C^exponent on which sizes are centred (default: DeepSeek LLM, arXiv 2401.02954)."""
 
-    coefficient: Positive = 0.1715
-    exponent: Annotated[float, Range(above=0, below=1)] = 0.5243
+    coefficient: Positive = _DEEPSEEK[0]
+    """M_opt of one FLOP."""
+    exponent: Annotated[float, Range(above=0, below=1)] = _DEEPSEEK[1]
+    """How fast M_opt grows with compute."""
 
     def scale_at(self, budget_flops: float) -> float:
         """M that is optimal at a budget."""
@@ -95,6 +104,7 @@ class LadderModelSection:
     vocab_size: PositiveInt = 512
     """Padding included, as in the tokens folder."""
     seq_len: PositiveInt = 128
+    """Longest sequence in tokens."""
     init_std: NotNegative = 0.0
     """0: the family's rule, 0.006 sqrt(4096 / d_model) below width 4096."""
 
@@ -104,8 +114,11 @@ class LadderDataSection:
     """As in a pretrain recipe."""
 
     tokens: str = ""
+    """Tokens folder, relative to the working directory."""
     tokenizer_sha256: str = ""
+    """Hash that the folder's tokenizer must have; empty accepts any."""
     weights: dict[str, NotNegative] = field(default_factory=dict)
+    """Share of each domain; empty keeps the natural proportions."""
 
 
 @dataclass(frozen=True)
@@ -113,24 +126,36 @@ class LadderTrainSection:
     """As in a pretrain recipe, less what the ladder decides (tokens, batch, rate, seed)."""
 
     schedule: Schedule = "constant_cooldown"
+    """Learning rate over the steps: multi_step, cosine, constant_cooldown or constant."""
     cooldown_fraction: Annotated[float, Range(above=0, below=1)] = 0.2
+    """Share of the steps that constant_cooldown spends going to 0."""
     warmup_steps: NotNegativeInt = 0
     """0: 2% of the steps of this size at its own optimum, but at most 10% of the shortest run of the size."""
     max_micro_batch: NotNegativeInt = 0
     """Most sequences in a forward pass; 0: the whole batch."""
     beta1: Annotated[float, Range(at_least=0, below=1)] = 0.9
+    """Of AdamW: decay of the gradient's mean."""
     beta2: Annotated[float, Range(at_least=0, below=1)] = 0.95
+    """Of AdamW: decay of the squared gradient's mean."""
     eps: Positive = 1e-8
+    """Of AdamW: added to the root of the squared gradient's mean."""
     weight_decay: NotNegative = 0.1
+    """Of AdamW, on matrices, times the learning rate."""
     clip_norm: Positive = 1.0
+    """Longest gradient, over all weights together; a longer one is scaled down."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of activations and products; auto is bfloat16 on a GPU and float32 on a CPU."""
     compile: Literal["auto", "on", "off"] = "auto"
+    """torch.compile of each block; auto compiles long runs on a GPU."""
     cuda_graph: bool = True
+    """Replay the steps of small models as one CUDA graph."""
     device: str = "auto"
+    """auto, cpu, cuda, cuda:1 ..."""
     threads: Processes = 0
-    balance: dict[str, Any] = field(default_factory=dict)
+    """CPU threads of one run; 0: one."""
+    balance: Annotated[dict[str, Any], WrittenAs(BalanceSection)] = field(default_factory=dict)
     """`[train.balance]` of a pretrain recipe, for a mixture of experts; empty: its defaults."""
-    mtp: dict[str, Any] = field(default_factory=dict)
+    mtp: Annotated[dict[str, Any], WrittenAs(MtpSection)] = field(default_factory=dict)
     """`[train.mtp]` of a pretrain recipe, for multi-token prediction; empty: its defaults."""
 
 
@@ -139,17 +164,21 @@ class LadderRecipe:
     """A sweep to be: `isoflop ladder RECIPE`, `isoflop sweep RECIPE`."""
 
     study: str = "study"
+    """Name of the study; records and pages carry it."""
     ladder: LadderSection = LadderSection()
     allocation: AllocationSection = AllocationSection()
     hyper: dict[str, Any] = field(default_factory=lambda: {"law": "deepseek"})
-    """`law = "deepseek"`, or two power laws `learning_rate` and `batch_tokens` (see isoflop.scaling.lr_batch_law)."""
+    """A published law, as law = "deepseek"; or learning_rate and batch_tokens, each a number or { coefficient = ...,
+    and exponents of total_flops, flops_per_token, n_params, n_tokens or n_experts }."""
     model: LadderModelSection = LadderModelSection()
     family: Family = DENSE
     """Dense or mixture of experts, MHA, GQA or latent attention: the same at every size."""
     data: LadderDataSection = LadderDataSection()
     train: LadderTrainSection = LadderTrainSection()
-    validate: dict[str, Any] = field(default_factory=dict)
-    checkpoint: dict[str, Any] = field(default_factory=dict)
+    validate: Annotated[dict[str, Any], WrittenAs(ValidateSection)] = field(default_factory=dict)
+    """`[validate]` of a pretrain recipe, the same in every cell; empty: its defaults."""
+    checkpoint: Annotated[dict[str, Any], WrittenAs(CheckpointSection)] = field(default_factory=dict)
+    """`[checkpoint]` of a pretrain recipe, the same in every cell; empty: its defaults."""
     numerics: NumericsSection | None = None
     """`[numerics]` of a pretrain recipe: the same in every cell."""
 
@@ -165,7 +194,7 @@ def check(recipe: LadderRecipe) -> None:
         (train.mtp, MtpSection, "train.mtp."),
     ):
         from_tree(tree, section, name)
-    check_family(recipe.family)
+    _check_family(recipe.family)
     if recipe.numerics is not None:
         check_numerics(recipe.numerics)
     if spec.purpose == "grid":
@@ -204,3 +233,19 @@ def check(recipe: LadderRecipe) -> None:
     ):
         if getattr(train, name) and not part:
             raise RecipeError(f"train.{name} is set but the models have none: leave it out or set family.{of}")
+
+
+def _check_family(family: Family) -> None:
+    """Ranges, and rules between the family's keys. Raises RecipeError naming the key, the value and the rule."""
+    check_ranges(family, "family.")
+    experts = family.experts
+    if experts is not None and experts.n_active > experts.n_experts:
+        raise RecipeError(
+            f"family.experts.n_active = {experts.n_active} must be at most family.experts.n_experts = "
+            f"{experts.n_experts}"
+        )
+    if family.latent is not None and family.heads_per_kv_head != 1:
+        raise RecipeError(
+            f"family.heads_per_kv_head = {family.heads_per_kv_head} must be 1 with family.latent: latent attention "
+            f"makes every head's own key and value; leave one of the two out"
+        )

@@ -146,6 +146,11 @@ def read_records(path: str | Path) -> list[RunRecord]:
     return [RunRecord.from_dict(row) for row in latest_of_each_run(read_json_lines(path))]
 
 
+def study_records(study: Path) -> Path | None:
+    """The records in the folder of a study: its own, or those of its sweep; None where there are none."""
+    return next((p for p in (study / "records.jsonl", study / "sweep/records.jsonl") if p.is_file()), None)
+
+
 def append_record(path: str | Path, record: RunRecord) -> None:
     """Add one line and flush it to disk; what a killed writer left of a line is cut off first."""
     append_json_line(path, record.to_dict())

@@ -10,7 +10,6 @@ Killing a worker costs the steps since its last checkpoint; killing the sweep co
 continues at the missing cells. Training, records and ladders know nothing of processes: this file is all there is.
 """
 
-import dataclasses
 import json
 import logging
 import multiprocessing
@@ -24,16 +23,12 @@ from pathlib import Path
 from typing import Any
 
 from isoflop.errors import DataError, IsoflopError, RecipeError
-from isoflop.model.accounting import count_parameters, flops_per_token
-from isoflop.model.config import ModelConfig
-from isoflop.recipe import from_tree, write_json
+from isoflop.recipe import write_json
 from isoflop.run import only_one
 from isoflop.scaling.sweep.cells import Cell, group_cells
-from isoflop.scaling.sweep.family import activated_share, family_text
 from isoflop.scaling.sweep.records import RunRecord, append_record, read_records
 from isoflop.scaling.sweep.worker import work
 from isoflop.training.checkpoint import damage, saved
-from isoflop.training.schedule import cooldown_start
 
 log = logging.getLogger(__name__)
 
@@ -58,12 +53,12 @@ class SweepProgress:
 @dataclass
 class _Job:
     name: str
-    kind: str
-    """trunk or cell"""
-    recipe: dict[str, Any]
+    cell: Cell
+    """What is run; of a trunk the longest of its cells."""
     run_dir: Path
     flops: float
     stop_at: int | None = None
+    """The last step of a trunk; a cell goes on to its end."""
     start_from: Path | None = None
     keep_steps: tuple[int, ...] = ()
     state: str = "waiting"
@@ -74,7 +69,7 @@ class _Job:
     def message(self) -> dict[str, Any]:
         return {
             "name": self.name,
-            "recipe": self.recipe,
+            "recipe": self.cell.recipe,
             "run_dir": str(self.run_dir),
             "start_from": str(self.start_from) if self.start_from else None,
             "stop_at": self.stop_at,
@@ -85,7 +80,7 @@ class _Job:
         return int(self.start_from.name.removeprefix("step_")) if self.start_from else 0
 
     def last_step(self) -> int:
-        return self.stop_at if self.stop_at is not None else n_steps(self.recipe)
+        return self.stop_at if self.stop_at is not None else self.cell.steps
 
 
 @dataclass
@@ -93,16 +88,6 @@ class _Worker:
     process: Any
     pipe: Any
     job: _Job | None = None
-
-
-def n_steps(recipe: dict[str, Any]) -> int:
-    """Optimizer steps of a recipe tree."""
-    return int(recipe["train"]["n_tokens"]) // int(recipe["train"]["batch_tokens"])
-
-
-def branch_step(recipe: dict[str, Any]) -> int:
-    """The step at which a constant_cooldown recipe leaves its trunk."""
-    return cooldown_start(n_steps(recipe), float(recipe["train"].get("cooldown_fraction", 0.2)))
 
 
 def run_sweep(
@@ -154,7 +139,7 @@ class _Scheduler:
         self.out, self.study, self.keep_weights = out, study, keep_weights
         self.records_path = out / "records.jsonl"
         self.open = {cell.cell_id for cell in cells if cell.cell_id not in done}
-        self.trunks = self._trunks(cells)
+        self.trunks = {group.trunk_id: group.cells for group in group_cells(cells) if len(group.cells) > 1}
         self.jobs: dict[str, _Job] = {}
         for trunk_id, members in self.trunks.items():
             missing = [cell for cell in members if cell.cell_id in self.open]
@@ -164,32 +149,24 @@ class _Scheduler:
             self._add_cell(self.cells[cell_id])
         self.total = sum(job.flops for job in self.jobs.values())
 
-    @staticmethod
-    def _trunks(cells: list[Cell]) -> dict[str, list[Cell]]:
-        grouped: dict[str, list[Cell]] = {}
-        for cell in cells:
-            if cell.trunk_id:
-                grouped.setdefault(cell.trunk_id, []).append(cell)
-        return {trunk_id: members for trunk_id, members in grouped.items() if len(members) > 1}
-
-    def _add_trunk(self, trunk_id: str, members: list[Cell], missing: list[Cell]) -> None:
-        longest = max(members, key=lambda cell: n_steps(cell.recipe))
-        steps = tuple(sorted({branch_step(cell.recipe) for cell in missing}))
-        flops = steps[-1] * _flops_per_step(longest.recipe)
+    def _add_trunk(self, trunk_id: str, members: tuple[Cell, ...], missing: list[Cell]) -> None:
+        longest = max(members, key=lambda cell: cell.steps)
+        steps = tuple(sorted({cell.branch_step for cell in missing}))
+        flops = steps[-1] * longest.flops_per_step
         folder = self.out / "trunks" / trunk_id
         _drop_unusable(folder / "checkpoints", steps)
         self.jobs[f"trunk-{trunk_id}"] = _Job(
-            f"trunk-{trunk_id}", "trunk", longest.recipe, folder, flops, stop_at=steps[-1], keep_steps=steps
+            f"trunk-{trunk_id}", longest, folder, flops, stop_at=steps[-1], keep_steps=steps
         )
 
     def _add_cell(self, cell: Cell) -> None:
         start_from, first = None, 0
         if cell.trunk_id in self.trunks:
-            first = branch_step(cell.recipe)
+            first = cell.branch_step
             start_from = self.out / "trunks" / str(cell.trunk_id) / "checkpoints" / f"step_{first:08d}"
-        flops = (n_steps(cell.recipe) - first) * _flops_per_step(cell.recipe)
+        flops = (cell.steps - first) * cell.flops_per_step
         folder = self.out / "cells" / cell.cell_id
-        self.jobs[cell.cell_id] = _Job(cell.cell_id, "cell", cell.recipe, folder, flops, start_from=start_from)
+        self.jobs[cell.cell_id] = _Job(cell.cell_id, cell, folder, flops, start_from=start_from)
 
     def run(self, workers: int, threads: int, on_progress, should_stop) -> None:
         if not self.jobs:
@@ -258,7 +235,7 @@ class _Scheduler:
             job.state = "waiting"
             return
         job.state = "finished"
-        if job.kind == "cell":
+        if job.stop_at is None:
             self._record(self.cells[job.name], result)
         elif result["status"] == "diverged":
             self._give_up_branches(job, result)
@@ -274,13 +251,13 @@ class _Scheduler:
                 self._record(self.cells[job.name], result)
 
     def _record(self, cell: Cell, result: dict[str, Any]) -> None:
-        append_record(self.records_path, record_of(cell, result, self.study))
+        append_record(self.records_path, cell.record(result, self.study))
 
     def _tidy(self, job: _Job) -> None:
         """Weights of finished cells and of trunks without open branches make room."""
         if self.keep_weights:
             return
-        if job.kind == "cell":
+        if job.stop_at is None:
             shutil.rmtree(job.run_dir / "checkpoints", ignore_errors=True)
         for trunk_id, members in self.trunks.items():
             users = [self.jobs.get(name) for name in (f"trunk-{trunk_id}", *(cell.cell_id for cell in members))]
@@ -347,107 +324,6 @@ def _drop_unusable(folder: Path, steps: tuple[int, ...]) -> None:
     for step, checkpoint in saved(folder).items():
         if missing and step > missing[0]:
             shutil.rmtree(checkpoint)
-
-
-def _flops_per_step(recipe: dict[str, Any]) -> float:
-    config = from_tree(recipe["model"], ModelConfig)
-    return float(flops_per_token(config, "M")) * int(recipe["train"]["batch_tokens"])
-
-
-def record_of(cell: Cell, result: dict[str, Any], study: str) -> RunRecord:
-    """The record of a finished or diverged cell."""
-    return record_of_run(
-        cell.recipe,
-        result,
-        run_id=cell.cell_id,
-        study=study,
-        kind="control" if cell.control else "cell",
-        budget_flops=cell.budget_flops,
-        trunk_id=cell.trunk_id or "",
-    )
-
-
-_MODEL_KEYS = ("n_layers", "d_model", "n_heads", "n_kv_heads", "d_head", "d_ff", "vocab_size", "seq_len")
-_EXPERT_KEYS = ("n_experts", "n_active", "n_shared", "d_expert", "n_dense_layers", "affinity")
-_RESULT_KEYS = (
-    *("n_tokens", "flops_per_token", "flops_per_token_exact", "total_flops", "total_flops_exact", "train_loss_nats"),
-    *("unique_tokens", "epochs", "wall_s", "tokens_per_s", "device", "threads", "tokenizer_sha256", "data_sha256"),
-    *("commit", "started_at", "finished_at", "numerics"),
-)
-
-
-def record_of_run(
-    recipe: dict[str, Any],
-    result: dict[str, Any],
-    *,
-    run_id: str,
-    study: str,
-    kind: str,
-    budget_flops: float,
-    trunk_id: str,
-) -> RunRecord:
-    """Planned values from a recipe tree, achieved ones from the result of its run, conventions beside both."""
-    t = recipe["train"]
-    config = from_tree(recipe["model"], ModelConfig)
-    count = count_parameters(config)
-    cools = t["schedule"] == "constant_cooldown"
-    finished = result["status"] == "finished"
-    return RunRecord(
-        run_id=run_id,
-        study=study,
-        kind=kind,
-        status="finished" if finished else "diverged",
-        seed=int(t.get("seed", 0)),
-        budget_flops=budget_flops,
-        **{key: recipe["model"][key] for key in _MODEL_KEYS},
-        **_family_fields(config),
-        n_params_total=count.n_params_total,
-        n_params_active=count.n_params_active,
-        n_params_non_embedding=count.n_params_non_embedding,
-        planned_tokens=int(t["n_tokens"]),
-        batch_tokens=int(t["batch_tokens"]),
-        learning_rate=float(t["learning_rate"]),
-        schedule=t["schedule"],
-        cooldown_fraction=float(t.get("cooldown_fraction", 0.2)) if cools else 0.0,
-        steps=result["step"],
-        trunk_id=trunk_id,
-        trunk_tokens_shared=(result["start_step"] if trunk_id else 0) * int(t["batch_tokens"]),
-        cooled=finished,
-        loss_nats=result.get("loss_nats"),
-        bits_per_byte=result.get("bits_per_byte"),
-        bits_per_byte_by_domain=result.get("bits_per_byte_by_domain", {}),
-        expert_load=result.get("expert_load"),
-        max_violation_global=result.get("max_violation_global"),
-        eval_name=f"held-out split of data {result['data_sha256'][:12]}",
-        conventions={**conventions(t["schedule"], config), "numerics": result["numerics"]},
-        **{key: result[key] for key in _RESULT_KEYS},
-    )
-
-
-def _family_fields(config: ModelConfig) -> dict[str, Any]:
-    """Record fields that only mixtures of experts, latent attention or multi-token prediction have."""
-    fields: dict[str, Any] = {}
-    if config.experts is not None:
-        fields = {key: getattr(config.experts, key) for key in _EXPERT_KEYS}
-        fields["activated_share"] = activated_share(config)
-    if config.latent is not None:
-        fields |= dataclasses.asdict(config.latent)
-    return fields | ({"mtp_depth": config.mtp_depth} if config.mtp_depth else {})
-
-
-def conventions(schedule: str, config: ModelConfig) -> dict[str, str]:
-    """How the numbers of a record were counted."""
-    experts = {"experts": "FLOPs of the experts that a token uses and of the router"} if config.experts else {}
-    return {
-        "family": family_text(config),
-        **experts,
-        "flops": "M D with M = 6 x block matmul weights + 12 n (heads d_head) s; exact adds the output head 6 d V",
-        "params": "n_params_non_embedding leaves out embedding and head; norms are in",
-        "attention": "full s x s, causal half not taken out",
-        "loss": "validation, nats per target token; targets that start a document are not counted",
-        "bits_per_byte": "nats / (ln 2 x UTF-8 bytes), all domains pooled by bytes",
-        "schedule": schedule,
-    }
 
 
 def _check_same_ladder(cells: list[Cell], out: Path) -> None:

@@ -17,13 +17,18 @@ The rules, so that neighbours in size are also neighbours in shape:
 
 import functools
 import math
+from typing import Any
 
 from isoflop.errors import RecipeError
 from isoflop.model.accounting import flops_per_token
 from isoflop.model.config import ModelConfig, swiglu_width
+from isoflop.recipe import to_tree
 from isoflop.scaling.sweep.family import DENSE, Family
 
+Tree = dict[str, Any]
+"""A recipe, or a section of one, as TOML has it."""
 _DEPTH_SLACK = 1.5
+_SCALE_SLACK = 1.2
 _WIDTH_STEPS = ((8, 32, 8), (32, 128, 16), (128, 512, 32), (512, 2048, 64), (2048, 16385, 128))
 _WIDTHS = tuple(width for low, high, step in _WIDTH_STEPS for width in range(low, high, step))
 
@@ -87,6 +92,17 @@ def largest_scale(seq_len: int, family: Family = DENSE) -> float:
     return float(offset + round(depth_rule(_WIDTHS[-1])) * layer)
 
 
+def smallest_scale(seq_len: int, family: Family = DENSE) -> float:
+    """M of the family's smallest member, in FLOPs per token."""
+    offset, layer = _flops_of_layers(_WIDTHS[0], seq_len, family)
+    return float(offset + least_layers(family) * layer)
+
+
+def scale_limits(seq_len: int, family: Family = DENSE) -> tuple[float, float]:
+    """The least and the largest M that `shape_near` has a shape for."""
+    return smallest_scale(seq_len, family) / _SCALE_SLACK, largest_scale(seq_len, family) * _SCALE_SLACK
+
+
 def shape_near(
     flops_per_token: float, *, vocab_size: int, seq_len: int, init_std: float = 0.0, family: Family = DENSE
 ) -> ModelConfig:
@@ -112,10 +128,18 @@ def shape_near(
     _, d_model, n_layers = best
     offset, layer = _flops_of_layers(d_model, seq_len, family)
     found = offset + n_layers * layer
-    below = d_model == _WIDTHS[0] and found > 1.2 * flops_per_token
-    if below or (d_model == _WIDTHS[-1] and found < flops_per_token / 1.2):
+    below = d_model == _WIDTHS[0] and found > _SCALE_SLACK * flops_per_token
+    if below or (d_model == _WIDTHS[-1] and found < flops_per_token / _SCALE_SLACK):
+        works = f"at least {found / _SCALE_SLACK:.3g}" if below else f"at most {found * _SCALE_SLACK:.3g}"
         raise RecipeError(
             f"flops_per_token = {flops_per_token:.3g} has no shape near it at seq_len = {seq_len}: the nearest "
-            f"(d_model {d_model}, {n_layers} layers) has {found:.3g}; change the budget or shorten seq_len"
+            f"(d_model {d_model}, {n_layers} layers) has {found:.3g}; {works} works: "
+            + ("raise the budget or shorten seq_len" if below else "lower the budget")
         )
     return shape(d_model, n_layers, vocab_size=vocab_size, seq_len=seq_len, init_std=init_std, family=family)
+
+
+def model_tree(config: ModelConfig) -> Tree:
+    """The `[model]` section of a shape; what it does not have is left out, so that dense cells keep their ids."""
+    tree = to_tree(config)
+    return tree if config.mtp_depth else {key: value for key, value in tree.items() if key != "mtp_depth"}

@@ -16,6 +16,9 @@ from isoflop.numerics.section import NumericsSection, check_numerics
 from isoflop.recipe import NotNegative, NotNegativeInt, Positive, PositiveInt, Processes, Range, Seed, check_ranges
 from isoflop.training.schedule import Schedule
 
+WHERE_IT_RUNS = ("device", "micro_batch", "compile", "cuda_graph", "threads")
+"""Keys of [train] that say where a run is computed, not what: no hash of a run or a cell depends on them."""
+
 
 @dataclass(frozen=True)
 class CurriculumStage:
@@ -100,16 +103,21 @@ class TrainSection:
     micro_batch: NotNegativeInt = 0
     """Sequences per forward pass; 0: the whole batch."""
     schedule: Schedule = "multi_step"
+    """Learning rate over the steps: multi_step (paper), cosine, constant_cooldown or constant."""
     warmup_steps: NotNegativeInt = 2000
     """Linear from 0 (paper: 2000)."""
     cooldown_fraction: Annotated[float, Range(above=0, at_most=1)] = 0.2
     """Share of the steps that constant_cooldown spends going to 0."""
     beta1: Annotated[float, Range(at_least=0, below=1)] = 0.9
+    """Of AdamW: decay of the gradient's mean (paper: 0.9)."""
     beta2: Annotated[float, Range(at_least=0, below=1)] = 0.95
+    """Of AdamW: decay of the squared gradient's mean (paper: 0.95)."""
     eps: Positive = 1e-8
     """Not stated in the paper; PyTorch's default."""
     weight_decay: NotNegative = 0.1
+    """Of AdamW, on matrices, times the learning rate (paper: 0.1)."""
     clip_norm: Positive = 1.0
+    """Longest gradient, over all weights together; a longer one is scaled down (paper: 1)."""
     seed: Seed = 0
     """Of the weights and the order of the data."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -134,6 +142,7 @@ class ValidateSection:
     """When bits per byte are measured during the run; the end always is."""
 
     every_steps: NotNegativeInt = 0
+    """Optimizer steps between measurements; 0: only at the end."""
     max_tokens: NotNegativeInt = 0
     """Per domain; 0: every held-out token."""
 
@@ -143,7 +152,9 @@ class CheckpointSection:
     """When the run is saved; the end always is."""
 
     every_steps: NotNegativeInt = 0
+    """Optimizer steps between checkpoints; 0: by time alone."""
     every_s: NotNegative = 300.0
+    """Seconds between checkpoints; 0: by steps alone."""
     keep: PositiveInt = 2
     """Better 2: one may be damaged."""
 

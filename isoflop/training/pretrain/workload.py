@@ -29,7 +29,14 @@ from isoflop.training.device import choose_device
 from isoflop.training.loop import StepPlan
 from isoflop.training.monitor import Progress
 from isoflop.training.optim import adamw
-from isoflop.training.pretrain.recipe import BalanceSection, InitialSection, MtpSection, PretrainRecipe, check
+from isoflop.training.pretrain.recipe import (
+    WHERE_IT_RUNS,
+    BalanceSection,
+    InitialSection,
+    MtpSection,
+    PretrainRecipe,
+    check,
+)
 from isoflop.training.pretrain.terms import StepTerms
 from isoflop.training.pretrain.validate import validate
 from isoflop.training.run import Built, Job, run
@@ -257,7 +264,7 @@ def trajectory_of(recipe: PretrainRecipe, token_set: TokenSet) -> str:
     """Hash of all that decides the numbers of a run, except how long its constant-rate stage goes on."""
     tree = to_tree(recipe)
     t = dict(tree["train"])
-    for key in ("device", "micro_batch", "compile", "cuda_graph", "threads"):  # where it runs, not what is asked for
+    for key in WHERE_IT_RUNS:
         t.pop(key)
     model = dict(tree["model"])
     if recipe.model.experts is not None:  # written out or not, the values decide

@@ -1,4 +1,5 @@
 import copy
+import importlib.util
 import json
 import random
 import re
@@ -62,7 +63,31 @@ def test_the_page_has_every_section_is_well_formed_and_needs_nothing_else(built:
 
 def test_text_of_documents_is_shown_and_never_becomes_markup(built: Path) -> None:
     text = (built / "report.html").read_text(encoding="utf-8")
-    assert "&lt;script&gt;alert(&quot;x&quot;)&lt;/script&gt;" in text and "<script" not in text
+    assert "&lt;script&gt;alert(&#34;x&#34;)&lt;/script&gt;" in text and "<script" not in text
+
+
+def test_names_from_outside_are_neither_markup_nor_mathematics(built: Path) -> None:
+    text = (built / "report.json").read_text(encoding="utf-8")
+    hostile = json.dumps('<svg onload=x>$\\frac{1}{0}$\u6cd5"')
+    for name in ("prose", "en", "too_short", "near_duplicate"):
+        text = text.replace(f'"{name}"', hostile)
+    page = corpus_page(json.loads(text), title=NASTY)
+    assert "<svg onload" not in page and "&lt;svg onload=x&gt;$\\frac{1}{0}$\u6cd5&#34;" in page
+    checker = Checker()
+    checker.feed(page)
+    assert not checker.open and "script" not in checker.seen and "b" not in checker.seen
+
+
+def test_without_matplotlib_the_page_has_no_charts_and_says_how_to_get_them(
+    built: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = json.loads((built / "report.json").read_text(encoding="utf-8"))
+    found = importlib.util.find_spec
+    assert "<svg" in corpus_page(report) and "no charts" not in corpus_page(report)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "matplotlib" else found(name))
+    page = corpus_page(report)
+    assert "<svg" not in page and "pip install isoflop[report]" in page
+    assert "too_short" in page and "What was dropped, by rule" in page and re.search(r"prose: en: [\d,]+ bytes", page)
 
 
 def test_the_report_counts_what_the_manifest_counts(built: Path) -> None:
@@ -93,5 +118,5 @@ def test_a_curriculum_and_benchmarks_have_their_charts(built: Path) -> None:
     report["manifest"]["mixture"] = plan_mixture({"prose": 50_000}, options)
     report["contamination"] = [{"benchmark": "quiz", "n_texts": 50, "n_found": 5, "n_documents": 3, "n_too_short": 2}]
     text = corpus_page(report, title="x")
-    assert "Curriculum" in text and "part of training" in text
+    assert "Curriculum" in text and re.search(r"From 90% to 100% of training:\s+prose 100.0%", text)
     assert "quiz" in text and "10.0%" in text

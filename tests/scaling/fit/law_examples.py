@@ -4,11 +4,11 @@ from typing import Any
 
 import numpy as np
 
-from isoflop.scaling.fit.isoflop import fit_parabola
-from isoflop.scaling.fit.optimise import minimise
-from isoflop.scaling.fit.parametric import draw_settings, fit_centre, make_objective, surface_points
+from isoflop.scaling.fit.parametric import fit_centre, make_objective, minimise, surface_points
+from isoflop.scaling.fit.power_law import fit_parabola
+from isoflop.scaling.fit.surface import draw_settings
 from isoflop.scaling.fit.table import Table
-from isoflop.scaling.plan.predict import surface_loss, surface_optimum
+from isoflop.scaling.laws import surface_loss, surface_optimum
 
 TRUTH = np.array([0.7, 67.0, 210.0, 0.33, 0.36])
 """E, A, B, alpha, beta in bits per byte, with FLOPs per token as the scale."""
@@ -115,7 +115,7 @@ def fitted_laws(table: Table, *, rows: int = 200, seed: int = 0, **extra: Any) -
         surface[name] = dict(zip(names, points.constants(theta[None])[0].tolist()))
         moved = minimise(objective, np.tile(theta, (rows, 1)), draws_RS)[0]
         resamples[f"surface_{name}"] = points.constants(moved).tolist()
-    curves = fit_parabola(table, bootstrap=0)
+    curves = fit_parabola(table, bootstrap=0).found
     used = [vertex for vertex in curves["vertices"] if vertex["used"]]
     flops = np.array([vertex["total_flops"] for vertex in used])
     residual = np.log(points.loss) - np.log(

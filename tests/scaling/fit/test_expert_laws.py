@@ -88,7 +88,7 @@ def test_the_joint_law_finds_its_constants_within_their_intervals():
     truth = dict(zip(FORMS["joint"].constants, JOINT.tolist()))
     hits = []
     for seed in range(3):
-        fit = fit_experts(joint_table(seed), form="joint", bootstrap=120)["fits"]["joint"]
+        fit = fit_experts(joint_table(seed), form="joint", bootstrap=120).found["fits"]["joint"]
         hits += covered(fit, truth)
         assert fit["held"] == {} and fit["rmse_ln"] == pytest.approx(0.002, rel=0.2)
         assert fit["c"] == pytest.approx(truth["c"], rel=0.1)
@@ -106,7 +106,7 @@ def test_the_granularity_law_finds_its_constants_within_their_intervals():
         dense = {"n_params": [1e9], "n_tokens": [1e10], "granularity": [np.nan], "n_experts": [1.0]}
         columns = {name: np.concatenate([values, dense[name]]) for name, values in columns.items()}
         columns["loss_nats"] = np.append(noisy(loss, seed, 0.001), 3.0)
-        fit = fit_experts(Table(columns), form="granularity", bootstrap=120)["fits"]["granularity"]
+        fit = fit_experts(Table(columns), form="granularity", bootstrap=120).found["fits"]["granularity"]
         hits += covered(fit, truth)
         assert fit["n_rows"] == len(n)  # the dense row has no granularity
     assert len(hits) == 21 and np.mean(hits) > 0.85
@@ -116,7 +116,7 @@ def test_the_leverage_law_finds_its_constants_and_multipliers_within_their_inter
     truth = dict(zip(FORMS["leverage"].constants, LING.tolist()))
     hits, rows_hit = [], []
     for seed in range(4):
-        fit = fit_experts(leverage_table(seed), form="leverage", bootstrap=120)["fits"]["leverage"]
+        fit = fit_experts(leverage_table(seed), form="leverage", bootstrap=120).found["fits"]["leverage"]
         hits += covered(fit, truth)
         for row in fit["leverage"]:
             true = leverage_at(LING, row["activated_share"], row["granularity"], row["total_flops"])
@@ -128,11 +128,11 @@ def test_the_leverage_law_finds_its_constants_and_multipliers_within_their_inter
 
 def test_one_family_beside_dense_runs_fixes_the_level_and_holds_the_rest_at_the_published_values():
     table = leverage_table(kinds=((16, 8),))
-    found = fit_experts(table, form="leverage", bootstrap=100)
-    fit = found["fits"]["leverage"]
+    fitted = fit_experts(table, form="leverage", bootstrap=100)
+    fit = fitted.found["fits"]["leverage"]
     assert set(fit["held"]) == {"gamma", "beta", "A_start"}
     assert fit["gamma"] == pytest.approx(0.0167) and fit["A_start"] == pytest.approx(0.0163)
-    assert any("held at ling_leverage's value" in text for text in found["warnings"])
+    assert any("held at ling_leverage's value" in text for text in fitted.warnings)
     (row,) = fit["leverage"]
     assert row["leverage"] == pytest.approx(leverage_at(LING, 1 / 16, 8, 1e22), rel=0.1)
 
@@ -142,11 +142,11 @@ def test_clarks_law_is_not_fitted_across_token_counts():
     with pytest.raises(FitError, match=r"n_tokens runs from 1e.09 to 1e.11; this law holds at one count"):
         fit_experts(table, form="clark", bootstrap=0)
     one = table.select(table.columns["n_tokens"] == table.columns["n_tokens"][0])
-    assert fit_experts(one, form="clark", bootstrap=0)["fits"]["clark"]["rmse_ln"] < 0.01
+    assert fit_experts(one, form="clark", bootstrap=0).found["fits"]["clark"]["rmse_ln"] < 0.01
 
 
 def test_few_expert_counts_hold_the_saturation():
-    fit = fit_experts(joint_table(experts=(1, 8)), form="joint", bootstrap=0)["fits"]["joint"]
+    fit = fit_experts(joint_table(experts=(1, 8)), form="joint", bootstrap=0).found["fits"]["joint"]
     assert set(fit["held"]) == {"E_start", "E_max"} and fit["rmse_ln"] < 0.003
 
 
@@ -161,8 +161,8 @@ def test_the_leverage_reads_the_bottom_of_isoflop_curves():
             scale = best * np.exp(step + 0.1)
             row |= {"flops_per_token": scale, "n_tokens": flops / scale, "budget_flops": flops}
             rows.append(row | {"loss_nats": loss * (1 + 0.01 * (step + 0.1) ** 2)})
-    wide = fit_experts(Table.from_rows(rows), form="leverage", bootstrap=0)["fits"]["leverage"]
-    narrow = fit_experts(optima, form="leverage", bootstrap=0)["fits"]["leverage"]
+    wide = fit_experts(Table.from_rows(rows), form="leverage", bootstrap=0).found["fits"]["leverage"]
+    narrow = fit_experts(optima, form="leverage", bootstrap=0).found["fits"]["leverage"]
     assert wide["n_rows"] == narrow["n_rows"]
     assert [row["leverage"] for row in wide["leverage"]] == pytest.approx(
         [row["leverage"] for row in narrow["leverage"]], rel=1e-3

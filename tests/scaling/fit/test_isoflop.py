@@ -7,6 +7,7 @@ from isoflop.errors import FitError
 from isoflop.scaling.fit.isoflop import quadratic_vertices
 from isoflop.scaling.fit.pooled import fit_pooled
 from isoflop.scaling.fit.run import fit_table
+from isoflop.scaling.fit.selection import weighted
 from isoflop.scaling.fit.table import Table
 
 BUDGETS = np.geomspace(1e15, 1e18, 6)
@@ -129,7 +130,7 @@ def test_power_weighs_optima_and_reads_both_columns():
     best[0] *= 3  # an optimum that its large deviation makes worthless
     deviation = np.append(100.0, np.full(5, 0.1))
     table = Table({"total_flops": flops, "n_params": best, "n_tokens": flops / 6 / best, "log_n_std": deviation})
-    result = fit_table(table.weighted("log_n_std"), "power")
+    result = fit_table(weighted(table, "log_n_std"), "power")
     assert result["n_exponent"] == pytest.approx(0.5, abs=1e-4)
     assert result["d_exponent"] == pytest.approx(0.5, abs=1e-4)
     assert abs(fit_table(table, "power", bootstrap=0)["n_exponent"] - 0.5) > 0.02

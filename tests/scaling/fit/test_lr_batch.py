@@ -36,7 +36,7 @@ SETTINGS = [(n, d) for n in (1e8, 3e8, 1e9) for d in (2e9, 8e9, 3e10)]
 
 
 def test_the_surface_recovers_known_exponents_and_coefficients():
-    found = fit_hyper(grids(SETTINGS), bootstrap=100)
+    found = fit_hyper(grids(SETTINGS), bootstrap=100).tree()
     rate, batch = found["learning_rate"]["surface"], found["batch"]["surface"]
     assert (rate["n_exponent"], rate["d_exponent"]) == pytest.approx((-0.7, 0.3), abs=1e-6)
     assert batch["d_exponent"] == pytest.approx(0.57, abs=1e-6)
@@ -46,7 +46,7 @@ def test_the_surface_recovers_known_exponents_and_coefficients():
 
 
 def test_intervals_hold_the_truth_under_noise():
-    found = fit_hyper(grids(SETTINGS, noise=0.0005, seed=3), bootstrap=300)
+    found = fit_hyper(grids(SETTINGS, noise=0.0005, seed=3), bootstrap=300).tree()
     rate = found["learning_rate"]["surface"]
     for name, truth in (("n_exponent", -0.7), ("d_exponent", 0.3)):
         low, high = rate["interval_95"][name]
@@ -55,7 +55,7 @@ def test_intervals_hold_the_truth_under_noise():
 
 def test_settings_that_vary_in_compute_only_give_a_law_of_compute():
     settings = [(1e8 * 2**i, 2e9 * 2**i) for i in range(4)]
-    found = fit_hyper(grids(settings), bootstrap=50)
+    found = fit_hyper(grids(settings), bootstrap=50).tree()
     assert "surface" not in found["learning_rate"]
     law = found["learning_rate"]["surface_compute"]
     assert law["c_exponent"] == pytest.approx((-0.7 + 0.3) / 2, abs=1e-6)
@@ -69,7 +69,7 @@ def test_a_rate_sweep_at_one_batch_gives_a_rate_law_and_says_so():
     keep = np.abs(np.log(table["batch_tokens"]) - np.log(0.5) - 0.57 * np.log(table["n_tokens"]) + 0.15) < 0.01
     table = {name: column[keep] for name, column in table.items()}
     table["batch_tokens"] = np.full(keep.sum(), 4096.0)
-    found = fit_hyper(table, bootstrap=50)
+    found = fit_hyper(table, bootstrap=50).tree()
     assert found["batch"] == {} and any("does not vary" in text for text in found["warnings"])
     assert found["learning_rate"]["surface"]["n_exponent"] == pytest.approx(-0.7, abs=1e-3)
     assert hyper_law(found).batch_tokens.coefficient == pytest.approx(4096.0)
@@ -79,7 +79,7 @@ def test_a_vertex_outside_the_grid_is_refused_and_named():
     table = grids(SETTINGS, steps=7)
     rate0 = 2.0 * table["n_params"] ** -0.7 * table["n_tokens"] ** 0.3
     keep = (table["learning_rate"] > 1.3 * rate0) | (table["n_params"] < 5e8)
-    found = fit_hyper({name: column[keep] for name, column in table.items()}, bootstrap=20)
+    found = fit_hyper({name: column[keep] for name, column in table.items()}, bootstrap=20).tree()
     refused = [row for row in found["settings"] if "refused" in row]
     assert len(refused) == 3 and all("below the tested range" in row["refused"] for row in refused)
     assert found["learning_rate"]["surface"]["settings"] == 6
@@ -90,7 +90,7 @@ def test_a_saddle_is_refused():
     dx = np.log(table["learning_rate"] / (2.0 * table["n_params"] ** -0.7 * table["n_tokens"] ** 0.3))
     dy = np.log(table["batch_tokens"] / (0.5 * table["n_tokens"] ** 0.57))
     table["loss_nats"] = 2.5 * (1 + 0.003 * dx**2 - 0.002 * dy**2)
-    found = fit_hyper(table, bootstrap=20)
+    found = fit_hyper(table, bootstrap=20).tree()
     assert all("saddle" in row["refused"] for row in found["settings"])
     assert "surface_compute" not in found["learning_rate"] and "band_compute" in found["learning_rate"]
 
@@ -98,7 +98,7 @@ def test_a_saddle_is_refused():
 def test_diverged_runs_are_left_out_and_counted():
     table = grids(SETTINGS)
     table["loss_nats"][:5] = np.nan
-    found = fit_hyper(table, bootstrap=20)
+    found = fit_hyper(table, bootstrap=20).tree()
     assert any(text.startswith("5 runs without a finite loss") for text in found["warnings"])
     assert found["learning_rate"]["surface"]["n_exponent"] == pytest.approx(-0.7, abs=1e-6)
 
@@ -112,7 +112,7 @@ def test_seeds_of_one_rate_are_no_grid():
     table = grids(SETTINGS)
     extra = {name: np.repeat(column[:1], 4) for name, column in table.items()}
     extra["n_params"], extra["loss_nats"] = extra["n_params"] * 100, np.array([2.0, 2.01, 2.02, 2.03])
-    found = fit_hyper({name: np.append(column, extra[name]) for name, column in table.items()}, bootstrap=20)
+    found = fit_hyper({name: np.append(column, extra[name]) for name, column in table.items()}, bootstrap=20).tree()
     assert len(found["settings"]) == len(SETTINGS)
     assert any(text.startswith("4 runs belong to no grid") for text in found["warnings"])
 
@@ -135,7 +135,7 @@ def test_step_law_grids_give_the_published_regret_and_the_checked_exponents():
         "loss_nats": raw["loss"],
         "flops_per_token": raw["flops_per_token"],
     }
-    found = fit_hyper(table, bootstrap=200)
+    found = fit_hyper(table, bootstrap=200).tree()
     for check in json.loads((SHARED / "expected.json").read_text(encoding="utf-8")):
         value = found
         for key in check["check"].split("."):

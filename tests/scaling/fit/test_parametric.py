@@ -5,10 +5,11 @@ import pytest
 import scipy.optimize
 
 from isoflop.errors import FitError
-from isoflop.scaling.fit.optimise import Objective, minimise
-from isoflop.scaling.fit.parametric import CONSTANTS, Surface, draw_settings
+from isoflop.scaling.fit.parametric import Objective, minimise
 from isoflop.scaling.fit.run import fit_table
+from isoflop.scaling.fit.surface import draw_settings
 from isoflop.scaling.fit.table import Table
+from isoflop.scaling.laws import CONSTANTS, Surface
 
 BESIROGLU = Surface(1.8172, 477.83, 2143.4, 0.34731, 0.36717)
 TRUTH = Surface(0.9, 300.0, 700.0, 0.35, 0.4)
@@ -32,18 +33,17 @@ def test_every_objective_recovers_a_noiseless_truth(objective):
 
 
 def test_the_optimum_is_the_known_answer_of_the_fact_sheet():
-    size, tokens, loss = BESIROGLU.optimum(5.76e23)
+    size, tokens, loss = BESIROGLU.optimum(5.76e23, 6.0)
     assert (size, tokens, loss) == pytest.approx((7.32e10, 1.31e12, 1.974), rel=2e-3)
     assert tokens / size == pytest.approx(17.9, abs=0.1)
 
 
 def test_the_optimum_is_the_lowest_point_of_its_budget_for_both_scales():
-    for scale, factor in (("n_params", 6.0), ("flops_per_token", 1.0)):
-        law = Surface(TRUTH.E, TRUTH.A, TRUTH.B, TRUTH.alpha, TRUTH.beta, scale)
-        size, tokens, loss = law.optimum(1e20)
+    for factor in (6.0, 1.0):
+        size, tokens, loss = TRUTH.optimum(1e20, factor)
         assert factor * size * tokens == pytest.approx(1e20)
         around = size * np.geomspace(0.5, 2, 101)
-        assert law.loss(around, 1e20 / factor / around).min() == pytest.approx(loss, rel=1e-9)
+        assert TRUTH.loss(around, 1e20 / factor / around).min() == pytest.approx(loss, rel=1e-9)
 
 
 @pytest.mark.parametrize(("log_residuals", "delta"), [(True, 1e-3), (False, 1e-3), (False, None)])
@@ -54,7 +54,10 @@ def test_derivatives_match_finite_differences(log_residuals, delta):
     theta, weight = np.array([[0.0, -0.5, -0.7, 0.3, 0.35]]), np.ones((1, len(x)))
     _, gradient, exact, bounding = objective.derivatives(theta, weight)
     step = 1e-6 * np.eye(5)
-    slopes = [(objective.value(theta + h, weight) - objective.value(theta - h, weight))[0] / 2e-6 for h in step]
+    slopes = [
+        (objective.derivatives(theta + h, weight)[0] - objective.derivatives(theta - h, weight)[0])[0] / 2e-6
+        for h in step
+    ]
     np.testing.assert_allclose(gradient[0], slopes, rtol=1e-5, atol=1e-9)
     up, down = (np.stack([objective.derivatives(theta + s * h, weight)[1][0] for h in step]) for s in (1, -1))
     bends = (up - down) / 2e-6
@@ -73,7 +76,7 @@ def test_resampled_minima_are_as_low_as_those_of_a_scipy_optimiser():
     for row in range(6):
         one = weight[row : row + 1]
         found = scipy.optimize.minimize(
-            lambda t, one=one: 1e3 * objective.value(t[None], one)[0],
+            lambda t, one=one: 1e3 * objective.derivatives(t[None], one)[0][0],
             theta[row] + 0.01,
             method="Nelder-Mead",
             options={"maxiter": 20000, "maxfev": 20000, "xatol": 1e-10, "fatol": 1e-13, "adaptive": True},

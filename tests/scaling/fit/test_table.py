@@ -9,7 +9,8 @@ import pytest
 from isoflop.errors import DataError, FitError
 from isoflop.scaling.fit.checks import fit_rows, import_checks
 from isoflop.scaling.fit.run import fit_table
-from isoflop.scaling.fit.table import Table, load_table, read_table
+from isoflop.scaling.fit.selection import load_table
+from isoflop.scaling.fit.table import Table, read_table
 
 CSV = """kind,params,tokens,batch_seqs,seq_len,loss,sd
 a,1e6,2e7,4,128,3.5,0.1

@@ -9,14 +9,21 @@ from places import SHARED
 
 from isoflop.errors import FitError, PlanError
 from isoflop.recipe import write_json
-from isoflop.scaling.fit.joint import fit_law_set
-from isoflop.scaling.fit.table import load_table
-from isoflop.scaling.plan.compare import compare, compare_files
-from isoflop.scaling.plan.predict import surface_loss, surface_optimum
+from isoflop.scaling.fit.joint import fit
+from isoflop.scaling.fit.selection import load_table
+from isoflop.scaling.laws import surface_loss, surface_optimum
+from isoflop.scaling.plan import compare as comparison
+from isoflop.scaling.plan.compare import compare_files
+from isoflop.scaling.published import load_laws
 from isoflop.scaling.sweep.records import RunRecord
 
 BASE = example_laws(seed=1)
 MARIN = SHARED / "scaling" / "marin-isoflop" / "runs.csv"
+
+
+def compare(a, b, **options):
+    """The JSON of a comparison of two laws files."""
+    return comparison.compare(load_laws(a), load_laws(b), **options).tree()
 
 
 def test_a_change_worth_twice_the_compute_is_found():
@@ -100,7 +107,7 @@ def test_a_budget_must_be_positive():
 def test_two_files_are_compared_at_the_largest_budget_of_both(tmp_path):
     write_json(tmp_path / "a.json", BASE)
     write_json(tmp_path / "b.json", example_laws(seed=2, budgets=(1e13, 1e14, 1e15)))
-    found = compare_files(tmp_path / "a.json", tmp_path / "b.json")
+    found = compare_files(tmp_path / "a.json", tmp_path / "b.json").tree()
     assert found["budget_flops"] == 1e15 and found["multiplier"]["center"] == pytest.approx(1.0, rel=0.05)
 
 
@@ -159,10 +166,10 @@ def sweep_records(family, leverage, seed, noise=0.002):
 
 
 def test_a_mixture_worth_known_compute_over_a_dense_sweep_is_found_and_both_families_are_named():
-    dense = fit_law_set(sweep_records("dense; MHA", 1.0, seed=1), bootstrap=200)
+    dense = fit(sweep_records("dense; MHA", 1.0, seed=1), bootstrap=200)
     found, inside = [], []
     for seed in range(2, 6):
-        mixture = fit_law_set(sweep_records("64 experts, 6 active; MHA", 2.5, seed=seed), bootstrap=200)
+        mixture = fit(sweep_records("64 experts, 6 active; MHA", 2.5, seed=seed), bootstrap=200)
         result = compare(dense, mixture, budget_flops=9e14)
         found.append(result["multiplier"]["center"])
         inside.append(result["multiplier"]["low"] < 2.5 < result["multiplier"]["high"])
@@ -175,7 +182,7 @@ def test_a_mixture_worth_known_compute_over_a_dense_sweep_is_found_and_both_fami
 def test_laws_are_not_fitted_to_a_mixture_and_dense_runs_together():
     records = sweep_records("dense; MHA", 1.0, seed=1) + sweep_records("64 experts; MHA", 2.5, seed=2)
     with pytest.raises(FitError, match=r"2 families of models: dense \(25\), 64 experts, 6 active, 2 shared \(25\)"):
-        fit_law_set(records, bootstrap=0)
+        fit(records, bootstrap=0)
 
 
 def test_other_conventions_that_differ_are_still_warned_about():

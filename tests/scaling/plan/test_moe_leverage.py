@@ -31,16 +31,16 @@ def test_one_expert_is_worth_one():
 
 def test_the_prior_of_a_shape_states_its_range_and_sources():
     config = shape(2048, vocab_size=102400, seq_len=4096, family=FINE)
-    found = expected_leverage(config, 1e21)
-    assert found is not None and found["warnings"] == []
-    assert found["low"] <= min(found["by_law"].values()) <= max(found["by_law"].values()) <= found["high"]
-    assert found["low"] <= found["center"] / 1.25 and found["high"] >= 1.25 * found["center"]
-    assert "2507.17702" in found["source"] and "2502.05172" in found["source"] and "prior" in found["meaning"]
-    assert found["activated_share"] == pytest.approx(8 / 66)
+    found, warnings = expected_leverage(config, 1e21)
+    assert found is not None and warnings == []
+    assert found.low <= min(found.by_law.values()) <= max(found.by_law.values()) <= found.high
+    assert found.low <= found.center / 1.25 and found.high >= 1.25 * found.center
+    assert "2507.17702" in found.source and "2502.05172" in found.source and "prior" in found.meaning
+    assert found.activated_share == pytest.approx(8 / 66)
 
 
 def test_below_the_tested_compute_the_prior_warns_and_a_dense_shape_has_none():
     config = shape(128, vocab_size=512, seq_len=64, family=FINE)
-    found = expected_leverage(config, 1e14)
-    assert found is not None and "lie below the compute" in found["warnings"][0]
-    assert expected_leverage(shape(128, vocab_size=512, seq_len=64), 1e14) is None
+    found, warnings = expected_leverage(config, 1e14)
+    assert found is not None and "lie below the compute" in warnings[0]
+    assert expected_leverage(shape(128, vocab_size=512, seq_len=64), 1e14) == (None, [])

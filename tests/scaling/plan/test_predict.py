@@ -7,16 +7,11 @@ import pytest
 from law_examples import TRUTH, example_laws
 
 from isoflop.errors import PlanError
-from isoflop.scaling.plan.predict import (
-    effective,
-    predict,
-    repeated_loss,
-    surface_loss,
-    surface_optimum,
-)
-from isoflop.scaling.published import SURFACES
+from isoflop.scaling.laws import surface_loss, surface_optimum
+from isoflop.scaling.plan.predict import effective, predict, repeated_loss
+from isoflop.scaling.published import published_laws
 
-C4 = np.array(SURFACES["muennighoff"].constants)
+C4 = published_laws("muennighoff").surfaces["published"].constants
 LAWS = example_laws()
 
 

@@ -8,10 +8,11 @@ from synthetic_study import TRUTH, hyper_penalty, make_metrics, make_record, mak
 
 from isoflop.errors import DataError
 from isoflop.pages.plot import count, power_text, spread, style, svg_text
+from isoflop.scaling.fit.lr_batch import Setting, quadratic_optimum
 from isoflop.scaling.report.figures import draw_figures, figures_of
 from isoflop.scaling.report.law_figures import curve_of
-from isoflop.scaling.report.run_figures import quadratic_vertex, smooth, trunk_saving
-from isoflop.scaling.report.study import hyper_settings, law_curves, read_study, target_laws
+from isoflop.scaling.report.run_figures import smooth, trunk_saving
+from isoflop.scaling.report.study import as_record, hyper_settings, law_curves, read_study, target_laws
 
 pytest.importorskip("matplotlib", reason="figures need matplotlib: pip install isoflop[report]")
 
@@ -101,11 +102,11 @@ def test_diverged_runs_and_targets_are_no_cells(study):
 
 
 def test_laws_at_the_target_match_the_formula(study):
-    rows = {row["law"]: row for row in target_laws(study)}
+    rows = {row.law: row for row in target_laws(study)}
     expected = true_loss(study.target.scale, study.target.tokens)
-    assert rows["surface_log_huber"]["centre"] == pytest.approx(expected, rel=1e-12)
-    assert rows["lstar"]["centre"] == pytest.approx(expected, rel=1e-4)
-    assert rows["surface_varpro"]["low"] < rows["surface_varpro"]["centre"] < rows["surface_varpro"]["high"]
+    assert rows["surface_log_huber"].centre == pytest.approx(expected, rel=1e-12)
+    assert rows["lstar"].centre == pytest.approx(expected, rel=1e-4)
+    assert rows["surface_varpro"].low < rows["surface_varpro"].centre < rows["surface_varpro"].high
 
 
 def test_curves_of_the_laws_agree_at_the_optimum(study):
@@ -124,11 +125,11 @@ def test_drawn_parabola_has_its_bottom_near_the_true_optimum(study):
 
 def test_trunk_saving_of_four_doublings_with_a_fifth_cooldown_is_1_60():
     rng = np.random.default_rng(0)
-    records = [make_record(scale, tokens, 1.0, rng) for scale in (1e5, 2e5) for tokens in (1e6, 2e6, 4e6, 8e6)]
-    saving = trunk_saving(records)
-    assert saving["factor"] == pytest.approx(15 / (0.8 * 8 + 0.2 * 15), rel=1e-12)
-    assert saving["separate"] == pytest.approx(3e5 * 15e6)
-    assert trunk_saving([{**row, "trunk_id": None} for row in records]) is None
+    rows = [make_record(scale, tokens, 1.0, rng) for scale in (1e5, 2e5) for tokens in (1e6, 2e6, 4e6, 8e6)]
+    saving = trunk_saving(list(map(as_record, rows)))
+    assert saving.factor == pytest.approx(15 / (0.8 * 8 + 0.2 * 15), rel=1e-12)
+    assert saving.separate == pytest.approx(3e5 * 15e6)
+    assert trunk_saving([as_record({**row, "trunk_id": None}) for row in rows]) is None
 
 
 def test_hyper_grid_is_recognised_and_its_vertex_found(study):
@@ -136,8 +137,8 @@ def test_hyper_grid_is_recognised_and_its_vertex_found(study):
     assert flops == pytest.approx(2e11)
     rate, batch = np.meshgrid(np.geomspace(1e-3, 1.6e-2, 5), np.geomspace(256, 2048, 4))
     loss = 2 * hyper_penalty(rate, batch) if np.isscalar(rate) else 2 * np.vectorize(hyper_penalty)(rate, batch)
-    vertex = quadratic_vertex(rate.ravel(), batch.ravel(), loss.ravel())
-    assert vertex == pytest.approx((3e-3, 700), rel=1e-6)
+    best = quadratic_optimum(Setting({}, np.log(rate.ravel()), np.log(batch.ravel()), loss.ravel()))
+    assert (np.exp(best.ln_lr), np.exp(best.ln_batch)) == pytest.approx((3e-3, 700), rel=1e-6)
     assert len(rows) == 20
 
 
@@ -145,8 +146,9 @@ def test_a_saddle_or_an_edge_has_no_vertex():
     rate, batch = (grid.ravel() for grid in np.meshgrid(np.geomspace(1e-3, 1e-2, 4), np.geomspace(100, 1000, 4)))
     saddle = 2 + 1e-3 * (np.log(rate / 3e-3) ** 2 - np.log(batch / 300) ** 2)
     edge = 2 + 1e-3 * (np.log(rate / 1.0) ** 2 / 30 + np.log(batch / 300) ** 2)
-    assert quadratic_vertex(rate, batch, saddle) is None
-    assert quadratic_vertex(rate, batch, edge) is None
+    for loss, why in ((saddle, "saddle"), (edge, "of the vertex lies above the tested range")):
+        found = quadratic_optimum(Setting({}, np.log(rate), np.log(batch), loss))
+        assert found.ln_lr is None and why in found.refused
 
 
 def test_labels_are_moved_apart_in_order():

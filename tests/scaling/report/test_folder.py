@@ -76,6 +76,18 @@ def test_a_metrics_file_that_a_killed_run_left_is_read_up_to_the_torn_line(study
     assert (study / "report.html").exists()
 
 
+def test_what_the_commands_leave_one_by_one_is_found(study):
+    """The plan only as a recipe, the score in the folder of the run, as in the studies of docs/ and in the README."""
+    plan = json.loads((study / "plan.json").read_text(encoding="utf-8"))
+    (study / "plan.json").unlink()
+    (study / "score.json").rename(study / "target" / "score.json")
+    train = {"n_tokens": 12345, "learning_rate": 0.003, "schedule": "cosine"}
+    write_recipe(study / "plan.toml", {"model": plan["model"], "train": train, "prediction": plan["prediction"]})
+    report_study(study, study / "report.html")
+    page = (study / "report.html").read_text(encoding="utf-8")
+    assert "The prediction was 0.30% off" in page and 'id="plan"' in page and "12.3k" in page and "cosine" in page
+
+
 def test_a_damaged_part_of_a_study_is_named(study):
     (study / "laws.json").write_text("{", encoding="utf-8")
     with pytest.raises(DataError, match=r"laws.json is not JSON .*; make it again"):

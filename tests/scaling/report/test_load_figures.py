@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from synthetic_study import make_metrics, make_study
 
-from isoflop.scaling.report.load_figures import load_figure, load_section, read_load
+from isoflop.scaling.report.load_figures import load_figure, load_values, read_load
 from isoflop.scaling.report.page import write_report
 
 pytest.importorskip("matplotlib", reason="figures need matplotlib: pip install isoflop[report]")
@@ -43,7 +43,7 @@ def test_loads_are_read_in_order_with_one_column_per_layer():
     ids=["no lines", "dense run", "one line", "unequal lengths", "missing values"],
 )
 def test_nothing_is_drawn_of_a_run_that_says_nothing_of_its_experts(lines):
-    assert read_load(lines) is None and load_figure(lines) is None and load_section(lines, None, {}) == ""
+    assert read_load(lines) is None and load_figure(lines) is None and load_values(lines, None) is None
 
 
 def test_the_figure_draws_every_layer_and_their_mean():
@@ -57,15 +57,13 @@ def test_the_figure_draws_every_layer_and_their_mean():
     assert dead.lines[0].get_ydata()[:2].tolist() == [2, 2]
 
 
-def test_the_section_tells_the_end_of_training_and_the_validation_load():
+def test_the_table_has_the_end_of_training_and_the_validation_load():
     lines = metrics_of_a_mixture()
-    text = load_section(lines, {"expert_load": {"max_violation": [0.2, 0.4]}}, {"load": "<svg></svg>"})
-    assert "<svg></svg>" in text and "2408.15664" in text
-    assert "MaxVio over the validation set</dt><dd>0.300" in text
-    rows = text.count("<tr>")
-    assert rows == 1 + 4 + 1 and "<td>mean</td>" in text
+    found = load_values(lines, {"max_violation": [0.2, 0.4]})
+    assert found["validated"] == pytest.approx(0.3)
+    assert [row["layer"] for row in found["rows"]] == ["1", "2", "3", "4", "mean"]
     last = read_load(lines)["max_violation"][-5:].mean(axis=0)
-    assert f"{last[3]:.3f}" in text
+    assert [row["max_violation"] for row in found["rows"]] == pytest.approx([*last, last.mean()])
 
 
 def test_the_report_of_a_mixture_shows_its_load_and_that_of_a_dense_run_does_not(tmp_path):
@@ -76,4 +74,5 @@ def test_the_report_of_a_mixture_shows_its_load_and_that_of_a_dense_run_does_not
         )
         page = path.read_text(encoding="utf-8")
         assert ("Load of the experts" in page) == (name == "mixture")
+        assert ("2408.15664" in page) == (name == "mixture")
         assert ('href="#load"' in page) == (name == "mixture")

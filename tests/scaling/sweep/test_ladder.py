@@ -10,12 +10,13 @@ import tomllib
 import pytest
 from places import ROOT
 
-from isoflop.errors import RecipeError
+from isoflop.errors import DataError, RecipeError
 from isoflop.model.accounting import flops_per_token
 from isoflop.recipe import from_tree, load_recipe, to_toml
-from isoflop.scaling.sweep.ladder import LadderRecipe, plan_ladder
+from isoflop.scaling.sweep.ladder import LadderRecipe, _sizes_by_budget, ladder_on_tokens, plan_ladder
 from isoflop.scaling.sweep.shapes import shape
 from isoflop.scaling.sweep.speed import SpeedModel
+from isoflop.tokens.shards import TokenSet
 from isoflop.training.schedule import factor
 
 RECIPES = sorted((ROOT / "recipes" / "sweep").glob("*.toml"))
@@ -281,7 +282,7 @@ def test_coarse_steps_are_warned_about():
         ({"budgets": [1e12, 1e12]}, ["ladder.budgets", "increase"]),
         ({"budgets": []}, ["exactly one of ladder.budgets, ladder.minutes and ladder.gpu_hours"]),
         ({"minutes": 3.0}, ["exactly one"]),
-        ({"budgets": [1e4, 3e4]}, ["no shape near it", "change the budget"]),
+        ({"budgets": [1e4, 3e4]}, ["no shape near it", "raise the budget", "ladder.budgets = 1e+04 must be at least"]),
         ({"purpose": "grid"}, ["ladder.sizes", "ladder.tokens_per_param"]),
         ({"size_span": 0.5}, ["ladder.size_span = 0.5", "above 1"]),
         ({"learning_rate_factors": [0.0]}, ["ladder.learning_rate_factors", "above 0"]),
@@ -296,8 +297,23 @@ def test_impossible_ladders_are_refused(change, words):
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
+@pytest.mark.parametrize("share_trunks", [True, False])
+@pytest.mark.parametrize(("budget", "way"), [(1e4, "at least"), (1e32, "at most")])
+def test_the_budget_that_is_named_instead_has_shapes(budget, way, share_trunks):
+    ladder = {"budgets": [budget], "share_trunks": share_trunks}
+    with pytest.raises(RecipeError, match=way) as caught:
+        plan_ladder(recipe(ladder=ladder))
+    named = float(str(caught.value).rpartition(f"must be {way} ")[2])
+    assert len(_sizes_by_budget(recipe(ladder={**ladder, "budgets": [named]}), (named,))) >= 3
+    further = named / 4 if way == "at least" else named * 4
+    with pytest.raises(RecipeError, match=way):
+        _sizes_by_budget(recipe(ladder={**ladder, "budgets": [further]}), (further,))
+
+
 def test_a_budget_too_small_for_one_step_is_refused():
-    with pytest.raises(RecipeError, match=r"budget 1e\+12 is too small for one step .* raise the budget or lower"):
+    with pytest.raises(
+        RecipeError, match=r"budget 1e\+12 is too small for one step .* raise the budget to .* or lower"
+    ):
         plan_ladder(recipe(hyper={"learning_rate": 1e-3, "batch_tokens": 1e9}))
 
 
@@ -348,3 +364,26 @@ def test_controls_are_the_cheapest_shared_cells_at_their_own_budgets_rate():
         assert twin.learning_rate != control.learning_rate
         assert control.trunk_id == "" and control.branch_step == 0
     assert priced.flops_shared == pytest.approx(plain.flops_shared + sum(c.total_flops for c in controls))
+
+
+def tied_ladder(**data) -> LadderRecipe:
+    return from_tree({"ladder": {"budgets": [1e10]}, "model": {"vocab_size": 7}, "data": data}, LadderRecipe)
+
+
+def test_a_ladder_takes_vocabulary_and_hashes_from_its_tokens_folder(tiny_tokens):
+    tied, data_sha256 = ladder_on_tokens(tied_ladder(tokens=str(tiny_tokens)))
+    tokens = TokenSet.open(tiny_tokens)
+    assert tied.model.vocab_size == tokens.vocab_size == 512
+    assert (tied.data.tokenizer_sha256, data_sha256) == (tokens.tokenizer_sha256, tokens.data_sha256)
+
+
+def test_a_ladder_without_tokens_stays_as_it_is():
+    recipe = tied_ladder()
+    assert ladder_on_tokens(recipe) == (recipe, "")
+
+
+def test_a_ladder_for_another_tokenizer_or_missing_tokens_is_refused(tiny_tokens, tmp_path):
+    with pytest.raises(DataError, match="a recipe for another tokenizer"):
+        ladder_on_tokens(tied_ladder(tokens=str(tiny_tokens), tokenizer_sha256="0" * 64))
+    with pytest.raises(DataError, match=r"has no manifest.json; make it with: isoflop tokens"):
+        ladder_on_tokens(tied_ladder(tokens=str(tmp_path / "gone")))

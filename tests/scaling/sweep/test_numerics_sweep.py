@@ -5,14 +5,13 @@ import pytest
 from isoflop.errors import FitError, RecipeError
 from isoflop.recipe import from_tree, load_recipe, to_tree, write_recipe
 from isoflop.scaling.fit.checks import families
-from isoflop.scaling.fit.joint import fit_law_set
+from isoflop.scaling.fit.joint import fit
 from isoflop.scaling.fit.table import Table
-from isoflop.scaling.plan.choose import make_plan
+from isoflop.scaling.plan.choose import plan as make_plan
 from isoflop.scaling.plan.compare import compare
-from isoflop.scaling.sweep.ladder import LadderRecipe, plan_ladder
+from isoflop.scaling.sweep.ladder import LadderRecipe, ladder_on_tokens, plan_ladder
 from isoflop.scaling.sweep.records import RunRecord, read_records
 from isoflop.scaling.sweep.run import run_sweep
-from isoflop.scaling.sweep.target import ladder_on_tokens
 from isoflop.training.pretrain.recipe import PretrainRecipe
 
 RULES = {"rules": [{"modules": "blocks.*", "format": "photonic"}], "photonic": {"core": {"adc_bits": 6}}}
@@ -89,25 +88,25 @@ def runs(worth, numerics):
 
 
 def test_a_format_that_costs_compute_is_priced_and_both_sides_are_named():
-    base = fit_law_set(runs(1.0, "float32"), seed=0, bootstrap=120)
-    core = fit_law_set(runs(0.8, f"{TEXT}; else float32"), seed=0, bootstrap=120)
-    assert base["conventions"]["numerics"] == "float32"
+    base = fit(runs(1.0, "float32"), seed=0, bootstrap=120)
+    core = fit(runs(0.8, f"{TEXT}; else float32"), seed=0, bootstrap=120)
+    assert base.conventions["numerics"] == "float32"
     found = compare(base, core, budget_flops=2.7e16)
-    assert found["multiplier"]["center"] == pytest.approx(0.8, rel=0.03)
-    assert found["families"] == {"a": "dense; MHA", "b": f"dense; MHA, {TEXT}"} and TEXT in found["verdict"]
-    assert not any("numerics" in warning for warning in found["warnings"])
+    assert found.multiplier.center == pytest.approx(0.8, rel=0.03)
+    assert found.families == {"a": "dense; MHA", "b": f"dense; MHA, {TEXT}"} and TEXT in found.verdict
+    assert not any("numerics" in warning for warning in found.warnings)
 
 
 def test_plain_float32_and_bfloat16_are_one_kind_and_rules_are_another():
     mixed = [*runs(1.0, "float32"), *runs(0.8, f"{TEXT}; else float32")]
     assert set(families(Table.from_records(mixed))) == {"dense", f"dense, {TEXT}"}
     with pytest.raises(FitError, match="2 families of models"):
-        fit_law_set(mixed, seed=0, bootstrap=20)
+        fit(mixed, seed=0, bootstrap=20)
     assert len(families(Table.from_records([*runs(1.0, "float32"), *runs(1.0, "bfloat16")]))) == 1
 
 
 def test_a_plan_carries_the_formats_of_its_ladder_and_warns_where_the_laws_are_of_another():
-    core = fit_law_set(runs(0.8, f"{TEXT}; else float32"), seed=0, bootstrap=120)
+    core = fit(runs(0.8, f"{TEXT}; else float32"), seed=0, bootstrap=120)
     template = {"numerics": to_tree(ladder(numerics=RULES).numerics)}
     made = make_plan(core, budget_flops=5e16, vocab_size=512, seq_len=128, template=template)
     assert made.recipe["numerics"]["photonic"]["core"] == {"adc_bits": 6}

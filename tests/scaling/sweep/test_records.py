@@ -86,11 +86,11 @@ def test_fields_of_a_mixture_are_kept_and_absent_in_dense_and_imported_records(t
     ("field", "value", "message"),
     [
         ("flops_per_token", "a", r"record r1: flops_per_token = 'a' must be a number; repair or remove its line"),
-        ("bits_per_byte", -1, r"record r1: bits_per_byte = -1.0 must be above 0"),
-        ("budget_flops", 0, r"record r1: budget_flops = 0.0 must be above 0"),
+        ("bits_per_byte", -1, r"record r1: bits_per_byte = -1 must be above 0"),
+        ("budget_flops", 0, r"record r1: budget_flops = 0 must be above 0"),
         ("n_layers", "x", r"record r1: n_layers = 'x' must be a whole number"),
         ("n_tokens", "x", r"record r1: n_tokens = 'x' must be a number"),
-        ("total_flops", -1, r"record r1: total_flops = -1.0 must be at least 0"),
+        ("total_flops", -1, r"record r1: total_flops = -1 must be at least 0"),
         ("status", 3, r"record r1: status = 3 must be text"),
     ],
 )

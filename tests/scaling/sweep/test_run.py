@@ -19,11 +19,10 @@ from isoflop.scaling.report.load_figures import read_load
 from isoflop.scaling.sweep import run as sweep
 from isoflop.scaling.sweep.cells import group_cells
 from isoflop.scaling.sweep.family import Family
-from isoflop.scaling.sweep.ladder import LadderRecipe, plan_ladder
+from isoflop.scaling.sweep.ladder import LadderRecipe, ladder_on_tokens, plan_ladder
 from isoflop.scaling.sweep.records import read_records
 from isoflop.scaling.sweep.run import run_sweep
 from isoflop.scaling.sweep.shapes import shape
-from isoflop.scaling.sweep.target import ladder_on_tokens
 from isoflop.training.pretrain.recipe import PretrainRecipe
 from isoflop.training.pretrain.workload import run_pretrain
 
@@ -249,7 +248,7 @@ def test_the_record_of_a_mixture_says_what_it_is_made_of():
     texts = ("device", "tokenizer_sha256", "data_sha256", "commit", "started_at", "finished_at", "numerics")
     load = {"max_violation": [0.1]}
     result = {**dict.fromkeys(keys, 1.0), **dict.fromkeys(texts, "x"), "start_step": 0, "step": 1, "expert_load": load}
-    record = sweep.record_of(cell, {**result, "status": "finished", "loss_nats": 2.0}, "study")
+    record = cell.record({**result, "status": "finished", "loss_nats": 2.0}, "study")
     assert cell.config.experts is not None and cell.config.latent is not None
     assert (record.n_experts, record.n_active, record.n_shared, record.affinity) == (16, 3, 1, "sigmoid")
     assert record.d_expert == cell.config.experts.d_expert and record.activated_share == 4 / 17

@@ -48,7 +48,9 @@ def test_initial_weights_follow_the_paper_at_its_width():
     assert shape_near(1e6, vocab_size=512, seq_len=64, init_std=0.02).init_std == 0.02
 
 
-@pytest.mark.parametrize("target", [1e3, 1e14])
-def test_a_size_outside_the_family_is_refused_with_the_nearest(target):
-    with pytest.raises(RecipeError, match=r"flops_per_token = .* has no shape near it .* nearest .* change the budget"):
+@pytest.mark.parametrize(("target", "way_out"), [(1e3, "raise the budget or shorten"), (1e14, "lower the budget")])
+def test_a_size_outside_the_family_is_refused_with_the_nearest(target, way_out):
+    with pytest.raises(RecipeError, match=rf"flops_per_token = .* has no shape near it .* nearest .* {way_out}") as no:
         shape_near(target, vocab_size=512, seq_len=128)
+    named = float(str(no.value).partition(" works")[0].split()[-1])
+    shape_near(named * (1.01 if named > target else 0.99), vocab_size=512, seq_len=128)
