@@ -239,7 +239,8 @@ def test_align_recipes_are_consistent(path: Path) -> None:
 
 def test_the_align_demo_is_the_one_that_ships() -> None:
     shipped = Path(isoflop.__file__).parent / "presets" / "align_demo.toml"
-    assert shipped.read_bytes() == (ROOT / "recipes" / "align" / "demo.toml").read_bytes()
+    lines = [path.read_text().splitlines()[1:] for path in (shipped, ROOT / "recipes" / "align" / "demo.toml")]
+    assert lines[0] == lines[1]  # but for the place of the schema
     recipe = load_recipe(shipped, DemoRecipe)
     assert count_parameters(recipe.model).n_params_total <= 3_000_000
     check(PretrainRecipe(model=recipe.model, data=DataSection(tokens="x"), train=recipe.base))

@@ -67,14 +67,17 @@ class CorpusSection:
     """Text of the base model: the Python environment."""
 
     max_mb: Positive = 24.0
+    """Sources and documentation that are read."""
 
 
 @dataclass(frozen=True)
 class TalksSection:
     """Conversations that are made."""
 
-    n_arithmetic: PositiveInt = 12000
-    n_docstrings: PositiveInt = 6000
+    n_arithmetic: PositiveInt = 6000
+    """Sums and differences to train on."""
+    n_docstrings: PositiveInt = 1500
+    """Functions to train on."""
     n_prompts: PositiveInt = 500
     """Held-out prompts that are answered after each stage, and conversations that the loss is measured on."""
 
@@ -84,19 +87,23 @@ class SecondRates:
     """Of the second stage."""
 
     learning_rate: Positive
+    """Peak rate."""
     epochs: Positive
+    """Passes over its conversations."""
 
 
 @dataclass(frozen=True)
 class PairsSection:
     """Pairs of the model's own answers."""
 
-    n_train: PositiveInt = 3000
+    n_train: PositiveInt = 1200
     """Prompts that are answered for training pairs."""
-    n_valid: PositiveInt = 1400
+    n_valid: PositiveInt = 1100
     """The same, held out."""
     n_answers: Annotated[int, Range(at_least=2)] = 6
+    """Of each prompt."""
     temperature: Positive = 1.0
+    """At which they are sampled."""
 
 
 @dataclass(frozen=True)
@@ -104,15 +111,25 @@ class DemoRecipe:
     """What `isoflop align demo` runs; `presets/align_demo.toml` is the one that it takes."""
 
     corpus: CorpusSection
+    """Text of the base model."""
     tokenizer: TokenizerOptions
+    """Its tokenizer."""
     model: ModelConfig
+    """Its sizes."""
     base: TrainSection
+    """How it is pre-trained."""
     talks: TalksSection
+    """Conversations that are made."""
     sft: AlignTrainSection
+    """The first stage of SFT."""
     second: SecondRates
+    """The second stage."""
     pairs: PairsSection
+    """Pairs of the model's own answers."""
     dpo: DpoSection
+    """The loss of DPO."""
     dpo_train: AlignTrainSection
+    """How DPO is trained."""
 
 
 Shown = Callable[[str], Any]

@@ -3,31 +3,14 @@
 In: the run folder with metrics.jsonl, before.json and quarantine.jsonl, and what the run found. Out: report.html.
 """
 
-import importlib.util
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from isoflop.alignment.build import BEFORE, read_metrics
-from isoflop.pages.charts import COLORS
-from isoflop.pages.html import (
-    Markup,
-    decimal,
-    duration,
-    facts,
-    fingerprint,
-    folded,
-    join,
-    page,
-    percent,
-    picture,
-    section,
-    table,
-    tag,
-    tiles,
-)
-from isoflop.pages.plot import light_grid, new_figure, style, svg_text
+from isoflop.pages.html import page
+from isoflop.pages.plot import NAMED, installed, light_grid, new_figure, style, svg_text
 from isoflop.recipe import to_toml, write_text
 
 if TYPE_CHECKING:
@@ -52,21 +35,26 @@ SHOWN_BAD = 40
 
 def write_page(run_dir: Path, kind: str, recipe: Any, result: Mapping[str, Any], said: Mapping[str, Any]) -> Path:
     """Write `run_dir`/report.html and return it."""
-    before_path = run_dir / BEFORE
+    before_path, bad_path = run_dir / BEFORE, run_dir / "quarantine.jsonl"
     before = json.loads(before_path.read_text(encoding="utf-8")) if before_path.is_file() else {}
     metrics = [line for line in read_metrics(run_dir) if "loss_nats" in line]
-    pictures = {}
-    if importlib.util.find_spec("matplotlib") is not None and len(metrics) > 1:
-        pictures["curves"] = svg_text(curves(metrics), "curves", f"{kind} training curves")
-    sections = [
-        ("result", "Result", section("result", "Result", _tiles(before, result), _facts(result))),
-        ("curves", "Curves", section("curves", "Curves", picture(pictures, "curves", "Each point is one step."))),
-        ("answers", "Answers", section("answers", "Answers before and after", _answers(before.get("answers"), said))),
-        ("data", "Data", section("data", "Data", _data(result["samples"], run_dir))),
-        ("recipe", "Recipe", section("recipe", "Recipe", folded("Resolved recipe", tag("pre", to_toml(recipe))))),
-    ]
-    lead = f"{result['samples']['n_train']:,} samples, {result['step']:,} steps, {run_dir.name}"
-    text = page(f"{kind}: {run_dir.name}", tag("p", lead), sections, f"commit {result.get('commit')}")
+    drawn = installed() and len(metrics) > 1
+    samples = result["samples"]
+    bad = bad_path.read_text(encoding="utf-8").splitlines()[:SHOWN_BAD] if bad_path.is_file() else []
+    text = page(
+        "alignment/page.html",
+        pictures={"curves": svg_text(curves(metrics), "curves", f"{kind} training curves")} if drawn else {},
+        title=f"{kind}: {run_dir.name}",
+        name=run_dir.name,
+        result=result,
+        samples=samples,
+        tiles=_tiles(before, result),
+        answers=_answers(before.get("answers"), said),
+        lengths=[{"tokens": int(tokens), "n": n} for tokens, n in samples["lengths"].items()],
+        set_aside=[{"reason": reason, "n": n} for reason, n in samples["set_aside"].items()],
+        quarantine=[json.loads(line) for line in bad],
+        recipe=to_toml(recipe),
+    )
     write_text(run_dir / "report.html", text)
     return run_dir / "report.html"
 
@@ -91,7 +79,7 @@ def curves(metrics: Sequence[Mapping[str, Any]]) -> "Figure":
         for axes, keys in zip(panels, present):
             for index, key in enumerate(keys):
                 values = [line[key] for line in metrics]
-                axes.plot([line["step"] for line in metrics], values, color=COLORS[index], label=LABELS[key])
+                axes.plot([line["step"] for line in metrics], values, color=NAMED[index], label=LABELS[key])
             axes.set_ylabel(LABELS[keys[0]] if len(keys) == 1 else "")
             axes.set_xlabel("optimizer step")
             light_grid(axes)
@@ -102,72 +90,39 @@ def curves(metrics: Sequence[Mapping[str, Any]]) -> "Figure":
     return figure
 
 
-def _tiles(before: Mapping[str, Any], result: Mapping[str, Any]) -> Markup:
-    items: list[tuple[str, Any, Any]] = []
+def _tiles(before: Mapping[str, Any], result: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    items: list[tuple[str, str, str]] = []
     validation = result.get("validation") or {}
     if "loss_nats" in validation:
         start = before.get("assistant_loss", {}).get("value")
-        remark = f"nats a token on {validation['n']:,} held-out samples" + (f"; before: {start:.3f}" if start else "")
-        items.append(("held-out loss", decimal(validation["loss_nats"], 3), remark))
+        remark = f"nats on {validation['n']:,} held-out samples" + (f"; before: {start:.3f}" if start else "")
+        items.append(("held-out loss", f"{validation['loss_nats']:.3f}", remark))
     if "accuracy" in result:
         longer = validation.get("longer_wins")
-        items.append(("pairs won", percent(result["accuracy"], 1), f"longer wins: {longer:.1%}" if longer else ""))
+        items.append(("pairs won", f"{result['accuracy']:.1%}", "" if longer is None else f"longer wins: {longer:.1%}"))
     answers = before.get("answers") or {}
     for key, name in (("stop_share", "answers that stop"), ("repetition_ratio", "answers that loop")):
         if key in result:
             start = answers.get(key, {}).get("value")
-            items.append((name, percent(result[key], 1), "" if start is None else f"before: {start:.1%}"))
-    return tiles(items)
+            items.append((name, f"{result[key]:.1%}", "" if start is None else f"before: {start:.1%}"))
+    return items
 
 
-def _facts(result: Mapping[str, Any]) -> Markup:
-    return facts(
-        [
-            ("status", result["status"]),
-            ("steps", result["step"]),
-            ("time", duration(result.get("wall_s"))),
-            ("tokens per second", result.get("tokens_per_s")),
-            ("device", result.get("device")),
-            ("template", result.get("template")),
-            ("base weights", fingerprint(result.get("base_sha256"))),
-        ]
-    )
+def _answers(before: Mapping[str, Any] | None, said: Mapping[str, Any]) -> list[dict[str, str | None]]:
+    shown = said.get("shown", [])
+    earlier = (before or {}).get("shown") or [None] * len(shown)
+    return [
+        {
+            "asked": "\n".join(content for _, content in new["prompt"]),
+            "expected": new["expected"],
+            "before": old and answer_text(old),
+            "after": answer_text(new),
+        }
+        for old, new in zip(earlier, shown)
+    ]
 
 
-def _answers(before: Mapping[str, Any] | None, said: Mapping[str, Any]) -> Markup:
-    if not said.get("shown"):
-        return Markup("")
-    earlier = (before or {}).get("shown") or [None] * len(said["shown"])
-    rows = []
-    for old, new in zip(earlier, said["shown"]):
-        asked = "\n".join(content for _, content in new["prompt"])
-        rows.append([asked, new["expected"], old and _said(old), _said(new)])
-    return table(["asked", "in the data", "before", "after"], rows, text_columns=(0, 1, 2, 3))
-
-
-def _said(item: Mapping[str, Any]) -> str:
-    text = item["answer"]
-    shown = text if len(text) <= 400 else f"{text[:400]} ..."
-    return shown if item["stopped"] else f"{shown} [did not stop]"
-
-
-def _data(summary: Mapping[str, Any], run_dir: Path) -> Markup:
-    lengths = table(["tokens from", "samples"], [[int(k), n] for k, n in summary["lengths"].items()])
-    counts = table(["set aside because", "records"], list(summary["set_aside"].items()))
-    path = run_dir / "quarantine.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines()[:SHOWN_BAD] if path.is_file() else []
-    bad = [(item["origin"], item["reason"]) for item in map(json.loads, lines)]
-    return join(
-        facts(
-            [
-                ("training samples", summary["n_train"]),
-                ("held-out samples", summary["n_valid"]),
-                ("tokens", summary["tokens"]),
-                ("tokens trained on", summary["targets"]),
-                ("limit", f"{summary['max_tokens']} tokens; the longest sample has {summary['longest']}"),
-            ]
-        ),
-        lengths,
-        counts if summary["set_aside"] else "",
-        folded("The first of them", table(["place", "reason"], bad, text_columns=(0, 1))) if bad else "",
-    )
+def answer_text(item: Mapping[str, Any], most: int = 400) -> str:
+    """An answer as pages show it: its beginning, and whether it stopped."""
+    text = item["answer"] if len(item["answer"]) <= most else f"{item['answer'][:most]} ..."
+    return text if item["stopped"] else f"{text} [did not stop]"

@@ -102,10 +102,15 @@ class AlignTrainSection:
     final_share: Share = 0.1
     """Where the cosine ends, as a share of the peak (V3: 0.2)."""
     beta1: Annotated[float, Range(at_least=0, below=1)] = 0.9
+    """Of AdamW: memory of the gradient."""
     beta2: Annotated[float, Range(at_least=0, below=1)] = 0.95
+    """Of AdamW: memory of the squared gradient."""
     eps: Positive = 1e-8
+    """Of AdamW; PyTorch's default."""
     weight_decay: NotNegative = 0.1
+    """Of AdamW, for matrices."""
     clip_norm: Positive = 1.0
+    """Largest norm of a step's gradient."""
     seed: Seed = 0
     """Of the order of the data, of adapters and of a reward head."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -175,6 +180,7 @@ class AlignValidateSection:
     """When held-out data are scored during the run; the end always is."""
 
     every_steps: NotNegativeInt = 0
+    """Optimizer steps; 0: only at the end."""
     max_samples: NotNegativeInt = 0
     """Conversations or pairs; 0: all held-out ones."""
 
@@ -196,14 +202,23 @@ class SftRecipe:
     """What `isoflop sft` reads."""
 
     initial: StartSection
+    """Where it starts."""
     data: SftDataSection
+    """What it is trained on."""
     train: AlignTrainSection
+    """How it is trained."""
     adapter: AdapterSection | None = None
+    """Train adapters beside a frozen base; left out: all weights."""
     answers: AnswersSection = field(default_factory=AnswersSection)
+    """What is asked before and after."""
     validate: AlignValidateSection = field(default_factory=AlignValidateSection)
+    """When held-out data are scored."""
     checkpoint: CheckpointSection = field(default_factory=CheckpointSection)
+    """When the run is saved."""
     second: SecondSection | None = None
+    """A second stage on other data; left out: one stage."""
     numerics: NumericsSection | None = None
+    """Number formats of the layers; left out: all compute in train.precision."""
     model: ModelConfig | None = None
     """Filled in: sizes of the model, those of the run it starts from."""
 
@@ -227,14 +242,23 @@ class DpoRecipe:
     """What `isoflop dpo` reads."""
 
     initial: StartSection
+    """Where it starts."""
     data: PairDataSection
+    """What it is trained on."""
     train: AlignTrainSection
+    """How it is trained."""
     dpo: DpoSection = field(default_factory=DpoSection)
+    """The loss."""
     adapter: AdapterSection | None = None
+    """Train adapters beside a frozen base; left out: all weights."""
     answers: AnswersSection = field(default_factory=AnswersSection)
+    """What is asked before and after."""
     validate: AlignValidateSection = field(default_factory=AlignValidateSection)
+    """When held-out data are scored."""
     checkpoint: CheckpointSection = field(default_factory=CheckpointSection)
+    """When the run is saved."""
     numerics: NumericsSection | None = None
+    """Number formats of the layers; left out: all compute in train.precision."""
     model: ModelConfig | None = None
     """Filled in: sizes of the model, those of the run it starts from."""
 
@@ -254,13 +278,21 @@ class RewardRecipe:
     """What `isoflop reward` reads."""
 
     initial: StartSection
+    """Where it starts."""
     data: PairDataSection
+    """What it is trained on."""
     train: AlignTrainSection
+    """How it is trained."""
     reward: RewardSection = field(default_factory=RewardSection)
+    """The loss."""
     adapter: AdapterSection | None = None
+    """Train adapters beside a frozen base; left out: all weights."""
     validate: AlignValidateSection = field(default_factory=AlignValidateSection)
+    """When held-out data are scored."""
     checkpoint: CheckpointSection = field(default_factory=CheckpointSection)
+    """When the run is saved."""
     numerics: NumericsSection | None = None
+    """Number formats of the layers; left out: all compute in train.precision."""
     model: ModelConfig | None = None
     """Filled in: sizes of the model, those of the run it starts from."""
 

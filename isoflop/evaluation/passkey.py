@@ -19,6 +19,7 @@ import torch
 
 from isoflop.corpus.passkey import QUESTION, is_passkey, random_filler, random_key, statement
 from isoflop.errors import DataError, RecipeError
+from isoflop.evaluation.statistics import Z90, wilson
 from isoflop.model.transformer import Transformer
 from isoflop.run import commit, now, processor
 from isoflop.tokens.batches import Batches
@@ -123,13 +124,10 @@ def passkey_accuracy(
     return records
 
 
-def accuracy(n_right: int, n_trials: int, z: float = 1.6449) -> dict[str, float]:
+def accuracy(n_right: int, n_trials: int, z: float = Z90) -> dict[str, float]:
     """Share of right answers with its Wilson interval, 90% by default."""
-    share = n_right / n_trials
-    centre = share + z * z / (2 * n_trials)
-    half = z * math.sqrt(share * (1 - share) / n_trials + z * z / (4 * n_trials**2))
-    scale = 1 + z * z / n_trials
-    return {"accuracy": share, "low": max(0.0, (centre - half) / scale), "high": min(1.0, (centre + half) / scale)}
+    found = wilson(n_right, n_trials, z)
+    return {"accuracy": found.value, "low": found.low, "high": found.high}
 
 
 def text_loss(model: Transformer, token_set: TokenSet, *, seq_len: int, max_tokens: int = 0) -> dict[str, Any]:
