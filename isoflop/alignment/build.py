@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from isoflop.alignment.adapters import add_adapters, merged_weights
 from isoflop.alignment.recipe import MICRO_TOKENS, Recipe
+from isoflop.alignment.samples import Samples
 from isoflop.alignment.start import MERGED, Start, save_tokenizer
 from isoflop.model.transformer import Transformer
 from isoflop.numerics.assign import assign
@@ -64,6 +65,13 @@ def prepare(recipe: Recipe, start: Start) -> Prepared:
         for block in model.all_blocks():
             block.compile(dynamic=False)
     return Prepared(model, dtype, hooks)
+
+
+def begin_folder(run_dir: Path, recipe: Recipe, start: Start, samples: Samples) -> None:
+    """What a run folder holds from its first moment; the recipe first, so that a killed run is known as one."""
+    write_recipe(run_dir / "recipe.toml", recipe, header="resolved recipe of this run")
+    samples.write(run_dir)
+    save_tokenizer(start, run_dir)
 
 
 def optimizer_of(recipe: Recipe, model: torch.nn.Module) -> torch.optim.AdamW:

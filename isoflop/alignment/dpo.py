@@ -20,7 +20,16 @@ from torch import Tensor, nn
 
 from isoflop.alignment.adapters import without_adapters
 from isoflop.alignment.asked import ask
-from isoflop.alignment.build import BEFORE, micro_tokens, optimizer_of, plan_of, prepare, saving_of, write_merged
+from isoflop.alignment.build import (
+    BEFORE,
+    begin_folder,
+    micro_tokens,
+    optimizer_of,
+    plan_of,
+    prepare,
+    saving_of,
+    write_merged,
+)
 from isoflop.alignment.losses import PairTerms, Sides, pair_losses
 from isoflop.alignment.packing import Packed, n_positions, order_of, pack, with_last_read
 from isoflop.alignment.page import write_page
@@ -29,7 +38,7 @@ from isoflop.alignment.reference import FILE, NAMES, key_of, read_reference, wri
 from isoflop.alignment.samples import PairRows, digest, load_pairs
 from isoflop.alignment.scoring import Scored, in_groups, score, share
 from isoflop.alignment.sft import check_same, limit_of, require_stop, shares_of, trajectory_of
-from isoflop.alignment.start import open_start, resolved_start, save_tokenizer
+from isoflop.alignment.start import open_start, resolved_start
 from isoflop.model.accounting import flops_per_token
 from isoflop.model.transformer import Transformer
 from isoflop.recipe import to_tree, write_json
@@ -276,9 +285,8 @@ class DpoJob(Job):
 
     def build(self) -> Built:
         recipe, start = self.recipe, self.start
-        self.samples.write(self._run_dir)
-        save_tokenizer(start, self._run_dir)
         model, dtype, hooks = prepare(recipe, start)
+        begin_folder(self._run_dir, recipe, start, self.samples)
         cached, live = None, None
         if recipe.dpo.reference == "cached":
             cached = self._cached(model, dtype)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from isoflop.alignment.adapters import add_adapters
-from isoflop.alignment.build import micro_tokens, optimizer_of, plan_of, prepare, saving_of
+from isoflop.alignment.build import begin_folder, micro_tokens, optimizer_of, plan_of, prepare, saving_of
 from isoflop.alignment.dpo import Group, PairFigures, Pairs, longer_wins
 from isoflop.alignment.losses import Sides, reward_losses
 from isoflop.alignment.packing import Packed, pack, with_last_read
@@ -28,7 +28,7 @@ from isoflop.alignment.recipe import AdapterSection, RewardRecipe, RewardSection
 from isoflop.alignment.samples import digest, load_pairs
 from isoflop.alignment.scoring import in_groups, share
 from isoflop.alignment.sft import check_same, limit_of, require_stop, trajectory_of
-from isoflop.alignment.start import open_start, resolved_start, save_tokenizer
+from isoflop.alignment.start import open_start, resolved_start
 from isoflop.errors import CheckpointError
 from isoflop.model.accounting import flops_per_token
 from isoflop.model.config import ModelConfig
@@ -147,9 +147,8 @@ class RewardJob(Job):
 
     def build(self) -> Built:
         recipe, start, t = self.recipe, self.start, self.recipe.train
-        self.samples.write(self._run_dir)
-        save_tokenizer(start, self._run_dir)
         body, dtype, hooks = prepare(recipe, start)
+        begin_folder(self._run_dir, recipe, start, self.samples)
         model = RewardModel(body)
         options: dict[str, Any] = {
             "seq_len": start.config.seq_len,

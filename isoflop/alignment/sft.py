@@ -20,14 +20,23 @@ import torch
 from torch import Tensor, nn
 
 from isoflop.alignment.asked import ask
-from isoflop.alignment.build import BEFORE, micro_tokens, optimizer_of, plan_of, prepare, saving_of, write_merged
+from isoflop.alignment.build import (
+    BEFORE,
+    begin_folder,
+    micro_tokens,
+    optimizer_of,
+    plan_of,
+    prepare,
+    saving_of,
+    write_merged,
+)
 from isoflop.alignment.packing import IGNORED, n_positions, order_of, pack
 from isoflop.alignment.page import write_page
 from isoflop.alignment.recipe import SftRecipe, check, identity_tree
 from isoflop.alignment.sample_terms import SampleTerms
 from isoflop.alignment.samples import Samples, digest, load_conversations
 from isoflop.alignment.scoring import ratio, score_rows
-from isoflop.alignment.start import Start, open_start, resolved_start, save_tokenizer
+from isoflop.alignment.start import Start, open_start, resolved_start
 from isoflop.errors import CheckpointError, RecipeError
 from isoflop.model.accounting import flops_per_token
 from isoflop.model.transformer import Transformer
@@ -132,9 +141,8 @@ class SftJob(Job):
 
     def build(self) -> Built:
         recipe, config = self.recipe, self.start.config
-        self.samples.write(self._run_dir)
-        save_tokenizer(self.start, self._run_dir)
         model, dtype, hooks = prepare(recipe, self.start)
+        begin_folder(self._run_dir, recipe, self.start, self.samples)
         terms = None
         if config.experts is not None or config.mtp_depth:
             balance, mtp = recipe.train.balance or BalanceSection(), recipe.train.mtp or MtpSection()
