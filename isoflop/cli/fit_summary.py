@@ -1,5 +1,6 @@
 """What `isoflop fit` shows: the laws, exponents with intervals, vertices as a table, warnings, the next command."""
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,8 @@ NEXT_FACTOR = 10
 """The plan that is proposed has this many times the largest budget: well inside what is safe to extrapolate."""
 
 
-def print_laws(laws: Laws, out: Path) -> None:
-    """All laws of a sweep, and the command that plans with them."""
+def print_laws(laws: Laws, out: Path, tables: Iterable[Path]) -> None:
+    """All laws of a sweep, and the command that plans with them, with the sweep's own ladder if it lies by `tables`."""
     largest = laws.largest_budget_flops or 0.0
     say(f"{laws.n_runs} runs at {len(laws.budgets)} budgets, up to {largest:.3g} FLOPs")
     size = "M" if laws.scale == "flops_per_token" else "N"
@@ -56,7 +57,9 @@ def print_laws(laws: Laws, out: Path) -> None:
     print_warnings(laws.warnings)
     if laws.hyper:
         print_warnings(laws.hyper.warnings)
-    say(f"next: isoflop plan {out} --budget-flops {NEXT_FACTOR * largest:.3g}")
+    ladders = (table.parent / "ladder.toml" for table in tables)
+    ladder = next((f" --ladder {path}" for path in ladders if path.is_file()), "")
+    say(f"next: isoflop plan {out}{ladder} --budget-flops {NEXT_FACTOR * largest:.3g}")
 
 
 def print_law(found: dict[str, Any]) -> None:
@@ -109,10 +112,10 @@ def _vertex_row(vertex: Vertex) -> dict[str, str]:
         "sizes": str(len({point["scale"] for point in vertex.points})),
         "best size": _short(vertex.scale_opt),
         "best tokens": _short(vertex.tokens_opt),
-        "loss": f"{vertex.loss:.4f}",
+        "loss": f"{vertex.loss:.4f}" if math.isfinite(vertex.loss) else "-",
         "tested sizes": state,
     }
 
 
 def _short(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4g}"
+    return "-" if value is None or not math.isfinite(value) else f"{value:.4g}"

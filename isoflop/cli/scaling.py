@@ -149,8 +149,8 @@ def fit(
         records = [record for table in tables for record in read_records(table)]
         laws = joint.fit(records, bootstrap=bootstrap, seed=seed)
         laws.write(out)
-        print_laws(laws, out)
         report_found(laws.tree(), json, f"laws in {out}", [])
+        print_laws(laws, out, tables)
     else:
         _refuse_unused(
             f"with --law {law}",
@@ -252,7 +252,7 @@ def score(
     run: Annotated[Path, Parameter(metavar="RUN", help="folder of a finished train")],
     /,
     *,
-    records: Annotated[Path | None, Parameter(metavar="FILE", help="append the scored target here")] = None,
+    records: Annotated[Path | None, Parameter(metavar="FILE", help="for the target; default: the study's")] = None,
     json: Json = None,
 ) -> None:
     """A finished run -> predicted against measured."""

@@ -26,7 +26,7 @@ from isoflop.tokens.batches import Batches
 from isoflop.tokens.bpe import Tokenizer
 from isoflop.tokens.shards import TokenSet
 from isoflop.training.device import choose_device
-from isoflop.training.load_run import Trained, find_trained, load_model
+from isoflop.training.load_run import Trained, find_trained, load_model, require_tokenizer_of
 from isoflop.training.pretrain.validate import validate
 
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -179,6 +179,8 @@ def compare_context(
     if not str(folder) or not folder.is_dir():
         raise DataError(f"tokens folder {str(folder)!r} of {run} is not there; give it with --tokens DIR")
     token_set = TokenSet.open(folder)
+    for trained in runs.values():
+        require_tokenizer_of(trained.run, token_set.tokenizer_sha256, folder, "give the right one: --tokens DIR")
     if token_set.vocab_size != after.config.vocab_size:
         raise DataError(
             f"{folder} has a vocabulary of {token_set.vocab_size}, the model of {run} {after.config.vocab_size}; give "

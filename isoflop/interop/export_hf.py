@@ -30,6 +30,7 @@ from isoflop.model.transformer import Transformer
 from isoflop.recipe import from_tree, write_json
 from isoflop.run import commit, now
 from isoflop.training import checkpoint
+from isoflop.training.load_run import require_tokenizer_of, tokenizer_sha256_of
 
 log = logging.getLogger(__name__)
 
@@ -84,6 +85,12 @@ def open_run(run: Path, *, step: int | None = None, tokenizer: Path | None = Non
     held = next((place for place in places if tokenizer_files.find(place)), None)
     if tokenizer and held is None:
         raise CheckpointError(f"--tokenizer {tokenizer} holds no {tokenizer_files.MAIN}")
+    if held:  # a run of older versions keeps none: the folder that its recipe names must still be the same
+        way_out = "give the right one: --tokenizer DIR"
+        require_tokenizer_of(run, tokenizer_files.sha256_of(held), held, way_out)
+    if tokens and tokenizer_sha256_of(run) not in ("", tokenizer_files.sha256_of(tokens)):
+        log.warning("%s was built anew since %s was trained: the parity report takes other text", tokens, run)
+        tokens = None
     scales = None
     if (run / SCALES).is_file():
         scales = TensorFile(run / SCALES)

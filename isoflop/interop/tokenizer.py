@@ -42,6 +42,11 @@ def load(folder: Path) -> tokenizers.Tokenizer:
         raise CheckpointError(f"{folder / MAIN} is not a tokenizer ({error}); get the file again") from error
 
 
+def sha256_of(folder: Path) -> str:
+    """The hash by which runs know one of our tokenizers; empty for others and where there is none."""
+    return str(_config(folder).get(_OURS, ""))
+
+
 def special_ids(folder: Path) -> tuple[int | None, int | None]:
     """Ids of the begin and end of a text, as tokenizer_config.json names them."""
     backend, config = load(folder), _config(folder)

@@ -1,6 +1,14 @@
-"""A finished run, found on disk: its sizes, its newest checkpoint, and the model it holds."""
+"""A finished run, found on disk: its sizes, its newest checkpoint, the model it holds, the tokenizer it knows.
 
+A run keeps its own tokenizer, since a tokens folder may be built anew under the same name. Wherever a path of a run is
+followed again, the tokenizer that lies there is compared with the one that the run knows by hash.
+"""
+
+import contextlib
 import dataclasses
+import json
+import os
+import shutil
 import tomllib
 from pathlib import Path
 from typing import NamedTuple
@@ -55,6 +63,44 @@ def read_sizes(recipe: Path) -> tuple[ModelConfig, str]:
     if "model" not in tree:
         raise RecipeError(f"recipe {recipe} has no [model] section; give a pretrain recipe or the folder of a run")
     return from_tree(tree["model"], ModelConfig, "model."), str(tree.get("data", {}).get("tokens", ""))
+
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+
+
+def keep_tokenizer(tokens: Path, run: Path) -> None:
+    """Put the tokenizer of a tokens folder into `run`/tokenizer: as links where the disk allows, they take no room."""
+    kept = run / "tokenizer"
+    kept.mkdir(parents=True, exist_ok=True)
+    for name in TOKENIZER_FILES:
+        if not (kept / name).exists():
+            try:
+                os.link(tokens / name, kept / name)
+            except OSError:
+                shutil.copyfile(tokens / name, kept / name)
+
+
+def tokenizer_sha256_of(run: Path) -> str:
+    """Hash of the tokenizer that a run was trained with, by its own copy, its result or its recipe; empty: unknown."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        found = json.loads((run / "tokenizer" / "tokenizer_config.json").read_text(encoding="utf-8"))
+        if sha256 := str(found.get("tokenizer_sha256", "")):
+            return sha256
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        return str(json.loads((run / "result.json").read_text(encoding="utf-8"))["tokenizer_sha256"])
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        return str(tomllib.loads((run / "recipe.toml").read_text(encoding="utf-8"))["data"]["tokenizer_sha256"])
+    return ""
+
+
+def require_tokenizer_of(run: Path, found: str, folder: str | Path, way_out: str) -> None:
+    """Raises CheckpointError where the tokenizer `found` in `folder` is not the one that `run` was trained with."""
+    trained = tokenizer_sha256_of(run)
+    if trained and found != trained:
+        raise CheckpointError(
+            f"{folder} holds the tokenizer {found[:12] or 'of other software'}, {run} was trained with {trained[:12]}: "
+            f"the folder was built anew, or is another one of that name; {way_out}"
+        )
 
 
 def load_model(

@@ -66,6 +66,9 @@ class Job(Protocol):
     def initialise(self, model: nn.Module) -> None:
         """Weights of step 0, where no checkpoint has them and `build` has not set them."""
 
+    def keep(self, run_dir: Path) -> None:
+        """Puts into the folder what later commands must not look for elsewhere."""
+
     def check_continues(self, state: dict[str, Any], found: Path) -> None:
         """Raises CheckpointError where this run cannot go on from the checkpoint `found` with its `state`."""
         if any(state.get(key) != value for key, value in self.identity.items()):
@@ -118,6 +121,7 @@ def run(
             started_at = state.get("started_at", started_at)
     if job.recipe is not None:
         write_recipe(run_dir / "recipe.toml", job.recipe, header="resolved recipe of this run")
+    job.keep(run_dir)
     device = next(iter(model.state_dict().values())).device
     peak, peak_source = peak_flops_per_s(device, built.dtype) if flops_per_token else (None, None)
     plan = dataclasses.replace(job.plan, stop_at=stop_at)

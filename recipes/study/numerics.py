@@ -59,7 +59,7 @@ def run(out: Path, variants: list[str], overrides: list[str], workers: int) -> N
 def report(out: Path, level: float) -> dict[str, Any]:
     """Laws of every finished variant, paired loss ratios, and the compute multiplier over float32."""
     from isoflop.recipe import write_json
-    from isoflop.scaling.fit.joint import fit_law_set
+    from isoflop.scaling.fit.joint import fit
     from isoflop.scaling.plan.compare import compare
     from isoflop.scaling.sweep.records import read_records
 
@@ -86,11 +86,11 @@ def report(out: Path, level: float) -> dict[str, Any]:
             row |= {"excess_loss_mean": statistics.fmean(ratios)}
             row |= {"excess_loss_low": min(ratios), "excess_loss_high": max(ratios), "excess_loss_by_cell": ratios}
         try:
-            laws[variant] = fit_law_set(records, seed=0)
-            write_json(out / variant / "laws.json", laws[variant])
-            row["largest_budget_flops"] = budget = laws[variant]["largest_budget_flops"]
+            laws[variant] = fit(records, seed=0)
+            laws[variant].write(out / variant / "laws.json")
+            row["largest_budget_flops"] = budget = laws[variant].largest_budget_flops
             if variant != "float32" and "float32" in laws:
-                verdict = compare(laws["float32"], laws[variant], budget_flops=budget, level=level)
+                verdict = compare(laws["float32"], laws[variant], budget_flops=budget, level=level).tree()
                 row["multiplier"] = {key: verdict["multiplier"][key] for key in ("center", "low", "high", "by_law")}
                 row["verdict"] = verdict["verdict"]
                 write_json(out / variant / "compare.json", verdict)

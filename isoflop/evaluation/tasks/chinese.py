@@ -9,5 +9,5 @@ from typing import Any
 @cache
 def texts(task: str) -> dict[str, Any]:
     """The strings of one task."""
-    text = files("isoflop").joinpath("presets/tasks/chinese.toml").read_text(encoding="utf-8")
+    text = files("isoflop").joinpath("evaluation/tasks/chinese.toml").read_text(encoding="utf-8")
     return tomllib.loads(text)[task]

@@ -85,7 +85,7 @@ def expected_leverage(config: ModelConfig, total_flops: float) -> tuple[Expected
     """The prior for a shape at a training compute C = M D, and warnings; None for a dense one."""
     if config.experts is None:
         return None, []
-    share, granularity = activated_share(config), _granularity(config)
+    share, granularity = activated_share(config), ling_granularity(config)
     by_law = {
         "ling_leverage": float(ling_leverage(share, granularity, total_flops)),
         "joint": joint_leverage(1 / share, total_flops),
@@ -139,6 +139,6 @@ def _joint_best(n_experts: float, ln_flops: float) -> float:
     return float(PUBLISHED_FORMS["joint"].loss(runs).min())
 
 
-def _granularity(config: ModelConfig) -> float:
+def ling_granularity(config: ModelConfig) -> float:
     """G = 2 d_model / d_expert of arXiv 2507.17702; a dense MLP counts as one expert."""
     return 2 * config.d_model / (config.experts.d_expert if config.experts else config.d_ff)

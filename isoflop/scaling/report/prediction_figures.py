@@ -51,7 +51,7 @@ def compute_figure(study: Study) -> "Figure | None":
         light_grid(main)
         main.set_xlabel("compute C (FLOPs)")
         main.set_ylabel(f"validation {study.loss_label}")
-        main.set_title("Loss against compute")
+        subtitle(main, "Loss against compute", "dots: runs; diamonds: vertices of the budgets")
     return figure
 
 
@@ -115,12 +115,12 @@ def _draw_curves(axes: "Axes", study: Study, *, named: bool) -> None:
         _law_line(axes, grid, curve, law, study)
     if named and curves:
         low, high = axes.get_ylim()
-        for law, place in zip(
-            curves, spread([curve[-1] for curve in curves.values()], 0.06 * (high - low)), strict=True
-        ):
+        places = spread([curve[-1] for curve in curves.values()], 0.06 * (high - low))
+        raised = max(0.0, low + 0.04 * (high - low) - min(places))  # above the axis
+        for law, place in zip(curves, places, strict=True):
             axes.text(
                 grid[-1] * 1.06,
-                place,
+                place + raised,
                 LAW_LABEL.get(law, law),
                 color=LAW_COLOR.get(law, MUTED),
                 va="center",
@@ -129,15 +129,6 @@ def _draw_curves(axes: "Axes", study: Study, *, named: bool) -> None:
     for vertex in study.vertices:
         color = colors.get(vertex.budget_flops, INK)
         axes.plot(vertex.total_flops, vertex.loss, "D", color=color, markersize=7, markeredgecolor=PAPER, zorder=5)
-    axes.text(
-        0.015,
-        0.02,
-        "dots: runs, diamonds: vertices of the budgets",
-        transform=axes.transAxes,
-        color=MUTED,
-        fontsize=9,
-        va="bottom",
-    )
 
 
 def _law_line(axes: "Axes", grid: np.ndarray, curve: np.ndarray, law: str, study: Study) -> None:
@@ -184,12 +175,13 @@ def _draw_target(axes: "Axes", study: Study) -> None:
         axes.annotate(
             text,
             (target.flops, min(value for value in (target.low, target.measured, target.predicted) if value)),
-            xytext=(8, -5 - 14 * line),
+            xytext=(8, -9 - 14 * line),
             textcoords="offset points",
             ha="right",
             va="top",
             color=color,
             fontsize=9.5,
+            path_effects=halo(),
         )
     axes.set_ylim(low - 0.09 * (high - low), high)
 
@@ -239,7 +231,8 @@ def _draw_zoom(axes: "Axes", study: Study, rows: list[LawAtTarget]) -> None:
     axes.locator_params(axis="x", nbins=5)
     light_grid(axes, "x")
     axes.set_xlabel(study.loss_label)
-    axes.set_title(f"At the target, {power_text(target.flops or 0)} FLOPs")
+    bars = f"bars: {100 * target.level:.0f}% intervals" if any(low and high for _, _, low, high, _ in entries) else ""
+    subtitle(axes, f"At the target, {power_text(target.flops or 0)} FLOPs", bars)
 
 
 def _draw_target_residual(axes: "Axes", study: Study) -> None:

@@ -194,7 +194,7 @@ def check(recipe: LadderRecipe) -> None:
         (train.mtp, MtpSection, "train.mtp."),
     ):
         from_tree(tree, section, name)
-    _check_family(recipe.family)
+    check_family(recipe.family)
     if recipe.numerics is not None:
         check_numerics(recipe.numerics)
     if spec.purpose == "grid":
@@ -235,7 +235,7 @@ def check(recipe: LadderRecipe) -> None:
             raise RecipeError(f"train.{name} is set but the models have none: leave it out or set family.{of}")
 
 
-def _check_family(family: Family) -> None:
+def check_family(family: Family) -> None:
     """Ranges, and rules between the family's keys. Raises RecipeError naming the key, the value and the rule."""
     check_ranges(family, "family.")
     experts = family.experts

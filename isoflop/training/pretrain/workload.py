@@ -4,6 +4,7 @@
 checkpoint of a longer one (its trunk): up to the cooldown both compute the same thing, bit for bit.
 """
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -26,6 +27,7 @@ from isoflop.tokens.shards import TokenSet
 from isoflop.training import checkpoint
 from isoflop.training.checkpoint import Saving
 from isoflop.training.device import choose_device
+from isoflop.training.load_run import keep_tokenizer, require_tokenizer_of
 from isoflop.training.loop import StepPlan
 from isoflop.training.monitor import Progress
 from isoflop.training.optim import adamw
@@ -109,7 +111,7 @@ class Pretraining(Job):
         """Raises RecipeError and DataError: bad values, tokens missing or made with another tokenizer."""
         check(recipe)
         t, n_steps = recipe.train, recipe.n_steps()
-        self.recipe, self._token_set = recipe, _open_tokens(recipe)
+        self.recipe, self._token_set = _with_whole_paths(recipe), _open_tokens(recipe)
         self.trajectory = trajectory_of(recipe, self._token_set)
         self.identity = {
             "trajectory": self.trajectory,
@@ -168,6 +170,9 @@ class Pretraining(Job):
             take_weights(self.recipe.initial, model)
         else:
             model.initialise(torch.Generator().manual_seed(self.recipe.train.seed))
+
+    def keep(self, run_dir: Path) -> None:
+        keep_tokenizer(self._token_set.folder, run_dir)
 
     def check_continues(self, state: dict[str, Any], found: Path) -> None:
         if state["trajectory"] != self.trajectory:
@@ -319,12 +324,25 @@ def _open_tokens(recipe: PretrainRecipe) -> TokenSet:
             f"{token_set.tokenizer_sha256[:12]}...: the recipe is for another tokenizer; "
             f"give data.tokens the folder it was planned on, or plan again"
         )
+    if recipe.initial is not None:
+        origin = Path(recipe.initial.checkpoint).parents[1]
+        way_out = "give data.tokens a folder made with that tokenizer (reuse_tokenizer in a tokens recipe)"
+        require_tokenizer_of(origin, token_set.tokenizer_sha256, recipe.data.tokens, way_out)
     if recipe.model.vocab_size != token_set.vocab_size:
         raise DataError(
             f"model.vocab_size = {recipe.model.vocab_size} but the tokenizer of {recipe.data.tokens} has "
             f"{token_set.vocab_size} rows (padding included); set model.vocab_size = {token_set.vocab_size}"
         )
     return token_set
+
+
+def _with_whole_paths(recipe: PretrainRecipe) -> PretrainRecipe:
+    """The recipe as it is written down: from any folder, its paths lead to the same places."""
+    data = dataclasses.replace(recipe.data, tokens=str(Path(recipe.data.tokens).resolve()))
+    initial = recipe.initial
+    if initial is not None:
+        initial = dataclasses.replace(initial, checkpoint=str(Path(initial.checkpoint).resolve()))
+    return dataclasses.replace(recipe, data=data, initial=initial)
 
 
 def _precision(name: str, device: torch.device) -> torch.dtype:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from isoflop.errors import RecipeError
 from isoflop.model.accounting import count_parameters, flops_per_token
 from isoflop.recipe import from_tree, to_toml
+from isoflop.scaling.plan.moe_leverage import ling_granularity
 from isoflop.scaling.sweep.cells import model_tree
 from isoflop.scaling.sweep.family import (
     DENSE,
@@ -17,11 +18,10 @@ from isoflop.scaling.sweep.family import (
     Family,
     LatentFamily,
     activated_share,
-    check_family,
     family_text,
-    ling_granularity,
 )
 from isoflop.scaling.sweep.ladder import LadderRecipe, plan_ladder
+from isoflop.scaling.sweep.recipe import check_family
 from isoflop.scaling.sweep.shapes import depth_rule, largest_scale, least_layers, shape, shape_near
 
 EQUAL_COST = Family(experts=ExpertFamily(n_experts=64, n_active=6, n_shared=2, granularity=8.0))
