@@ -15,9 +15,9 @@ from isoflop.alignment.recipe import StartSection
 from isoflop.errors import CheckpointError, DataError
 from isoflop.model.config import ModelConfig
 from isoflop.recipe import write_text
-from isoflop.tokens.chat import CONFIG, MAIN, TEMPLATE, ChatTemplate, load_template
+from isoflop.tokens.chat import CONFIG, MAIN, TEMPLATE, ChatTemplate, load_template, read_config
 from isoflop.training import checkpoint
-from isoflop.training.load_run import find_trained
+from isoflop.training.load_run import find_trained, require_tokenizer_of
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +68,8 @@ def open_start(section: StartSection, template: str = "", *, train_blank: bool =
             f"{section.model_sha256[:12]}; give the run that the recipe was resolved for"
         )
     folder = _tokenizer_of(run, trained.tokens, section.tokenizer)
+    held = read_config(folder).get("tokenizer_sha256", "")
+    require_tokenizer_of(run, str(held), folder, "give initial.tokenizer = FOLDER with the right one")
     loaded = load_template(folder, template, trains_blank=train_blank)
     n_known = 1 + max(_vocabulary(folder).values())
     if n_known > trained.config.vocab_size:

@@ -344,6 +344,11 @@ def read_template(path: Path) -> str | None:
     return found if isinstance(found, str) else None
 
 
+def read_config(folder: Path) -> dict[str, Any]:
+    """What tokenizer_config.json says, empty where there is none. Raises DataError."""
+    return _json(folder / CONFIG)
+
+
 def _source(folder: Path, template: str, backend: tokenizers.Tokenizer) -> tuple[str, str]:
     if template in _OURS:
         return _OURS[template], template
