@@ -171,7 +171,8 @@ def write_folder(
                 "weight_block_size": [FP8_BLOCK, FP8_BLOCK],
             }
         write_json(work / "config.json", tree)
-        write_json(work / "generation_config.json", {"bos_token_id": bos, "eos_token_id": eos, "do_sample": False})
+        stop = tokenizer_files.stop_ids(source.tokenizer, eos) if source.tokenizer else eos
+        write_json(work / "generation_config.json", {"bos_token_id": bos, "eos_token_id": stop, "do_sample": False})
         if source.tokenizer:
             tokenizer_files.write(source.tokenizer, work, seq_len=config.seq_len)
         if out.exists():
