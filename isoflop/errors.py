@@ -6,7 +6,9 @@
         |-- DataError      text, tokens or tables that can't be used
         |-- CheckpointError  a damaged, missing or foreign checkpoint
         |-- FitError       too few or unfit runs for the law that was asked for
-        `-- PlanError      a plan that can't be met (budget, memory)
+        |-- PlanError      a plan that can't be met (budget, memory)
+        `-- RequestError   a request that the serving engine can't take
+            `-- BusyError  the same request can be taken later
 
 A message names the key, the value, the rule and a way out.
 """
@@ -34,3 +36,11 @@ class FitError(IsoflopError):
 
 class PlanError(IsoflopError):
     """A plan that cannot be met."""
+
+
+class RequestError(IsoflopError):
+    """A request that the serving engine cannot take."""
+
+
+class BusyError(RequestError):
+    """A request that can be taken later."""

@@ -15,7 +15,7 @@ key/value heads, C channels of a head.
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -41,6 +41,8 @@ class Span(NamedTuple):
     """Tokens held before; the position of the first new one."""
     n: int
     """New tokens."""
+    written: tuple[int, int] | None = None
+    """First position that is written and the one after the last; None: all new ones."""
 
 
 @dataclass
@@ -69,7 +71,8 @@ class Rows:
         if self.run is not None and self.width == 1:
             return None
         device = self.before_R.device
-        last_RW1 = (self.before_R[:, None] + torch.arange(self.width, device=device))[..., None]
+        # a padded query in front of its sequence sees one key too: a softmax over none is no number
+        last_RW1 = (self.before_R[:, None] + torch.arange(self.width, device=device)).clamp(min=0)[..., None]
         seen_R1WS = (torch.arange(n_seen, device=device) <= last_RW1)[:, None]
         return seen_R1WS if self.width == 1 else seen_R1WS.repeat(1, 1, heads_per_group, 1)
 
@@ -182,18 +185,40 @@ class Held(NamedTuple):
     step: Step
 
 
-def make_step(
+class Layout(NamedTuple):
+    """What a step's numbers on the device mean: counts of them, and what only the host needs to know."""
+
+    n_tokens: int
+    n_rows: int
+    n_columns: int
+    width: int
+    run: tuple[int, int] | None
+    chunks: tuple[tuple[int, int, int, int, int | None], ...]
+    """First and last token, tokens seen, pages, first slot."""
+
+    def view(self, numbers: Tensor) -> Step:
+        """The step whose numbers these are."""
+        sizes = (self.n_tokens, self.n_tokens, self.n_rows, len(numbers) - 2 * self.n_tokens - self.n_rows)
+        positions_N, slots_N, before_R, table_X = numbers.split(sizes)
+        at, chunks = self.n_rows * self.n_columns, []
+        rows = Rows(self.width, table_X[:at].view(self.n_rows, self.n_columns), before_R, self.run)
+        for first, last, n_seen, n_pages, slot in self.chunks:
+            chunks.append(Chunk(first, last, n_seen, table_X[at : at + n_pages], slot))
+            at += n_pages
+        return Step(positions_N, slots_N, rows if self.n_rows else None, tuple(chunks))
+
+
+def lay_out(
     rows: Sequence[Span],
     chunks: Sequence[Span] = (),
     *,
-    device,
     width: int = 1,
     n_rows: int = 0,
     n_columns: int = 0,
     last_position: int = 2**31,
     in_place: bool = True,
-) -> Step:
-    """A step of `rows`, each filled up to `width` tokens, and of `chunks`; everything for the device in one transfer.
+) -> tuple[list[int], Layout]:
+    """Numbers and layout of a step of `rows`, each filled up to `width` tokens, and of `chunks`.
 
     With `n_rows` and `n_columns` there are so many rows and pages of a row: what is too much goes to page 0, so that
     shapes repeat. Without `in_place` pages are always gathered, which is the same work for every row.
@@ -201,35 +226,41 @@ def make_step(
     n_rows = max(n_rows, len(rows))
     n_columns = max([n_columns, *(-(-(span.start + span.n) // PAGE) for span in rows)])
     positions, slots, table, before = [], [], [], []
-    for pages, start, n in (*rows, *[Span((), 0, 0)] * (n_rows - len(rows))):
-        positions += [min(start + w, last_position) for w in range(width)]
-        slots += [pages[at // PAGE] * PAGE + at % PAGE if at < start + n else 0 for at in range(start, start + width)]
-        held = pages[: min(len(pages), n_columns)]
+    for span in (*rows, *[Span((), 0, 0)] * (n_rows - len(rows))):
+        positions += [min(max(at, 0), last_position) for at in range(span.start, span.start + width)]
+        slots += _slots(span, width)
+        held = span.pages[: min(len(span.pages), n_columns)]
         table += [*held, *[DUMP] * (n_columns - len(held))]
-        before.append(start)
+        before.append(span.start)
     place, found = n_rows * width, []
-    for pages, start, n in chunks:
-        positions += range(start, start + n)
-        slots += [pages[at // PAGE] * PAGE + at % PAGE for at in range(start, start + n)]
-        held = pages[: -(-(start + n) // PAGE)]
+    for span in chunks:
+        positions += range(span.start, span.start + span.n)
+        slots += _slots(span, span.n)
+        held = span.pages[: -(-(span.start + span.n) // PAGE)]
         table += held
-        found.append((place, place + n, start + n, len(held), _first_slot(held) if in_place else None))
-        place += n
-    sizes = (len(positions), len(slots), n_rows, len(table))
-    packed = torch.tensor([*positions, *slots, *before, *table], dtype=torch.int64).to(device, non_blocking=True)
-    positions_N, slots_N, before_R, table_X = packed.split(sizes)
-    made = None
-    if n_rows:
-        first = _first_slot(rows[0].pages[:n_columns]) if in_place and n_rows == 1 and rows else None
-        run = None if first is None else (first, rows[0].start + width)
-        if run is not None and run[1] > n_columns * PAGE:
-            run = None  # padded tokens that the pages have no room for
-        made = Rows(width, table_X[: n_rows * n_columns].view(n_rows, n_columns), before_R, run)
-    at, made_chunks = n_rows * n_columns, []
-    for first, last, n_seen, n_pages, slot in found:
-        made_chunks.append(Chunk(first, last, n_seen, table_X[at : at + n_pages], slot))
-        at += n_pages
-    return Step(positions_N, slots_N, made, tuple(made_chunks))
+        slot = _first_slot(held) if in_place else None
+        found.append((place, place + span.n, span.start + span.n, len(held), slot))
+        place += span.n
+    run = None
+    if in_place and len(rows) == n_rows == 1:
+        first, n_seen = _first_slot(rows[0].pages[:n_columns]), max(rows[0].start, 0) + width
+        if first is not None and n_seen <= min(n_columns, len(rows[0].pages)) * PAGE:
+            run = (first, n_seen)
+    layout = Layout(len(positions), n_rows, n_columns, width, run, tuple(found))
+    return [*positions, *slots, *before, *table], layout
+
+
+def make_step(rows: Sequence[Span], chunks: Sequence[Span] = (), *, device, **options: Any) -> Step:
+    """`lay_out`, and everything for the device in one transfer."""
+    numbers, layout = lay_out(rows, chunks, **options)
+    return layout.view(torch.tensor(numbers, dtype=torch.int64).to(device, non_blocking=True))
+
+
+def _slots(span: Span, n: int) -> list[int]:
+    """Where the tokens of a span are written; page 0 for those that are not."""
+    first, last = span.written or (span.start, span.start + span.n)
+    pages, places = span.pages, range(span.start, span.start + n)
+    return [pages[at // PAGE] * PAGE + at % PAGE if first <= at < last else DUMP for at in places]
 
 
 def _first_slot(pages: Sequence[int]) -> int | None:

@@ -1,0 +1,62 @@
+"""A run folder -> the model and the tokenizer that an engine needs."""
+
+import logging
+from pathlib import Path
+
+import torch
+
+from isoflop.errors import DataError, RecipeError
+from isoflop.model.transformer import Transformer
+from isoflop.tokens.bpe import Tokenizer
+from isoflop.training.pretrain import choose_device
+from isoflop.training.trained import find_trained, load_model
+
+log = logging.getLogger(__name__)
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def load(
+    run: Path, *, device: str = "auto", dtype: str = "auto", tokens: Path | None = None
+) -> tuple[Transformer, Tokenizer | None]:
+    """The newest checkpoint of a run, and its tokenizer if one is found: of `tokens`, of the run's own tokens folder,
+    or the one that was imported with it.
+
+    Raises:
+        CheckpointError, RecipeError, DataError: no such run, device or tokens folder, or a damaged one.
+    """
+    trained = find_trained(run)
+    where = choose_device(device, key="--device")
+    model = load_model(trained, device=where, dtype=choose_dtype(dtype, where))
+    tokenizer = _tokenizer(run, tokens, trained.tokens)
+    if tokenizer is not None and tokenizer.vocab_size != model.config.vocab_size:
+        raise DataError(
+            f"the tokenizer has a vocabulary of {tokenizer.vocab_size}, the model of {run} {model.config.vocab_size}; "
+            "give the tokens folder that it was trained on with --tokens DIR"
+        )
+    return model, tokenizer
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """`auto` is bfloat16 on a GPU, float32 on a CPU, which is the exact reference.
+
+    Raises:
+        RecipeError: another name, or bfloat16 on a processor without instructions for it.
+    """
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    if name not in _DTYPES:
+        raise RecipeError(f"--dtype = {name!r} must be one of auto, {', '.join(_DTYPES)}")
+    if name == "bfloat16" and device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        raise RecipeError("--dtype bfloat16 is slow here: this processor has no instructions for it; use float32")
+    return _DTYPES[name]
+
+
+def _tokenizer(run: Path, tokens: Path | None, trained_on: str) -> Tokenizer | None:
+    if tokens is not None:
+        return Tokenizer.load(tokens)
+    for folder in (run / "tokenizer", Path(trained_on) if trained_on else None):
+        if folder is not None and (folder / "tokenizer.json").is_file():
+            return Tokenizer.load(folder)
+    log.warning("%s: no tokenizer in %s; prompts must be token ids, or give --tokens DIR", run, trained_on or "it")
+    return None
