@@ -55,3 +55,21 @@ def count_ties(model: Transformer, completions) -> int:
 
 def fresh(name, seed=0):
     return build(MODELS[name], seed=seed)
+
+
+def foresighted(seed=0):
+    """MOE_MLA with prediction modules that are often right: the next token hangs mostly on the one before it."""
+    model = build(MOE_MLA, seed=seed)
+    d = MOE_MLA.d_model
+    with torch.no_grad():
+        for block in model.all_blocks():
+            block.attention.out.weight.mul_(0.05)
+            for name, weight in block.mlp.named_parameters():
+                if "down" in name:
+                    weight.mul_(0.05)
+        for module in model.mtp:  # the embedding passes through, the hidden state hardly
+            module.project.weight.mul_(0.1)
+            module.project.weight[:, :d] += torch.eye(d)
+            module.norm.weight.copy_(model.norm.weight)
+            module.embedding_norm.weight.fill_(1.0)
+    return model
