@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from isoflop.cli_serving import chat, generate
 from isoflop.errors import IsoflopError, RecipeError
 from isoflop.exchange import export, import_
 from isoflop.lighting import optics_demo, optics_inspect
@@ -413,6 +414,8 @@ STAGES = {
     "train": train,
     "extend": extend,
     "passkey": passkey,
+    "generate": generate,
+    "chat": chat,
     "score": score,
     "export": export,
     "import": import_,

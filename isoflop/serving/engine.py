@@ -35,7 +35,7 @@ from isoflop.serving.runner import Ran, Runner
 from isoflop.serving.sampler import Drawn, LogProbs, Place, draw, prompt_logprobs
 from isoflop.serving.scheduler import Plan, Row, Scheduler, Work
 from isoflop.serving.text import TextStream
-from isoflop.tokens.bpe import Tokenizer
+from isoflop.serving.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ class _Request:
 class Engine:
     """Continuous batching of one model."""
 
-    def __init__(self, model: Transformer, tokenizer: Tokenizer | None = None, options: EngineOptions | None = None):
+    def __init__(self, model: Transformer, tokenizer: Vocabulary | None = None, options: EngineOptions | None = None):
         """The model's weights are cast once, to the dtype of its activations.
 
         Raises:
@@ -213,7 +213,8 @@ class Engine:
         """
         if self.tokenizer is None:
             raise RequestError("prompt is text, and this run has no tokenizer; give --tokens DIR, or a prompt of ids")
-        return [self.tokenizer.bos_id, *self.tokenizer.encode(text)]
+        begin = [] if self.tokenizer.bos_id is None else [self.tokenizer.bos_id]
+        return begin + self.tokenizer.encode(text)
 
     def update_weights(self, state: Mapping[str, Tensor]) -> None:
         """Overwrite the model's weights in place, from names of its state dict; pages of the old ones are forgotten.

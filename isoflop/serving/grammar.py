@@ -11,7 +11,7 @@ import numpy as np
 
 from isoflop.errors import RequestError
 from isoflop.serving.request import Grammar
-from isoflop.tokens.bpe import Tokenizer
+from isoflop.serving.vocabulary import Vocabulary
 
 MAX_GRAMMAR_BYTES = 256 * 1024  # assumption: beyond every schema that people write by hand
 
@@ -19,7 +19,7 @@ MAX_GRAMMAR_BYTES = 256 * 1024  # assumption: beyond every schema that people wr
 class Grammars:
     """Makes matchers for a tokenizer; the library's view of the vocabulary is built on first use."""
 
-    def __init__(self, tokenizer: Tokenizer):
+    def __init__(self, tokenizer: Vocabulary):
         self._tokenizer = tokenizer
         self._vocabulary: Any = None
 

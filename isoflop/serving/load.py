@@ -7,6 +7,7 @@ import torch
 
 from isoflop.errors import DataError, RecipeError
 from isoflop.model.transformer import Transformer
+from isoflop.serving.vocabulary import ForeignTokenizer, load_tokenizer
 from isoflop.tokens.bpe import Tokenizer
 from isoflop.training.pretrain import choose_device
 from isoflop.training.trained import find_trained, load_model
@@ -18,7 +19,7 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 def load(
     run: Path, *, device: str = "auto", dtype: str = "auto", tokens: Path | None = None
-) -> tuple[Transformer, Tokenizer | None]:
+) -> tuple[Transformer, Tokenizer | ForeignTokenizer | None]:
     """The newest checkpoint of a run, and its tokenizer if one is found: of `tokens`, of the run's own tokens folder,
     or the one that was imported with it.
 
@@ -29,10 +30,15 @@ def load(
     where = choose_device(device, key="--device")
     model = load_model(trained, device=where, dtype=choose_dtype(dtype, where))
     tokenizer = _tokenizer(run, tokens, trained.tokens)
-    if tokenizer is not None and tokenizer.vocab_size != model.config.vocab_size:
+    n_rows = model.config.vocab_size
+    if isinstance(tokenizer, Tokenizer):
+        fits, has = tokenizer.vocab_size == n_rows, tokenizer.vocab_size
+    else:
+        fits, has = tokenizer is None or tokenizer.n_tokens <= n_rows, tokenizer.n_tokens if tokenizer else 0
+    if not fits:
         raise DataError(
-            f"the tokenizer has a vocabulary of {tokenizer.vocab_size}, the model of {run} {model.config.vocab_size}; "
-            "give the tokens folder that it was trained on with --tokens DIR"
+            f"the tokenizer has a vocabulary of {has}, the model of {run} {n_rows}; give the tokens folder that it was "
+            "trained on with --tokens DIR"
         )
     return model, tokenizer
 
@@ -52,11 +58,11 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     return _DTYPES[name]
 
 
-def _tokenizer(run: Path, tokens: Path | None, trained_on: str) -> Tokenizer | None:
+def _tokenizer(run: Path, tokens: Path | None, trained_on: str) -> Tokenizer | ForeignTokenizer | None:
     if tokens is not None:
-        return Tokenizer.load(tokens)
+        return load_tokenizer(tokens)
     for folder in (run / "tokenizer", Path(trained_on) if trained_on else None):
         if folder is not None and (folder / "tokenizer.json").is_file():
-            return Tokenizer.load(folder)
+            return load_tokenizer(folder)
     log.warning("%s: no tokenizer in %s; prompts must be token ids, or give --tokens DIR", run, trained_on or "it")
     return None
