@@ -109,6 +109,7 @@ class LayerPages:
         self.keys = torch.zeros(n_pages, PAGE, n_heads, d_key, dtype=dtype, device=device)
         self.values = self.keys[..., : latent.d_kv_latent] if latent else torch.zeros_like(self.keys)
         self._one = latent is not None
+        self._keys_by_slot, self._values_by_slot = self.keys.flatten(0, 1), self.values.flatten(0, 1)  # views
 
     @property
     def nbytes(self) -> int:
@@ -116,9 +117,9 @@ class LayerPages:
 
     def write(self, step: Step, k_NGC: Tensor, v_NGC: Tensor | None = None) -> None:
         """Put the new tokens of a step in their places."""
-        self.keys.flatten(0, 1).index_copy_(0, step.slots_N, k_NGC)
+        self._keys_by_slot.index_copy_(0, step.slots_N, k_NGC)
         if v_NGC is not None:
-            self.values.flatten(0, 1).index_copy_(0, step.slots_N, v_NGC)
+            self._values_by_slot.index_copy_(0, step.slots_N, v_NGC)
 
     def wipe(self, pages: Sequence[int]) -> None:
         """Forget values that are no numbers: what is masked is still multiplied, by zero."""
@@ -129,16 +130,14 @@ class LayerPages:
         """Keys and values of all rows, [R, S, G, C] each, S the longest row's in whole pages."""
         if rows.run is not None:
             first, n_seen = rows.run
-            k_SGC = self.keys.flatten(0, 1)[first : first + n_seen]
-            v_SGC = self.values.flatten(0, 1)[first : first + n_seen]
-            return k_SGC[None], v_SGC[None]
+            return self._keys_by_slot[None, first : first + n_seen], self._values_by_slot[None, first : first + n_seen]
         return self._gather(rows.table_RP.flatten(), len(rows.table_RP))
 
     def of_chunk(self, chunk: Chunk) -> tuple[Tensor, Tensor]:
         """Keys and values of a chunk and of everything before it, [1, S, G, C] each."""
         if chunk.run is not None:
             span = slice(chunk.run, chunk.run + chunk.n_seen)
-            return self.keys.flatten(0, 1)[None, span], self.values.flatten(0, 1)[None, span]
+            return self._keys_by_slot[None, span], self._values_by_slot[None, span]
         k_1SGC, v_1SGC = self._gather(chunk.pages_P, 1)
         return k_1SGC[:, : chunk.n_seen], v_1SGC[:, : chunk.n_seen]
 

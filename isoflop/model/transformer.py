@@ -35,6 +35,8 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x_BTD: Tensor) -> Tensor:
+        if x_BTD.dtype == torch.float32:
+            return F.rms_norm(x_BTD, (x_BTD.shape[-1],), self.weight, self.eps)
         wide = torch.promote_types(x_BTD.dtype, torch.float32)  # statistics at least in float32
         return F.rms_norm(x_BTD.to(wide), (x_BTD.shape[-1],), self.weight, self.eps).to(x_BTD.dtype)
 

@@ -21,15 +21,14 @@ import torch
 from torch import Tensor
 
 from isoflop.errors import BusyError, RequestError
-from isoflop.model.experts import Experts
 from isoflop.model.pages import PAGE, SHORT
 from isoflop.model.transformer import Transformer
-from isoflop.numerics.tiled import TiledProduct
 from isoflop.serving.blocks import PagePool
 from isoflop.serving.drafts import look_up
 from isoflop.serving.grammar import Grammars, Matcher
 from isoflop.serving.memory import n_pages_for
 from isoflop.serving.options import Completion, EngineOptions, Finish, Output, Stats
+from isoflop.serving.products import prepare
 from isoflop.serving.request import Sampling, check_prompt, check_sampling
 from isoflop.serving.runner import Ran, Runner
 from isoflop.serving.sampler import Drawn, LogProbs, Place, draw, prompt_logprobs
@@ -38,9 +37,6 @@ from isoflop.serving.text import TextStream
 from isoflop.serving.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
-
-EXPERT_TILE = 16
-"""Rows of an expert's products in the fixed-shape mode (assumption: a tensor core's, and cheap where memory binds)."""
 
 
 @dataclass(eq=False)
@@ -65,8 +61,7 @@ class Engine:
         self.options = o = options or EngineOptions()
         self.model, self.tokenizer = model.eval(), tokenizer
         model.cast_once()
-        if o.fixed_shapes:
-            _fix_shapes(model)
+        prepare(model, fixed=o.fixed_shapes)
         config, device = model.config, model.embedding.weight.device
         n_drafts = {"none": 0, "mtp": config.mtp_depth, "lookup": o.n_drafts}[o.draft]
         budget = o.budget_tokens or (8192 if device.type == "cuda" else 512)
@@ -407,10 +402,3 @@ class Engine:
             )
         if o.chunk_tokens < 0 or o.cache_bytes < 0:
             raise RequestError("chunk_tokens and cache_bytes must be at least 0; 0 leaves the choice to the engine")
-
-
-def _fix_shapes(model: Transformer) -> None:
-    """Experts get as many rows as routing gives them; in tiles a row's bits do not hang on how many those are."""
-    for module in model.modules():
-        if isinstance(module, Experts) and module.numerics is None:
-            module.numerics = TiledProduct(EXPERT_TILE)
