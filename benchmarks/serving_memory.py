@@ -47,7 +47,7 @@ def load(minutes: float, seed: int = 0) -> dict[str, object]:
     torch.manual_seed(0)
     model = Transformer(CONFIG)
     model.initialise(torch.Generator().manual_seed(0))
-    engine = Engine(model, None, EngineOptions(max_rows=8, cache_bytes=500_000, draft="lookup", max_waiting=50))
+    engine = Engine(model, None, EngineOptions(max_rows=8, cache_bytes=200_000, draft="lookup", max_waiting=50))
     generator, alive = random.Random(seed), set[int]()
     counts = {"added": 0, "cancelled": 0, "finished": 0}
     began, seen = time.monotonic(), []
