@@ -55,6 +55,8 @@ class Rows:
     """Tokens held before the step: query w of a row sees before + w + 1 keys."""
     run: tuple[int, int] | None = None
     """First slot and number of tokens of the only row, where its pages follow each other: read in place, no copy."""
+    one_by_one: tuple["Rows", ...] = ()
+    """The same rows, each with its own pages only, where attention must not depend on the rows beside it."""
     masks: dict[int, Tensor | None] = field(default_factory=dict)
 
     @property
@@ -152,6 +154,9 @@ class LayerPages:
 
         The heads that share a key stand as further queries of it, so that a key is read once and never repeated.
         """
+        if rows.one_by_one:
+            pairs = zip(rows.one_by_one, q_NHC.split(rows.width), strict=True)
+            return torch.cat([self.attend_rows(row, q_WHC, scale) for row, q_WHC in pairs])
         k_RSGC, v_RSGC = self.of_rows(rows)
         n_rows, n_seen, n_groups, _ = k_RSGC.shape
         n_heads, width = q_NHC.shape[1], rows.width
@@ -194,13 +199,20 @@ class Layout(NamedTuple):
     run: tuple[int, int] | None
     chunks: tuple[tuple[int, int, int, int, int | None], ...]
     """First and last token, tokens seen, pages, first slot."""
+    own_pages: tuple[int, ...] = ()
+    """Pages that each row reads, where rows are computed one by one."""
 
     def view(self, numbers: Tensor) -> Step:
         """The step whose numbers these are."""
         sizes = (self.n_tokens, self.n_tokens, self.n_rows, len(numbers) - 2 * self.n_tokens - self.n_rows)
         positions_N, slots_N, before_R, table_X = numbers.split(sizes)
         at, chunks = self.n_rows * self.n_columns, []
-        rows = Rows(self.width, table_X[:at].view(self.n_rows, self.n_columns), before_R, self.run)
+        table_RP = table_X[:at].view(self.n_rows, self.n_columns)
+        alone = tuple(
+            Rows(self.width, table_RP[row : row + 1, :n], before_R[row : row + 1])
+            for row, n in enumerate(self.own_pages)
+        )
+        rows = Rows(self.width, table_RP, before_R, self.run, alone)
         for first, last, n_seen, n_pages, slot in self.chunks:
             chunks.append(Chunk(first, last, n_seen, table_X[at : at + n_pages], slot))
             at += n_pages
@@ -216,11 +228,13 @@ def lay_out(
     n_columns: int = 0,
     last_position: int = 2**31,
     in_place: bool = True,
+    one_by_one: bool = False,
 ) -> tuple[list[int], Layout]:
     """Numbers and layout of a step of `rows`, each filled up to `width` tokens, and of `chunks`.
 
     With `n_rows` and `n_columns` there are so many rows and pages of a row: what is too much goes to page 0, so that
-    shapes repeat. Without `in_place` pages are always gathered, which is the same work for every row.
+    shapes repeat. Without `in_place` pages are always gathered, which is the same work for every row; with `one_by_one`
+    each row attends by itself to its own pages.
     """
     n_rows = max(n_rows, len(rows))
     n_columns = max([n_columns, *(-(-(span.start + span.n) // PAGE) for span in rows)])
@@ -245,7 +259,8 @@ def lay_out(
         first, n_seen = _first_slot(rows[0].pages[:n_columns]), max(rows[0].start, 0) + width
         if first is not None and n_seen <= min(n_columns, len(rows[0].pages)) * PAGE:
             run = (first, n_seen)
-    layout = Layout(len(positions), n_rows, n_columns, width, run, tuple(found))
+    own = tuple(max(1, min(n_columns, -(-(start + width) // PAGE))) for start in before) if one_by_one else ()
+    layout = Layout(len(positions), n_rows, n_columns, width, run, tuple(found), own)
     return [*positions, *slots, *before, *table], layout
 
 

@@ -49,8 +49,14 @@ class Replay:
         columns: Sequence[int],
         last_position: int,
         device: torch.device,
+        one_by_one: bool = False,
     ):
-        """`rows` and `columns` are the buckets, smallest first; the last ones hold whatever may come."""
+        """`rows` and `columns` are the buckets, smallest first; the last ones hold whatever may come.
+
+        With `one_by_one`, which cannot be captured, each row attends by itself.
+        """
+        assert not (one_by_one and device.type == "cuda")
+        self._one_by_one = one_by_one
         self._run, self._rows, self._columns = run, tuple(rows), tuple(columns)
         self._last_position, self._device = last_position, device
         self._recorded: dict[Shape, Recorded] = {}
@@ -70,47 +76,49 @@ class Replay:
             n_columns=shape.n_columns,
             last_position=self._last_position,
             in_place=False,
+            one_by_one=self._one_by_one,
         )
         packed = torch.tensor([*tokens, *[0] * (shape.n_rows * width - len(tokens)), *numbers], dtype=torch.int64)
         if shape not in self._recorded:
             log.info("decoding of %d rows x %d tokens, %d pages a row: first time", *shape)
-            self._recorded[shape] = Recorded(self._run, layout, len(packed), self._device)
-        results = self._recorded[shape](packed)
+            self._recorded[shape] = Recorded(self._run, len(packed), self._device)
+        results = self._recorded[shape](packed, layout)
         return tuple(result[: len(tokens)] for result in results)
 
 
 class Recorded:
     """One shape: its buffer of numbers, and on a GPU its graph."""
 
-    def __init__(self, run: Run, layout: Layout, n_numbers: int, device: torch.device):
+    def __init__(self, run: Run, n_numbers: int, device: torch.device):
         self._numbers = torch.zeros(n_numbers, dtype=torch.int64, device=device)
-        self._run, self._layout, self._graph = run, layout, None
+        self._run, self._graph = run, None
 
-    def __call__(self, packed: Tensor) -> tuple[Tensor, ...]:
+    def __call__(self, packed: Tensor, layout: Layout) -> tuple[Tensor, ...]:
+        """Results for these numbers; on a GPU their layout is that of the capture, as it is the same for a shape."""
         self._numbers.copy_(packed)
         if not self._numbers.is_cuda:
-            return self._compute()
+            return self._compute(layout)
         if self._graph is None:
-            self._capture()
+            self._capture(layout)
         self._graph.replay()  # type: ignore[union-attr]
         return self._results
 
-    def _compute(self) -> tuple[Tensor, ...]:
-        n = self._layout.n_tokens
-        return self._run(self._numbers[:n], self._layout.view(self._numbers[n:]))  # a new step: it keeps its masks
+    def _compute(self, layout: Layout) -> tuple[Tensor, ...]:
+        n = layout.n_tokens
+        return self._run(self._numbers[:n], layout.view(self._numbers[n:]))  # a new step: it keeps its masks
 
-    def _capture(self) -> None:
+    def _capture(self, layout: Layout) -> None:
         """Warm up on another stream, as libraries choose kernels and allocate on first use, then record."""
         current = torch.cuda.current_stream(self._numbers.device)
         stream = torch.cuda.Stream(self._numbers.device)
         stream.wait_stream(current)
         with torch.cuda.stream(stream):
             for _ in range(2):
-                self._compute()
+                self._compute(layout)
         current.wait_stream(stream)
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph):
-            self._results = self._compute()
+            self._results = self._compute(layout)
 
 
 def _at_least(buckets: Sequence[int], n: int) -> int:

@@ -198,6 +198,7 @@ class Runner:
             columns=(columns,) if self.fixed else buckets_up_to(columns),
             last_position=self._last_position,
             device=self.device,
+            one_by_one=self.fixed and self.device.type == "cpu",
         )
 
     def _mtp_of(self, depth: int) -> Callable[[Tensor, Step], tuple[Tensor, ...]]:
