@@ -162,8 +162,7 @@ def measure(name: str, batch: int, bandwidth: float, device: torch.device, args:
     prompts_BT = torch.randint(config.vocab_size, (batch, N_PROMPT), generator=generator)
     prompts, n_new = prompts_BT.tolist(), args.new_tokens
     theirs = llama(model, dtype) if config.latent is None and config.experts is None and not args.alone else None
-    replay = device.type == "cuda"
-    engine = Engine(model, None, EngineOptions(max_rows=batch, replay=replay, prefix_reuse=False, draft=args.draft))
+    engine = Engine(model, None, EngineOptions(max_rows=batch, prefix_reuse=False, draft=args.draft))
     sampling = Sampling(max_tokens=n_new, temperature=0)
     runs: dict[str, Callable[[], Any]] = {"ours": lambda: engine.complete(prompts, sampling)}
     if theirs is not None:

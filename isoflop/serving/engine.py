@@ -29,6 +29,7 @@ from isoflop.serving.grammar import Grammars, Matcher
 from isoflop.serving.memory import n_pages_for
 from isoflop.serving.options import Completion, EngineOptions, Finish, Output, Stats
 from isoflop.serving.products import prepare
+from isoflop.serving.replay import can_replay
 from isoflop.serving.request import Sampling, check_prompt, check_sampling
 from isoflop.serving.runner import Ran, Runner
 from isoflop.serving.sampler import Drawn, LogProbs, Place, draw, prompt_logprobs
@@ -80,7 +81,7 @@ class Engine:
             n_drafts=n_drafts,
             mtp=mtp,
             fixed=o.fixed_shapes,
-            replay=o.replay,
+            replay=(device.type == "cuda" if o.replay is None else o.replay) and can_replay(model),
         )
         self.stats = Stats(proposed=[0] * n_drafts, accepted=[0] * n_drafts)
         self._n_drafts = n_drafts

@@ -28,8 +28,8 @@ class EngineOptions:
     """Sequences that begin the same share pages."""
     fixed_shapes: bool = False
     """Same request, same bytes, whatever else runs: slower, and pages are reserved in advance."""
-    replay: bool = False
-    """Decode through buckets of repeating shapes; on a GPU as CUDA graphs."""
+    replay: bool | None = None
+    """Decode through buckets of repeating shapes, on a GPU as CUDA graphs. None: on a GPU where the model allows it."""
     max_waiting: int = 1024
     """Requests that may wait."""
     max_waiting_tokens: int = 4_000_000

@@ -14,7 +14,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from isoflop.model.dispatch import runs_grouped
 from isoflop.model.pages import PAGE, Layout, Span, Step, lay_out
+from isoflop.model.transformer import Transformer
+from isoflop.numerics.linear import Product
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +31,23 @@ def buckets_up_to(largest: int) -> tuple[int, ...]:
     while found[-1] < largest:
         found.append(min(2 * found[-1], largest))
     return tuple(found)
+
+
+def can_replay(model: Transformer) -> bool:
+    """Whether a step asks the device nothing: experts as grouped products, number formats without the host's noise.
+
+    Without a GPU there is nothing that could not be called again.
+    """
+    device, experts = model.embedding.weight.device, model.config.experts
+    if device.type != "cuda":
+        return True
+    formats = [
+        (product, layer) for layer in model.modules() for product in layer.children() if isinstance(product, Product)
+    ]
+    if not all(product.capturable(w) for product, layer in formats for w in layer.parameters(recurse=False)):
+        return False
+    widths = (model.config.d_model, experts.d_expert) if experts is not None else ()
+    return experts is None or (not formats and runs_grouped(device, model.dtype, *widths))
 
 
 class Shape(NamedTuple):

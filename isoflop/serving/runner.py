@@ -66,7 +66,8 @@ class Runner:
         if self._decode is None:
             return self._run_together(plan)
         parts = [self._run_padded(plan.rows)] if plan.rows else []
-        parts += [self._run_together(Plan([], [work])) for work in plan.chunks]
+        chunks = [[work] for work in plan.chunks] if self.fixed else [plan.chunks] if plan.chunks else []
+        parts += [self._run_together(Plan([], works)) for works in chunks]
         logits = [part.logits_MV for part in parts]
         return Ran(torch.cat(logits), [hidden for part in parts for hidden in part.hidden])
 

@@ -340,3 +340,17 @@ def test_the_five_lines_of_the_docstring_work(tmp_path, tiny_recipe):
             assert output.number == number
             text += output.text
     assert text == engine.complete(["a"], Sampling(max_tokens=8, seed=1))[0].text
+
+
+def test_bfloat16_is_refused_where_the_processor_has_no_instructions_for_it(monkeypatch):
+    from isoflop.errors import RecipeError
+    from isoflop.serving import load
+
+    cpu = torch.device("cpu")
+    assert load.choose_dtype("auto", cpu) == torch.float32
+    assert load.choose_dtype("auto", torch.device("cuda")) == torch.bfloat16
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    with pytest.raises(RecipeError, match="this processor has no instructions for it; use float32"):
+        load.choose_dtype("bfloat16", cpu)
+    with pytest.raises(RecipeError, match="--dtype = 'int3' must be one of auto, float32, bfloat16"):
+        load.choose_dtype("int3", cpu)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from serving_models import MODELS, count_ties, foresighted, fresh, prompts_of
 
+from isoflop.model.transformer import Transformer
 from isoflop.serving import Engine, EngineOptions, Sampling
 from isoflop.serving.memory import page_bytes
 
@@ -180,6 +181,24 @@ def test_log_probabilities_are_those_of_the_full_forward(name):
                 best = exact_TV[at].topk(3).indices.tolist()
                 assert [i for i, _ in logprob.top] == best[: len(logprob.top)]
             assert {len(p.top) for p in one.logprobs} == {3} and {len(p.top) for p in one.prompt_logprobs} == {2}
+
+
+@BOTH
+def test_bfloat16_weights_are_cast_once_and_stay_near_the_exact_model(name):
+    exact, prompts = fresh(name), prompts_of(4, MODELS[name], longest=40)
+    narrow = Transformer(exact.config, torch.bfloat16)
+    narrow.load_state_dict(exact.state_dict())
+    sampling = Sampling(max_tokens=10, temperature=1.0, seed=1, logprobs=0)
+    engine, done = run(narrow, prompts, sampling, draft="lookup")
+    assert engine.model.head.weight.dtype == torch.bfloat16 and engine.runner.layers[0].keys.dtype == torch.bfloat16
+    errors = []
+    for one in done:
+        tokens = torch.tensor([*one.prompt_ids, *one.ids])
+        with torch.no_grad():
+            logits_TV = exact.logits(tokens[None, :-1])[0, len(one.prompt_ids) - 1 :].log_softmax(-1)
+        raw = torch.tensor([logprob.raw for logprob in one.logprobs])
+        errors += (logits_TV.gather(1, tokens[len(one.prompt_ids) :, None])[:, 0] - raw).abs().tolist()
+    assert sorted(errors)[len(errors) // 2] < 0.05, errors
 
 
 @pytest.mark.slow

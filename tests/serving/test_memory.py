@@ -10,7 +10,7 @@ import pytest
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "serving_memory.py"
 
 
-@pytest.mark.parametrize("minutes", [0.2, pytest.param(30, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("minutes", [0.2, pytest.param(2, marks=pytest.mark.slow)])
 def test_memory_is_flat_and_nothing_is_held_after_a_mixed_load(tmp_path, minutes):
     out = tmp_path / "memory.json"
     subprocess.run([sys.executable, str(SCRIPT), "--minutes", str(minutes), "--json", str(out)], check=True)
