@@ -307,3 +307,8 @@ class Cache:
         """Take tokens back: from now on sequence b holds `lengths[b]` tokens."""
         assert all(0 <= new <= old for new, old in zip(lengths, self.lengths, strict=True)), (lengths, self.lengths)
         self.lengths = list(lengths)
+
+    def keep(self, sequences: Sequence[int]) -> None:
+        """Go on with these sequences only, in this order; their pages stay where they are."""
+        self.pages = [self.pages[index] for index in sequences]
+        self.lengths = [self.lengths[index] for index in sequences]

@@ -168,3 +168,7 @@ def test_a_cache_rolls_back_by_length_and_refuses_more_than_it_holds():
     assert relative_error(found[1], whole_BTV[1, 30:33]) < 1e-5
     with pytest.raises(AssertionError, match="cache holds 100 tokens, 103 needed"):
         model.logits(tokens_BT[:, :30], cache)
+    cache.keep([1])
+    with torch.no_grad():
+        (found,) = model.logits(tokens_BT[1:, 33:40], cache)
+    assert cache.lengths == [40] and relative_error(found, whole_BTV[1, 33:40]) < 1e-5
