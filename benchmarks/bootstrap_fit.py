@@ -16,17 +16,11 @@ import time
 import numpy as np
 
 from isoflop.recipe import write_json
-from isoflop.scaling.solver import minimise
-from isoflop.scaling.surface import (
-    Surface,
-    draw_settings,
-    fit_centre,
-    fit_surface,
-    make_objective,
-    start_grid,
-    surface_points,
-)
-from isoflop.scaling.table import Table, load_table
+from isoflop.scaling.fit.parametric import fit_centre, make_objective, minimise, start_grid, surface_points
+from isoflop.scaling.fit.selection import load_table
+from isoflop.scaling.fit.surface import draw_settings, fit_surface
+from isoflop.scaling.fit.table import Table
+from isoflop.scaling.laws import Surface
 
 CHECKED = 20
 
@@ -54,7 +48,7 @@ def main() -> None:
     )
 
     start = time.perf_counter()
-    fits = fit_surface(table, bootstrap=options.resamples)["fits"]
+    fits = fit_surface(table, bootstrap=options.resamples).found["fits"]
     all_s = time.perf_counter() - start
     start = time.perf_counter()
     fit_surface(table, bootstrap=options.resamples, objectives=("log_huber",))

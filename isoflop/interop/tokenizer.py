@@ -55,6 +55,11 @@ def load(folder: Path) -> tokenizers.Tokenizer:
         raise CheckpointError(f"{folder / MAIN} is not a tokenizer ({error}); get the file again") from error
 
 
+def sha256_of(folder: Path) -> str:
+    """The hash by which runs know one of our tokenizers; empty for others and where there is none."""
+    return str(_config(folder).get(_OURS, ""))
+
+
 def special_ids(folder: Path) -> tuple[int | None, int | None]:
     """Ids of the begin and end of a text, as tokenizer_config.json names them."""
     backend, config = load(folder), _config(folder)
@@ -96,6 +101,7 @@ def write(source: Path, out: Path, *, seq_len: int) -> None:
             single=f"{BOS}:0 $A:0", pair=f"{BOS}:0 $A:0 $B:1", special_tokens=[(BOS, bos_id)]
         )
         write_text(out / MAIN, backend.to_str(pretty=True) + "\n")
+    config.pop("split_special_tokens", None)  # the marks of a chat template are special tokens spelled in its text
     config.setdefault("tokenizer_class", "PreTrainedTokenizerFast")
     config.setdefault("model_max_length", seq_len)
     if "chat_template" not in config and not (source / "chat_template.jinja").is_file():

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from isoflop.numerics.linear import Product
+from isoflop.numerics.linear import MatmulBackend
 
 
 class Arrangement(NamedTuple):
@@ -44,22 +44,22 @@ def arrange(chosen_TA: Tensor, n_experts: int) -> Arrangement:
     return Arrangement(slot_R // chosen_TA.shape[1], slot_R, row_TA, ends_E)
 
 
-def spread(x_TD: Tensor, at: Arrangement) -> Tensor:
+def permute(x_TD: Tensor, at: Arrangement) -> Tensor:
     """Copy every token to the rows of its experts, [R, D]."""
-    return _Spread.apply(x_TD, at.token_R, at.row_TA)  # type: ignore[return-value]
+    return _Permute.apply(x_TD, at.token_R, at.row_TA)  # type: ignore[return-value]
 
 
-def spread_choices(x_TA: Tensor, at: Arrangement) -> Tensor:
+def permute_choices(x_TA: Tensor, at: Arrangement) -> Tensor:
     """One value per choice, in the order of the rows, [R, 1]."""
-    return _Spread.apply(x_TA.reshape(-1, 1), at.slot_R, at.row_TA.view(-1, 1))  # type: ignore[return-value]
+    return _Permute.apply(x_TA.reshape(-1, 1), at.slot_R, at.row_TA.view(-1, 1))  # type: ignore[return-value]
 
 
-def gather(rows_RD: Tensor, at: Arrangement) -> Tensor:
+def unpermute(rows_RD: Tensor, at: Arrangement) -> Tensor:
     """Add up the rows of every token, [T, D]."""
-    return _Gather.apply(rows_RD, at.token_R, at.row_TA)  # type: ignore[return-value]
+    return _Unpermute.apply(rows_RD, at.token_R, at.row_TA)  # type: ignore[return-value]
 
 
-class _Spread(torch.autograd.Function):
+class _Permute(torch.autograd.Function):
     """A gather whose backward is a gather too: indexing's own backward adds atomically, in changing order."""
 
     @staticmethod
@@ -73,7 +73,7 @@ class _Spread(torch.autograd.Function):
         return d_rows_RD[row_TA].sum(1), None, None
 
 
-class _Gather(torch.autograd.Function):
+class _Unpermute(torch.autograd.Function):
     @staticmethod
     def forward(ctx, rows_RD: Tensor, token_R: Tensor, row_TA: Tensor) -> Tensor:
         ctx.save_for_backward(token_R, row_TA)
@@ -96,7 +96,7 @@ def runs_grouped(device: torch.device, dtype: torch.dtype, *widths: int) -> bool
 
 
 def grouped_product(
-    x_RD: Tensor, weight_EFD: Tensor, ends_E: Tensor, numerics: Product | None = None, first_part: int = 0
+    x_RD: Tensor, weight_EFD: Tensor, ends_E: Tensor, numerics: MatmulBackend | None = None, first_part: int = 0
 ) -> Tensor:
     """x W_e^T for the rows of each expert e, [R, F]; the float32 weights are cast to the dtype of x at the call.
 
@@ -111,7 +111,7 @@ def grouped_product(
 
 
 def looped_product(
-    x_RD: Tensor, weight_EFD: Tensor, ends_E: Tensor, numerics: Product | None = None, first_part: int = 0
+    x_RD: Tensor, weight_EFD: Tensor, ends_E: Tensor, numerics: MatmulBackend | None = None, first_part: int = 0
 ) -> Tensor:
     """The same, one product per expert: for every device and format, at the price of asking for the row counts."""
     if ends_E.is_meta:  # nobody knows the counts there, and no shape depends on them

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from isoflop.model.config import ExpertConfig
-from isoflop.model.dispatch import arrange, gather, grouped_product, spread, spread_choices
-from isoflop.numerics.linear import Product
+from isoflop.model.dispatch import arrange, grouped_product, permute, permute_choices, unpermute
+from isoflop.numerics.linear import MatmulBackend
 
 
 class Routing(NamedTuple):
@@ -78,16 +78,16 @@ class Experts(nn.Module):
         super().__init__()
         self.gate_up = nn.Parameter(torch.empty(config.n_experts, 2 * config.d_expert, d_model))
         self.down = nn.Parameter(torch.empty(config.n_experts, d_model, config.d_expert))
-        self.numerics: Product | None = None
+        self.numerics: MatmulBackend | None = None
 
     def forward(self, x_TD: Tensor, weights_TA: Tensor, chosen_TA: Tensor) -> tuple[Tensor, Tensor]:
         """Weighted sum over the chosen experts [T, D], and the rows of each expert [E]."""
         at = arrange(chosen_TA, len(self.gate_up))
-        gate_RF, up_RF = grouped_product(spread(x_TD, at), self.gate_up, at.ends_E, self.numerics).chunk(2, dim=-1)
+        gate_RF, up_RF = grouped_product(permute(x_TD, at), self.gate_up, at.ends_E, self.numerics).chunk(2, dim=-1)
         # Weighing before the last product, which is linear, spares a table of [R, D] for the backward pass.
-        inner_RF = (F.silu(gate_RF) * up_RF * spread_choices(weights_TA, at)).to(x_TD.dtype)
+        inner_RF = (F.silu(gate_RF) * up_RF * permute_choices(weights_TA, at)).to(x_TD.dtype)
         y_RD = grouped_product(inner_RF, self.down, at.ends_E, self.numerics, first_part=len(self.down))
-        return gather(y_RD, at), at.load_E()
+        return unpermute(y_RD, at), at.load_E()
 
 
 class MixtureOfExperts(nn.Module):

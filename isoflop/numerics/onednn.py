@@ -8,7 +8,7 @@ sums have another order, nothing else. For models that are only asked: there is 
 import torch
 from torch import Tensor
 
-from isoflop.numerics.linear import Product
+from isoflop.numerics.linear import MatmulBackend
 
 
 def has_onednn() -> bool:
@@ -16,7 +16,7 @@ def has_onednn() -> bool:
     return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
-class OneDnnProduct(Product):
+class OneDnnProduct(MatmulBackend):
     """y = x W^T in float32."""
 
     def forward(self, x: Tensor, weight: Tensor, part: int = 0) -> Tensor:

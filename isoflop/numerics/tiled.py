@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from isoflop.numerics.linear import Product
+from isoflop.numerics.linear import MatmulBackend
 
 
-class TiledProduct(Product):
+class TiledProduct(MatmulBackend):
     """y = x W^T in the dtype of x, `tile` rows at a time."""
 
     def __init__(self, tile: int):

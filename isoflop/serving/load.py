@@ -9,8 +9,8 @@ from isoflop.errors import DataError, RecipeError
 from isoflop.model.transformer import Transformer
 from isoflop.serving.vocabulary import ForeignTokenizer, load_tokenizer
 from isoflop.tokens.bpe import Tokenizer
-from isoflop.training.pretrain import choose_device
-from isoflop.training.trained import find_trained, load_model
+from isoflop.training.device import choose_device
+from isoflop.training.load_run import find_trained, load_model, require_tokenizer_of
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +40,9 @@ def load(
             f"the tokenizer has a vocabulary of {has}, the model of {run} {n_rows}; give the tokens folder that it was "
             "trained on with --tokens DIR"
         )
+    if tokens is not None:
+        found_sha256 = tokenizer.sha256 if isinstance(tokenizer, Tokenizer) else ""
+        require_tokenizer_of(run, found_sha256, tokens, "leave --tokens out: the run has its own tokenizer")
     return model, tokenizer
 
 

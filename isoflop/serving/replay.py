@@ -17,7 +17,7 @@ from torch import Tensor
 from isoflop.model.dispatch import runs_grouped
 from isoflop.model.pages import PAGE, Layout, Span, Step, lay_out
 from isoflop.model.transformer import Transformer
-from isoflop.numerics.linear import Product
+from isoflop.numerics.linear import MatmulBackend
 
 log = logging.getLogger(__name__)
 
@@ -42,9 +42,12 @@ def can_replay(model: Transformer) -> bool:
     if device.type != "cuda":
         return True
     formats = [
-        (product, layer) for layer in model.modules() for product in layer.children() if isinstance(product, Product)
+        (product, layer)
+        for layer in model.modules()
+        for product in layer.children()
+        if isinstance(product, MatmulBackend)
     ]
-    if not all(product.capturable(w) for product, layer in formats for w in layer.parameters(recurse=False)):
+    if not all(backend.capturable(w) for backend, layer in formats for w in layer.parameters(recurse=False)):
         return False
     widths = (model.config.d_model, experts.d_expert) if experts is not None else ()
     return experts is None or (not formats and runs_grouped(device, model.dtype, *widths))

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from isoflop.errors import IsoflopError
+from isoflop.scaling.laws import Laws
 
 LEVEL = 0.9
 
@@ -57,11 +58,12 @@ def paired(a: dict[tuple[Any, ...], Any], b: dict[tuple[Any, ...], Any]) -> dict
     return found
 
 
-def slope(laws: dict[str, Any], total_flops: float) -> float:
+def slope(laws: Laws, total_flops: float) -> float:
     """d ln L / d ln C of L*(C) = E + k C^-g."""
-    law = laws["lstar"]
-    falling = law["k"] * total_flops ** -law["g"]
-    return -law["g"] * falling / (law["E"] + falling)
+    law = laws.lstar
+    assert law is not None
+    falling = law.k * total_flops**-law.g
+    return -law.g * falling / (law.E + falling)
 
 
 def show(result: dict[str, Any], labels: list[str]) -> None:
@@ -80,10 +82,9 @@ def show(result: dict[str, Any], labels: list[str]) -> None:
             )
 
 
-def draw(path: Path, sides: list[dict[tuple[Any, ...], Any]], laws: list[Any], labels: list[str]) -> None:
+def draw(path: Path, sides: list[dict[tuple[Any, ...], Any]], laws: list[Laws], labels: list[str]) -> None:
     """Loss against compute: all cells, and the best loss by each side's laws."""
-    from isoflop.scaling.canvas import BLUE, VERMILION, light_grid, new_figure, style
-    from isoflop.scaling.prediction import central_constants, optimum_losses
+    from isoflop.pages.plot import BLUE, VERMILION, light_grid, new_figure, style
 
     with style():
         figure = new_figure(4.6)
@@ -93,10 +94,10 @@ def draw(path: Path, sides: list[dict[tuple[Any, ...], Any]], laws: list[Any], l
             losses = np.array([row["bits_per_byte"] for row in runs.values()])
             axes.plot(flops, losses, "o", color=color, markersize=4, alpha=0.6, label=f"{label}: runs")
             line = np.geomspace(flops.min(), flops.max() * 3, 60)
-            centre = central_constants(law)
-            curves = np.array(
-                [list(optimum_losses(law, centre, float(c)).values()) for c in line], dtype=float
-            ).reshape(len(line), -1)
+            centre = law.constants()
+            curves = np.array([list(law.optimum_losses(centre, float(c)).values()) for c in line], dtype=float).reshape(
+                len(line), -1
+            )
             axes.plot(line, curves.mean(1), color=color, label=f"{label}: best, by its laws")
         axes.set_xscale("log")
         axes.set_xlabel("training compute M D (FLOPs)")
@@ -109,16 +110,16 @@ def draw(path: Path, sides: list[dict[tuple[Any, ...], Any]], laws: list[Any], l
 def main() -> None:
     """Read the command line."""
     from isoflop.recipe import write_json
-    from isoflop.scaling.compare import compare
-    from isoflop.scaling.law_set import fit_law_set
-    from isoflop.scaling.records import read_records
+    from isoflop.scaling.fit.joint import fit
+    from isoflop.scaling.plan.compare import compare
+    from isoflop.scaling.sweep.records import read_records
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("records", nargs=2, type=Path, metavar="RECORDS", help="records.jsonl of A and of B")
     parser.add_argument("--labels", nargs=2, default=["A", "B"])
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
-    laws = [fit_law_set(read_records(path), hyper=False) for path in options.records]
+    laws = [fit(read_records(path), hyper=False) for path in options.records]
     sides = [cells(path) for path in options.records]
     differences = paired(*sides)
     budgets = sorted(
@@ -126,7 +127,7 @@ def main() -> None:
     )
     rows = []
     for budget in budgets:
-        verdict = compare(laws[0], laws[1], budget_flops=budget, level=LEVEL)
+        verdict = compare(laws[0], laws[1], budget_flops=budget, level=LEVEL).tree()
         row: dict[str, Any] = {
             "budget_flops": budget,
             "multiplier": verdict["multiplier"],

@@ -127,7 +127,7 @@ def test_stepwise_prediction_modules_equal_the_whole_sequence_ones(name):
     n = 150
     with torch.inference_mode():
         whole_TD = paged.model(paged.tokens_BT)
-        exact, _ = paged.model.further(whole_TD, paged.tokens_BT)
+        exact, _ = paged.model.mtp_hidden(whole_TD, paged.tokens_BT)
         hidden_TD = whole_TD[0]
         for depth in range(1, config.mtp_depth + 1):
             found, start, next_tokens = [], 0, paged.tokens_BT[0, depth:]
@@ -136,7 +136,7 @@ def test_stepwise_prediction_modules_equal_the_whole_sequence_ones(name):
                 step = make_step([span] if size < 5 else [], [] if size < 5 else [span], width=size, device="cpu")
                 at = slice(start, start + size)
                 pages = paged.layers[config.n_layers + depth - 1]
-                found.append(paged.model.further_step(depth, hidden_TD[at], next_tokens[at], step, pages))
+                found.append(paged.model.mtp_step(depth, hidden_TD[at], next_tokens[at], step, pages))
                 start += size
             hidden_TD = torch.cat(found)
             assert start == n and relative_error(hidden_TD, exact[depth - 1][0, :n]) < 1e-5

@@ -329,7 +329,7 @@ def test_text_that_spells_a_special_token_stays_text(engine):
 
 
 def test_the_five_lines_of_the_docstring_work(tmp_path, tiny_recipe):
-    from isoflop.training.pretrain import run_pretrain
+    from isoflop.training.pretrain.workload import run_pretrain
 
     run_pretrain(tiny_recipe(train={"n_tokens": 128, "warmup_steps": 0}), tmp_path / "run")
     engine = Engine.open(tmp_path / "run", device="cpu")

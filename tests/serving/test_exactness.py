@@ -155,7 +155,7 @@ def test_drafts_of_modules_are_those_of_the_whole_sequence(options):
         if not drafts:
             continue
         with torch.no_grad():
-            depths, _ = model.further(model(tokens), tokens)
+            depths, _ = model.mtp_hidden(model(tokens), tokens)
             wanted = model.head(depths[0])[0, n_tokens - 2].argmax().item()
             assert drafts[0] == wanted, (number, n_tokens)
             if len(drafts) > 1 and n_tokens < tokens.shape[1] and drafts[0] == tokens[0, n_tokens]:
