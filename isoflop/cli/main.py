@@ -56,12 +56,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.WARNING, format="isoflop: %(message)s", stream=sys.stderr)
     logging.getLogger("isoflop").setLevel(logging.INFO)
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if arguments[:1] in ([], ["--help"], ["-h"]):
-        overview()
-        return
     try:
-        command, words, options = read(arguments)
-        command(*words, **options)
+        if arguments[:1] in ([], ["--help"], ["-h"]):
+            overview()
+        else:
+            command, words, options = read(arguments)
+            command(*words, **options)
     except (IsoflopError, OpticsError) as error:
         _refuse(str(error))
     except BrokenPipeError:  # whoever read the output has seen enough

@@ -189,8 +189,10 @@ def prune(folder: Path, *, step: int, keep: int, pinned: set[int]) -> None:
     """
     by_step = saved(folder)
     kept = set(sorted(found for found in by_step if found <= step)[-keep:]) | {p for p in pinned if p <= step}
+    # Somebody's own storage behind a link, and what somebody's link (step_latest) leads to, are left alone.
+    linked = {path.resolve() for path in folder.iterdir() if path.is_symlink()}
     for found, path in by_step.items():
-        if found not in kept and not path.is_symlink():  # a link leads to somebody's own storage
+        if found not in kept and not path.is_symlink() and path.resolve() not in linked:
             shutil.rmtree(path, ignore_errors=True)
     for leftover in folder.glob(".writing-*"):
         shutil.rmtree(leftover, ignore_errors=True)
