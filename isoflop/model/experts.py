@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from isoflop.model.config import ExpertConfig
 from isoflop.model.dispatch import arrange, gather, grouped_product, spread, spread_choices
+from isoflop.numerics.joined import swiglu
 from isoflop.numerics.linear import Product
 
 
@@ -83,9 +84,9 @@ class Experts(nn.Module):
     def forward(self, x_TD: Tensor, weights_TA: Tensor, chosen_TA: Tensor) -> tuple[Tensor, Tensor]:
         """Weighted sum over the chosen experts [T, D], and the rows of each expert [E]."""
         at = arrange(chosen_TA, len(self.gate_up))
-        gate_RF, up_RF = grouped_product(spread(x_TD, at), self.gate_up, at.ends_E, self.numerics).chunk(2, dim=-1)
+        gate_up_RF = grouped_product(spread(x_TD, at), self.gate_up, at.ends_E, self.numerics)
         # Weighing before the last product, which is linear, spares a table of [R, D] for the backward pass.
-        inner_RF = (F.silu(gate_RF) * up_RF * spread_choices(weights_TA, at)).to(x_TD.dtype)
+        inner_RF = swiglu(gate_up_RF, spread_choices(weights_TA, at))
         y_RD = grouped_product(inner_RF, self.down, at.ends_E, self.numerics, first_part=len(self.down))
         return gather(y_RD, at), at.load_E()
 

@@ -15,12 +15,13 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from isoflop.model.attention import Cache, LatentCache, attend, document_mask
 from isoflop.model.config import ExpertConfig, LatentConfig, ModelConfig, YarnConfig
 from isoflop.model.experts import MixtureOfExperts, Router, Routing
 from isoflop.model.loss import chunked_cross_entropy, layer_cross_entropy
+from isoflop.numerics.gated import gated_product
+from isoflop.numerics.joined import normed, rms_norm, rotate, turned_heads
 from isoflop.numerics.linear import Linear
 
 
@@ -33,8 +34,11 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        wide = torch.promote_types(x_BTD.dtype, torch.float32)  # statistics at least in float32
-        return F.rms_norm(x_BTD.to(wide), (x_BTD.shape[-1],), self.weight, self.eps).to(x_BTD.dtype)
+        return rms_norm(x_BTD, self.weight, self.eps)
+
+    def joined(self, x_BTD: Tensor, update_BTD: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The residual stream with an update added to it, and its norm."""
+        return normed(x_BTD, update_BTD, self.weight, self.eps)
 
 
 def rotary_table(
@@ -65,15 +69,6 @@ def yarn_share(d_head: int, base: float, yarn: YarnConfig, device=None) -> Tenso
     return ((pairs - low) / max(high - low, 1e-3)).clamp(0, 1)  # a step where both bounds meet
 
 
-def rotate(x_BTHC: Tensor, cos_TC: Tensor, sin_TC: Tensor) -> Tensor:
-    """Turn channel i together with channel i + C/2 by the angle of its position."""
-    wide = torch.promote_types(x_BTHC.dtype, torch.float32)  # bf16 angles would lose far positions
-    first, second = x_BTHC.to(wide).chunk(2, dim=-1)
-    cos_T1C, sin_T1C = cos_TC[:, None], sin_TC[:, None]
-    turned = torch.cat((first * cos_T1C - second * sin_T1C, second * cos_T1C + first * sin_T1C), dim=-1)
-    return turned.to(x_BTHC.dtype)
-
-
 class Attention(nn.Module):
     """Causal self-attention; queries, keys and values come from one product."""
 
@@ -94,11 +89,7 @@ class Attention(nn.Module):
     ) -> Tensor:
         batch, n_tokens, _ = x_BTD.shape
         heads_BTHC = self.qkv(x_BTD).view(batch, n_tokens, -1, self.d_head)
-        # split, not slices: the backward of a split is one concatenation, that of a slice fills a zero tensor
-        qk_BTHC, v_BTGC = heads_BTHC.split((self.n_heads + self.n_kv_heads, self.n_kv_heads), dim=2)
-        turned_BHTC = rotate(qk_BTHC, cos_TC, sin_TC).transpose(1, 2)
-        q_BHTC, k_BGTC = turned_BHTC.split((self.n_heads, self.n_kv_heads), dim=1)
-        v_BGTC = v_BTGC.transpose(1, 2)
+        q_BHTC, k_BGTC, v_BGTC = turned_heads(heads_BTHC, self.n_heads, self.n_kv_heads, cos_TC, sin_TC)
         if cache is not None:
             k_BGTC, v_BGTC = cache.append(k_BGTC, v_BGTC)
         mixed_BHTC = attend(q_BHTC, k_BGTC, v_BGTC, self.scale, mask_B1TT)
@@ -194,8 +185,7 @@ class MLP(nn.Module):
         self.down = Linear(d_ff, d_model)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        gate_BTF, up_BTF = self.gate_up(x_BTD).chunk(2, dim=-1)
-        return self.down(F.silu(gate_BTF) * up_BTF)
+        return gated_product(x_BTD, self.gate_up, self.down)
 
 
 def _mixture(d_model: int, experts: ExpertConfig) -> MixtureOfExperts:
@@ -222,8 +212,9 @@ class Block(nn.Module):
         cache: Cache | LatentCache | None = None,
         mask_B1TT: Tensor | None = None,
     ) -> tuple[Tensor, Routing | None]:
-        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), cos_TC, sin_TC, cache, mask_B1TT)
-        normed_BTD, routing = self.mlp_norm(x_BTD), None
+        x_BTD, normed_BTD = self.attention_norm.joined(x_BTD)
+        x_BTD, normed_BTD = self.mlp_norm.joined(x_BTD, self.attention(normed_BTD, cos_TC, sin_TC, cache, mask_B1TT))
+        routing = None
         if isinstance(self.mlp, MixtureOfExperts):
             update_BTD, routing = self.mlp(normed_BTD)
         else:
@@ -408,4 +399,5 @@ class Transformer(nn.Module):
         hidden_RD, targets_R = hidden_BTD.flatten(0, 1), targets_BT.flatten()
         if self.head.numerics is not None:
             return layer_cross_entropy(self.head, hidden_RD, targets_R, chunk_tokens=chunk_tokens, depth=depth)
-        return chunked_cross_entropy(hidden_RD, self.head.weight, targets_R, chunk_tokens=chunk_tokens)
+        weight, held = self.head.weight, self.head.held
+        return chunked_cross_entropy(hidden_RD, weight, targets_R, chunk_tokens=chunk_tokens, held=held)

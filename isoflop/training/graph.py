@@ -13,6 +13,7 @@ from isoflop.model.accounting import count_parameters
 from isoflop.model.dispatch import runs_grouped
 from isoflop.model.transformer import Transformer
 from isoflop.numerics.linear import Product
+from isoflop.numerics.step_weights import step_weights
 from isoflop.training.workload import Terms, Workload, parts
 
 MAX_PARAMETERS = 100_000_000
@@ -38,6 +39,11 @@ def can_capture(model: nn.Module, optimizer: torch.optim.AdamW, micro_batches: l
         n_used = count_parameters(model.config).n_params_active
     small = n_used <= MAX_PARAMETERS
     return parameter.is_cuda and len(micro_batches) == 1 and small and bool(optimizer.defaults["fused"])
+
+
+def activation_dtype(model: nn.Module) -> torch.dtype | None:
+    """What products run in; None where a model does not say."""
+    return model.dtype if isinstance(model, Transformer) else None
 
 
 class GraphedStep:
@@ -84,8 +90,9 @@ class GraphedStep:
 
     def _forward_backward(self) -> Tensor:
         torch._foreach_zero_(self._gradients)
-        objective, reported = parts(self._workload.loss_sum(self._model, self._inputs))
-        (objective / self._workload.tokens_per_step).backward()
+        with step_weights(self._model, activation_dtype(self._model)):
+            objective, reported = parts(self._workload.loss_sum(self._model, self._inputs))
+            (objective / self._workload.tokens_per_step).backward()
         return reported.detach() / self._workload.tokens_per_step
 
     def _step(self) -> Tensor:

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from isoflop.numerics.noise import VALIDATION, Clock
+from isoflop.numerics.step_weights import step_weights
 from isoflop.training import checkpoint
-from isoflop.training.graph import GraphedStep, can_capture
+from isoflop.training.graph import GraphedStep, activation_dtype, can_capture
 from isoflop.training.monitor import MetricsFile, Progress
 from isoflop.training.workload import Terms, Workload, parts
 
@@ -231,13 +232,14 @@ def _step(
         group["lr"] = learning_rate
     device = next(model.parameters()).device
     total = torch.zeros((), device=device)
-    for index, micro_batch in enumerate(micro_batches):
-        if clock is not None:
-            clock.set(step, index)
-        on_device = tuple(tensor.to(device, non_blocking=True) for tensor in micro_batch)
-        objective, reported = parts(workload.loss_sum(model, on_device))
-        (objective / workload.tokens_per_step).backward()  # gradients add up in float32, as the parameters are
-        total += reported.detach() / workload.tokens_per_step
+    with step_weights(model, activation_dtype(model)):
+        for index, micro_batch in enumerate(micro_batches):
+            if clock is not None:
+                clock.set(step, index)
+            on_device = tuple(tensor.to(device, non_blocking=True) for tensor in micro_batch)
+            objective, reported = parts(workload.loss_sum(model, on_device))
+            (objective / workload.tokens_per_step).backward()  # gradients add up in float32, as the parameters are
+            total += reported.detach() / workload.tokens_per_step
     norm = nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)

@@ -1,0 +1,237 @@
+"""Elementwise steps of a block as single passes over memory: SwiGLU, rotary embedding, norms with residuals, loss.
+
+Each function has a plain form in PyTorch, which is what a CPU, float64 and torch.compile (which joins steps by itself)
+run, and what the kernels are tested against. bf16 tensors on a GPU with Triton take the kernels.
+
+Shapes: B batch, T tokens, R rows, D d_model, F d_ff, H heads that turn, G key/value heads, C channels, V vocabulary.
+"""
+
+import functools
+import importlib
+import importlib.util
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def has_kernels(x: Tensor) -> bool:
+    """Whether kernels stand in for the plain form of this operand: bf16 on an NVIDIA GPU, run eagerly."""
+    return x.is_cuda and x.dtype == torch.bfloat16 and _has_triton() and not torch.compiler.is_compiling()
+
+
+@functools.cache
+def _has_triton() -> bool:
+    return torch.version.cuda is not None and importlib.util.find_spec("triton") is not None
+
+
+@functools.cache
+def _kernels() -> Any:
+    return importlib.import_module("isoflop.numerics.kernels.block")
+
+
+def launch(kernel: Any, grid: tuple[int, ...], x: Tensor, *arguments: Any, **settings: Any) -> None:
+    """Run a kernel on the device of `x`, which is also its first argument; an empty `x` runs nothing."""
+    if x.numel():
+        with torch.cuda.device_of(x):
+            kernel[grid](x, *arguments, **settings)
+
+
+def power_of_two(size: int) -> int:
+    """The next one, at least 16."""
+    return 1 << max(4, (size - 1).bit_length())
+
+
+# SwiGLU
+
+
+def swiglu(gate_up: Tensor, weights_R1: Tensor | None = None) -> Tensor:
+    """silu(gate) * up of the two halves of the last dimension; times float32 weights of rows [R, 1], if given."""
+    if has_kernels(gate_up):
+        return _SwiGLU.apply(gate_up, weights_R1)  # type: ignore[return-value]
+    gate, up = gate_up.chunk(2, dim=-1)
+    if weights_R1 is None:
+        return F.silu(gate) * up
+    return (F.silu(gate) * up * weights_R1).to(gate_up.dtype)
+
+
+class _SwiGLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, gate_up: Tensor, weights_R1: Tensor | None) -> Tensor:
+        gate_up = gate_up.contiguous()
+        n = gate_up.shape[-1] // 2
+        out, block = gate_up.new_empty(*gate_up.shape[:-1], n), min(1024, power_of_two(n))
+        weights = None if weights_R1 is None else weights_R1.contiguous()
+        grid, weighted = (gate_up.numel() // (2 * n), -(-n // block)), weights is not None
+        launch(_kernels().swiglu, grid, gate_up, weights, out, n, weighted=weighted, block=block)
+        ctx.save_for_backward(gate_up, weights)
+        return out
+
+    @staticmethod
+    def backward(ctx, d_out: Tensor):  # type: ignore[override]
+        gate_up, weights = ctx.saved_tensors
+        d_out, n = d_out.contiguous(), d_out.shape[-1]
+        d_gate_up, block = torch.empty_like(gate_up), min(1024, power_of_two(n))
+        d_weights = None if weights is None else torch.empty_like(weights)
+        weighted = weights is not None
+        grid = (d_out.numel() // n, 1 if weighted else -(-n // block))
+        launch(
+            _kernels().swiglu_backward, grid,
+            d_out, gate_up, weights, d_gate_up, d_weights, n, weighted=weighted, block=block,
+        )  # fmt: skip
+        return d_gate_up, d_weights
+
+
+# Rotary embedding
+
+
+def rotate(x_BTHC: Tensor, cos_TC: Tensor, sin_TC: Tensor) -> Tensor:
+    """Turn channel i together with channel i + C/2 by the angle of its position."""
+    wide = torch.promote_types(x_BTHC.dtype, torch.float32)  # bf16 angles would lose far positions
+    first, second = x_BTHC.to(wide).chunk(2, dim=-1)
+    cos_T1C, sin_T1C = cos_TC[:, None], sin_TC[:, None]
+    turned = torch.cat((first * cos_T1C - second * sin_T1C, second * cos_T1C + first * sin_T1C), dim=-1)
+    return turned.to(x_BTHC.dtype)
+
+
+def turned_heads(
+    heads_BTHC: Tensor, n_heads: int, n_kv_heads: int, cos_TC: Tensor, sin_TC: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries [B, H, T, C], keys and values [B, G, T, C] of the joined product [B, T, H + 2 G, C]; the first two turned."""
+    if has_kernels(heads_BTHC):
+        return _TurnedHeads.apply(heads_BTHC, n_heads, n_kv_heads, cos_TC, sin_TC)  # type: ignore[return-value]
+    # split, not slices: the backward of a split is one concatenation, that of a slice fills a zero tensor
+    qk_BTHC, v_BTGC = heads_BTHC.split((n_heads + n_kv_heads, n_kv_heads), dim=2)
+    turned_BHTC = rotate(qk_BTHC, cos_TC, sin_TC).transpose(1, 2)
+    q_BHTC, k_BGTC = turned_BHTC.split((n_heads, n_kv_heads), dim=1)
+    return q_BHTC, k_BGTC, v_BTGC.transpose(1, 2)
+
+
+class _TurnedHeads(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx, heads_BTHC: Tensor, n_heads: int, n_kv_heads: int, cos_TC: Tensor, sin_TC: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        heads_BTHC = heads_BTHC.contiguous()
+        batch, n_tokens, n_all, channels = heads_BTHC.shape
+        turning, half = n_heads + n_kv_heads, channels // 2
+        out_BTHC = heads_BTHC.new_empty(batch, n_tokens, turning, channels)
+        launch(
+            _kernels().turn_heads, (batch * n_tokens,),
+            heads_BTHC, cos_TC.contiguous(), sin_TC.contiguous(), out_BTHC, n_tokens, turning, n_all, half,
+            heads=power_of_two(turning), channels=power_of_two(half), num_warps=4,
+        )  # fmt: skip
+        ctx.save_for_backward(cos_TC, sin_TC)
+        ctx.sizes = (batch, n_tokens, n_heads, n_kv_heads, channels)
+        turned_BHTC = out_BTHC.transpose(1, 2)
+        return turned_BHTC[:, :n_heads], turned_BHTC[:, n_heads:], heads_BTHC[:, :, turning:].transpose(1, 2)
+
+    @staticmethod
+    def backward(ctx, *gradients: Tensor):  # type: ignore[override]
+        cos_TC, sin_TC = ctx.saved_tensors
+        batch, n_tokens, n_heads, n_kv_heads, channels = ctx.sizes
+        d_q, d_k, d_v = (d if d.stride(-1) == 1 else d.contiguous() for d in gradients)
+        d_heads_BTHC = d_q.new_empty(batch, n_tokens, n_heads + 2 * n_kv_heads, channels)
+        strides = [stride for d in (d_q, d_k, d_v) for stride in d.stride()[:3]]
+        launch(
+            _kernels().turn_back, (batch * n_tokens,),
+            d_q, d_k, d_v, cos_TC.contiguous(), sin_TC.contiguous(), d_heads_BTHC,
+            n_tokens, n_heads, n_kv_heads, channels // 2, *strides,
+            q_heads=power_of_two(n_heads), kv_heads=power_of_two(n_kv_heads),
+            channels=power_of_two(channels // 2), num_warps=4,
+        )  # fmt: skip
+        return d_heads_BTHC, None, None, None, None
+
+
+# Norms
+
+
+def rms_norm(x_BTD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+    """x / rms(x) * weight, the mean square in float32."""
+    if has_kernels(x_BTD):
+        return _Normed.apply(x_BTD, None, weight_D, eps)[1]  # type: ignore[index]
+    wide = torch.promote_types(x_BTD.dtype, torch.float32)  # statistics at least in float32
+    return F.rms_norm(x_BTD.to(wide), (x_BTD.shape[-1],), weight_D, eps).to(x_BTD.dtype)
+
+
+def normed(x_BTD: Tensor, update_BTD: Tensor | None, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """The residual stream x + update (x itself without an update), and its norm.
+
+    One function, because the gradient of the stream is then one pass too: what comes down the residual plus what comes
+    through the norm.
+    """
+    if has_kernels(x_BTD):
+        return _Normed.apply(x_BTD, update_BTD, weight_D, eps)  # type: ignore[return-value]
+    total_BTD = x_BTD if update_BTD is None else x_BTD + update_BTD
+    return total_BTD, rms_norm(total_BTD, weight_D, eps)
+
+
+class _Normed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, update: Tensor | None, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)  # the residual of a last norm has no gradient: no zeros for it
+        x, joined = x.contiguous(), update is not None
+        out, n = torch.empty_like(x), x.shape[-1]
+        total = torch.empty_like(x) if joined else x
+        scale_R = x.new_empty(x.numel() // n, dtype=torch.float32)
+        launch(
+            _kernels().rms_norm, (len(scale_R),),
+            x, update.contiguous() if update is not None else None, weight_D, total, out, scale_R, n, eps,
+            joined=joined, block=power_of_two(n), num_warps=_warps(n),
+        )  # fmt: skip
+        ctx.save_for_backward(total, weight_D, scale_R)
+        ctx.joined = joined
+        return total.view_as(total), out
+
+    @staticmethod
+    def backward(ctx, d_total: Tensor | None, d_out: Tensor | None):  # type: ignore[override]
+        x, weight_D, scale_R = ctx.saved_tensors
+        if d_out is None:
+            return d_total, d_total if ctx.joined else None, None, None
+        d_out, n, n_rows = d_out.contiguous(), x.shape[-1], len(scale_R)
+        d_x, n_programs = torch.empty_like(x), min(n_rows, 4 * _processors(x.device))
+        parts = x.new_empty(n_programs, n, dtype=torch.float32)
+        launch(
+            _kernels().rms_norm_backward, (n_programs,),
+            d_out, None if d_total is None else d_total.contiguous(), x, weight_D, scale_R, d_x, parts, n_rows, n,
+            joined=d_total is not None, block=power_of_two(n), num_warps=_warps(n),
+        )  # fmt: skip
+        return d_x, d_x if ctx.joined else None, parts.sum(0).to(weight_D.dtype), None
+
+
+def _warps(n: int) -> int:
+    return 4 if n <= 2048 else 8 if n <= 4096 else 16
+
+
+@functools.cache
+def _processors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+# Cross-entropy
+
+
+def loss_and_gradient(logits_RV: Tensor, targets_R: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum of -log softmax(logits)[target] in float32, and its gradient, written over the logits; no autograd.
+
+    Targets below 0 are ignored.
+    """
+    if has_kernels(logits_RV) and logits_RV.is_contiguous():
+        losses_R = logits_RV.new_empty(len(logits_RV), dtype=torch.float32)
+        n, targets_R = logits_RV.shape[1], targets_R.contiguous()
+        block = min(4096, power_of_two(n))
+        kernel = _kernels().cross_entropy
+        launch(kernel, (len(logits_RV),), logits_RV, targets_R, losses_R, n, block=block, num_warps=8)
+        return losses_R.sum(), logits_RV
+    # In float32 the logits themselves become their gradient: no second table.
+    wide_RV = logits_RV.float()
+    rows_R = torch.arange(len(targets_R), device=targets_R.device)
+    target_R = targets_R.clamp(min=0)
+    counted_R = (targets_R >= 0).to(wide_RV.dtype)
+    log_z_R1 = torch.logsumexp(wide_RV, dim=-1, keepdim=True)
+    loss = ((log_z_R1[:, 0] - wide_RV[rows_R, target_R]) * counted_R).sum()
+    gradient_RV = wide_RV.sub_(log_z_R1).exp_()
+    gradient_RV[rows_R, target_R] -= 1.0
+    gradient_RV.mul_(counted_R[:, None])
+    return loss, gradient_RV.to(logits_RV.dtype)
