@@ -166,13 +166,18 @@ class HeldFormat:
         """Forget the codes."""
         self.codes, self.adds = None, False
 
-    @torch.compiler.disable
     def linear(self, x: Tensor, weight: Tensor) -> Tensor | None:
         """x W^T and its two backward products; None where tensor cores do not take the operands."""
-        if self.format is None or not self.format.runs(x, weight):
-            return None
-        codes = self.format.quantise_weight(weight) if self.codes is None else self.codes
-        return _ScaledLinear.apply(x, weight, codes, self.format, self.adds)  # type: ignore[return-value]
+        return _scaled_linear(self, x, weight)
+
+
+@torch.compiler.disable  # one opaque step of a compiled block
+def _scaled_linear(held: HeldFormat, x: Tensor, weight: Tensor) -> Tensor | None:
+    format = held.format
+    if format is None or not format.runs(x, weight):
+        return None
+    codes = format.quantise_weight(weight) if held.codes is None else held.codes
+    return _ScaledLinear.apply(x, weight, codes, format, held.adds)  # type: ignore[return-value]
 
 
 class _ScaledLinear(torch.autograd.Function):
@@ -227,13 +232,15 @@ class _ScaledGated(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, d_y: Tensor):  # type: ignore[override]
-        *x_columns, gate_up_MF, inner, inner_scales, first, first_scales, last, last_scales = ctx.saved_tensors
+        x_columns, x_scales, gate_up_MF, *saved = ctx.saved_tensors
+        inner, inner_scales, first, first_scales, last, last_scales = saved
+        x_codes = (x_columns, x_scales)
         format: ScaledFormat = ctx.format
         codes = format.quantise(d_y.reshape(-1, d_y.shape[-1]))
         d_down = _added(ctx.weights[1], format.weight_product(codes[2:], (inner, inner_scales)), ctx.adds)
         d_inner_MF = format.product(codes[:2], (last, last_scales), of_weight=True)
         d_codes = _Swiglu(format.power_of_two).backward(d_inner_MF, gate_up_MF)
-        d_gate_up = _added(ctx.weights[0], format.weight_product(d_codes[2:], tuple(x_columns)), ctx.adds)
+        d_gate_up = _added(ctx.weights[0], format.weight_product(d_codes[2:], x_codes), ctx.adds)
         d_x = format.product(d_codes[:2], (first, first_scales), of_weight=True).view(ctx.shape)
         return d_x, d_gate_up, d_down, None, None, None
 
@@ -257,7 +264,7 @@ def _groups(size: int) -> int:
 
 
 def _empty(x_RK: Tensor, scaling: Scaling) -> Codes:
-    return _empty_of(x_RK, *x_RK.shape, scaling)
+    return _empty_of(x_RK, x_RK.shape[0], x_RK.shape[1], scaling)
 
 
 def _empty_of(x: Tensor, n_rows: int, n_columns: int, scaling: Scaling) -> Codes:

@@ -98,7 +98,7 @@ def rotate(x_BTHC: Tensor, cos_TC: Tensor, sin_TC: Tensor) -> Tensor:
 def turned_heads(
     heads_BTHC: Tensor, n_heads: int, n_kv_heads: int, cos_TC: Tensor, sin_TC: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries [B, H, T, C], keys and values [B, G, T, C] of the joined product [B, T, H + 2 G, C]; the first two turned."""
+    """Queries [B, H, T, C], keys and values [B, G, T, C] of a product [B, T, H + 2 G, C]; the first two turned."""
     if has_kernels(heads_BTHC):
         return _TurnedHeads.apply(heads_BTHC, n_heads, n_kv_heads, cos_TC, sin_TC)  # type: ignore[return-value]
     # split, not slices: the backward of a split is one concatenation, that of a slice fills a zero tensor

@@ -20,6 +20,7 @@ from isoflop.model.accounting import flops_per_token
 from isoflop.model.attention import fastest_kernels
 from isoflop.model.transformer import Transformer
 from isoflop.numerics.assign import assign, assignable, match_rules
+from isoflop.numerics.joined import has_kernels
 from isoflop.numerics.noise import VALIDATION, Clock
 from isoflop.numerics.section import numerics_text
 from isoflop.recipe import to_tree, write_json, write_recipe
@@ -163,7 +164,7 @@ def run_pretrain(
     workload = LanguageModel(recipe, token_set, terms)
     write_recipe(run_dir / "recipe.toml", recipe, header="resolved recipe of this run")
     exact = flops_per_token(recipe.model, "exact")
-    if _should_compile(recipe, device, exact * t.n_tokens):
+    if _should_compile(recipe, model, exact * t.n_tokens):
         for block in model.all_blocks():
             block.compile(dynamic=False)
     peak, peak_source = peak_flops_per_s(device, dtype)
@@ -352,10 +353,20 @@ def _precision(name: str, device: torch.device) -> torch.dtype:
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
 
 
-def _should_compile(recipe: PretrainRecipe, device: torch.device, total_flops: float) -> bool:
+def _should_compile(recipe: PretrainRecipe, model: Transformer, total_flops: float) -> bool:
     if recipe.train.compile == "auto":
-        return device.type == "cuda" and total_flops > 2e15  # below, compiling takes longer than it saves
+        return compiles(model) and total_flops > 2e15  # below, compiling takes longer than it saves
     return recipe.train.compile == "on"
+
+
+def compiles(model: Transformer) -> bool:
+    """Whether compiled blocks of a long run are faster: on a GPU, where our own kernels do not join the steps already.
+
+    A dense bf16 block is products, attention and kernels, nothing that a compiler could join (docs/log.md).
+    """
+    weight = model.embedding.weight
+    kernels = has_kernels(torch.empty(0, dtype=model.dtype, device=weight.device))
+    return weight.is_cuda and (not kernels or model.config.experts is not None)
 
 
 def _result(

@@ -73,7 +73,7 @@ def _turn(
 def turn_heads(
     x, cos, sin, out, n_tokens, n_heads, n_all, half, heads: tl.constexpr, channels: tl.constexpr
 ):  # fmt: skip
-    """out [B, T, H, C]: the first H of the n_all heads of x [B, T, n_all, C], turned by the angles of their position."""
+    """out [B, T, H, C]: the first H of the n_all heads of x [B, T, n_all, C], turned by their position's angles."""
     token = tl.program_id(0).to(tl.int64)
     place = token % n_tokens
     _turn(

@@ -63,7 +63,9 @@ def quantise_tiles(
         if again:
             tile = held
     if along_columns:
-        _store_columns(tile, columns, column_scales, row, column, tl.program_id(0), n_columns, padded_rows, power_of_two)
+        _store_columns(
+            tile, columns, column_scales, row, column, tl.program_id(0), n_columns, padded_rows, power_of_two
+        )
 
 
 @triton.jit
