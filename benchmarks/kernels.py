@@ -18,17 +18,24 @@ from isoflop.numerics.fp8_scaled import ScaledFormat, _Swiglu
 from isoflop.run import commit
 
 
-def microseconds(call) -> float:
-    """Median over calls."""
-    for _ in range(3):
-        call()
-    pairs = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(20)]
+def microseconds(call, n_calls: int = 8) -> float:
+    """Of one call: replays of a CUDA graph of several, so that launches from Python do not count."""
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            call()
+    stream.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        for _ in range(n_calls):
+            call()
+    pairs = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(8)]
     for start, end in pairs:
         start.record()
-        call()
+        graph.replay()
         end.record()
     torch.cuda.synchronize()
-    return sorted(start.elapsed_time(end) for start, end in pairs)[len(pairs) // 2] * 1e3
+    return sorted(start.elapsed_time(end) for start, end in pairs)[len(pairs) // 2] / n_calls * 1e3
 
 
 def row(name: str, call, n_bytes: float, flops: float = 0.0) -> None:

@@ -46,8 +46,8 @@ class _Calls:
         self.gradients = {pair: torch.zeros(pair, device="cuda") for pair in pairs}
         d_value = shape.latent.d_value if shape.latent else shape.d_head
         heads = lambda n, width: new(micro_batch, shape.seq_len, n, width).transpose(1, 2).requires_grad_()
-        self.qkv = heads(shape.n_heads, shape.d_head), heads(shape.n_kv_heads, shape.d_head)
-        self.qkv = (*self.qkv, heads(shape.n_kv_heads, d_value))
+        sizes = ((shape.n_heads, shape.d_head), (shape.n_kv_heads, shape.d_head), (shape.n_kv_heads, d_value))
+        self.qkv = [heads(*size) for size in sizes]
         self.d_mixed = new(micro_batch, shape.seq_len, shape.n_heads, d_value).transpose(1, 2)
         self.head, self.hidden = new(shape.vocab_size, shape.d_model), new(CHUNK, shape.d_model)
         self.logits, self.d_head = new(CHUNK, shape.vocab_size), torch.zeros(shape.vocab_size, shape.d_model).cuda()

@@ -399,5 +399,5 @@ class Transformer(nn.Module):
         hidden_RD, targets_R = hidden_BTD.flatten(0, 1), targets_BT.flatten()
         if self.head.numerics is not None:
             return layer_cross_entropy(self.head, hidden_RD, targets_R, chunk_tokens=chunk_tokens, depth=depth)
-        weight, held = self.head.weight, self.head.held
+        weight, held = self.head.weight, self.head.held[0] if self.head.held else None
         return chunked_cross_entropy(hidden_RD, weight, targets_R, chunk_tokens=chunk_tokens, held=held)

@@ -141,8 +141,8 @@ class _Swiglu(NamedTuple):
         n_rows, n = d_inner_MF.shape
         codes = _empty_of(gate_up_MF, n_rows, 2 * n, "block")
         launch(
-            _kernels().swiglu_backward_tiles, (-(-n_rows // BLOCK), n // BLOCK), d_inner_MF, gate_up_MF, *codes,
-            n_rows, n, codes.columns.shape[1], power_of_two=self.power_of_two, num_warps=16,
+            _kernels().swiglu_backward_tiles, (2 * n // BLOCK, -(-n_rows // BLOCK)), d_inner_MF, gate_up_MF, *codes,
+            n_rows, n, codes.columns.shape[1], power_of_two=self.power_of_two, num_warps=8,
         )  # fmt: skip
         return codes
 
@@ -264,7 +264,8 @@ def _groups(size: int) -> int:
 
 
 def _empty(x_RK: Tensor, scaling: Scaling) -> Codes:
-    return _empty_of(x_RK, x_RK.shape[0], x_RK.shape[1], scaling)
+    n_rows, n_columns = x_RK.shape
+    return _empty_of(x_RK, n_rows, n_columns, scaling)
 
 
 def _empty_of(x: Tensor, n_rows: int, n_columns: int, scaling: Scaling) -> Codes:

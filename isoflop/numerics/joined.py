@@ -83,6 +83,48 @@ class _SwiGLU(torch.autograd.Function):
         return d_gate_up, d_weights
 
 
+# A float32 product on bf16 tensor cores
+
+
+def wide_product(x: Tensor, weight: Tensor) -> Tensor:
+    """x W^T in float32 (float64 of float64), whatever the activations are: for scores that must not tie."""
+    if has_kernels(x) and weight.dtype == torch.float32:
+        return _WideProduct.apply(x, weight)  # type: ignore[return-value]
+    wide = torch.promote_types(x.dtype, torch.float32)
+    return F.linear(x.to(wide), weight.to(wide))
+
+
+def bf16_parts(x: Tensor, n_parts: int) -> list[Tensor]:
+    """bf16 tensors that add up to a float32 one: each takes 8 more bits, three all 24."""
+    parts = []
+    for _ in range(n_parts):
+        parts.append(x.to(torch.bfloat16))
+        x = x - parts[-1]
+    return parts
+
+
+class _WideProduct(torch.autograd.Function):
+    """bf16 activations times float32 weights as one bf16 product with the parts of the weights side by side.
+
+    Exact but for the order of a float32 sum; the gradient of x is rounded to bf16 anyway, so two parts do.
+    """
+
+    @staticmethod
+    def forward(ctx, x_TD: Tensor, weight_ED: Tensor) -> Tensor:
+        parts = bf16_parts(weight_ED, 3)
+        ctx.save_for_backward(x_TD, *parts[:2])
+        y_T3E = torch.mm(x_TD, torch.cat(parts).T, out_dtype=torch.float32)  # type: ignore[call-overload]
+        return y_T3E.view(len(x_TD), 3, -1).sum(1)
+
+    @staticmethod
+    def backward(ctx, d_y_TE: Tensor):  # type: ignore[override]
+        x_TD, first_ED, second_ED = ctx.saved_tensors
+        parts = bf16_parts(d_y_TE, 3)
+        d_x_TD = torch.cat((parts[0], parts[0], parts[1]), 1) @ torch.cat((first_ED, second_ED, first_ED))
+        d_weight = torch.mm(torch.cat(parts, 1).T, x_TD, out_dtype=torch.float32)  # type: ignore[call-overload]
+        return d_x_TD, d_weight.view(3, d_y_TE.shape[1], -1).sum(0)
+
+
 # Rotary embedding
 
 

@@ -44,7 +44,7 @@ class Product(nn.Module):
 
 
 class Held(NamedTuple):
-    """What a layer keeps of its weight for the micro-batches of one step (see `isoflop.numerics.step_weights`)."""
+    """What a layer keeps of a weight for the micro-batches of one step (see `isoflop.numerics.step_weights`)."""
 
     weight: Tensor
     """In the dtype of the activations."""
@@ -62,13 +62,13 @@ class Linear(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(d_out, d_in))
         self.numerics: Product | None = None
-        self.held: Held | None = None
+        self.held: tuple[Held, ...] = ()
 
     def forward(self, x: Tensor, part: int = 0) -> Tensor:
         if self.numerics is not None:
             return self.numerics(x, self.weight, part)
-        if self.held is not None and not torch.compiler.is_compiling():
-            return _HeldLinear.apply(x, self.weight, *self.held)  # type: ignore[return-value]
+        if not torch.compiler.is_compiling() and self.held:
+            return _HeldLinear.apply(x, self.weight, *self.held[0])  # type: ignore[return-value]
         # The cast belongs to the layer: a bf16 activation asks for a bf16 product with fp32 accumulation.
         return F.linear(x, self.weight.to(x.dtype))
 

@@ -155,7 +155,7 @@ def cross_entropy(logits, targets, losses, n, block: tl.constexpr):
         lane = start + tl.arange(0, block)
         value = tl.load(logits + lane, lane < n, float("-inf")).to(tl.float32)
         higher = tl.maximum(largest, value)
-        seen = higher > float("-inf")
+        seen = (higher > float("-inf")) | (value != value)  # a NaN is, and stays
         total = tl.where(seen, total * tl.exp(largest - higher) + tl.exp(value - higher), 0.0)
         largest = higher
     top = tl.max(largest)
