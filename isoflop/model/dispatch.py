@@ -111,11 +111,7 @@ def grouped_product(
     """
     if numerics is not None:
         return looped_product(x_RD, weight_EFD, ends_E, numerics, first_part)
-    if (
-        held is not None
-        and not torch.compiler.is_compiling()
-        and runs_grouped(x_RD.device, x_RD.dtype, *weight_EFD.shape[1:])
-    ):
+    if held is not None and runs_grouped(x_RD.device, x_RD.dtype, *weight_EFD.shape[1:]):
         return _HeldGroupedProduct.apply(x_RD, weight_EFD, ends_E, *held)  # type: ignore[return-value]
     weight_EFD = weight_EFD.to(x_RD.dtype)
     if runs_grouped(x_RD.device, x_RD.dtype, *weight_EFD.shape[1:]):
@@ -176,7 +172,7 @@ class _HeldGroupedProduct(torch.autograd.Function):
 
 def _weight_gradient(d_y_RF: Tensor, x_RD: Tensor, ends_E: Tensor) -> Tensor:
     d_weight_EFD = F.grouped_mm(d_y_RF.T, x_RD, offs=ends_E)
-    if torch.cuda.get_device_properties(x_RD.device).major == 9:  # a constant to torch.compile
+    if x_RD.is_cuda and torch.cuda.get_device_properties(x_RD.device).major == 9:  # a constant to torch.compile
         return d_weight_EFD
     # Experts without rows: zero on Hopper, left unwritten by newer devices' kernels (pytorch issue 172439).
     empty_E11 = torch.diff(ends_E, prepend=ends_E.new_zeros(1)).eq(0)[:, None, None]

@@ -168,7 +168,7 @@ class HeldFormat:
 
     def linear(self, x: Tensor, weight: Tensor) -> Tensor | None:
         """x W^T and its two backward products; None where tensor cores do not take the operands."""
-        return _scaled_linear(self, x, weight)
+        return _scaled_linear(self, x, weight)  # type: ignore[call-arg]
 
 
 @torch.compiler.disable  # one opaque step of a compiled block

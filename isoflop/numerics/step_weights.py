@@ -7,8 +7,8 @@
 Inside, layers compute with copies of their weights, so weights must not change; outside nothing is left of them, and
 `grad` holds what it would hold anyway, in float32. The first micro-batch writes the gradient, the others add to it
 within the product (one pass over memory instead of three). It concerns plain bf16 layers on an NVIDIA GPU that run
-eagerly, and formats that hold weights; for all others it does nothing, and nothing on a CPU. With several processes products hand their
-gradients on as usual, since reducing them hooks into that.
+eagerly, and formats that hold weights; for all others it does nothing, and nothing on a CPU. With several processes
+products hand their gradients on as usual, since reducing them hooks into that.
 """
 
 import contextlib
