@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from isoflop.numerics.joined import summed_rows
 from isoflop.numerics.linear import Held, Product
 
 
@@ -70,14 +71,14 @@ class _Spread(torch.autograd.Function):
     @staticmethod
     def backward(ctx, d_rows_RD: Tensor):  # type: ignore[override]
         _, row_TA = ctx.saved_tensors
-        return d_rows_RD[row_TA].sum(1), None, None
+        return summed_rows(d_rows_RD, row_TA), None, None
 
 
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx, rows_RD: Tensor, token_R: Tensor, row_TA: Tensor) -> Tensor:
         ctx.save_for_backward(token_R, row_TA)
-        return rows_RD[row_TA].sum(1)
+        return summed_rows(rows_RD, row_TA)
 
     @staticmethod
     def backward(ctx, d_y_TD: Tensor):  # type: ignore[override]

@@ -21,7 +21,7 @@ from isoflop.model.config import ExpertConfig, LatentConfig, ModelConfig, YarnCo
 from isoflop.model.experts import MixtureOfExperts, Router, Routing
 from isoflop.model.loss import chunked_cross_entropy, layer_cross_entropy
 from isoflop.numerics.gated import gated_product
-from isoflop.numerics.joined import normed, rms_norm, rotate, turned_heads
+from isoflop.numerics.joined import normed, rms_norm, rotate, turned_heads, turned_latent_heads
 from isoflop.numerics.linear import Linear
 
 
@@ -131,22 +131,25 @@ class LatentAttention(nn.Module):
         batch, n_tokens, _ = x_BTD.shape
         sizes = self.latent
         q_BTC = self.q_up(self.q_norm(self.q_down(x_BTD))) if sizes.d_q_latent else self.q(x_BTD)
-        q_nope_BTHC, q_rope_BTHC = q_BTC.view(batch, n_tokens, self.n_heads, -1).split((sizes.d_nope, sizes.d_rope), -1)
+        q_BTHC = q_BTC.view(batch, n_tokens, self.n_heads, -1)
         latent_BTL, k_rope_BTC = self.kv_down(x_BTD).split((sizes.d_kv_latent, sizes.d_rope), -1)
         latent_BTL = self.kv_norm(latent_BTL)
-        q_rope_BTHC = rotate(q_rope_BTHC, cos_TC, sin_TC)
-        k_rope_BT1C = rotate(k_rope_BTC[:, :, None], cos_TC, sin_TC)
-        earlier = 0
+        earlier = 0 if cache is None else cache.length
         if cache is not None:
-            earlier = cache.length
-            joint_B1SL = cache.append(latent_BTL, k_rope_BT1C[:, :, 0])
-        if earlier and self.kv_up.numerics is not None:  # folding kv_up away would bypass its number format
+            turned_BTC = rotate(k_rope_BTC[:, :, None], cos_TC, sin_TC)[:, :, 0]
+            joint_B1SL = cache.append(latent_BTL, turned_BTC)
+        if not earlier:
+            kv_BTHC = self.kv_up(latent_BTL).unflatten(-1, (self.n_heads, -1))
+            heads = turned_latent_heads(q_BTHC, kv_BTHC, k_rope_BTC, sizes.d_nope, cos_TC, sin_TC)
+            mixed_BTHC = attend(*heads, self.scale, mask_B1TT).transpose(1, 2)
+            return self.out(mixed_BTHC.reshape(batch, n_tokens, -1))
+        q_nope_BTHC, q_rope_BTHC = q_BTHC.split((sizes.d_nope, sizes.d_rope), -1)
+        q_rope_BTHC = rotate(q_rope_BTHC, cos_TC, sin_TC)
+        if self.kv_up.numerics is not None:  # folding kv_up away would bypass its number format
             latent_BSL, k_rope_BSC = joint_B1SL[:, 0].split((sizes.d_kv_latent, sizes.d_rope), -1)
-            mixed_BTHC = self._naive(q_nope_BTHC, q_rope_BTHC, latent_BSL, k_rope_BSC[:, :, None], None)
-        elif earlier:
-            mixed_BTHC = self._absorbed(q_nope_BTHC, q_rope_BTHC, joint_B1SL)
+            mixed_BTHC = self._naive(q_nope_BTHC, q_rope_BTHC, latent_BSL, k_rope_BSC[:, :, None])
         else:
-            mixed_BTHC = self._naive(q_nope_BTHC, q_rope_BTHC, latent_BTL, k_rope_BT1C, mask_B1TT)
+            mixed_BTHC = self._absorbed(q_nope_BTHC, q_rope_BTHC, joint_B1SL)
         return self.out(mixed_BTHC.reshape(batch, n_tokens, -1))
 
     def _naive(
@@ -155,15 +158,14 @@ class LatentAttention(nn.Module):
         q_rope_BTHC: Tensor,
         latent_BTL: Tensor,
         k_rope_BT1C: Tensor,
-        mask_B1TT: Tensor | None,
     ) -> Tensor:
-        """Keys and values of every head, made from the latents of these tokens."""
+        """Keys and values of every head, made from the cached latents."""
         kv_BTHC = self.kv_up(latent_BTL).unflatten(-1, (self.n_heads, -1))
         k_nope_BTHC, v_BTHC = kv_BTHC.split((self.latent.d_nope, self.latent.d_value), -1)
         q_BTHC = torch.cat((q_nope_BTHC, q_rope_BTHC), -1)
         k_BTHC = torch.cat((k_nope_BTHC, k_rope_BT1C.expand(-1, -1, self.n_heads, -1)), -1)
         q_BHTC, k_BHTC, v_BHTC = (part.transpose(1, 2) for part in (q_BTHC, k_BTHC, v_BTHC))
-        return attend(q_BHTC, k_BHTC, v_BHTC, self.scale, mask_B1TT).transpose(1, 2)
+        return attend(q_BHTC, k_BHTC, v_BHTC, self.scale).transpose(1, 2)
 
     def _absorbed(self, q_nope_BTHC: Tensor, q_rope_BTHC: Tensor, joint_B1SL: Tensor) -> Tensor:
         """Scores against the cached latents themselves, values made from the mixed latent."""

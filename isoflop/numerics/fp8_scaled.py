@@ -53,25 +53,23 @@ class ScaledFormat(NamedTuple):
         x_RK = x_RK.contiguous()
         n_rows, n_columns = x_RK.shape
         codes = _empty(x_RK, self.scaling)
-        padded, grid = _padded(x_RK), (-(-n_rows // BLOCK), -(-n_columns // BLOCK))
+        targets = _in_words(codes)
+        sizes = (n_rows, n_columns, targets[2].shape[1], codes.rows.shape[1])
+        grid = (-(-n_columns // BLOCK), -(-n_rows // BLOCK))
+        power_of_two = self.power_of_two
         if self.scaling == "block":
-            launch(
-                _kernels().quantise_tiles, grid, x_RK, *codes, n_rows, n_columns, *padded,
-                along_rows=True, along_columns=True, again=again, power_of_two=self.power_of_two, num_warps=8,
-            )  # fmt: skip
+            kernel = _kernels().quantise_tiles
+            launch(kernel, grid, x_RK, *targets, *sizes, again=again, power_of_two=power_of_two, num_warps=8)
             return codes
         per_row = self.scaling == "row"
         found = x_RK.new_zeros(n_rows + n_columns if per_row else 1, dtype=torch.float32)
         by_row, by_column = (found[:n_rows], found[n_rows:]) if per_row else (found, found)
-        grid_of_largest = (grid[0], -(-n_columns // 256))
+        grid_of_largest = (-(-n_columns // 256), -(-n_rows // 64))
+        kernel = _kernels().largest
+        launch(kernel, grid_of_largest, x_RK, by_row, by_column, *sizes[:2], per_row=per_row, block=256, num_warps=8)
         launch(
-            _kernels().largest, grid_of_largest, x_RK, by_row, by_column, n_rows, n_columns,
-            per_row=per_row, block=256, num_warps=8,
-        )  # fmt: skip
-        launch(
-            _kernels().quantise_scaled, grid, x_RK, by_row, by_column, codes.rows, codes.columns,
-            codes.row_scales, codes.column_scales, n_rows, n_columns, *padded,
-            per_row=per_row, power_of_two=self.power_of_two, num_warps=8,
+            _kernels().quantise_scaled, grid, x_RK, by_row, by_column, *targets, *sizes,
+            per_row=per_row, power_of_two=power_of_two, num_warps=8,
         )  # fmt: skip
         return codes
 
@@ -131,18 +129,20 @@ class _Swiglu(NamedTuple):
     def forward(self, gate_up_MF: Tensor) -> Codes:
         n_rows, n = len(gate_up_MF), gate_up_MF.shape[1] // 2
         codes = _empty_of(gate_up_MF, n_rows, n, "block")
+        targets = _in_words(codes)
         launch(
-            _kernels().swiglu_tiles, (-(-n_rows // BLOCK), n // BLOCK), gate_up_MF, *codes,
-            n_rows, n, codes.columns.shape[1], power_of_two=self.power_of_two, num_warps=8,
+            _kernels().swiglu_tiles, (n // BLOCK, -(-n_rows // BLOCK)), gate_up_MF, *targets,
+            n_rows, n, targets[2].shape[1], power_of_two=self.power_of_two, num_warps=8,
         )  # fmt: skip
         return codes
 
     def backward(self, d_inner_MF: Tensor, gate_up_MF: Tensor) -> Codes:
         n_rows, n = d_inner_MF.shape
         codes = _empty_of(gate_up_MF, n_rows, 2 * n, "block")
+        targets = _in_words(codes)
         launch(
-            _kernels().swiglu_backward_tiles, (2 * n // BLOCK, -(-n_rows // BLOCK)), d_inner_MF, gate_up_MF, *codes,
-            n_rows, n, codes.columns.shape[1], power_of_two=self.power_of_two, num_warps=8,
+            _kernels().swiglu_backward_tiles, (2 * n // BLOCK, -(-n_rows // BLOCK)), d_inner_MF, gate_up_MF, *targets,
+            n_rows, n, targets[2].shape[1], power_of_two=self.power_of_two, num_warps=8, maxnreg=128,
         )  # fmt: skip
         return codes
 
@@ -251,6 +251,11 @@ def _added(weight: Tensor, found: Tensor, adds: bool) -> Tensor | None:
         weight.grad.add_(found)
         return None
     return found
+
+
+def _in_words(codes: Codes) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The same memory, the transposed codes four to a word, as the kernels write them."""
+    return codes.rows, codes.row_scales, codes.columns.view(torch.int32), codes.column_scales
 
 
 def _padded(x_RK: Tensor) -> tuple[int, int]:

@@ -186,6 +186,80 @@ class _TurnedHeads(torch.autograd.Function):
         return d_heads_BTHC, None, None, None, None
 
 
+def turned_latent_heads(
+    q_BTHC: Tensor, kv_BTHC: Tensor, k_rope_BTC: Tensor, d_nope: int, cos_TC: Tensor, sin_TC: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values [B, H, T, ...] of latent attention, whose last channels are turned by position.
+
+    q [B, T, H, nope + rope], kv [B, T, H, nope + value]; the rotary key [B, T, rope] is shared by all heads.
+    """
+    if has_kernels(q_BTHC):
+        return _TurnedLatentHeads.apply(q_BTHC, kv_BTHC, k_rope_BTC, d_nope, cos_TC, sin_TC)  # type: ignore[return-value]
+    q_nope_BTHC, q_rope_BTHC = q_BTHC.split((d_nope, q_BTHC.shape[-1] - d_nope), -1)
+    k_nope_BTHC, v_BTHC = kv_BTHC.split((d_nope, kv_BTHC.shape[-1] - d_nope), -1)
+    k_rope_BT1C = rotate(k_rope_BTC[:, :, None], cos_TC, sin_TC)
+    q_BTHC = torch.cat((q_nope_BTHC, rotate(q_rope_BTHC, cos_TC, sin_TC)), -1)
+    k_BTHC = torch.cat((k_nope_BTHC, k_rope_BT1C.expand(-1, -1, q_BTHC.shape[2], -1)), -1)
+    return q_BTHC.transpose(1, 2), k_BTHC.transpose(1, 2), v_BTHC.transpose(1, 2)
+
+
+class _TurnedLatentHeads(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx, q: Tensor, kv: Tensor, k_rope: Tensor, d_nope: int, cos_TC: Tensor, sin_TC: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        q, kv = q.contiguous(), kv.contiguous()
+        k_rope = (
+            k_rope
+            if k_rope.stride(2) == 1 and k_rope.stride(0) == len(k_rope[0]) * k_rope.stride(1)
+            else (k_rope.contiguous())
+        )
+        batch, n_tokens, n_heads, width = q.shape
+        half, value = (width - d_nope) // 2, kv.shape[-1] - d_nope
+        q_out, k_out = torch.empty_like(q), torch.empty_like(q)
+        launch(
+            _kernels().turn_latent_heads, (batch * n_tokens,),
+            q, kv, k_rope, cos_TC.contiguous(), sin_TC.contiguous(), q_out, k_out,
+            n_tokens, n_heads, d_nope, half, value, k_rope.stride(1),
+            heads=power_of_two(n_heads), nopes=power_of_two(d_nope), channels=power_of_two(half), num_warps=4,
+        )  # fmt: skip
+        ctx.save_for_backward(cos_TC, sin_TC)
+        ctx.sizes = (batch, n_tokens, n_heads, d_nope, half, value)
+        return q_out.transpose(1, 2), k_out.transpose(1, 2), kv[..., d_nope:].transpose(1, 2)
+
+    @staticmethod
+    def backward(ctx, *gradients: Tensor):  # type: ignore[override]
+        cos_TC, sin_TC = ctx.saved_tensors
+        batch, n_tokens, n_heads, d_nope, half, value = ctx.sizes
+        d_q, d_k, d_v = (d if d.stride(-1) == 1 else d.contiguous() for d in gradients)
+        d_q_out = d_q.new_empty(batch, n_tokens, n_heads, d_nope + 2 * half)
+        d_kv = d_q.new_empty(batch, n_tokens, n_heads, d_nope + value)
+        d_k_rope = d_q.new_empty(batch, n_tokens, 2 * half)
+        strides = [stride for d in (d_q, d_k, d_v) for stride in d.stride()[:3]]
+        launch(
+            _kernels().turn_latent_back, (batch * n_tokens,),
+            d_q, d_k, d_v, cos_TC.contiguous(), sin_TC.contiguous(), d_q_out, d_kv, d_k_rope,
+            n_tokens, n_heads, d_nope, half, value, *strides,
+            heads=power_of_two(n_heads), nopes=power_of_two(d_nope), values=power_of_two(value),
+            channels=power_of_two(half), num_warps=4,
+        )  # fmt: skip
+        return d_q_out, d_kv, d_k_rope, None, None, None
+
+
+# Rows of a token
+
+
+def summed_rows(rows_RD: Tensor, row_TA: Tensor) -> Tensor:
+    """For each token the sum of its rows, [T, D]; no autograd."""
+    if not has_kernels(rows_RD):
+        return rows_RD[row_TA].sum(1)
+    rows_RD, row_TA = rows_RD.contiguous(), row_TA.contiguous()
+    out, n = rows_RD.new_empty(len(row_TA), rows_RD.shape[1]), rows_RD.shape[1]
+    grid, n_places = (len(row_TA),), row_TA.shape[1]
+    launch(_kernels().sum_rows, grid, rows_RD, row_TA, out, n, n_places=n_places, block=power_of_two(n), num_warps=4)
+    return out
+
+
 # Norms
 
 
@@ -262,9 +336,10 @@ def loss_and_gradient(logits_RV: Tensor, targets_R: Tensor) -> tuple[Tensor, Ten
     if has_kernels(logits_RV) and logits_RV.is_contiguous():
         losses_R = logits_RV.new_empty(len(logits_RV), dtype=torch.float32)
         n, targets_R = logits_RV.shape[1], targets_R.contiguous()
-        block = min(4096, power_of_two(n))
-        kernel = _kernels().cross_entropy
-        launch(kernel, (len(logits_RV),), logits_RV, targets_R, losses_R, n, block=block, num_warps=8)
+        # One large program a processor: rows that are worked on at once stay in the cache until they are read again.
+        block, kernel = min(16384, power_of_two(n)), _kernels().cross_entropy
+        n_warps = max(4, block // 512)
+        launch(kernel, (len(logits_RV),), logits_RV, targets_R, losses_R, n, block=block, num_warps=n_warps)
         return losses_R.sum(), logits_RV
     # In float32 the logits themselves become their gradient: no second table.
     wide_RV = logits_RV.float()

@@ -47,6 +47,10 @@ CONTRACT = {
     "swiglu with weights": (joined.swiglu, lambda: [randn(33, 2 * 1160), randn(33, 1, dtype=torch.float32)]),
     "turned heads": (lambda x: joined.turned_heads(x, 5, 5, *angles(x, 32)), lambda: [randn(2, 48, 15, 64)]),
     "turned grouped heads": (lambda x: joined.turned_heads(x, 6, 2, *angles(x, 20)), lambda: [randn(2, 40, 10, 40)]),
+    "latent heads": (
+        lambda q, kv, k: joined.turned_latent_heads(q, kv, k[..., 8:], 48, *angles(q, 16)),
+        lambda: [randn(2, 40, 5, 80), randn(2, 40, 5, 112), randn(2, 40, 40)],
+    ),
     "norm": (lambda x, w: joined.rms_norm(x, w, 1e-6), lambda: [randn(2, 600, 768), randn(768, dtype=torch.float32)]),
     "norm of the stream": (
         lambda x, w: joined.normed(x, None, w, 1e-6),
@@ -73,6 +77,11 @@ def test_kernels_compute_what_their_plain_forms_do_in_float64(name):
         limit = 6e-3 if kernel.dtype == torch.bfloat16 else 1e-5 if name == "float32 scores" else 4e-3
         assert relative_error(kernel, reference) < limit, name
         assert relative_error(plain, reference) < 1e-5, "the reference is one"
+
+
+def test_rows_of_a_token_are_summed_in_float32():
+    rows, places = randn(600, 1160), torch.randint(600, (200, 6), device="cuda")
+    assert relative_error(joined.summed_rows(rows, places), rows.double()[places].sum(1)) < 3e-3
 
 
 @pytest.mark.parametrize("n_columns", [17, 5000, 102_400])

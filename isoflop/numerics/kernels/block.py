@@ -153,7 +153,7 @@ def cross_entropy(logits, targets, losses, n, block: tl.constexpr):
     largest, total = tl.full([block], float("-inf"), tl.float32), tl.zeros([block], tl.float32)
     for start in range(0, n, block):
         lane = start + tl.arange(0, block)
-        value = tl.load(logits + lane, lane < n, float("-inf")).to(tl.float32)
+        value = tl.load(logits + lane, lane < n, float("-inf"), eviction_policy="evict_last").to(tl.float32)
         higher = tl.maximum(largest, value)
         seen = (higher > float("-inf")) | (value != value)  # a NaN is, and stays
         total = tl.where(seen, total * tl.exp(largest - higher) + tl.exp(value - higher), 0.0)
@@ -166,6 +166,68 @@ def cross_entropy(logits, targets, losses, n, block: tl.constexpr):
     tl.debug_barrier()  # the target's logit is read before its place is overwritten
     for start in range(0, n, block):
         lane = start + tl.arange(0, block)
-        value = tl.load(logits + lane, lane < n, 0.0).to(tl.float32)
+        value = tl.load(logits + lane, lane < n, 0.0, eviction_policy="evict_first").to(tl.float32)
         gradient = tl.exp(value - log_z) - tl.where(lane == target, 1.0, 0.0)
         tl.store(logits + lane, tl.where(counted, gradient, 0.0).to(logits.dtype.element_ty), lane < n)
+
+
+@triton.jit
+def turn_latent_heads(
+    q, kv, k_rope, cos, sin, q_out, k_out, n_tokens, n_heads, nope, half, value, rope_t,
+    heads: tl.constexpr, nopes: tl.constexpr, channels: tl.constexpr,
+):  # fmt: skip
+    """Queries and keys [B, T, H, nope + 2 half] of latent attention: the last 2 half channels turned, the key's the
+    same for all heads; kv [B, T, H, nope + value], k_rope [B T, 2 half] with `rope_t` between tokens."""
+    token = tl.program_id(0).to(tl.int64)
+    place, width = token % n_tokens, nope + 2 * half
+    c, s = cos + place * half, sin + place * half
+    q, q_out, k_out = q + token * n_heads * width, q_out + token * n_heads * width, k_out + token * n_heads * width
+    kv += token * n_heads * (nope + value)
+    head, channel = tl.arange(0, heads)[:, None], tl.arange(0, nopes)[None, :]
+    inside = (head < n_heads) & (channel < nope)
+    tl.store(q_out + head * width + channel, tl.load(q + head * width + channel, inside, 0.0), inside)
+    tl.store(k_out + head * width + channel, tl.load(kv + head * (nope + value) + channel, inside, 0.0), inside)
+    _turn(q + nope, q_out + nope, c, s, width, width, 0, n_heads, half, 1.0, heads, channels)
+    _turn(k_rope + token * rope_t, k_out + nope, c, s, 0, width, 0, n_heads, half, 1.0, heads, channels)
+
+
+@triton.jit
+def turn_latent_back(
+    d_q, d_k, d_v, cos, sin, d_q_out, d_kv, d_k_rope, n_tokens, n_heads, nope, half, value,
+    q_b, q_h, q_t, k_b, k_h, k_t, v_b, v_h, v_t,
+    heads: tl.constexpr, nopes: tl.constexpr, values: tl.constexpr, channels: tl.constexpr,
+):  # fmt: skip
+    """The gradients of q, kv and k_rope (summed over heads) from those [B, H, T, ...] of queries, keys and values."""
+    token = tl.program_id(0).to(tl.int64)
+    batch, place, width = token // n_tokens, token % n_tokens, nope + 2 * half
+    cos, sin = cos + place * half, sin + place * half
+    d_q, d_k, d_v = d_q + batch * q_b + place * q_t, d_k + batch * k_b + place * k_t, d_v + batch * v_b + place * v_t
+    d_q_out, d_kv = d_q_out + token * n_heads * width, d_kv + token * n_heads * (nope + value)
+    head, channel = tl.arange(0, heads)[:, None], tl.arange(0, nopes)[None, :]
+    inside = (head < n_heads) & (channel < nope)
+    tl.store(d_q_out + head * width + channel, tl.load(d_q + head * q_h + channel, inside, 0.0), inside)
+    tl.store(d_kv + head * (nope + value) + channel, tl.load(d_k + head * k_h + channel, inside, 0.0), inside)
+    column = tl.arange(0, values)[None, :]
+    within = (head < n_heads) & (column < value)
+    tl.store(d_kv + head * (nope + value) + nope + column, tl.load(d_v + head * v_h + column, within, 0.0), within)
+    _turn(d_q + nope, d_q_out + nope, cos, sin, q_h, width, 0, n_heads, half, -1.0, heads, channels)
+    turned = tl.arange(0, channels)
+    at = head * k_h + nope + turned[None, :]
+    inside = (head < n_heads) & (turned < half)[None, :]
+    first = tl.sum(tl.load(d_k + at, inside, 0.0).to(tl.float32), 0)
+    second = tl.sum(tl.load(d_k + at + half, inside, 0.0).to(tl.float32), 0)
+    c, s = tl.load(cos + turned, turned < half, 1.0), tl.load(sin + turned, turned < half, 0.0)
+    out = d_k_rope + token * 2 * half + turned
+    tl.store(out, (first * c + second * s).to(d_k_rope.dtype.element_ty), turned < half)
+    tl.store(out + half, (second * c - first * s).to(d_k_rope.dtype.element_ty), turned < half)
+
+
+@triton.jit
+def sum_rows(rows, places, out, n, n_places: tl.constexpr, block: tl.constexpr):
+    """out [T, D]: for each token the sum of the rows [R, D] at its places [T, n_places]."""
+    token, lane = tl.program_id(0).to(tl.int64), tl.arange(0, block)
+    total = tl.zeros([block], tl.float32)
+    for index in tl.static_range(n_places):
+        place = tl.load(places + token * n_places + index).to(tl.int64)
+        total += tl.load(rows + place * n + lane, lane < n, 0.0).to(tl.float32)
+    tl.store(out + token * n + lane, total.to(out.dtype.element_ty), lane < n)

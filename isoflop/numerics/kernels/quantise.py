@@ -4,8 +4,13 @@ A tensor core sums over contiguous values only, so the gradient of a weight need
 transposed: the same program that writes the codes of a tile along its rows writes those along its columns. Scales are
 laid out as `torch.nn.functional.scaled_mm` reads them: group by group, [K / 128, R].
 
-Shapes: R rows, K columns; codes along rows [R, K rounded up to 128], along columns [K, R rounded up to 128], the
-padding zero. `codes` below is an E4M3 pointer; `largest` of E4M3 is 448.
+A tile of 128 x 128 is worked on as four tiles of 32 x 128: of every four rows the first, second, third and fourth. Four
+codes of a column then come from one place of the four, and are transposed as one 32-bit word instead of four bytes,
+which is what such a kernel spends its time on otherwise.
+
+Shapes: R rows, K columns; codes along rows [R, K rounded up to 128], along columns [K, R rounded up to 128] as words of
+four, the padding zero. Nothing is clamped: the largest value of a scale is its 448, give or take a rounding that the
+nearest code takes back, and a NaN stays one.
 """
 
 import triton  # pyright: ignore[reportMissingImports]
@@ -15,7 +20,7 @@ import triton.language as tl  # pyright: ignore[reportMissingImports]
 @triton.jit
 def _scale_of(largest, power_of_two: tl.constexpr):
     """largest / 448, 1 where all is zero, rounded up to a power of two if asked to."""
-    scale = tl.where(largest > 0.0, tl.div_rn(largest, 448.0), 1.0)
+    scale = tl.where(largest > 0.0, largest * (1.0 / 448.0), 1.0)
     scale = tl.maximum(scale, 1e-37)  # its inverse stays finite
     if power_of_two:
         scale = tl.exp2(tl.ceil(tl.log2(scale)))
@@ -23,7 +28,14 @@ def _scale_of(largest, power_of_two: tl.constexpr):
 
 
 @triton.jit
-def _store_rows(tile, codes, scales, row, column, group, n_rows, n_padded, power_of_two: tl.constexpr):
+def _loaded(x, row, column, n_rows, n_columns):
+    """A tile of x [R, K] in float32, zero outside."""
+    inside = (row < n_rows)[:, None] & (column < n_columns)[None, :]
+    return tl.load(x + row[:, None].to(tl.int64) * n_columns + column[None, :], inside, 0.0).to(tl.float32)
+
+
+@triton.jit
+def _rows(tile, codes, scales, row, column, group, n_rows, n_padded, power_of_two: tl.constexpr):
     """Codes and scales of a 128-wide tile along its rows; returns the values that they stand for."""
     scale = _scale_of(tl.max(tl.abs(tile), 1), power_of_two)
     coded = (tile * (1.0 / scale)[:, None]).to(tl.float8e4nv)
@@ -33,32 +45,49 @@ def _store_rows(tile, codes, scales, row, column, group, n_rows, n_padded, power
 
 
 @triton.jit
-def _store_columns(tile, codes, scales, row, column, group, n_columns, n_padded, power_of_two: tl.constexpr):
-    """The same along its columns, transposed: codes [K, R padded], scales [R / 128, K]."""
-    scale = _scale_of(tl.max(tl.abs(tile), 0), power_of_two)
-    coded = (tile * (1.0 / scale)[None, :]).to(tl.float8e4nv)
-    at = codes + column[:, None].to(tl.int64) * n_padded + row[None, :]
-    tl.store(at, tl.trans(coded), (column < n_columns)[:, None])
+def _word(a, b, c, d):
+    """Four codes as one 32-bit number, the first in its lowest byte."""
+    word = a.to(tl.uint8, bitcast=True).to(tl.uint32) | (b.to(tl.uint8, bitcast=True).to(tl.uint32) << 8)
+    word |= c.to(tl.uint8, bitcast=True).to(tl.uint32) << 16
+    return word | (d.to(tl.uint8, bitcast=True).to(tl.uint32) << 24)
+
+
+@triton.jit
+def _store_words(word, words, column, place, n_columns, n_words):
+    at = words + column[:, None].to(tl.int64) * n_words + place[None, :]
+    tl.store(at, tl.trans(word).to(tl.int32, bitcast=True), (column < n_columns)[:, None])
+
+
+@triton.jit
+def _columns(a, b, c, d, words, scales, column, place, group, n_columns, n_words, power_of_two: tl.constexpr):
+    """Codes and scales along the columns of the four tiles of 128 rows, transposed."""
+    largest = tl.maximum(tl.maximum(tl.abs(a), tl.abs(b)), tl.maximum(tl.abs(c), tl.abs(d)))
+    scale = _scale_of(tl.max(largest, 0), power_of_two)
+    inverse = (1.0 / scale)[None, :]
+    a, b = (a * inverse).to(tl.float8e4nv), (b * inverse).to(tl.float8e4nv)
+    c, d = (c * inverse).to(tl.float8e4nv), (d * inverse).to(tl.float8e4nv)
+    _store_words(_word(a, b, c, d), words, column, place, n_columns, n_words)
     tl.store(scales + group.to(tl.int64) * n_columns + column, scale, column < n_columns)
 
 
 @triton.jit
 def quantise_tiles(
-    x, rows, row_scales, columns, column_scales, n_rows, n_columns, padded_rows, padded_columns,
-    along_rows: tl.constexpr, along_columns: tl.constexpr, again: tl.constexpr, power_of_two: tl.constexpr,
+    x, rows, row_scales, words, column_scales, n_rows, n_columns, n_words, n_padded,
+    again: tl.constexpr, power_of_two: tl.constexpr,
 ):  # fmt: skip
-    """1 x 128 tiles of x [R, K] along rows, columns or both; `again`: columns from the codes of the rows."""
-    row, column = tl.program_id(0) * 128 + tl.arange(0, 128), tl.program_id(1) * 128 + tl.arange(0, 128)
-    inside = (row < n_rows)[:, None] & (column < n_columns)[None, :]
-    tile = tl.load(x + row[:, None].to(tl.int64) * n_columns + column[None, :], inside, 0.0).to(tl.float32)
-    if along_rows:
-        held = _store_rows(tile, rows, row_scales, row, column, tl.program_id(1), n_rows, padded_columns, power_of_two)
-        if again:
-            tile = held
-    if along_columns:
-        _store_columns(
-            tile, columns, column_scales, row, column, tl.program_id(0), n_columns, padded_rows, power_of_two
-        )
+    """1 x 128 tiles of x [R, K] along rows and along columns; `again`: columns from the codes of the rows."""
+    group, other = tl.program_id(1), tl.program_id(0)
+    place, column = group * 32 + tl.arange(0, 32), other * 128 + tl.arange(0, 128)
+    row = 4 * place
+    a, b = _loaded(x, row, column, n_rows, n_columns), _loaded(x, row + 1, column, n_rows, n_columns)
+    c, d = _loaded(x, row + 2, column, n_rows, n_columns), _loaded(x, row + 3, column, n_rows, n_columns)
+    a_held = _rows(a, rows, row_scales, row, column, other, n_rows, n_padded, power_of_two)
+    b_held = _rows(b, rows, row_scales, row + 1, column, other, n_rows, n_padded, power_of_two)
+    c_held = _rows(c, rows, row_scales, row + 2, column, other, n_rows, n_padded, power_of_two)
+    d_held = _rows(d, rows, row_scales, row + 3, column, other, n_rows, n_padded, power_of_two)
+    if again:
+        a, b, c, d = a_held, b_held, c_held, d_held
+    _columns(a, b, c, d, words, column_scales, column, place, group, n_columns, n_words, power_of_two)
 
 
 @triton.jit
@@ -66,12 +95,11 @@ def quantise_blocks(
     w, rows, row_scales, columns, column_scales, n_rows, n_columns, padded_rows, padded_columns,
     row_groups, column_groups, power_of_two: tl.constexpr,
 ):  # fmt: skip
-    """128 x 128 blocks of w [N, K]: codes [N, K] and transposed [K, N], scales [N / 128, row_groups] and
+    """128 x 128 blocks of w [N, K], once a step: codes [N, K] and transposed [K, N], scales [N / 128, row_groups] and
     [K / 128, column_groups]."""
     block_row, block_column = tl.program_id(0), tl.program_id(1)
     row, column = block_row * 128 + tl.arange(0, 128), block_column * 128 + tl.arange(0, 128)
-    inside = (row < n_rows)[:, None] & (column < n_columns)[None, :]
-    tile = tl.load(w + row[:, None].to(tl.int64) * n_columns + column[None, :], inside, 0.0).to(tl.float32)
+    tile = _loaded(w, row, column, n_rows, n_columns)
     scale = _scale_of(tl.max(tl.max(tl.abs(tile), 1), 0), power_of_two)
     coded = (tile * (1.0 / scale)).to(tl.float8e4nv)
     at = rows + row[:, None].to(tl.int64) * padded_columns + column[None, :]
@@ -83,51 +111,75 @@ def quantise_blocks(
 
 
 @triton.jit
-def swiglu_tiles(
-    gate_up, rows, row_scales, columns, column_scales, n_rows, n, padded_rows, power_of_two: tl.constexpr
-):  # fmt: skip
-    """silu(gate) * up of gate_up [R, 2 F], rounded to bf16 and quantised along rows and, again, along columns."""
-    row, column = tl.program_id(0) * 128 + tl.arange(0, 128), tl.program_id(1) * 128 + tl.arange(0, 128)
-    at, inside = gate_up + row[:, None].to(tl.int64) * 2 * n + column[None, :], (row < n_rows)[:, None]
-    gate, up = tl.load(at, inside, 0.0).to(tl.float32), tl.load(at + n, inside, 0.0).to(tl.float32)
-    tile = (gate * tl.sigmoid(gate) * up).to(gate_up.dtype.element_ty).to(tl.float32)
-    held = _store_rows(tile, rows, row_scales, row, column, tl.program_id(1), n_rows, n, power_of_two)
-    _store_columns(held, columns, column_scales, row, column, tl.program_id(0), n, padded_rows, power_of_two)
+def _sigmoid(x):
+    """Through 1 / sqrt, which has an instruction of its own; a division takes eight to get its last bit right."""
+    root = tl.rsqrt(1.0 + tl.exp(-x))
+    return root * root
+
+
+@triton.jit
+def _gated(gate_up, row, column, n_rows, n):
+    """silu(gate) * up of a tile."""
+    gate, up = _loaded(gate_up, row, column, n_rows, 2 * n), _loaded(gate_up, row, n + column, n_rows, 2 * n)
+    return gate * _sigmoid(gate) * up
+
+
+@triton.jit
+def swiglu_tiles(gate_up, rows, row_scales, words, column_scales, n_rows, n, n_words, power_of_two: tl.constexpr):
+    """silu(gate) * up of gate_up [R, 2 F], F a multiple of 128, quantised along rows and, again, along columns."""
+    group, other = tl.program_id(1), tl.program_id(0)
+    place, column = group * 32 + tl.arange(0, 32), other * 128 + tl.arange(0, 128)
+    row = 4 * place
+    a, b = _gated(gate_up, row, column, n_rows, n), _gated(gate_up, row + 1, column, n_rows, n)
+    c, d = _gated(gate_up, row + 2, column, n_rows, n), _gated(gate_up, row + 3, column, n_rows, n)
+    a = _rows(a, rows, row_scales, row, column, other, n_rows, n, power_of_two)
+    b = _rows(b, rows, row_scales, row + 1, column, other, n_rows, n, power_of_two)
+    c = _rows(c, rows, row_scales, row + 2, column, other, n_rows, n, power_of_two)
+    d = _rows(d, rows, row_scales, row + 3, column, other, n_rows, n, power_of_two)
+    _columns(a, b, c, d, words, column_scales, column, place, group, n, n_words, power_of_two)
+
+
+@triton.jit
+def _gated_backward(d_out, gate_up, row, column, of_up, n_rows, n):
+    """Gradient of a tile of up, or of gate."""
+    gate, d = _loaded(gate_up, row, column, n_rows, 2 * n), _loaded(d_out, row, column, n_rows, n)
+    share = _sigmoid(gate)
+    if of_up == 1:
+        d *= gate * share
+    else:
+        d *= _loaded(gate_up, row, n + column, n_rows, 2 * n) * share * (1.0 + gate * (1.0 - share))
+    return d
 
 
 @triton.jit
 def swiglu_backward_tiles(
-    d_out, gate_up, rows, row_scales, columns, column_scales, n_rows, n, padded_rows, power_of_two: tl.constexpr
+    d_out, gate_up, rows, row_scales, words, column_scales, n_rows, n, n_words, power_of_two: tl.constexpr
 ):  # fmt: skip
-    """Gradient [R, 2 F] of gate and up, rounded to bf16 and quantised along rows and along columns.
+    """Gradient [R, 2 F] of gate and up, quantised along rows and along columns.
 
     A program makes a tile of one of them; its neighbour makes the other from the same operands, out of the cache.
     """
-    group, place, of_up = tl.program_id(1), tl.program_id(0) // 2, tl.program_id(0) % 2
-    row, column = group * 128 + tl.arange(0, 128), place * 128 + tl.arange(0, 128)
-    wide, inside = row[:, None].to(tl.int64), (row < n_rows)[:, None]
-    at = gate_up + wide * 2 * n + column[None, :]
-    gate = tl.load(at, inside, 0.0).to(tl.float32)
-    tile = tl.load(d_out + wide * n + column[None, :], inside, 0.0).to(tl.float32)
-    share = tl.sigmoid(gate)
-    if of_up == 1:
-        tile *= gate * share
-    else:
-        tile *= tl.load(at + n, inside, 0.0).to(tl.float32) * share * (1.0 + gate * (1.0 - share))
-    tile = tile.to(gate_up.dtype.element_ty).to(tl.float32)
+    group, other, of_up = tl.program_id(1), tl.program_id(0) // 2, tl.program_id(0) % 2
+    place, column = group * 32 + tl.arange(0, 32), other * 128 + tl.arange(0, 128)
+    row = 4 * place
+    a = _gated_backward(d_out, gate_up, row, column, of_up, n_rows, n)
+    b = _gated_backward(d_out, gate_up, row + 1, column, of_up, n_rows, n)
+    c = _gated_backward(d_out, gate_up, row + 2, column, of_up, n_rows, n)
+    d = _gated_backward(d_out, gate_up, row + 3, column, of_up, n_rows, n)
     column += of_up * n
-    other = place + of_up * (n // 128)
-    _store_rows(tile, rows, row_scales, row, column, other, n_rows, 2 * n, power_of_two)
-    _store_columns(tile, columns, column_scales, row, column, group, 2 * n, padded_rows, power_of_two)
+    other += of_up * (n // 128)
+    _rows(a, rows, row_scales, row, column, other, n_rows, 2 * n, power_of_two)
+    _rows(b, rows, row_scales, row + 1, column, other, n_rows, 2 * n, power_of_two)
+    _rows(c, rows, row_scales, row + 2, column, other, n_rows, 2 * n, power_of_two)
+    _rows(d, rows, row_scales, row + 3, column, other, n_rows, 2 * n, power_of_two)
+    _columns(a, b, c, d, words, column_scales, column, place, group, 2 * n, n_words, power_of_two)
 
 
 @triton.jit
 def largest(x, row_largest, column_largest, n_rows, n_columns, per_row: tl.constexpr, block: tl.constexpr):
     """max |x| of rows [R] and columns [K], or of all (`row_largest` [1]); the results start at 0."""
-    row, column = tl.program_id(0) * 128 + tl.arange(0, 128), tl.program_id(1) * block + tl.arange(0, block)
-    inside = (row < n_rows)[:, None] & (column < n_columns)[None, :]
-    tile = tl.load(x + row[:, None].to(tl.int64) * n_columns + column[None, :], inside, 0.0).to(tl.float32)
-    tile = tl.abs(tile)
+    row, column = tl.program_id(1) * 64 + tl.arange(0, 64), tl.program_id(0) * block + tl.arange(0, block)
+    tile = tl.abs(_loaded(x, row, column, n_rows, n_columns))
     if per_row:
         tl.atomic_max(row_largest + row, tl.max(tile, 1), row < n_rows)
         tl.atomic_max(column_largest + column, tl.max(tile, 0), column < n_columns)
@@ -136,27 +188,46 @@ def largest(x, row_largest, column_largest, n_rows, n_columns, per_row: tl.const
 
 
 @triton.jit
+def _scaled(tile, by_row, by_column, rows, row, column, n_rows, n_padded, per_row: tl.constexpr):
+    """Store a tile's codes along rows; returns those along columns."""
+    coded = (tile * (1.0 / by_row)).to(tl.float8e4nv)
+    tl.store(rows + row[:, None].to(tl.int64) * n_padded + column[None, :], coded, (row < n_rows)[:, None])
+    return (tile * (1.0 / by_column)).to(tl.float8e4nv) if per_row else coded
+
+
+@triton.jit
+def _row_scales(row_largest, row_scales, row, n_rows, power_of_two: tl.constexpr):
+    """Scales of rows [32, 1], stored by the programs of the first columns."""
+    scale = _scale_of(tl.load(row_largest + row, row < n_rows, 0.0), power_of_two)
+    tl.store(row_scales + row, scale, (row < n_rows) & (tl.program_id(0) == 0))
+    return scale[:, None]
+
+
+@triton.jit
 def quantise_scaled(
-    x, row_largest, column_largest, rows, columns, row_scales, column_scales,
-    n_rows, n_columns, padded_rows, padded_columns, per_row: tl.constexpr, power_of_two: tl.constexpr,
+    x, row_largest, column_largest, rows, row_scales, words, column_scales,
+    n_rows, n_columns, n_words, n_padded, per_row: tl.constexpr, power_of_two: tl.constexpr,
 ):  # fmt: skip
     """x [R, K] by scales of whole rows and columns, or one of all: codes [R, K] and transposed [K, R]."""
-    row, column = tl.program_id(0) * 128 + tl.arange(0, 128), tl.program_id(1) * 128 + tl.arange(0, 128)
-    inside = (row < n_rows)[:, None] & (column < n_columns)[None, :]
-    tile = tl.load(x + row[:, None].to(tl.int64) * n_columns + column[None, :], inside, 0.0).to(tl.float32)
+    group, other = tl.program_id(1), tl.program_id(0)
+    place, column = group * 32 + tl.arange(0, 32), other * 128 + tl.arange(0, 128)
+    row = 4 * place
+    a, b = _loaded(x, row, column, n_rows, n_columns), _loaded(x, row + 1, column, n_rows, n_columns)
+    c, d = _loaded(x, row + 2, column, n_rows, n_columns), _loaded(x, row + 3, column, n_rows, n_columns)
     if per_row:
-        by_row = _scale_of(tl.load(row_largest + row, row < n_rows, 0.0), power_of_two)
         by_column = _scale_of(tl.load(column_largest + column, column < n_columns, 0.0), power_of_two)
-        coded = (tile * (1.0 / by_row)[:, None]).to(tl.float8e4nv)
-        turned = (tile * (1.0 / by_column)[None, :]).to(tl.float8e4nv)
-        tl.store(row_scales + row, by_row, (row < n_rows) & (tl.program_id(1) == 0))
-        tl.store(column_scales + column, by_column, (column < n_columns) & (tl.program_id(0) == 0))
+        tl.store(column_scales + column, by_column, (column < n_columns) & (group == 0))
+        by_column = by_column[None, :]
+        a_scale = _row_scales(row_largest, row_scales, row, n_rows, power_of_two)
+        b_scale = _row_scales(row_largest, row_scales, row + 1, n_rows, power_of_two)
+        c_scale = _row_scales(row_largest, row_scales, row + 2, n_rows, power_of_two)
+        d_scale = _row_scales(row_largest, row_scales, row + 3, n_rows, power_of_two)
     else:
-        scale = _scale_of(tl.load(row_largest), power_of_two)
-        coded = (tile * (1.0 / scale)).to(tl.float8e4nv)
-        turned = coded
-        tl.store(row_scales, scale)
-    at = rows + row[:, None].to(tl.int64) * padded_columns + column[None, :]
-    tl.store(at, coded, (row < n_rows)[:, None])
-    at = columns + column[:, None].to(tl.int64) * padded_rows + row[None, :]
-    tl.store(at, tl.trans(turned), (column < n_columns)[:, None])
+        by_column = _scale_of(tl.load(row_largest), power_of_two)
+        tl.store(row_scales, by_column)
+        a_scale, b_scale, c_scale, d_scale = by_column, by_column, by_column, by_column
+    a = _scaled(a, a_scale, by_column, rows, row, column, n_rows, n_padded, per_row)
+    b = _scaled(b, b_scale, by_column, rows, row + 1, column, n_rows, n_padded, per_row)
+    c = _scaled(c, c_scale, by_column, rows, row + 2, column, n_rows, n_padded, per_row)
+    d = _scaled(d, d_scale, by_column, rows, row + 3, column, n_rows, n_padded, per_row)
+    _store_words(_word(a, b, c, d), words, column, place, n_columns, n_words)
