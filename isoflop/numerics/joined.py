@@ -336,10 +336,10 @@ def loss_and_gradient(logits_RV: Tensor, targets_R: Tensor) -> tuple[Tensor, Ten
     if has_kernels(logits_RV) and logits_RV.is_contiguous():
         losses_R = logits_RV.new_empty(len(logits_RV), dtype=torch.float32)
         n, targets_R = logits_RV.shape[1], targets_R.contiguous()
-        # One large program a processor: rows that are worked on at once stay in the cache until they are read again.
-        block, kernel = min(16384, power_of_two(n)), _kernels().cross_entropy
-        n_warps = max(4, block // 512)
-        launch(kernel, (len(logits_RV),), logits_RV, targets_R, losses_R, n, block=block, num_warps=n_warps)
+        # Large programs, few at a time: the rows that are worked on stay in the cache until they are read again.
+        block, kernel = min(4096, power_of_two(n)), _kernels().cross_entropy
+        settings = {"deep": 4, "block": block, "num_warps": max(1, block // 256)}
+        launch(kernel, (len(logits_RV),), logits_RV, targets_R, losses_R, n, **settings)
         return losses_R.sum(), logits_RV
     # In float32 the logits themselves become their gradient: no second table.
     wide_RV = logits_RV.float()

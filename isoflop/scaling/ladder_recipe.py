@@ -123,6 +123,7 @@ class LadderTrainSection:
     eps: Positive = 1e-8
     weight_decay: NotNegative = 0.1
     clip_norm: Positive = 1.0
+    optimizer: Literal["adamw", "muon"] | None = None
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"
     cuda_graph: bool = True

@@ -63,7 +63,7 @@ class LoopResult:
 def train(
     workload: Workload,
     model: nn.Module,
-    optimizer: torch.optim.AdamW,
+    optimizer: torch.optim.Optimizer,
     *,
     rate: Callable[[int], float],
     n_steps: int,
@@ -219,7 +219,7 @@ def train(
 def _step(
     workload: Workload,
     model: nn.Module,
-    optimizer: torch.optim.AdamW,
+    optimizer: torch.optim.Optimizer,
     micro_batches: list[tuple[Tensor, ...]],
     learning_rate: float,
     clip_norm: float,

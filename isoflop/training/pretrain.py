@@ -31,7 +31,7 @@ from isoflop.training import checkpoint
 from isoflop.training.clipping import watch_clipping
 from isoflop.training.loop import LoopResult, Saving, train
 from isoflop.training.monitor import Progress, peak_flops_per_s
-from isoflop.training.optim import adamw
+from isoflop.training.optim import optimizer_of
 from isoflop.training.pretrain_recipe import (
     BalanceSection,
     InitialSection,
@@ -137,9 +137,8 @@ def run_pretrain(
     if recipe.numerics is not None:
         clock = Clock(t.seed, recipe.numerics.seed)
         assign(model, recipe.numerics, clock)
-    optimizer = adamw(
-        model, learning_rate=t.learning_rate, betas=(t.beta1, t.beta2), eps=t.eps, weight_decay=t.weight_decay
-    )
+    settings = {"learning_rate": t.learning_rate, "eps": t.eps, "weight_decay": t.weight_decay}
+    optimizer = optimizer_of(model, t.optimizer, betas=(t.beta1, t.beta2), **settings)
     n_steps = recipe.n_steps()
     own = checkpoint.newest(run_dir / "checkpoints")
     found = own or start_from

@@ -110,6 +110,8 @@ class TrainSection:
     """Not stated in the paper; PyTorch's default."""
     weight_decay: NotNegative = 0.1
     clip_norm: Positive = 1.0
+    optimizer: Literal["adamw", "muon"] | None = None
+    """Left out: adamw. muon: for the matrices of the blocks, at the same rate and decay (isoflop.training.muon)."""
     seed: Seed = 0
     """Of the weights and the order of the data."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"

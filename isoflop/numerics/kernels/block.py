@@ -142,33 +142,36 @@ def rms_norm_backward(
 
 
 @triton.jit
-def cross_entropy(logits, targets, losses, n, block: tl.constexpr):
+def cross_entropy(logits, targets, losses, n, deep: tl.constexpr, block: tl.constexpr):
     """losses [R] = log sum exp - logit of the target, and logits [R, V] overwritten by their gradient.
 
-    A target below 0 counts nothing. The row is read twice, the second time from the cache.
+    A target below 0 counts nothing. The row is read twice, the second time from the cache. `deep` blocks are looked at
+    together, so that a running sum is rescaled once for them all.
     """
     row = tl.program_id(0).to(tl.int64)
     logits += row * n
     target = tl.load(targets + row)
-    largest, total = tl.full([block], float("-inf"), tl.float32), tl.zeros([block], tl.float32)
-    for start in range(0, n, block):
-        lane = start + tl.arange(0, block)
-        value = tl.load(logits + lane, lane < n, float("-inf"), eviction_policy="evict_last").to(tl.float32)
-        higher = tl.maximum(largest, value)
-        seen = (higher > float("-inf")) | (value != value)  # a NaN is, and stays
-        total = tl.where(seen, total * tl.exp(largest - higher) + tl.exp(value - higher), 0.0)
-        largest = higher
-    top = tl.max(largest)
-    log_z = top + tl.log(tl.sum(tl.where(total > 0.0, total * tl.exp(largest - top), total)))
     counted = target >= 0
     found = tl.load(logits + tl.maximum(target, 0)).to(tl.float32)
+    lane = tl.arange(0, deep)[:, None] * block + tl.arange(0, block)[None, :]
+    largest, total = tl.full([block], float("-inf"), tl.float32), tl.zeros([block], tl.float32)
+    for start in range(0, n, deep * block):
+        at = start + lane
+        value = tl.load(logits + at, at < n, float("-inf"), eviction_policy="evict_last").to(tl.float32)
+        higher = tl.maximum(largest, tl.max(value, 0))
+        floor = tl.where(higher > float("-inf"), higher, 0.0)  # nothing seen yet: exp(-inf - 0) is 0
+        total = total * tl.exp(largest - floor) + tl.sum(tl.exp(value - floor[None, :]), 0)
+        largest = higher
+    top = tl.max(largest)
+    log_z = top + tl.log(tl.sum(total * tl.exp(largest - top)))
     tl.store(losses + row, tl.where(counted, log_z - found, 0.0))
-    tl.debug_barrier()  # the target's logit is read before its place is overwritten
-    for start in range(0, n, block):
-        lane = start + tl.arange(0, block)
-        value = tl.load(logits + lane, lane < n, 0.0, eviction_policy="evict_first").to(tl.float32)
-        gradient = tl.exp(value - log_z) - tl.where(lane == target, 1.0, 0.0)
-        tl.store(logits + lane, tl.where(counted, gradient, 0.0).to(logits.dtype.element_ty), lane < n)
+    log_z = tl.where(counted, log_z, float("inf"))  # then every gradient is exp(-inf)
+    for start in range(0, n, deep * block):
+        at = start + lane
+        value = tl.load(logits + at, at < n, 0.0, eviction_policy="evict_first").to(tl.float32)
+        tl.store(logits + at, tl.exp(value - log_z).to(logits.dtype.element_ty), at < n)
+    tl.debug_barrier()  # the target's place is overwritten once more, after all others
+    tl.store(logits + tl.maximum(target, 0), (tl.exp(found - log_z) - 1.0).to(logits.dtype.element_ty), counted)
 
 
 @triton.jit

@@ -91,23 +91,39 @@ def quantise_tiles(
 
 
 @triton.jit
+def _scaled(tile, by_row, by_column, rows, row, column, n_rows, n_padded):
+    """Store a tile's codes along rows; returns those along columns.
+
+    Both are made even where the scales are equal: with Triton 3.6 on Hopper, codes that were stored as they are and
+    transposed too came out wrong the second time (docs/log.md).
+    """
+    coded = (tile * (1.0 / by_row)).to(tl.float8e4nv)
+    tl.store(rows + row[:, None].to(tl.int64) * n_padded + column[None, :], coded, (row < n_rows)[:, None])
+    return (tile * (1.0 / by_column)).to(tl.float8e4nv)
+
+
+@triton.jit
 def quantise_blocks(
-    w, rows, row_scales, columns, column_scales, n_rows, n_columns, padded_rows, padded_columns,
-    row_groups, column_groups, power_of_two: tl.constexpr,
+    w, rows, row_scales, words, column_scales, n_rows, n_columns, n_words, n_padded, row_groups, column_groups, one,
+    power_of_two: tl.constexpr,
 ):  # fmt: skip
-    """128 x 128 blocks of w [N, K], once a step: codes [N, K] and transposed [K, N], scales [N / 128, row_groups] and
-    [K / 128, column_groups]."""
-    block_row, block_column = tl.program_id(0), tl.program_id(1)
-    row, column = block_row * 128 + tl.arange(0, 128), block_column * 128 + tl.arange(0, 128)
-    tile = _loaded(w, row, column, n_rows, n_columns)
-    scale = _scale_of(tl.max(tl.max(tl.abs(tile), 1), 0), power_of_two)
-    coded = (tile * (1.0 / scale)).to(tl.float8e4nv)
-    at = rows + row[:, None].to(tl.int64) * padded_columns + column[None, :]
-    tl.store(at, coded, (row < n_rows)[:, None])
-    at = columns + column[:, None].to(tl.int64) * padded_rows + row[None, :]
-    tl.store(at, tl.trans(coded), (column < n_columns)[:, None])
-    tl.store(row_scales + block_row * row_groups + block_column, scale)
-    tl.store(column_scales + block_column * column_groups + block_row, scale)
+    """128 x 128 blocks of w [N, K]: codes [N, K] and transposed [K, N], scales [N / 128, row_groups] and
+    [K / 128, column_groups]; `one` is 1 (see `_scaled`)."""
+    group, other = tl.program_id(1), tl.program_id(0)
+    place, column = group * 32 + tl.arange(0, 32), other * 128 + tl.arange(0, 128)
+    row = 4 * place
+    a, b = _loaded(w, row, column, n_rows, n_columns), _loaded(w, row + 1, column, n_rows, n_columns)
+    c, d = _loaded(w, row + 2, column, n_rows, n_columns), _loaded(w, row + 3, column, n_rows, n_columns)
+    highest = tl.maximum(tl.maximum(tl.abs(a), tl.abs(b)), tl.maximum(tl.abs(c), tl.abs(d)))
+    scale = _scale_of(tl.max(tl.max(highest, 1), 0), power_of_two)
+    again = scale * one
+    a = _scaled(a, scale, again, rows, row, column, n_rows, n_padded)
+    b = _scaled(b, scale, again, rows, row + 1, column, n_rows, n_padded)
+    c = _scaled(c, scale, again, rows, row + 2, column, n_rows, n_padded)
+    d = _scaled(d, scale, again, rows, row + 3, column, n_rows, n_padded)
+    _store_words(_word(a, b, c, d), words, column, place, n_columns, n_words)
+    tl.store(row_scales + group * row_groups + other, scale)
+    tl.store(column_scales + other * column_groups + group, scale)
 
 
 @triton.jit
@@ -188,14 +204,6 @@ def largest(x, row_largest, column_largest, n_rows, n_columns, per_row: tl.const
 
 
 @triton.jit
-def _scaled(tile, by_row, by_column, rows, row, column, n_rows, n_padded, per_row: tl.constexpr):
-    """Store a tile's codes along rows; returns those along columns."""
-    coded = (tile * (1.0 / by_row)).to(tl.float8e4nv)
-    tl.store(rows + row[:, None].to(tl.int64) * n_padded + column[None, :], coded, (row < n_rows)[:, None])
-    return (tile * (1.0 / by_column)).to(tl.float8e4nv) if per_row else coded
-
-
-@triton.jit
 def _row_scales(row_largest, row_scales, row, n_rows, power_of_two: tl.constexpr):
     """Scales of rows [32, 1], stored by the programs of the first columns."""
     scale = _scale_of(tl.load(row_largest + row, row < n_rows, 0.0), power_of_two)
@@ -206,7 +214,7 @@ def _row_scales(row_largest, row_scales, row, n_rows, power_of_two: tl.constexpr
 @triton.jit
 def quantise_scaled(
     x, row_largest, column_largest, rows, row_scales, words, column_scales,
-    n_rows, n_columns, n_words, n_padded, per_row: tl.constexpr, power_of_two: tl.constexpr,
+    n_rows, n_columns, n_words, n_padded, one, per_row: tl.constexpr, power_of_two: tl.constexpr,
 ):  # fmt: skip
     """x [R, K] by scales of whole rows and columns, or one of all: codes [R, K] and transposed [K, R]."""
     group, other = tl.program_id(1), tl.program_id(0)
@@ -223,11 +231,12 @@ def quantise_scaled(
         c_scale = _row_scales(row_largest, row_scales, row + 2, n_rows, power_of_two)
         d_scale = _row_scales(row_largest, row_scales, row + 3, n_rows, power_of_two)
     else:
-        by_column = _scale_of(tl.load(row_largest), power_of_two)
-        tl.store(row_scales, by_column)
-        a_scale, b_scale, c_scale, d_scale = by_column, by_column, by_column, by_column
-    a = _scaled(a, a_scale, by_column, rows, row, column, n_rows, n_padded, per_row)
-    b = _scaled(b, b_scale, by_column, rows, row + 1, column, n_rows, n_padded, per_row)
-    c = _scaled(c, c_scale, by_column, rows, row + 2, column, n_rows, n_padded, per_row)
-    d = _scaled(d, d_scale, by_column, rows, row + 3, column, n_rows, n_padded, per_row)
+        scale = _scale_of(tl.load(row_largest), power_of_two)
+        tl.store(row_scales, scale)
+        a_scale, b_scale, c_scale, d_scale = scale, scale, scale, scale
+        by_column = scale * one
+    a = _scaled(a, a_scale, by_column, rows, row, column, n_rows, n_padded)
+    b = _scaled(b, b_scale, by_column, rows, row + 1, column, n_rows, n_padded)
+    c = _scaled(c, c_scale, by_column, rows, row + 2, column, n_rows, n_padded)
+    d = _scaled(d, d_scale, by_column, rows, row + 3, column, n_rows, n_padded)
     _store_words(_word(a, b, c, d), words, column, place, n_columns, n_words)
