@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from isoflop.numerics.joined import summed_rows
+from isoflop.numerics.joined import add_to, summed_rows, taken_rows
 from isoflop.numerics.linear import Held, Product
 
 
@@ -66,7 +66,7 @@ class _Spread(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x_TD: Tensor, token_R: Tensor, row_TA: Tensor) -> Tensor:
         ctx.save_for_backward(token_R, row_TA)
-        return x_TD[token_R]
+        return taken_rows(x_TD, token_R)
 
     @staticmethod
     def backward(ctx, d_rows_RD: Tensor):  # type: ignore[override]
@@ -83,7 +83,7 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def backward(ctx, d_y_TD: Tensor):  # type: ignore[override]
         token_R, _ = ctx.saved_tensors
-        return d_y_TD[token_R], None, None
+        return taken_rows(d_y_TD, token_R), None, None
 
 
 def runs_grouped(device: torch.device, dtype: torch.dtype, *widths: int) -> bool:
@@ -166,7 +166,7 @@ class _HeldGroupedProduct(torch.autograd.Function):
         d_x_RD = F.grouped_mm(d_y_RF, held_EFD, offs=ends_E)
         d_weight_EFD = _weight_gradient(d_y_RF, x_RD, ends_E)
         if ctx.adds and ctx.weight.grad is not None:
-            ctx.weight.grad.add_(d_weight_EFD)  # bf16 to float32: no copy in between
+            add_to(ctx.weight.grad, d_weight_EFD)  # bf16 to float32: no copy in between
             return d_x_RD, None, None, None, None
         return d_x_RD, d_weight_EFD.to(ctx.weight.dtype), None, None, None
 

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 def has_kernels(x: Tensor) -> bool:
     """Whether kernels stand in for the plain form of this operand: bf16 on an NVIDIA GPU, run eagerly."""
-    return x.is_cuda and x.dtype == torch.bfloat16 and _has_triton() and not torch.compiler.is_compiling()
+    return not torch.compiler.is_compiling() and x.is_cuda and x.dtype == torch.bfloat16 and _has_triton()
 
 
 @functools.cache
@@ -260,6 +260,24 @@ def summed_rows(rows_RD: Tensor, row_TA: Tensor) -> Tensor:
     return out
 
 
+def taken_rows(x_TD: Tensor, token_R: Tensor) -> Tensor:
+    """x[token], [R, D]; no autograd."""
+    if not has_kernels(x_TD):
+        return x_TD[token_R]
+    x_TD, n = x_TD.contiguous(), x_TD.shape[1]
+    out, token_R = x_TD.new_empty(len(token_R), n), token_R.contiguous()
+    launch(_kernels().take_rows, (len(token_R),), x_TD, token_R, out, n, block=power_of_two(n), num_warps=4)
+    return out
+
+
+def add_to(total: Tensor, x: Tensor) -> None:
+    """total += x in place, a float32 tensor and a bf16 one of the same memory layout: PyTorch's own reads slowly."""
+    if not has_kernels(x) or not (total.is_contiguous() and x.is_contiguous()):
+        total.add_(x)
+        return
+    launch(_kernels().add_to, (-(-total.numel() // 4096),), total, x, total.numel(), block=4096, num_warps=8)
+
+
 # Norms
 
 
@@ -306,7 +324,8 @@ class _Normed(torch.autograd.Function):
         if d_out is None:
             return d_total, d_total if ctx.joined else None, None, None
         d_out, n, n_rows = d_out.contiguous(), x.shape[-1], len(scale_R)
-        d_x, n_programs = torch.empty_like(x), min(n_rows, 4 * _processors(x.device))
+        # More programs where rows are short: each waits for its row's two sums.
+        d_x, n_programs = torch.empty_like(x), min(n_rows, (8 if n <= 1024 else 4) * _processors(x.device))
         parts = x.new_empty(n_programs, n, dtype=torch.float32)
         launch(
             _kernels().rms_norm_backward, (n_programs,),

@@ -122,17 +122,20 @@ def test_a_gated_mlp_is_its_three_steps():
     product = Fp8BlockProduct()
     gate_up, down = randn(2 * 640, 256, dtype=torch.float32) / 16, randn(256, 640, dtype=torch.float32, seed=1) / 16
     x, d_y = randn(160, 256, seed=2), randn(160, 256, seed=3)
-    results = []
-    for joined in (True, False):
-        leaves = [t.clone().requires_grad_() for t in (x, gate_up, down)]
-        if joined:
+    results = {}
+    for way in ("one", "apart", "exact"):
+        leaves = [(t.double() if way == "exact" else t).clone().requires_grad_() for t in (x, gate_up, down)]
+        if way == "one":
             y = product.gated(leaves[0], leaves[1], product, leaves[2])
-        else:
+        elif way == "apart":
             y = product(swiglu(product(leaves[0], leaves[1])), leaves[2])
-        y.backward(d_y)
-        results.append([y.detach(), *(leaf.grad for leaf in leaves)])
-    for one, apart in zip(*results, strict=True):
-        assert relative_error(one, apart) < 2e-3
+        else:
+            y = swiglu(leaves[0] @ leaves[1].T) @ leaves[2].T
+        y.backward(d_y.to(y.dtype))
+        results[way] = [y.detach(), *(leaf.grad for leaf in leaves)]
+    for one, apart, exact in zip(*results.values(), strict=True):
+        assert relative_error(one, apart) < 2e-2, "SwiGLU is not rounded to bf16 in between"
+        assert relative_error(one, exact) < 1.05 * relative_error(apart, exact)
 
 
 @ALL
@@ -168,11 +171,11 @@ def test_a_model_in_fp8_learns_as_in_bfloat16(format):
         if numerics is not None:
             assign(model, numerics)
         optimizer = torch.optim.AdamW(model.parameters(), 2e-3)
-        for _ in range(8):
+        for _ in range(4):
             with step_weights(model, torch.bfloat16):
                 loss = model.loss_sum(tokens[:, :-1], tokens[:, 1:]) / 512
                 loss.backward()
             optimizer.step()
             optimizer.zero_grad()
         losses[numerics is None] = float(loss.detach())
-    assert losses[True] < 3 and losses[False] == pytest.approx(losses[True], rel=0.02)
+    assert losses[True] < 3 and losses[False] == pytest.approx(losses[True], rel=0.03)

@@ -82,6 +82,14 @@ def test_kernels_compute_what_their_plain_forms_do_in_float64(name):
 def test_rows_of_a_token_are_summed_in_float32():
     rows, places = randn(600, 1160), torch.randint(600, (200, 6), device="cuda")
     assert relative_error(joined.summed_rows(rows, places), rows.double()[places].sum(1)) < 3e-3
+    assert torch.equal(joined.taken_rows(rows, places[:, 0]), rows[places[:, 0]])
+
+
+def test_bf16_is_added_to_float32_exactly():
+    total, x = randn(70, 1001, dtype=torch.float32), randn(70, 1001, seed=1)
+    expected = total + x.float()
+    joined.add_to(total, x)
+    assert torch.equal(total, expected)
 
 
 @pytest.mark.parametrize("n_columns", [17, 5000, 102_400])

@@ -234,3 +234,18 @@ def sum_rows(rows, places, out, n, n_places: tl.constexpr, block: tl.constexpr):
         place = tl.load(places + token * n_places + index).to(tl.int64)
         total += tl.load(rows + place * n + lane, lane < n, 0.0).to(tl.float32)
     tl.store(out + token * n + lane, total.to(out.dtype.element_ty), lane < n)
+
+
+@triton.jit
+def take_rows(rows, places, out, n, block: tl.constexpr):
+    """out [R, D]: for each row the row of `rows` [T, D] at its place [R]."""
+    row, lane = tl.program_id(0).to(tl.int64), tl.arange(0, block)
+    place = tl.load(places + row).to(tl.int64)
+    tl.store(out + row * n + lane, tl.load(rows + place * n + lane, lane < n), lane < n)
+
+
+@triton.jit
+def add_to(total, x, n, block: tl.constexpr):
+    """total += x, in float32 of any operand."""
+    at = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
+    tl.store(total + at, tl.load(total + at, at < n) + tl.load(x + at, at < n).to(tl.float32), at < n)
