@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from isoflop.numerics import heads as heads_of
 from isoflop.numerics import joined
 from isoflop.numerics.fp8_scaled import ScaledFormat, _Swiglu
 from isoflop.run import commit
@@ -67,7 +68,7 @@ def main() -> None:
     row("swiglu", lambda: joined.swiglu(gate_up.detach()), 6.0 * m * f)
     row("swiglu backward", backward_of(joined.swiglu(gate_up), [gate_up], [d_inner]), 10.0 * m * f)
     heads, angles = leaf(4, m // 4, 3 * h, c), [torch.rand(m // 4, c // 2, device="cuda") for _ in range(2)]
-    turned = lambda: joined.turned_heads(heads, h, h, angles[0], angles[1])
+    turned = lambda: heads_of.turned_heads(heads, h, h, angles[0], angles[1])
     row("turned heads", turned, 8.0 * m * d)
     d_qkv = [new(4, m // 4, h, c).transpose(1, 2) for _ in range(3)]
     row("turned heads backward", backward_of(turned(), [heads], d_qkv), 12.0 * m * d)

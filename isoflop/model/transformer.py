@@ -21,7 +21,8 @@ from isoflop.model.config import ExpertConfig, LatentConfig, ModelConfig, YarnCo
 from isoflop.model.experts import MixtureOfExperts, Router, Routing
 from isoflop.model.loss import chunked_cross_entropy, layer_cross_entropy
 from isoflop.numerics.gated import gated_product
-from isoflop.numerics.joined import normed, rms_norm, rotate, turned_heads, turned_latent_heads
+from isoflop.numerics.heads import rotate, turned_heads, turned_latent_heads
+from isoflop.numerics.joined import normed, rms_norm
 from isoflop.numerics.linear import Linear
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from isoflop.numerics.joined import has_kernels, launch
+from isoflop.numerics.launch import has_kernels, launch
 
 BLOCK = 128
 Scaling = Literal["block", "row", "tensor"]

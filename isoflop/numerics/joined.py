@@ -1,47 +1,16 @@
-"""Elementwise steps of a block as single passes over memory: SwiGLU, rotary embedding, norms with residuals, loss.
+"""Elementwise steps of a model as single passes over memory: SwiGLU, norms with residuals, rows of experts, loss.
 
 Each function has a plain form in PyTorch, which is what a CPU, float64 and torch.compile (which joins steps by itself)
 run, and what the kernels are tested against. bf16 tensors on a GPU with Triton take the kernels.
 
-Shapes: B batch, T tokens, R rows, D d_model, F d_ff, H heads that turn, G key/value heads, C channels, V vocabulary.
+Shapes: B batch, T tokens, R rows, D d_model, F d_ff, E experts, A active experts, V vocabulary.
 """
-
-import functools
-import importlib
-import importlib.util
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-
-def has_kernels(x: Tensor) -> bool:
-    """Whether kernels stand in for the plain form of this operand: bf16 on an NVIDIA GPU, run eagerly."""
-    return not torch.compiler.is_compiling() and x.is_cuda and x.dtype == torch.bfloat16 and _has_triton()
-
-
-@functools.cache
-def _has_triton() -> bool:
-    return torch.version.cuda is not None and importlib.util.find_spec("triton") is not None
-
-
-@functools.cache
-def _kernels() -> Any:
-    return importlib.import_module("isoflop.numerics.kernels.block")
-
-
-def launch(kernel: Any, grid: tuple[int, ...], x: Tensor, *arguments: Any, **settings: Any) -> None:
-    """Run a kernel on the device of `x`, which is also its first argument; an empty `x` runs nothing."""
-    if x.numel():
-        with torch.cuda.device_of(x):
-            kernel[grid](x, *arguments, **settings)
-
-
-def power_of_two(size: int) -> int:
-    """The next one, at least 16."""
-    return 1 << max(4, (size - 1).bit_length())
-
+from isoflop.numerics.launch import block_kernels, has_kernels, launch, power_of_two, processors
 
 # SwiGLU
 
@@ -64,7 +33,7 @@ class _SwiGLU(torch.autograd.Function):
         out, block = gate_up.new_empty(*gate_up.shape[:-1], n), min(1024, power_of_two(n))
         weights = None if weights_R1 is None else weights_R1.contiguous()
         grid, weighted = (gate_up.numel() // (2 * n), -(-n // block)), weights is not None
-        launch(_kernels().swiglu, grid, gate_up, weights, out, n, weighted=weighted, block=block)
+        launch(block_kernels().swiglu, grid, gate_up, weights, out, n, weighted=weighted, block=block)
         ctx.save_for_backward(gate_up, weights)
         return out
 
@@ -77,7 +46,7 @@ class _SwiGLU(torch.autograd.Function):
         weighted = weights is not None
         grid = (d_out.numel() // n, 1 if weighted else -(-n // block))
         launch(
-            _kernels().swiglu_backward, grid,
+            block_kernels().swiglu_backward, grid,
             d_out, gate_up, weights, d_gate_up, d_weights, n, weighted=weighted, block=block,
         )  # fmt: skip
         return d_gate_up, d_weights
@@ -125,127 +94,6 @@ class _WideProduct(torch.autograd.Function):
         return d_x_TD, d_weight.view(3, d_y_TE.shape[1], -1).sum(0)
 
 
-# Rotary embedding
-
-
-def rotate(x_BTHC: Tensor, cos_TC: Tensor, sin_TC: Tensor) -> Tensor:
-    """Turn channel i together with channel i + C/2 by the angle of its position."""
-    wide = torch.promote_types(x_BTHC.dtype, torch.float32)  # bf16 angles would lose far positions
-    first, second = x_BTHC.to(wide).chunk(2, dim=-1)
-    cos_T1C, sin_T1C = cos_TC[:, None], sin_TC[:, None]
-    turned = torch.cat((first * cos_T1C - second * sin_T1C, second * cos_T1C + first * sin_T1C), dim=-1)
-    return turned.to(x_BTHC.dtype)
-
-
-def turned_heads(
-    heads_BTHC: Tensor, n_heads: int, n_kv_heads: int, cos_TC: Tensor, sin_TC: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries [B, H, T, C], keys and values [B, G, T, C] of a product [B, T, H + 2 G, C]; the first two turned."""
-    if has_kernels(heads_BTHC):
-        return _TurnedHeads.apply(heads_BTHC, n_heads, n_kv_heads, cos_TC, sin_TC)  # type: ignore[return-value]
-    # split, not slices: the backward of a split is one concatenation, that of a slice fills a zero tensor
-    qk_BTHC, v_BTGC = heads_BTHC.split((n_heads + n_kv_heads, n_kv_heads), dim=2)
-    turned_BHTC = rotate(qk_BTHC, cos_TC, sin_TC).transpose(1, 2)
-    q_BHTC, k_BGTC = turned_BHTC.split((n_heads, n_kv_heads), dim=1)
-    return q_BHTC, k_BGTC, v_BTGC.transpose(1, 2)
-
-
-class _TurnedHeads(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx, heads_BTHC: Tensor, n_heads: int, n_kv_heads: int, cos_TC: Tensor, sin_TC: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        heads_BTHC = heads_BTHC.contiguous()
-        batch, n_tokens, n_all, channels = heads_BTHC.shape
-        turning, half = n_heads + n_kv_heads, channels // 2
-        out_BTHC = heads_BTHC.new_empty(batch, n_tokens, turning, channels)
-        launch(
-            _kernels().turn_heads, (batch * n_tokens,),
-            heads_BTHC, cos_TC.contiguous(), sin_TC.contiguous(), out_BTHC, n_tokens, turning, n_all, half,
-            heads=power_of_two(turning), channels=power_of_two(half), num_warps=4,
-        )  # fmt: skip
-        ctx.save_for_backward(cos_TC, sin_TC)
-        ctx.sizes = (batch, n_tokens, n_heads, n_kv_heads, channels)
-        turned_BHTC = out_BTHC.transpose(1, 2)
-        return turned_BHTC[:, :n_heads], turned_BHTC[:, n_heads:], heads_BTHC[:, :, turning:].transpose(1, 2)
-
-    @staticmethod
-    def backward(ctx, *gradients: Tensor):  # type: ignore[override]
-        cos_TC, sin_TC = ctx.saved_tensors
-        batch, n_tokens, n_heads, n_kv_heads, channels = ctx.sizes
-        d_q, d_k, d_v = (d if d.stride(-1) == 1 else d.contiguous() for d in gradients)
-        d_heads_BTHC = d_q.new_empty(batch, n_tokens, n_heads + 2 * n_kv_heads, channels)
-        strides = [stride for d in (d_q, d_k, d_v) for stride in d.stride()[:3]]
-        launch(
-            _kernels().turn_back, (batch * n_tokens,),
-            d_q, d_k, d_v, cos_TC.contiguous(), sin_TC.contiguous(), d_heads_BTHC,
-            n_tokens, n_heads, n_kv_heads, channels // 2, *strides,
-            q_heads=power_of_two(n_heads), kv_heads=power_of_two(n_kv_heads),
-            channels=power_of_two(channels // 2), num_warps=4,
-        )  # fmt: skip
-        return d_heads_BTHC, None, None, None, None
-
-
-def turned_latent_heads(
-    q_BTHC: Tensor, kv_BTHC: Tensor, k_rope_BTC: Tensor, d_nope: int, cos_TC: Tensor, sin_TC: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values [B, H, T, ...] of latent attention, whose last channels are turned by position.
-
-    q [B, T, H, nope + rope], kv [B, T, H, nope + value]; the rotary key [B, T, rope] is shared by all heads.
-    """
-    if has_kernels(q_BTHC):
-        return _TurnedLatentHeads.apply(q_BTHC, kv_BTHC, k_rope_BTC, d_nope, cos_TC, sin_TC)  # type: ignore[return-value]
-    q_nope_BTHC, q_rope_BTHC = q_BTHC.split((d_nope, q_BTHC.shape[-1] - d_nope), -1)
-    k_nope_BTHC, v_BTHC = kv_BTHC.split((d_nope, kv_BTHC.shape[-1] - d_nope), -1)
-    k_rope_BT1C = rotate(k_rope_BTC[:, :, None], cos_TC, sin_TC)
-    q_BTHC = torch.cat((q_nope_BTHC, rotate(q_rope_BTHC, cos_TC, sin_TC)), -1)
-    k_BTHC = torch.cat((k_nope_BTHC, k_rope_BT1C.expand(-1, -1, q_BTHC.shape[2], -1)), -1)
-    return q_BTHC.transpose(1, 2), k_BTHC.transpose(1, 2), v_BTHC.transpose(1, 2)
-
-
-class _TurnedLatentHeads(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx, q: Tensor, kv: Tensor, k_rope: Tensor, d_nope: int, cos_TC: Tensor, sin_TC: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        q, kv = q.contiguous(), kv.contiguous()
-        k_rope = (
-            k_rope
-            if k_rope.stride(2) == 1 and k_rope.stride(0) == len(k_rope[0]) * k_rope.stride(1)
-            else (k_rope.contiguous())
-        )
-        batch, n_tokens, n_heads, width = q.shape
-        half, value = (width - d_nope) // 2, kv.shape[-1] - d_nope
-        q_out, k_out = torch.empty_like(q), torch.empty_like(q)
-        launch(
-            _kernels().turn_latent_heads, (batch * n_tokens,),
-            q, kv, k_rope, cos_TC.contiguous(), sin_TC.contiguous(), q_out, k_out,
-            n_tokens, n_heads, d_nope, half, value, k_rope.stride(1),
-            heads=power_of_two(n_heads), nopes=power_of_two(d_nope), channels=power_of_two(half), num_warps=4,
-        )  # fmt: skip
-        ctx.save_for_backward(cos_TC, sin_TC)
-        ctx.sizes = (batch, n_tokens, n_heads, d_nope, half, value)
-        return q_out.transpose(1, 2), k_out.transpose(1, 2), kv[..., d_nope:].transpose(1, 2)
-
-    @staticmethod
-    def backward(ctx, *gradients: Tensor):  # type: ignore[override]
-        cos_TC, sin_TC = ctx.saved_tensors
-        batch, n_tokens, n_heads, d_nope, half, value = ctx.sizes
-        d_q, d_k, d_v = (d if d.stride(-1) == 1 else d.contiguous() for d in gradients)
-        d_q_out = d_q.new_empty(batch, n_tokens, n_heads, d_nope + 2 * half)
-        d_kv = d_q.new_empty(batch, n_tokens, n_heads, d_nope + value)
-        d_k_rope = d_q.new_empty(batch, n_tokens, 2 * half)
-        strides = [stride for d in (d_q, d_k, d_v) for stride in d.stride()[:3]]
-        launch(
-            _kernels().turn_latent_back, (batch * n_tokens,),
-            d_q, d_k, d_v, cos_TC.contiguous(), sin_TC.contiguous(), d_q_out, d_kv, d_k_rope,
-            n_tokens, n_heads, d_nope, half, value, *strides,
-            heads=power_of_two(n_heads), nopes=power_of_two(d_nope), values=power_of_two(value),
-            channels=power_of_two(half), num_warps=4,
-        )  # fmt: skip
-        return d_q_out, d_kv, d_k_rope, None, None, None
-
-
 # Rows of a token
 
 
@@ -256,7 +104,9 @@ def summed_rows(rows_RD: Tensor, row_TA: Tensor) -> Tensor:
     rows_RD, row_TA = rows_RD.contiguous(), row_TA.contiguous()
     out, n = rows_RD.new_empty(len(row_TA), rows_RD.shape[1]), rows_RD.shape[1]
     grid, n_places = (len(row_TA),), row_TA.shape[1]
-    launch(_kernels().sum_rows, grid, rows_RD, row_TA, out, n, n_places=n_places, block=power_of_two(n), num_warps=4)
+    launch(
+        block_kernels().sum_rows, grid, rows_RD, row_TA, out, n, n_places=n_places, block=power_of_two(n), num_warps=4
+    )
     return out
 
 
@@ -266,7 +116,7 @@ def taken_rows(x_TD: Tensor, token_R: Tensor) -> Tensor:
         return x_TD[token_R]
     x_TD, n = x_TD.contiguous(), x_TD.shape[1]
     out, token_R = x_TD.new_empty(len(token_R), n), token_R.contiguous()
-    launch(_kernels().take_rows, (len(token_R),), x_TD, token_R, out, n, block=power_of_two(n), num_warps=4)
+    launch(block_kernels().take_rows, (len(token_R),), x_TD, token_R, out, n, block=power_of_two(n), num_warps=4)
     return out
 
 
@@ -275,7 +125,7 @@ def add_to(total: Tensor, x: Tensor) -> None:
     if not has_kernels(x) or not (total.is_contiguous() and x.is_contiguous()):
         total.add_(x)
         return
-    launch(_kernels().add_to, (-(-total.numel() // 4096),), total, x, total.numel(), block=4096, num_warps=8)
+    launch(block_kernels().add_to, (-(-total.numel() // 4096),), total, x, total.numel(), block=4096, num_warps=8)
 
 
 # Norms
@@ -310,7 +160,7 @@ class _Normed(torch.autograd.Function):
         total = torch.empty_like(x) if joined else x
         scale_R = x.new_empty(x.numel() // n, dtype=torch.float32)
         launch(
-            _kernels().rms_norm, (len(scale_R),),
+            block_kernels().rms_norm, (len(scale_R),),
             x, update.contiguous() if update is not None else None, weight_D, total, out, scale_R, n, eps,
             joined=joined, block=power_of_two(n), num_warps=_warps(n),
         )  # fmt: skip
@@ -325,10 +175,10 @@ class _Normed(torch.autograd.Function):
             return d_total, d_total if ctx.joined else None, None, None
         d_out, n, n_rows = d_out.contiguous(), x.shape[-1], len(scale_R)
         # More programs where rows are short: each waits for its row's two sums.
-        d_x, n_programs = torch.empty_like(x), min(n_rows, (8 if n <= 1024 else 4) * _processors(x.device))
+        d_x, n_programs = torch.empty_like(x), min(n_rows, (8 if n <= 1024 else 4) * processors(x.device))
         parts = x.new_empty(n_programs, n, dtype=torch.float32)
         launch(
-            _kernels().rms_norm_backward, (n_programs,),
+            block_kernels().rms_norm_backward, (n_programs,),
             d_out, None if d_total is None else d_total.contiguous(), x, weight_D, scale_R, d_x, parts, n_rows, n,
             joined=d_total is not None, block=power_of_two(n), num_warps=_warps(n),
         )  # fmt: skip
@@ -337,11 +187,6 @@ class _Normed(torch.autograd.Function):
 
 def _warps(n: int) -> int:
     return 4 if n <= 2048 else 8 if n <= 4096 else 16
-
-
-@functools.cache
-def _processors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 # Cross-entropy
@@ -356,7 +201,7 @@ def loss_and_gradient(logits_RV: Tensor, targets_R: Tensor) -> tuple[Tensor, Ten
         losses_R = logits_RV.new_empty(len(logits_RV), dtype=torch.float32)
         n, targets_R = logits_RV.shape[1], targets_R.contiguous()
         # Large programs, few at a time: the rows that are worked on stay in the cache until they are read again.
-        block, kernel = min(4096, power_of_two(n)), _kernels().cross_entropy
+        block, kernel = min(4096, power_of_two(n)), block_kernels().cross_entropy
         settings = {"deep": 4, "block": block, "num_warps": max(1, block // 256)}
         launch(kernel, (len(logits_RV),), logits_RV, targets_R, losses_R, n, **settings)
         return losses_R.sum(), logits_RV

@@ -20,7 +20,7 @@ from isoflop.model.accounting import flops_per_token
 from isoflop.model.attention import fastest_kernels
 from isoflop.model.transformer import Transformer
 from isoflop.numerics.assign import assign, assignable, match_rules
-from isoflop.numerics.joined import has_kernels
+from isoflop.numerics.launch import has_kernels
 from isoflop.numerics.noise import VALIDATION, Clock
 from isoflop.numerics.section import numerics_text
 from isoflop.recipe import to_tree, write_json, write_recipe
@@ -361,11 +361,10 @@ def _should_compile(recipe: PretrainRecipe, model: Transformer, total_flops: flo
 def compiles(model: Transformer) -> bool:
     """Whether compiled blocks of a long run are faster: on a GPU, where our own kernels do not join the steps already.
 
-    A dense bf16 block is products, attention and kernels, nothing that a compiler could join (docs/log.md).
+    Measured for dense blocks, mixtures and small cells (docs/log.md 2026-11-29): then compiling costs time only.
     """
     weight = model.embedding.weight
-    kernels = has_kernels(torch.empty(0, dtype=model.dtype, device=weight.device))
-    return weight.is_cuda and (not kernels or model.config.experts is not None)
+    return weight.is_cuda and not has_kernels(torch.empty(0, dtype=model.dtype, device=weight.device))
 
 
 def _result(

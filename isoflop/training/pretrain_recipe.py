@@ -117,7 +117,7 @@ class TrainSection:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of activations and products; auto is bfloat16 on a GPU and float32 on a CPU."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """torch.compile of each block; auto compiles long runs on a GPU."""
+    """torch.compile of each block; auto compiles long runs on a GPU that our own kernels do not cover (float32)."""
     cuda_graph: bool = True
     """Replay the steps of small models as one CUDA graph: ten times faster where launches dominate."""
     device: str = "auto"

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from isoflop.model.config import ModelConfig
 from isoflop.model.transformer import Transformer
-from isoflop.numerics import joined
+from isoflop.numerics import heads, joined
 from isoflop.numerics.error import relative_error
 from isoflop.numerics.step_weights import step_weights
 
@@ -45,10 +45,10 @@ CONTRACT = {
     "swiglu": (joined.swiglu, lambda: [randn(3, 7, 2 * 264)]),
     "swiglu of a long row": (joined.swiglu, lambda: [randn(5, 2 * 5504)]),
     "swiglu with weights": (joined.swiglu, lambda: [randn(33, 2 * 1160), randn(33, 1, dtype=torch.float32)]),
-    "turned heads": (lambda x: joined.turned_heads(x, 5, 5, *angles(x, 32)), lambda: [randn(2, 48, 15, 64)]),
-    "turned grouped heads": (lambda x: joined.turned_heads(x, 6, 2, *angles(x, 20)), lambda: [randn(2, 40, 10, 40)]),
+    "turned heads": (lambda x: heads.turned_heads(x, 5, 5, *angles(x, 32)), lambda: [randn(2, 48, 15, 64)]),
+    "turned grouped heads": (lambda x: heads.turned_heads(x, 6, 2, *angles(x, 20)), lambda: [randn(2, 40, 10, 40)]),
     "latent heads": (
-        lambda q, kv, k: joined.turned_latent_heads(q, kv, k[..., 8:], 48, *angles(q, 16)),
+        lambda q, kv, k: heads.turned_latent_heads(q, kv, k[..., 8:], 48, *angles(q, 16)),
         lambda: [randn(2, 40, 5, 80), randn(2, 40, 5, 112), randn(2, 40, 40)],
     ),
     "norm": (lambda x, w: joined.rms_norm(x, w, 1e-6), lambda: [randn(2, 600, 768), randn(768, dtype=torch.float32)]),
@@ -112,7 +112,9 @@ SHAPE = ModelConfig(2, 256, 4, 2, 64, 704, 20_480, 128, init_std=0.05)
 
 def accumulated(kernels: bool, monkeypatch, n_micro_batches: int = 3):
     """Loss and gradients of a step of several micro-batches."""
-    monkeypatch.setattr(joined, "has_kernels", joined.has_kernels if kernels else lambda x: False)
+    if not kernels:
+        for module in (heads, joined):
+            monkeypatch.setattr(module, "has_kernels", lambda x: False)
     model = Transformer(SHAPE, torch.bfloat16).cuda()
     model.initialise(torch.Generator().manual_seed(0))
     tokens = torch.randint(
@@ -135,7 +137,6 @@ def accumulated(kernels: bool, monkeypatch, n_micro_batches: int = 3):
 
 def test_a_step_with_kernels_is_as_near_to_float64_as_one_without(monkeypatch):
     loss, found, exact = accumulated(True, monkeypatch)
-    monkeypatch.undo()
     plain_loss, plain, _ = accumulated(False, monkeypatch)
     assert float(loss) == pytest.approx(float(plain_loss), rel=2e-5)
     for name, gradient in found.items():
