@@ -4,7 +4,8 @@
     python benchmarks/busy_cpu.py --ways isoflop GOMP_SPINCOUNT=100 OMP_WAIT_POLICY=passive threads=1
 
 A way is settings of the environment joined by commas; "isoflop" leaves them to isoflop.threads, and 300000 spins are
-what GNU's OpenMP has by itself. Each way is a process of its own on the same two cores; ways take turns, so that a machine that is not quiet disturbs all alike.
+what GNU's OpenMP has by itself. Each way is a process of its own on the same two cores; ways take turns, so that a
+machine that is not quiet disturbs all alike.
 The model is the size of the demo's target (d_model 96, 4 layers).
 """
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from isoflop.numerics.fp8_scaled import BLOCK, HeldFormat, ScaledFormat, scaled_gated
+from isoflop.numerics.fp8_scaled import BLOCK, ROWS, HeldFormat, ScaledFormat, scaled_gated
 from isoflop.numerics.linear import Product
 
 LARGEST = 448.0
@@ -77,7 +77,9 @@ class Fp8BlockProduct(Product):
     def gated(self, x: Tensor, weight: Tensor, last: "Fp8BlockProduct", last_weight: Tensor) -> Tensor | None:
         """A gated MLP of this format, None where tensor cores do not take it (see `scaled_gated`)."""
         format, d_ff = self.scaled.format, last_weight.shape[1]
-        if format is None or format != last.scaled.format or d_ff % BLOCK or not format.runs(x, weight):
+        if format is None or format != last.scaled.format or d_ff % BLOCK or x.numel() // x.shape[-1] % ROWS:
+            return None
+        if not format.runs(x, weight):
             return None
         first, then = self.scaled, last.scaled
         return scaled_gated(x, (weight, last_weight), (first.codes, then.codes), format.power_of_two, first.adds)

@@ -19,6 +19,8 @@ from torch.nn import functional as F
 from isoflop.numerics.launch import has_kernels, launch
 
 BLOCK = 128
+ROWS = 16
+"""Rows of an operand come in whole multiples of it."""
 Scaling = Literal["block", "row", "tensor"]
 """block: 1 x 128 tiles, 128 x 128 blocks of weights; row: one scale for each row or column; tensor: one of all."""
 
@@ -41,11 +43,11 @@ class ScaledFormat(NamedTuple):
     power_of_two: bool = False
 
     def runs(self, x: Tensor, weight: Tensor) -> bool:
-        """Whether tensor cores take these operands: Hopper, bf16 activations, whole multiples of 16, a plain weight."""
+        """Whether tensor cores take these operands: Hopper, bf16 activations, widths of whole 16, a plain weight."""
         if not has_kernels(x) or not x.numel() or type(weight.data) is not Tensor or x.device != weight.device:
             return False
-        (n_out, n_in), n_rows = weight.shape, x.numel() // x.shape[-1]
-        return n_out % 16 == 0 and n_in % 16 == 0 and n_rows % 16 == 0 and _is_hopper(x.device)
+        n_out, n_in = weight.shape
+        return n_out % 16 == 0 and n_in % 16 == 0 and _is_hopper(x.device)
 
     def quantise(self, x_RK: Tensor, *, again: bool = False) -> Codes:
         """Codes of activations or their gradients; `again`: columns from the values that the codes of the rows stand
@@ -179,7 +181,10 @@ def _scaled_linear(held: HeldFormat, x: Tensor, weight: Tensor) -> Tensor | None
     if format is None or not format.runs(x, weight):
         return None
     codes = format.quantise_weight(weight) if held.codes is None else held.codes
-    return _ScaledLinear.apply(x, weight, codes, format, held.adds)  # type: ignore[return-value]
+    x_MK = x.reshape(-1, x.shape[-1])
+    whole_MK = F.pad(x_MK, (0, 0, 0, -len(x_MK) % ROWS)) if len(x_MK) % ROWS else x_MK  # an expert's, or decoding's
+    y_MN: Tensor = _ScaledLinear.apply(whole_MK, weight, codes, format, held.adds)  # type: ignore[assignment]
+    return y_MN[: len(x_MK)].view(*x.shape[:-1], len(weight))
 
 
 class _ScaledLinear(torch.autograd.Function):
