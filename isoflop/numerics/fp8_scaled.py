@@ -46,8 +46,7 @@ class ScaledFormat(NamedTuple):
         """Whether tensor cores take these operands: Hopper, bf16 activations, widths of whole 16, a plain weight."""
         if not has_kernels(x) or not x.numel() or type(weight.data) is not Tensor or x.device != weight.device:
             return False
-        n_out, n_in = weight.shape
-        return n_out % 16 == 0 and n_in % 16 == 0 and _is_hopper(x.device)
+        return _fit(weight) and _is_hopper(x.device)
 
     def quantise(self, x_RK: Tensor, *, again: bool = False) -> Codes:
         """Codes of activations or their gradients; `again`: columns from the values that the codes of the rows stand
@@ -161,7 +160,7 @@ class HeldFormat:
 
     def hold(self, weight: Tensor, adds: bool) -> bool:
         """Quantise the weight once for the micro-batches to come; whether tensor cores would take it."""
-        if self.format is None or not weight.is_cuda or not _is_hopper(weight.device):
+        if self.format is None or not weight.is_cuda or not _is_hopper(weight.device) or not _fit(weight):
             return False
         self.codes, self.adds = self.format.quantise_weight(weight), adds
         return True
@@ -263,6 +262,11 @@ def _added(weight: Tensor, found: Tensor, adds: bool) -> Tensor | None:
 def _in_words(codes: Codes) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The same memory, the transposed codes four to a word, as the kernels write them."""
     return codes.rows, codes.row_scales, codes.columns.view(torch.int32), codes.column_scales
+
+
+def _fit(weight: Tensor) -> bool:
+    """Rows of whole 16 bytes, of codes and of results, in both directions."""
+    return weight.shape[0] % 16 == 0 and weight.shape[1] % 16 == 0
 
 
 def _groups(size: int) -> int:
