@@ -7,7 +7,7 @@ OUT ?= demo
 MINUTES ?= 15
 SEED ?= 0
 
-.PHONY: setup check test test-slow demo bench clean
+.PHONY: setup check test test-slow keys demo bench clean
 
 setup: $(STAMP)
 
@@ -27,6 +27,9 @@ test: setup
 
 test-slow: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow"
+
+keys: setup
+	$(BIN)/python -m isoflop.keys
 
 demo: setup
 	$(BIN)/isoflop demo --out $(OUT) --minutes $(MINUTES) --seed $(SEED)

@@ -14,10 +14,10 @@ import platform
 import time
 
 import numpy as np
+from isoflop.scaling.fit.optimise import minimise
 
 from isoflop.recipe import write_json
-from isoflop.scaling.solver import minimise
-from isoflop.scaling.surface import (
+from isoflop.scaling.fit.parametric import (
     Surface,
     draw_settings,
     fit_centre,
@@ -26,7 +26,7 @@ from isoflop.scaling.surface import (
     start_grid,
     surface_points,
 )
-from isoflop.scaling.table import Table, load_table
+from isoflop.scaling.fit.table import Table, load_table
 
 CHECKED = 20
 

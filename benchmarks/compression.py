@@ -21,7 +21,7 @@ from typing import Any
 import tokenizers
 from tokenizers import models, pre_tokenizers, trainers
 
-from isoflop.corpus.sources import read_texts
+from isoflop.corpus.read.sources import read_texts
 from isoflop.run import commit, processor
 from isoflop.tokens.bpe import train_tokenizer
 

@@ -34,12 +34,12 @@ import numpy as np
 import zstandard
 from memory import Watched, watch
 
-from isoflop.corpus import tables
-from isoflop.corpus.dedup import DedupOptions
-from isoflop.corpus.dedup_job import Threads
-from isoflop.corpus.dedup_near import jaccard
-from isoflop.corpus.dedup_table import deduplicate_table
-from isoflop.corpus.dedup_words import shingle_sets, spaced
+from isoflop.corpus.dedup.job import Threads
+from isoflop.corpus.dedup.near import jaccard
+from isoflop.corpus.dedup.options import DedupOptions
+from isoflop.corpus.dedup.table import deduplicate_table
+from isoflop.corpus.dedup.words import shingle_sets, spaced
+from isoflop.corpus.tables import partitions as tables
 from isoflop.recipe import write_json
 from isoflop.run import commit, processor
 
@@ -233,7 +233,7 @@ def build_stages(recipe: Path, out: Path, workers: int) -> dict:
     """`isoflop corpus build`, from nothing: what each stage took."""
     for folder in (out, out.with_name(f".{out.name}.stages")):
         shutil.rmtree(folder, ignore_errors=True)
-    command = [sys.executable, "-m", "isoflop.cli", "corpus", "build", str(recipe), "--out", str(out)]
+    command = [sys.executable, "-m", "isoflop", "corpus", "build", str(recipe), "--out", str(out)]
     watched = watch([*command, f"workers={workers}"])
     stages = json.loads((out / "build.json").read_text(encoding="utf-8"))["stages"]
     funnel = json.loads((out / "report.json").read_text(encoding="utf-8"))["stages"]

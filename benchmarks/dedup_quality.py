@@ -31,10 +31,10 @@ from pathlib import Path
 import numpy as np
 import zstandard
 
-from isoflop.corpus import tables
-from isoflop.corpus.dedup import DedupOptions, candidate_probability
-from isoflop.corpus.dedup_table import deduplicate_table
-from isoflop.corpus.dedup_words import UNSPACED
+from isoflop.corpus.dedup.options import DedupOptions, candidate_probability
+from isoflop.corpus.dedup.table import deduplicate_table
+from isoflop.corpus.dedup.words import UNSPACED
+from isoflop.corpus.tables import partitions as tables
 from isoflop.recipe import write_json
 from isoflop.run import commit
 

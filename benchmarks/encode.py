@@ -28,10 +28,10 @@ from typing import Any
 
 import numpy as np
 
-from isoflop.corpus.sources import read_texts
+from isoflop.corpus.read.sources import read_texts
 from isoflop.run import commit, processor
 from isoflop.tokens.bpe import Tokenizer, train_tokenizer
-from isoflop.tokens.encoder import Encoder, _crossed_borders
+from isoflop.tokens.fast.encoder import Encoder, _crossed_borders
 from isoflop.tokens.rules import CJK_V3, PIECES, Rules
 
 Encode = Callable[[list[str]], list[Any]]

@@ -22,23 +22,24 @@ from pathlib import Path
 
 import numpy as np
 
-from isoflop.corpus.filter_c4 import C4Options, c4
-from isoflop.corpus.filter_code import CodeOptions, code
-from isoflop.corpus.filter_fineweb import FinewebOptions, fineweb
-from isoflop.corpus.filter_gopher import (
+from isoflop.corpus.document import SourceOptions
+from isoflop.corpus.filter.c4 import C4Options, c4
+from isoflop.corpus.filter.code import CodeOptions, code
+from isoflop.corpus.filter.fineweb import FinewebOptions, fineweb
+from isoflop.corpus.filter.gopher import (
     GopherQualityOptions,
     GopherRepetitionOptions,
     gopher_quality,
     gopher_repetition,
 )
-from isoflop.corpus.filter_language import detect
-from isoflop.corpus.filter_perplexity import perplexities, train_ngrams
-from isoflop.corpus.filter_privacy import PrivacyOptions, mask_personal
-from isoflop.corpus.filter_quality import blocks_of, train_classifier
-from isoflop.corpus.filter_spans import TextBlock
-from isoflop.corpus.filter_stage import BLOCK_CHARS
-from isoflop.corpus.filter_toxicity import ToxicityOptions, load_lexicon, toxicity
-from isoflop.corpus.sources import SourceOptions, read_source
+from isoflop.corpus.filter.language import detect
+from isoflop.corpus.filter.perplexity import perplexities, train_ngrams
+from isoflop.corpus.filter.privacy import PrivacyOptions, mask_personal
+from isoflop.corpus.filter.quality import blocks_of, train_classifier
+from isoflop.corpus.filter.rules import BLOCK_CHARS
+from isoflop.corpus.filter.text_block import TextBlock
+from isoflop.corpus.filter.toxicity import ToxicityOptions, load_lexicon, toxicity
+from isoflop.corpus.read.sources import read_source
 from isoflop.recipe import write_json
 
 ENGLISH = ("gutenberg_en", "openstax_en", "openstax_math", "math_latex", "misc_en")

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from isoflop.numerics.assign import assign
 from isoflop.numerics.error import relative_error
 from isoflop.numerics.linear import Linear
-from isoflop.numerics.noise import Clock
+from isoflop.numerics.noise import NoiseKey
 from isoflop.numerics.section import NumericsSection, PhotonicSection, Rule
 from isoflop.recipe import write_json
 from isoflop.run import commit, processor
@@ -49,7 +49,7 @@ OUT_NOISE = 0.04
 def core_layer(preset: str, n_in: int, n_out: int, device: torch.device) -> nn.Module:
     layer = Linear(n_in, n_out).to(device)
     nn.init.normal_(layer.weight, 0.0, n_in**-0.5)
-    assign(layer_of := nn.ModuleDict({"layer": layer}), section(preset), Clock(0))
+    assign(layer_of := nn.ModuleDict({"layer": layer}), section(preset), NoiseKey(0))
     return layer_of["layer"]
 
 

@@ -18,13 +18,16 @@ from isoflop.model.attention import fastest_kernels
 from isoflop.model.config import ModelConfig, swiglu_width
 from isoflop.model.transformer import Transformer
 from isoflop.numerics.assign import assign
-from isoflop.numerics.noise import Clock
+from isoflop.numerics.noise import NoiseKey
 from isoflop.numerics.section import NumericsSection, PhotonicSection, Rule
 from isoflop.recipe import write_json
 from isoflop.run import commit, processor
-from isoflop.training.clipping import watch_clipping
-from isoflop.training.loop import Saving, train
+from isoflop.training.checkpoint import Saving
+from isoflop.training.loop import StepPlan, train
 from isoflop.training.optim import adamw
+from isoflop.training.saturation import watch_clipping
+from isoflop.training.step_hooks import NoiseHook
+from isoflop.training.workload import Workload
 
 SHAPES = {  # layers, d_model, heads, vocabulary, sequence; sequences a step; steps of the short and the long run
     "cpu": ((4, 128, 2, 2048, 256), 16, (3, 13)),
@@ -40,17 +43,18 @@ FORMATS = {
 }
 
 
-class Noise:
+class Noise(Workload):
     """The benchmark's workload: random tokens from memory."""
 
     def __init__(self, shape: ModelConfig, sequences: int):
         self.tokens_per_step = sequences * shape.seq_len
         self._tokens = torch.randint(shape.vocab_size, (sequences, shape.seq_len + 1))
 
-    def batch(self, step: int):
+    def batch(self, step: int, rank: int = 0, world: int = 1):
         return [(self._tokens.roll(step, 0),)]
 
     def loss_sum(self, model, micro_batch):
+        assert isinstance(model, Transformer)
         return model.loss_sum(micro_batch[0][:, :-1], micro_batch[0][:, 1:])
 
     def validate(self, model) -> dict[str, object]:
@@ -62,14 +66,18 @@ def step_ms(section: NumericsSection | None, device: torch.device, graph: bool) 
     d_ff = swiglu_width(d_model, 32)
     shape = ModelConfig(n_layers, d_model, n_heads, n_heads, d_model // n_heads, d_ff, vocab_size, seq_len)
     torch.manual_seed(0)
-    model, clock = Transformer(shape, torch.bfloat16 if device.type == "cuda" else torch.float32).to(device), Clock(0)
+    model, noise_key = (
+        Transformer(shape, torch.bfloat16 if device.type == "cuda" else torch.float32).to(device),
+        NoiseKey(0),
+    )
     model.initialise(torch.Generator().manual_seed(0))
     if section is not None:
-        assign(model, section, clock)
+        assign(model, section, noise_key)
     if device.type == "cuda":
         for block in model.blocks:
             block.compile(dynamic=False)
     workload, seconds = Noise(shape, sequences), []
+    workload.hooks = [*watch_clipping(model), NoiseHook(noise_key)]
     for n_steps in (3, *lengths):  # the first is warm-up
         optimizer = adamw(model, learning_rate=1e-4, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
         with tempfile.TemporaryDirectory() as folder, fastest_kernels(device):
@@ -78,14 +86,10 @@ def step_ms(section: NumericsSection | None, device: torch.device, graph: bool) 
                 workload,
                 model,
                 optimizer,
-                rate=lambda step: 1e-4,
-                n_steps=n_steps,
+                StepPlan(n_steps, rate=lambda step: 1e-4, graph=graph),
                 run_dir=Path(folder),
                 saving=Saving(every_s=0, at_end=False),
                 state={},
-                graph=graph,
-                clock=clock,
-                terms=watch_clipping(model, None),
             )
             if device.type == "cuda":
                 torch.cuda.synchronize()

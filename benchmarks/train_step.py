@@ -31,10 +31,12 @@ from isoflop.model.transformer import Transformer
 from isoflop.numerics.assign import assign
 from isoflop.numerics.section import NumericsSection, Rule
 from isoflop.run import commit, processor
-from isoflop.training.loop import Saving, train
+from isoflop.training.checkpoint import Saving
+from isoflop.training.loop import StepPlan, train
 from isoflop.training.monitor import measured_matmul_flops_per_s, peak_flops_per_s
 from isoflop.training.optim import adamw
-from isoflop.training.pretrain import compiles
+from isoflop.training.pretrain.workload import compiles
+from isoflop.training.workload import Workload
 
 
 def config(n_layers: int, d_model: int, n_heads: int, vocab_size: int, seq_len: int, multiple: int = 256):
@@ -76,7 +78,7 @@ CASES = {
 }
 
 
-class Windows:
+class Windows(Workload):
     """The benchmark's workload: random tokens in a memory-mapped file, gathered like real ones."""
 
     def __init__(self, path: Path, shape: ModelConfig, micro_batch: int, sequences: int):
@@ -84,13 +86,14 @@ class Windows:
         self._tokens = np.memmap(path, dtype=np.uint32, mode="r")
         self._shape, self._micro_batch, self._sequences = shape, micro_batch, sequences
 
-    def batch(self, step: int):
+    def batch(self, step: int, rank: int = 0, world: int = 1):
         span = np.arange(self._shape.seq_len + 1)
         starts = np.random.default_rng(step).integers(0, len(self._tokens) - len(span), self._sequences)
         rows = self._tokens[starts[:, None] + span].astype(np.int64)
         return [(part,) for part in torch.from_numpy(rows).split(self._micro_batch)]
 
     def loss_sum(self, model, micro_batch):
+        assert isinstance(model, Transformer)
         return model.loss_sum(micro_batch[0][:, :-1], micro_batch[0][:, 1:])
 
     def validate(self, model) -> dict[str, object]:
@@ -149,8 +152,7 @@ def measure(case: tuple, format: str, device: torch.device, args) -> dict:
                     workload,
                     model,
                     optimizer,
-                    rate=lambda step: 1e-4,
-                    n_steps=last,
+                    StepPlan(last, rate=lambda step: 1e-4),
                     run_dir=Path(folder) / folder_name,
                     saving=Saving(every_s=0, at_end=False),
                     state={},

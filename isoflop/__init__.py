@@ -11,38 +11,40 @@ from isoflop.threads import wait_briefly
 
 if TYPE_CHECKING:
     from isoflop.corpus.build import build_corpus
-    from isoflop.interop.export import export_run
-    from isoflop.interop.intake import import_folder
+    from isoflop.interop.export_hf import export_run
+    from isoflop.interop.import_hf import import_folder
     from isoflop.model.config import ModelConfig
     from isoflop.model.transformer import Transformer
     from isoflop.recipe import load_recipe
-    from isoflop.scaling.compare import compare_files
-    from isoflop.scaling.fit import run_fit
-    from isoflop.scaling.folder import report_study
-    from isoflop.scaling.ladder import plan_ladder
-    from isoflop.scaling.law_set import fit_law_set
-    from isoflop.scaling.plan import make_plan
-    from isoflop.scaling.prediction import predict
-    from isoflop.scaling.sweep import run_sweep
-    from isoflop.scaling.target import score_run
+    from isoflop.scaling.fit.joint import fit
+    from isoflop.scaling.fit.run import run_fit
+    from isoflop.scaling.laws import Laws
+    from isoflop.scaling.plan.choose import plan
+    from isoflop.scaling.plan.compare import compare_files
+    from isoflop.scaling.plan.predict import predict
+    from isoflop.scaling.plan.score import score_run
+    from isoflop.scaling.report.folder import report_study
+    from isoflop.scaling.sweep.ladder import plan_ladder
+    from isoflop.scaling.sweep.run import run_sweep
     from isoflop.tokens.shards import build_tokens
-    from isoflop.training.pretrain import run_pretrain
+    from isoflop.training.pretrain.workload import run_pretrain
 
 __version__ = "0.1.0"
 
 wait_briefly()  # the one thing done on import: OpenMP reads it when torch is loaded, and never again
 
 __all__ = [
+    "Laws",
     "ModelConfig",
     "Transformer",
     "build_corpus",
     "build_tokens",
     "compare_files",
     "export_run",
-    "fit_law_set",
+    "fit",
     "import_folder",
     "load_recipe",
-    "make_plan",
+    "plan",
     "plan_ladder",
     "predict",
     "report_study",
@@ -53,23 +55,24 @@ __all__ = [
 ]
 
 _HOME = {
+    "Laws": "isoflop.scaling.laws",
     "ModelConfig": "isoflop.model.config",
     "Transformer": "isoflop.model.transformer",
     "build_corpus": "isoflop.corpus.build",
     "build_tokens": "isoflop.tokens.shards",
-    "compare_files": "isoflop.scaling.compare",
-    "export_run": "isoflop.interop.export",
-    "fit_law_set": "isoflop.scaling.law_set",
-    "import_folder": "isoflop.interop.intake",
+    "compare_files": "isoflop.scaling.plan.compare",
+    "export_run": "isoflop.interop.export_hf",
+    "fit": "isoflop.scaling.fit.joint",
+    "import_folder": "isoflop.interop.import_hf",
     "load_recipe": "isoflop.recipe",
-    "make_plan": "isoflop.scaling.plan",
-    "plan_ladder": "isoflop.scaling.ladder",
-    "predict": "isoflop.scaling.prediction",
-    "report_study": "isoflop.scaling.folder",
-    "run_fit": "isoflop.scaling.fit",
-    "run_pretrain": "isoflop.training.pretrain",
-    "run_sweep": "isoflop.scaling.sweep",
-    "score_run": "isoflop.scaling.target",
+    "plan": "isoflop.scaling.plan.choose",
+    "plan_ladder": "isoflop.scaling.sweep.ladder",
+    "predict": "isoflop.scaling.plan.predict",
+    "report_study": "isoflop.scaling.report.folder",
+    "run_fit": "isoflop.scaling.fit.run",
+    "run_pretrain": "isoflop.training.pretrain.workload",
+    "run_sweep": "isoflop.scaling.sweep.run",
+    "score_run": "isoflop.scaling.plan.score",
 }
 
 

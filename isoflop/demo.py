@@ -16,10 +16,10 @@ from typing import Any
 
 from isoflop.errors import IsoflopError, RecipeError
 from isoflop.recipe import load_recipe, write_json, write_recipe
-from isoflop.scaling.calibrate import measure_ladder, measure_speed
-from isoflop.scaling.ladder import Ladder, LadderRecipe, plan_ladder, resolved
-from isoflop.scaling.shapes import shape_near
-from isoflop.scaling.transfer import hyper_law
+from isoflop.scaling.lr_batch_law import hyper_law
+from isoflop.scaling.sweep.calibrate import measure_ladder, measure_speed
+from isoflop.scaling.sweep.ladder import Ladder, LadderRecipe, ladder_on_tokens, plan_ladder, resolved
+from isoflop.scaling.sweep.shapes import shape_near
 
 LEAST_RATIO = 5.2
 """Target compute over the largest sweep cell, both as the laws count (M D) and with the output head."""
@@ -47,15 +47,16 @@ def run_demo(
         RecipeError: too few minutes, or `out` holds a demo of other minutes or another seed.
         IsoflopError: a step failed; KeyboardInterrupt after Ctrl-C, with everything finished so far kept.
     """
-    from isoflop.corpus.build import CorpusRecipe, build_corpus
-    from isoflop.scaling.folder import report_study
-    from isoflop.scaling.law_set import fit_law_set
-    from isoflop.scaling.plan import Machine, make_plan
-    from isoflop.scaling.sweep import run_sweep
-    from isoflop.scaling.target import ladder_on_tokens, score_run
+    from isoflop.corpus.build import build_corpus
+    from isoflop.corpus.recipe import CorpusRecipe
+    from isoflop.scaling.fit import joint
+    from isoflop.scaling.plan.choose import Machine, plan
+    from isoflop.scaling.plan.score import score_run
+    from isoflop.scaling.report.folder import report_study
+    from isoflop.scaling.sweep.run import run_sweep
     from isoflop.tokens.shards import TokensRecipe, build_tokens
-    from isoflop.training.pretrain import run_pretrain
-    from isoflop.training.pretrain_recipe import PretrainRecipe, with_train
+    from isoflop.training.pretrain.recipe import PretrainRecipe, with_train
+    from isoflop.training.pretrain.workload import run_pretrain
 
     _check_same(out, minutes=minutes, seed=seed)
     began = time.monotonic()
@@ -80,7 +81,7 @@ def run_demo(
         build_tokens(out / "corpus", out / "tokens", tokens_recipe, on_progress=shown.stage)
 
     step(3, f"ladder: measuring this machine ({workers} workers)")
-    planned = _planned_ladder(out, sweep_recipe, ladder_on_tokens, minutes=minutes, seed=seed, workers=workers)
+    planned = _planned_ladder(out, sweep_recipe, minutes=minutes, seed=seed, workers=workers)
     summary = planned.summary()
     write_json(out / "ladder.json", summary)
     budgets = ", ".join(f"{budget:.2g}" for budget in planned.budgets)
@@ -101,29 +102,22 @@ def run_demo(
     step(5, "fit and plan")
     plan_path, target_dir = out / "plan.toml", out / "target"
     if not plan_path.is_file():
-        laws = fit_law_set(records, seed=seed)
-        write_json(out / "laws.json", laws)
-        template = planned.cells[-1].recipe
+        joint.fit(records, seed=seed).write(out / "laws.json")
         largest = max(cell.total_flops for cell in planned.cells)
         largest_exact = max(cell.total_flops_exact for cell in planned.cells)
         ratio = LEAST_RATIO
         for _ in range(4):  # the share of the head follows from the shape, the shape from the budget
-            made = make_plan(
+            made = plan(
                 out / "laws.json",
                 budget_flops=ratio * largest,
-                vocab_size=template["model"]["vocab_size"],
-                seq_len=template["model"]["seq_len"],
                 machine=Machine(max_micro_batch=4096),
-                hyper=sweep_recipe.hyper,
-                template=template,
+                ladder=planned,
                 unique_tokens=records[0].unique_tokens,
-                largest_sweep_flops_exact=largest_exact,
             )
             reached = min(made.total_flops / largest, made.total_flops_exact / largest_exact)
             if reached >= 0.98 * LEAST_RATIO:
                 break
             ratio *= LEAST_RATIO / reached
-        write_json(out / "plan.json", made.tree())
         made.write(plan_path)
     recipe = with_train(load_recipe(plan_path, PretrainRecipe), threads=cores)
     prediction = recipe.prediction or {}
@@ -142,7 +136,7 @@ def run_demo(
     step(7, "score and report")
     (out / "records.jsonl").write_bytes((out / "sweep/records.jsonl").read_bytes())
     score = score_run(target_dir, records=out / "records.jsonl")
-    score = {**score, "demo_wall_s": time.monotonic() - began, "seed": seed, "minutes": minutes}
+    score = {**dataclasses.asdict(score), "demo_wall_s": time.monotonic() - began, "seed": seed, "minutes": minutes}
     write_json(out / "score.json", score)
     write_json(
         out / "commands.json", {"commands": [f"isoflop demo --out {out.name} --minutes {minutes:g} --seed {seed}"]}
@@ -165,9 +159,7 @@ def _check_same(out: Path, *, minutes: float, seed: int) -> None:
         )
 
 
-def _planned_ladder(
-    out: Path, preset: LadderRecipe, ladder_on_tokens: Callable[..., Any], *, minutes: float, seed: int, workers: int
-) -> Ladder:
+def _planned_ladder(out: Path, preset: LadderRecipe, *, minutes: float, seed: int, workers: int) -> Ladder:
     """The ladder of this demo: measured and decided once, then read back, so that a restart goes on with it."""
     fixed = out / "ladder.toml"
     if fixed.is_file():

@@ -6,9 +6,11 @@
         |-- DataError      text, tokens or tables that can't be used
         |-- CheckpointError  a damaged, missing or foreign checkpoint
         |-- FitError       too few or unfit runs for the law that was asked for
-        `-- PlanError      a plan that can't be met (budget, memory)
+        |-- PlanError      a plan that can't be met (budget, memory)
+        `-- SandboxError   model-written code can't be contained here, or a job that can't be run
 
-A message names the key, the value, the rule and a way out.
+OpticsError of isoflop.optics, which imports nothing of ours, is a RecipeError once a recipe is read (isoflop.recipe);
+the command line treats what is left of it alike. A message names the key, the value, the rule and a way out.
 """
 
 
@@ -34,3 +36,7 @@ class FitError(IsoflopError):
 
 class PlanError(IsoflopError):
     """A plan that cannot be met."""
+
+
+class SandboxError(IsoflopError):
+    """Code that a model wrote cannot be contained here, or a job that cannot be run."""

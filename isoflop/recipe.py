@@ -3,10 +3,12 @@
 One file is one run. `load_recipe` reads it into a tree of frozen dataclasses, applies `section.key=value` overrides,
 refuses unknown keys with a suggestion, and checks every type and every range (`Annotated[int, Range(at_least=1)]`).
 `to_toml` writes the resolved recipe back. Nothing here knows any stage: each stage owns its schema (for example
-`isoflop.training.pretrain_recipe.PretrainRecipe`), and the rules between its keys.
+`isoflop.training.pretrain.recipe.PretrainRecipe`), and the rules between its keys.
+
+Sections stay plain dataclasses. pydantic checks a view of them (`typed`), so that sections import nothing for it,
+isoflop.optics keeps its own, and a command that reads no recipe does not pay for its import.
 """
 
-import contextlib
 import dataclasses
 import difflib
 import functools
@@ -17,18 +19,33 @@ import tempfile
 import tomllib
 import types
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Literal,
+    NotRequired,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
-from isoflop.errors import RecipeError
+from isoflop.errors import IsoflopError, RecipeError
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+    from pydantic_core import ErrorDetails
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Range:
-    """Which numbers a key may be: `Annotated[float, Range(above=0)]`; of a list, each of them. NaN is in no range."""
+    """Which numbers a key may be: `Annotated[float, Range(above=0)]`. NaN is in no range."""
 
     at_least: float = -math.inf
     above: float = -math.inf
@@ -36,9 +53,11 @@ class Range:
     below: float = math.inf
     finite: bool = True
 
-    def __contains__(self, value: float) -> bool:
-        inside = self.at_least <= value <= self.at_most and (self.above < value or self.above == -math.inf)
-        return inside and (value < self.below or self.below == math.inf) and not (self.finite and math.isinf(value))
+    def limits(self, kind: Any) -> dict[str, Any]:
+        """In the words of pydantic, for numbers of one kind."""
+        pairs = {"ge": self.at_least, "gt": self.above, "le": self.at_most, "lt": self.below}
+        said = {key: kind(value) for key, value in pairs.items() if not math.isinf(value)}
+        return {**said, "allow_inf_nan": False} if kind is float and self.finite else said
 
     def __str__(self) -> str:
         limits = [("at least", self.at_least), ("above", self.above), ("at most", self.at_most), ("below", self.below)]
@@ -46,6 +65,13 @@ class Range:
         return (
             " and ".join(text for text, (_, limit) in zip(said, limits) if not math.isinf(limit)) or "a finite number"
         )
+
+
+@dataclass(frozen=True)
+class WrittenAs:
+    """Marks a section that is kept as it is written, `Annotated[dict[str, Any], WrittenAs(X)]`: its keys are X's."""
+
+    section: type
 
 
 Positive = Annotated[float, Range(above=0)]
@@ -65,6 +91,11 @@ def load_recipe(path: str | Path | None, schema: type[T], overrides: Sequence[st
         RecipeError: file missing or not TOML, unknown key (with the nearest known one), wrong type, missing key,
             a number out of its range.
     """
+    return from_tree(read_tree(path, overrides), schema)
+
+
+def read_tree(path: str | Path | None, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """What a recipe and its overrides say, before defaults. Raises RecipeError: file missing or not TOML."""
     tree: dict[str, Any] = {}
     if path is not None:
         path = Path(path)
@@ -79,65 +110,144 @@ def load_recipe(path: str | Path | None, schema: type[T], overrides: Sequence[st
             raise RecipeError(f"recipe {path} is not valid TOML: {error}") from error
     for override in overrides:
         _apply_override(tree, override)
-    return from_tree(tree, schema)
+    return tree
 
 
 def from_tree(tree: dict[str, Any], schema: type[T], prefix: str = "") -> T:
-    """Build `schema` from nested plain data. Keys are checked before values. Raises RecipeError."""
-    hints = _hints(schema)
-    fields = {field.name: field for field in dataclasses.fields(schema)}  # type: ignore[arg-type]
-    for key in tree:
-        if key not in fields:
-            close = difflib.get_close_matches(key, fields, n=1)
-            hint = f"did you mean {prefix}{close[0]}?" if close else f"known keys: {', '.join(sorted(fields))}"
-            raise RecipeError(f"unknown key {prefix}{key}; {hint}")
-    values = {}
-    for name, field in fields.items():
-        if name in tree:
-            values[name] = _convert(tree[name], hints[name], f"{prefix}{name}")
-            check_range(values[name], hints[name], f"{prefix}{name}", field.default)
-        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            nested = hints[name]
-            if dataclasses.is_dataclass(nested) and isinstance(nested, type):
-                values[name] = from_tree({}, nested, f"{prefix}{name}.")
-            else:
-                raise RecipeError(f"missing key {prefix}{name}; it has no default: add it to the recipe")
-    return schema(**values)
+    """Build `schema` from nested plain data. Raises RecipeError; of several mistakes an unknown key comes first."""
+    return check_range(_with_sections(tree, schema), schema, prefix, build=True)
 
 
 def check_ranges(recipe: Any, prefix: str = "") -> None:
     """Ranges of a tree of dataclasses that was built by hand. Raises RecipeError as `from_tree` does."""
-    hints = _hints(type(recipe))
-    for field in dataclasses.fields(recipe):
-        check_range(getattr(recipe, field.name), hints[field.name], f"{prefix}{field.name}", field.default)
+    check_range(dataclasses.asdict(recipe), type(recipe), prefix)
 
 
-def check_range(value: Any, hint: Any, name: str, default: Any = dataclasses.MISSING) -> None:
-    """Whether a value, and each value in it, is in the `Range` that its type names.
+def check_range(value: Any, hint: Any, name: str, default: Any = MISSING, *, build: bool = False) -> Any:
+    """The value as its type has it, with `build` in dataclasses.
 
     Raises:
-        RecipeError: naming the key, its value, the range, and the default where it is a number.
+        RecipeError: naming the key, its value, the type or range, and the default where it is a number.
     """
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        check_ranges(value, f"{name}.")
-    elif isinstance(value, (list, tuple)):
-        for index, item in enumerate(value):
-            for part in get_args(plain_type(hint))[:1]:
-                check_range(item, part, f"{name}[{index}]")
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            for part in get_args(plain_type(hint))[1:]:
-                check_range(item, part, f"{name}.{key}")
-    elif isinstance(value, (int, float)) and not isinstance(value, bool):
-        way_out = f"; the default is {default}" if isinstance(default, (int, float)) else ""
-        for rule in _rules(hint):
-            if value not in rule:
-                finite = " and finite" if math.isinf(value) and rule.finite else ""
-                raise RecipeError(f"{name} = {value!r} must be {rule}{finite}{way_out}")
+    from pydantic import TypeAdapter, ValidationError
+
+    adapter = _adapter(hint) if isinstance(hint, type) else TypeAdapter(typed(hint))
+    try:
+        return adapter.validate_python(value, context=build)
+    except ValidationError as error:
+        found = error.errors(include_url=False)
+        first = next((item for item in found if item["type"] == "extra_forbidden"), found[0])
+        reason = first.get("ctx", {}).get("error")
+        if isinstance(reason, IsoflopError):
+            raise reason from None
+        raise RecipeError(_message(first, hint, name, default)) from reason
+
+
+def typed(hint: Any, ranges: Sequence[Range] = ()) -> Any:
+    """What pydantic checks for a type: a section as its keys, numbers and switches without conversions of text."""
+    from pydantic import AfterValidator, BeforeValidator, Field, Strict
+
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return typed(arguments[0], [extra for extra in arguments[1:] if isinstance(extra, Range)])
+    if origin in (Union, types.UnionType):
+        options: Any = Union[tuple(typed(option, ranges) for option in arguments if option is not type(None))]  # noqa: UP007
+        if len(arguments) > 1 + (type(None) in arguments):  # 5.0 of `int | float` is 5
+            options = Annotated[options, Field(union_mode="left_to_right")]
+        return Union[options, None] if type(None) in arguments else options  # noqa: UP007 - made at run time
+    if origin in (tuple, list, dict):
+        made: Any = origin
+        return made[tuple(part if part is ... else typed(part) for part in arguments)]
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        return Annotated[_keys(hint), AfterValidator(lambda keys, info: hint(**keys) if info.context else keys)]
+    limits = [Field(**limit.limits(hint)) for limit in ranges]
+    if hint is int:  # 2e9 is how people write token counts
+        whole = BeforeValidator(lambda v: int(v) if isinstance(v, float) and v.is_integer() else v)
+        return Annotated[int, *limits, Strict(), whole]
+    if hint is float:
+        return Annotated[float, *limits, Strict(), AfterValidator(_no_nan)]
+    return Annotated[bool, Strict()] if hint is bool else hint
 
 
 @functools.cache
-def _hints(schema: type) -> dict[str, Any]:
+def _keys(schema: type) -> Any:
+    """A section as pydantic sees it: keys, types, ranges; what is left out stays out."""
+    from typing_extensions import TypedDict
+
+    keys = {field.name: typed(hints_of(schema)[field.name]) for field in dataclasses.fields(schema)}
+    required = {field.name for field in dataclasses.fields(schema) if _is_required(field)}
+    make: Any = TypedDict
+    made = make(schema.__name__, {name: hint if name in required else NotRequired[hint] for name, hint in keys.items()})
+    made.__pydantic_config__ = {"extra": "forbid"}
+    made.__doc__ = schema.__doc__
+    return made
+
+
+@functools.cache
+def _adapter(schema: type) -> "TypeAdapter[Any]":
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(typed(schema))
+
+
+def _message(error: "ErrorDetails", hint: Any, name: str, default: Any) -> str:
+    """Key, value, rule and way out of one error of pydantic."""
+    kind, value, known = plain_type(hint), error["input"], [""]
+    for step in error["loc"]:
+        if dataclasses.is_dataclass(kind):
+            known = [field.name for field in dataclasses.fields(kind)]
+            hint, default = hints_of(kind).get(str(step), Any), getattr(kind, str(step), MISSING)
+        elif get_origin(kind) not in (tuple, list, dict):  # pydantic names the option of a union, too
+            kind = plain_type([option for option in get_args(hint) if option is not type(None)][-1])
+            continue
+        else:
+            hint, default = (*get_args(kind), Any)[0 if isinstance(step, int) else 1], MISSING
+        kind = plain_type(hint)
+        name += f"[{step}]" if isinstance(step, int) else f"{'.' if name and name[-1] not in '. ' else ''}{step}"
+    if error["type"] == "missing":
+        return f"missing key {name}; it has no default: add it to the recipe"
+    if error["type"] == "extra_forbidden":
+        key = str(error["loc"][-1])
+        near = difflib.get_close_matches(key, known, n=1)
+        way_out = (
+            f"did you mean {name.removesuffix(key)}{near[0]}?" if near else f"known keys: {', '.join(sorted(known))}"
+        )
+        return f"unknown key {name}; {way_out}"
+    if reason := error.get("ctx", {}).get("error"):  # of a section's own check
+        return f"{name}: {reason}" if name else str(reason)
+    if get_origin(kind) is Literal:
+        near = difflib.get_close_matches(str(value), [str(choice) for choice in get_args(kind)], n=1)
+        way_out = f"; did you mean {near[0]!r}?" if near else ""
+        return f"{name} = {value!r} must be one of {', '.join(map(str, get_args(kind)))}{way_out}"
+    if error["type"] in ("greater_than", "greater_than_equal", "less_than", "less_than_equal", "finite_number"):
+        rule = next(iter(ranges_of(hint)), Range(finite=False))
+        finite = " and finite" if math.isinf(value) and rule.finite else ""
+        way_out = f"; the default is {default}" if isinstance(default, (int, float)) else ""
+        return f"{name} = {value!r} must be {rule}{finite}{way_out}"
+    wanted = _WANTED.get(dict if dataclasses.is_dataclass(kind) else get_origin(kind) or kind, error["msg"])
+    return f"{name} = {value!r} must be {wanted}"
+
+
+_WANTED = {
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    bool: "true or false",
+    dict: "a section with keys",
+} | dict.fromkeys((tuple, list), "a list, for example [1, 2]")
+
+
+def _no_nan(value: float) -> float:
+    from pydantic_core import PydanticKnownError
+
+    if math.isnan(value):
+        raise PydanticKnownError("finite_number")
+    return value
+
+
+@functools.cache
+def hints_of(schema: type) -> dict[str, Any]:
+    """Types of a section's keys, with what is said about them."""
     return get_type_hints(schema, include_extras=True)
 
 
@@ -150,13 +260,22 @@ def plain_type(hint: Any) -> Any:
     return hint
 
 
-def _rules(hint: Any) -> list[Range]:
-    """The ranges of a number: those of its type, of every type of a union; NaN is refused everywhere."""
-    if get_origin(hint) is Annotated:
-        return [extra for extra in get_args(hint)[1:] if isinstance(extra, Range)] + _rules(get_args(hint)[0])
-    if get_origin(hint) in (Union, types.UnionType):
-        return [rule for option in get_args(hint) for rule in _rules(option)]
-    return [Range(finite=False)] if hint is float else []
+def ranges_of(hint: Any) -> list[Range]:
+    """The ranges that a type names, however deep."""
+    return [hint] if isinstance(hint, Range) else [found for part in get_args(hint) for found in ranges_of(part)]
+
+
+def _is_required(field: "dataclasses.Field[Any]") -> bool:
+    return field.default is MISSING and field.default_factory is MISSING
+
+
+def _with_sections(tree: Any, schema: Any) -> Any:
+    """The tree with the sections that have no default but may have: what is missing is then named key by key."""
+    if not isinstance(tree, dict):
+        return tree
+    hints = {field.name: hints_of(schema)[field.name] for field in dataclasses.fields(schema) if _is_required(field)}
+    sections = {name: hint for name, hint in hints.items() if dataclasses.is_dataclass(hint)}
+    return tree | {name: _with_sections(tree.get(name, {}), hint) for name, hint in sections.items()}
 
 
 def to_tree(value: Any) -> Any:
@@ -232,49 +351,6 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
         tree[key] = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         tree[key] = text.strip()  # a bare word is a string: data.tokens=runs/tokens
-
-
-def _convert(value: Any, hint: Any, name: str) -> Any:
-    origin, arguments = get_origin(hint), get_args(hint)
-    if origin is Annotated:
-        return _convert(value, arguments[0], name)
-    if origin in (Union, types.UnionType):
-        *first, last = (option for option in arguments if option is not type(None))
-        for option in first:
-            with contextlib.suppress(RecipeError):
-                return _convert(value, option, name)
-        return _convert(value, last, name)
-    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        if not isinstance(value, dict):
-            raise RecipeError(f"{name} = {value!r} must be a section with keys")
-        return from_tree(value, hint, f"{name}.")
-    if origin is Literal:
-        if value not in arguments:
-            close = difflib.get_close_matches(str(value), [str(a) for a in arguments], n=1)
-            hint_text = f"; did you mean {close[0]!r}?" if close else ""
-            raise RecipeError(f"{name} = {value!r} must be one of {', '.join(map(str, arguments))}{hint_text}")
-        return value
-    if origin in (tuple, list):
-        if not isinstance(value, list):
-            raise RecipeError(f"{name} = {value!r} must be a list, for example [1, 2]")
-        items = [_convert(item, arguments[0], f"{name}[{index}]") for index, item in enumerate(value)]
-        return tuple(items) if origin is tuple else items
-    if origin is dict:
-        if not isinstance(value, dict):
-            raise RecipeError(f"{name} = {value!r} must be a section with keys")
-        return {key: _convert(item, arguments[1], f"{name}.{key}") for key, item in value.items()}
-    if hint is Any:
-        return value
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if hint is int and isinstance(value, float) and value.is_integer():
-        return int(value)  # 2e9 is how people write token counts
-    if hint is Path and isinstance(value, str):
-        return Path(value)
-    if not isinstance(hint, type) or not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        expected = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}.get(hint, str(hint))
-        raise RecipeError(f"{name} = {value!r} must be {expected}")
-    return value
 
 
 def _emit(tree: dict[str, Any], section: list[str], lines: list[str]) -> None:

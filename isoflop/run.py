@@ -1,16 +1,27 @@
-"""What a run was: commit, software, hardware, time. Written beside every result so that a number has an origin."""
+"""What a run was (commit, software, hardware, time), who works in its folder, and the one way records are written.
+
+Records are JSON lines that others may read while a study goes on. A record is one write followed by a flush to disk, a
+last line without its end is what a killed writer left and is ignored, and a run that was repeated replaces its earlier
+line.
+"""
 
 import contextlib
 import fcntl
+import json
+import logging
+import math
 import os
 import platform
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
-from isoflop.errors import RecipeError
+from isoflop.errors import DataError, RecipeError
+
+log = logging.getLogger(__name__)
 
 
 def now() -> str:
@@ -92,3 +103,87 @@ def only_one(folder: Path, *, wait_s: float = 0.0) -> Iterator[None]:
                     ) from error
                 time.sleep(0.1)
         yield
+
+
+def append_json_line(path: str | Path, row: dict[str, Any]) -> None:
+    """Add one line and flush it to disk; what a killed writer left of a line is cut off first.
+
+    Raises:
+        DataError: the file holds something else than JSON lines.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    line = json.dumps(plain(row), ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    with open(path, "a+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # released when the file closes, also when the process dies
+        file.seek(0)
+        if file.read(1) not in (b"", b"{"):
+            raise DataError(f"records {path} has something else than records; give another file")
+        size, whole = _whole_bytes(file)
+        if whole < size:
+            log.warning("records %s: cut off %d bytes of an unfinished last line", path, size - whole)
+            file.truncate(whole)
+        elif whole > size:
+            line = b"\n" + line  # the last line was complete but for its end
+        file.write(line)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """Objects of a JSONL file, split on the newline character only; a torn last line is ignored with a warning."""
+    rows: list[dict[str, Any]] = []
+    lines = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            if number == len(lines):  # no newline follows it
+                log.warning("%s: ignored line %d, which ends in the middle (a killed writer)", path, number)
+                continue
+            raise DataError(f"{path} line {number} is not JSON ({error}); repair or remove that line") from error
+        if not isinstance(row, dict):
+            raise DataError(f"{path} line {number} is not a JSON object; one run is one object")
+        rows.append(row)
+    return rows
+
+
+def latest_of_each_run(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The last row of every `run_id`, in the order of the first ones; rows without one are kept."""
+    latest: dict[Any, dict[str, Any]] = {}
+    for index, row in enumerate(rows):
+        latest[row.get("run_id") or f"line {index}"] = row
+    return list(latest.values())
+
+
+def plain(value: Any) -> Any:
+    """As JSON can hold it: numpy values as Python's, numbers that are not finite as None."""
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if hasattr(value, "tolist"):  # numpy arrays and scalars
+        return plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None  # a diverged loss; JSON has no NaN
+    return value
+
+
+def _whole_bytes(file: Any) -> tuple[int, int]:
+    """Size, and how much of it is whole lines (one more than the size: only the last newline is missing)."""
+    file.seek(0, os.SEEK_END)
+    size = file.tell()
+    if size == 0:
+        return 0, 0
+    file.seek(0)
+    content = file.read()
+    end = content.rfind(b"\n") + 1
+    if end == size:
+        return size, size
+    try:
+        complete = isinstance(json.loads(content[end:]), dict)
+    except ValueError:
+        complete = False
+    return (size, size + 1) if complete else (size, end)

@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-from isoflop.corpus.build import CorpusRecipe, SplitOptions, build_corpus
-from isoflop.corpus.dedup import DedupOptions
-from isoflop.corpus.sources import SourceOptions
+from isoflop.corpus.build import build_corpus
+from isoflop.corpus.dedup.options import DedupOptions
+from isoflop.corpus.document import SourceOptions
+from isoflop.corpus.recipe import CorpusRecipe, SplitOptions
 from isoflop.recipe import from_tree
 from isoflop.tokens.shards import TokenizerOptions, TokensRecipe, build_tokens
-from isoflop.training.pretrain_recipe import PretrainRecipe
+from isoflop.training.pretrain.recipe import PretrainRecipe
 
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")

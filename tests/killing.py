@@ -13,7 +13,7 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"
 def start(*arguments: object) -> subprocess.Popen[str]:
     """`isoflop ARGUMENTS` in a session of its own."""
     return subprocess.Popen(
-        [sys.executable, "-m", "isoflop.cli", *map(str, arguments)],
+        [sys.executable, "-m", "isoflop", *map(str, arguments)],
         env=ENVIRONMENT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,

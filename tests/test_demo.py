@@ -8,8 +8,8 @@ import pytest
 from isoflop import demo
 from isoflop.errors import RecipeError
 from isoflop.recipe import load_recipe
-from isoflop.scaling.ladder import LadderRecipe
-from isoflop.scaling.speed import SpeedModel
+from isoflop.scaling.sweep.ladder import LadderRecipe
+from isoflop.scaling.sweep.speed import SpeedModel
 
 SPEED = SpeedModel(per_step_s=2e-3, per_layer_s=5e-4, per_flop_s=1 / 45e9, per_param_s=0.0)
 

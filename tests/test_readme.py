@@ -4,13 +4,16 @@ import contextlib
 import io
 import re
 import shlex
-from pathlib import Path
 
+import numpy as np
 import pytest
+from places import ROOT
 
-from isoflop import cli
+from isoflop.cli import main as cli
+from isoflop.recipe import load_recipe
+from isoflop.scaling.laws import Surface
+from isoflop.training.pretrain.recipe import PretrainRecipe
 
-ROOT = Path(__file__).parents[1]
 NAMES = ("README.md", "CONTRIBUTING.md", "docs/*.md")
 PAGES = [path for name in NAMES for path in sorted(ROOT.glob(name))]
 OPTION = re.compile(r"--[a-z][a-z-]*")
@@ -86,3 +89,26 @@ def test_the_parser_of_commands_finds_what_pages_show():
     ]
     assert command_lines(text, "make") == [["demo"]]
     assert {"--law", "--map", "--where", "--bootstrap", "--json"} <= options_of("fit")
+
+
+def test_the_python_quickstart_runs_and_its_numbers_are_near_the_truth_of_its_table(tmp_path, monkeypatch):
+    """20 runs of L = 0.8 + 120 / M^0.4 + 150 / D^0.38, with 0.2% of noise."""
+    (block,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.M | re.S)
+    generator = np.random.default_rng(0)
+    law = Surface(0.8, 120.0, 150.0, 0.4, 0.38)
+    lines = ["M,D,loss"]
+    for flops in np.geomspace(3e11, 2.4e12, 4):
+        for size in law.optimum(flops, 1.0)[0] * np.geomspace(0.4, 2.5, 5):
+            loss = law.loss(size, flops / size) * (1 + 0.002 * generator.normal())
+            lines.append(f"{size},{flops / size},{loss}")
+    (tmp_path / "runs.csv").write_text("\n".join(lines), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(compile(block, "README.md", "exec"), names)
+    found, best = names["loss"], names["best"]
+    assert found.low < law.loss(3e6, 2e7) < found.high
+    assert found.center == pytest.approx(float(law.loss(3e6, 2e7)), rel=0.02)
+    assert best.scale == pytest.approx(law.optimum(2.4e13, 1.0)[0], rel=0.3)
+    recipe = load_recipe(tmp_path / "plan.toml", PretrainRecipe)
+    assert recipe.model.vocab_size == 512 and recipe.prediction["bits_per_byte"] == best.prediction.center
+    assert len([line for line in block.splitlines() if line.strip()]) <= 6

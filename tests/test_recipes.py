@@ -6,9 +6,10 @@ import typing
 from pathlib import Path
 
 import pytest
+from places import ROOT
 
 import isoflop
-from isoflop.corpus.build import CorpusRecipe
+from isoflop.corpus.recipe import CorpusRecipe
 from isoflop.imaging.config import ImagingRecipe
 from isoflop.imaging.sweep import ImagingSweep
 from isoflop.model.accounting import count_parameters
@@ -16,17 +17,15 @@ from isoflop.optics.camera import CameraSection
 from isoflop.optics.config import CoreConfig
 from isoflop.optics.medium import MediumSection
 from isoflop.recipe import Range, load_recipe, plain_type
-from isoflop.scaling.ladder import LadderRecipe, plan_ladder, resolved
-from isoflop.scaling.ladder_recipe import check as check_ladder
-from isoflop.scaling.speed import SpeedModel
-from isoflop.scaling.sweep import run_sweep
-from isoflop.scaling.target import ladder_on_tokens
+from isoflop.scaling.sweep.ladder import LadderRecipe, ladder_on_tokens, plan_ladder, resolved
+from isoflop.scaling.sweep.recipe import check as check_ladder
+from isoflop.scaling.sweep.run import run_sweep
+from isoflop.scaling.sweep.speed import SpeedModel
 from isoflop.tokens.shards import TokensRecipe, build_tokens
-from isoflop.training.extend import ExtendRecipe, extension
-from isoflop.training.pretrain import run_pretrain
-from isoflop.training.pretrain_recipe import PretrainRecipe, check
+from isoflop.training.pretrain.extend import ExtendRecipe, extension
+from isoflop.training.pretrain.recipe import PretrainRecipe, check
+from isoflop.training.pretrain.workload import run_pretrain
 
-ROOT = Path(__file__).parents[1]
 FILES = sorted([*(ROOT / "recipes").rglob("*.toml"), *(Path(isoflop.__file__).parent / "presets").rglob("*.toml")])
 SCHEMAS = {
     "corpus": CorpusRecipe,

@@ -14,24 +14,18 @@ import hashlib
 import json
 import logging
 import shutil
-from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from isoflop.corpus.clean import CleanOptions
-from isoflop.corpus.dedup import DedupOptions, check_options
-from isoflop.corpus.environment import EnvironmentOptions
-from isoflop.corpus.filter_stage import FilterOptions
-from isoflop.corpus.folder import read_manifest, require_replaceable
-from isoflop.corpus.intake import find_inputs
-from isoflop.corpus.passkey import PasskeyOptions
+from isoflop.corpus.document import BadRecord
 from isoflop.corpus.pipeline import run_stages
-from isoflop.corpus.remix import MixOptions, check_mixture, mixture_section
-from isoflop.corpus.report import corpus_page
-from isoflop.corpus.sources import BadRecord, SourceOptions
-from isoflop.corpus.stages import Build, Engine, Progress, Workers, fingerprint, n_workers
-from isoflop.errors import RecipeError
-from isoflop.recipe import Processes, Range, check_ranges, to_tree, write_json, write_recipe, write_text
+from isoflop.corpus.read.ingest import find_inputs
+from isoflop.corpus.recipe import CorpusRecipe, check, decisive
+from isoflop.corpus.remix import mixture_section
+from isoflop.corpus.report.page import corpus_page
+from isoflop.corpus.tables.output_folder import read_manifest, require_replaceable
+from isoflop.corpus.tables.stages import Build, Progress, Workers, fingerprint, n_workers
+from isoflop.recipe import to_tree, write_json, write_recipe, write_text
 from isoflop.run import commit, now, only_one, processor
 
 log = logging.getLogger(__name__)
@@ -42,48 +36,6 @@ MIXTURE_HEADER = """The mixture of this corpus, as the [data] section of a pretr
 weights, no curriculum."""
 
 
-@dataclass(frozen=True)
-class SplitOptions:
-    """Validation share of user sources, and the size of pieces."""
-
-    valid_fraction: Annotated[float, Range(at_least=0, below=1)] = 0.05
-    """Share of the documents of a source with split = "auto" that go to validation, by a hash of their origin."""
-    max_piece_kb: Annotated[float, Range(at_least=1)] = 50.0
-    """Longer documents are cut at paragraph ends; kilobytes."""
-
-
-@dataclass(frozen=True)
-class CorpusRecipe:
-    """What `isoflop corpus build` reads."""
-
-    sources: tuple[SourceOptions, ...] = ()
-    """User files and folders."""
-    environment: EnvironmentOptions = field(default_factory=EnvironmentOptions)
-    split: SplitOptions = field(default_factory=SplitOptions)
-    clean: CleanOptions = field(default_factory=CleanOptions)
-    dedup: DedupOptions = field(default_factory=DedupOptions)
-    filters: FilterOptions | None = None
-    """Families of published rules on top of `clean`; left out: none of them."""
-    raw: bool = False
-    """Read, normalise, cut and split, but drop nothing: what a clean corpus is compared with."""
-    sample: Annotated[float, Range(above=0, at_most=1)] = 1.0
-    """Share of the training documents to take, those of the smallest keys: below 1 to try a recipe out."""
-    mix: MixOptions = field(default_factory=MixOptions)
-    passkey: tuple[PasskeyOptions, ...] | None = None
-    """Passkey documents as further domains; they are made, not read, so no rule drops any of them."""
-    partitions: Annotated[int, Range(at_least=1, at_most=100_000)] = 16
-    """Parts into which every table is cut, by key; a part should fit in memory easily: 16 suit corpora of a few GB, one
-    per 200 MB larger ones."""
-    engine: Engine = "native"
-    """native: processes of this machine. ray: a cluster, which must see the same folders."""
-    ray_address: str = ""
-    """Of a running cluster, for example "auto"; empty: start one on this machine."""
-    workers: Processes = 0
-    """Processes; 0: one per core, at most 8, and none for small inputs. Changes nothing in the result."""
-    keep_stages: bool = False
-    """Leave the stages on disk, so that after a change of the recipe only what depends on it is made anew."""
-
-
 def build_corpus(recipe: CorpusRecipe, out: str | Path, *, on_progress: Progress | None = None) -> dict[str, Any]:
     """Build the corpus, or go on building it, and return its manifest. What is up to date is kept as it is.
 
@@ -92,11 +44,11 @@ def build_corpus(recipe: CorpusRecipe, out: str | Path, *, on_progress: Progress
         RecipeError: values that contradict each other.
     """
     out = Path(out)
-    _check(recipe)
+    check(recipe)
     unreadable: list[BadRecord] = []
     files = find_inputs(recipe.sources, recipe.environment, unreadable.append)
     asked = fingerprint(
-        to_tree(_decisive(recipe)), [[item.id, item.n_bytes, item.path.stat().st_mtime_ns] for item in files]
+        to_tree(decisive(recipe)), [[item.id, item.n_bytes, item.path.stat().st_mtime_ns] for item in files]
     )
     found = _up_to_date(out, asked)
     if found is not None:
@@ -113,12 +65,12 @@ def build_corpus(recipe: CorpusRecipe, out: str | Path, *, on_progress: Progress
             work = root / "output"
             shutil.rmtree(work, ignore_errors=True)
             found, funnel = run_stages(build, recipe, files, unreadable, work)
-        manifest = {"recipe_sha256": _recipe_sha256(recipe, found), "recipe": to_tree(_decisive(recipe)), **found}
+        manifest = {"recipe_sha256": _recipe_sha256(recipe, found), "recipe": to_tree(decisive(recipe)), **found}
         write_json(work / "manifest.json", manifest)
         write_recipe(work / "mixture.toml", mixture_section(found["mixture"]), header=MIXTURE_HEADER)
         report = {"manifest": {k: v for k, v in manifest.items() if k != "inputs"}, **funnel}
         write_json(work / "report.json", report)
-        write_text(work / "report.html", corpus_page(report, title=f"Corpus {out.name}"))
+        write_text(work / "report.html", corpus_page(report))
         about: dict[str, Any] = {
             "asked": asked,
             "began": began,
@@ -138,27 +90,8 @@ def build_corpus(recipe: CorpusRecipe, out: str | Path, *, on_progress: Progress
     return {**manifest, "reused": False}
 
 
-def _check(recipe: CorpusRecipe) -> None:
-    check_ranges(recipe)
-    for source in recipe.sources:
-        if not source.domain or set(source.domain) & set('/\\.\0"'):
-            raise RecipeError(
-                f"sources.domain = {source.domain!r} becomes the name of a file: letters, digits, - and _, not empty"
-            )
-    check_options(recipe.dedup)
-    if recipe.filters:
-        recipe.filters.check()
-    check_mixture(recipe.mix)
-
-
-def _decisive(recipe: CorpusRecipe) -> CorpusRecipe:
-    """The recipe less what changes nothing in the result, sources in one order."""
-    sources = tuple(sorted(recipe.sources, key=lambda source: source.label))
-    return replace(recipe, sources=sources, engine="native", ray_address="", workers=0, keep_stages=False)
-
-
 def _recipe_sha256(recipe: CorpusRecipe, found: dict[str, Any]) -> str:
-    decides = [to_tree(_decisive(recipe)), [[item["id"], item["sha256"]] for item in found["inputs"]]]
+    decides = [to_tree(decisive(recipe)), [[item["id"], item["sha256"]] for item in found["inputs"]]]
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from isoflop.corpus.sources import Document
+from isoflop.corpus.document import Document
 from isoflop.errors import RecipeError
 from isoflop.recipe import PositiveInt, Seed, Share, check_ranges
 
@@ -74,6 +74,7 @@ class PasskeyOptions:
     valid_share: Share = 0.02
     """Share held out for validation."""
     seed: Seed = 0
+    """Of keys, filler and places."""
 
 
 def is_passkey(domain: str) -> bool:

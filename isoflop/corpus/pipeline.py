@@ -13,12 +13,12 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from isoflop.corpus.clusters import cluster_examples, count_clusters
-from isoflop.corpus.dedup_table import deduplicate_table
-from isoflop.corpus.environment import environment_versions
-from isoflop.corpus.filtering import (
+from isoflop.corpus.dedup.clusters import cluster_examples, count_clusters
+from isoflop.corpus.dedup.table import deduplicate_table
+from isoflop.corpus.document import BadRecord
+from isoflop.corpus.filter.stage import (
     FilterJob,
     all_licenses,
     contamination,
@@ -27,23 +27,21 @@ from isoflop.corpus.filtering import (
     summed,
     train_filters,
 )
-from isoflop.corpus.intake import InputFile, ReadOptions, gather, read_files, read_tasks, write_quarantine
-from isoflop.corpus.output import join_frames, join_tasks, require_both_splits, shown
+from isoflop.corpus.read.environment import environment_versions
+from isoflop.corpus.read.ingest import InputFile, ReadOptions, gather, read_files, read_tasks, write_quarantine
+from isoflop.corpus.read.split import split_rule
+from isoflop.corpus.recipe import CorpusRecipe
 from isoflop.corpus.remix import plan_mixture
-from isoflop.corpus.sources import BadRecord
-from isoflop.corpus.split import split_rule
-from isoflop.corpus.stages import Build, Progress, Task
-from isoflop.corpus.summary import KEPT, Tally, merged
-from isoflop.corpus.tables import finish
+from isoflop.corpus.report.tally import KEPT, Tally, merged
+from isoflop.corpus.tables.output import join_frames, join_tasks, require_both_splits, shown
+from isoflop.corpus.tables.partitions import finish
+from isoflop.corpus.tables.stages import Build, Progress, Task
 from isoflop.errors import DataError
 from isoflop.recipe import to_tree
 
-if TYPE_CHECKING:
-    from isoflop.corpus.build import CorpusRecipe
-
 
 def run_stages(
-    build: Build, recipe: "CorpusRecipe", files: list[InputFile], unreadable: list[BadRecord], out: Path
+    build: Build, recipe: CorpusRecipe, files: list[InputFile], unreadable: list[BadRecord], out: Path
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Run every stage that is not done, write the texts to `out`; (manifest, funnel for the report).
 
@@ -116,7 +114,7 @@ def run_stages(
 
 
 def _funnel(
-    recipe: "CorpusRecipe",
+    recipe: CorpusRecipe,
     job: FilterJob,
     before: list[tuple[str, Tally]],
     tallies: list[Tally],
@@ -147,7 +145,7 @@ def _funnel(
 
 
 def _deduplicated(
-    build: Build, recipe: "CorpusRecipe", documents: Path, work: Path, progress: Progress
+    build: Build, recipe: CorpusRecipe, documents: Path, work: Path, progress: Progress
 ) -> dict[str, Any]:
     found = deduplicate_table(documents, work, recipe.dedup, run=build.workers.run, on_progress=progress)
     sizes: dict[str, Any] = {}
@@ -175,7 +173,7 @@ def _identity(item: InputFile) -> list[Any]:
     return [item.id, item.n_bytes, item.path.stat().st_mtime_ns, to_tree(item.source or item.environment)]
 
 
-def _by_partition(recipe: "CorpusRecipe", n_bytes: int, *arguments: Any) -> list[Task]:
+def _by_partition(recipe: CorpusRecipe, n_bytes: int, *arguments: Any) -> list[Task]:
     """A task per partition; its number is the first argument."""
     weight = max(1, n_bytes // recipe.partitions)
     return [Task(f"{number:05d}", (number, *arguments), weight) for number in range(recipe.partitions)]

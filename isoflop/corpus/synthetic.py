@@ -13,7 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
-from isoflop.corpus.sources import Document
+from isoflop.corpus.document import Document
 from isoflop.errors import DataError
 
 MAX_ORDER_ROWS = 1 << 22  # assumption: contexts of a Markov source that fit in memory easily

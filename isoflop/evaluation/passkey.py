@@ -19,14 +19,15 @@ import torch
 
 from isoflop.corpus.passkey import QUESTION, is_passkey, random_filler, random_key, statement
 from isoflop.errors import DataError, RecipeError
+from isoflop.evaluation.statistics import Z90, wilson
 from isoflop.model.transformer import Transformer
 from isoflop.run import commit, now, processor
 from isoflop.tokens.batches import Batches
 from isoflop.tokens.bpe import Tokenizer
 from isoflop.tokens.shards import TokenSet
-from isoflop.training.pretrain import choose_device
-from isoflop.training.trained import Trained, find_trained, load_model
-from isoflop.training.validate import validate
+from isoflop.training.device import choose_device
+from isoflop.training.load_run import Trained, find_trained, load_model
+from isoflop.training.pretrain.validate import validate
 
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 BATCH_TOKENS = 32_768  # assumption: of one forward pass
@@ -123,13 +124,10 @@ def passkey_accuracy(
     return records
 
 
-def accuracy(n_right: int, n_trials: int, z: float = 1.6449) -> dict[str, float]:
+def accuracy(n_right: int, n_trials: int, z: float = Z90) -> dict[str, float]:
     """Share of right answers with its Wilson interval, 90% by default."""
-    share = n_right / n_trials
-    centre = share + z * z / (2 * n_trials)
-    half = z * math.sqrt(share * (1 - share) / n_trials + z * z / (4 * n_trials**2))
-    scale = 1 + z * z / n_trials
-    return {"accuracy": share, "low": max(0.0, (centre - half) / scale), "high": min(1.0, (centre + half) / scale)}
+    found = wilson(n_right, n_trials, z)
+    return {"accuracy": found.value, "low": found.low, "high": found.high}
 
 
 def text_loss(model: Transformer, token_set: TokenSet, *, seq_len: int, max_tokens: int = 0) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from isoflop.scaling.canvas import INK, PAPER, count, new_figure, style
+from isoflop.pages.plot import INK, PAPER, count, new_figure, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -53,10 +53,13 @@ class FitSection:
     learning_rate: Positive = 1.5e-3
     """Peak rate (assumption)."""
     warmup_steps: NotNegativeInt = 100
+    """Steps in which the rate rises from 0."""
     cooldown_fraction: Annotated[float, Range(above=0, at_most=1)] = 0.7
     """Share of the steps in which the rate falls to 0 (assumption)."""
     weight_decay: NotNegative = 1e-3
+    """Of AdamW, on matrices, times the learning rate."""
     clip_norm: Positive = 1.0
+    """Longest gradient, over all weights together; a longer one is scaled down."""
     loss: dict[str, NotNegative] = field(default_factory=lambda: {"bce": 1.0, "npcc": 1.0})
     """Weights of bce, mse, npcc, tv."""
     shuffled: bool = False

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from isoflop.scaling.canvas import BLUE, GREEN, INK, MUTED, VERMILION, WIDTH, light_grid, new_figure, style, subtitle
+from isoflop.pages.plot import BLUE, GREEN, INK, MUTED, VERMILION, WIDTH, light_grid, new_figure, style, subtitle
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

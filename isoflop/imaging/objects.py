@@ -38,6 +38,7 @@ class ObjectsSection:
     n_train: Annotated[int, Range(at_least=16)] = 4000
     """Measured pairs to learn from."""
     n_test: Annotated[int, Range(at_least=2)] = 500
+    """Pairs that are kept apart to score with."""
     n_unseen: NotNegativeInt = 520
     """Images of the unseen kind, at most; 0: none."""
     seed: Seed = 0

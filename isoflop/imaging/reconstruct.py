@@ -6,6 +6,7 @@ network in `isoflop.training.loop`, and scores it beside the ridge, the mean ima
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import logging
@@ -28,29 +29,32 @@ from isoflop.imaging.score import loss_sum, mean_image_pcc, scores
 from isoflop.imaging.speckle import Bench, Measured, Pairs
 from isoflop.imaging.twin import Twin, fit_twin
 from isoflop.optics.scattering import seeded
-from isoflop.recipe import load_recipe, to_tree, write_json, write_recipe
-from isoflop.run import commit, now, processor
+from isoflop.recipe import load_recipe, to_tree
 from isoflop.training import checkpoint
-from isoflop.training.loop import LoopResult, Saving, train
+from isoflop.training.checkpoint import Saving
+from isoflop.training.device import choose_device
+from isoflop.training.loop import StepPlan
 from isoflop.training.monitor import Progress
 from isoflop.training.optim import adamw
+from isoflop.training.run import Built, Job, run
 from isoflop.training.schedule import factor
+from isoflop.training.workload import Workload
 
 log = logging.getLogger(__name__)
 
 OnStage = Callable[[str, float, float], None]
 
 
-class Reconstruction:
-    """Workload: the weighted losses of reconstructed images."""
+class Reconstruction(Workload):
+    """The weighted losses of reconstructed images."""
 
     def __init__(self, recipe: ImagingRecipe, pairs: Pairs, test: Measured):
         self.tokens_per_step = recipe.train.batch_samples
         self._pairs, self._test, self._loss = pairs, test, recipe.train.loss
         self._bfloat16 = _bfloat16(recipe.train.precision)
 
-    def batch(self, step: int) -> list[tuple[Tensor, ...]]:
-        return [self._pairs.batch(step)]
+    def batch(self, step: int, rank: int = 0, world: int = 1) -> list[tuple[Tensor, ...]]:
+        return [tuple(tensor[rank::world] for tensor in self._pairs.batch(step))]
 
     def loss_sum(self, model: nn.Module, micro_batch: tuple[Tensor, ...]) -> Tensor:
         frames_BYX, images_BYX, given_BYX = micro_batch
@@ -59,7 +63,7 @@ class Reconstruction:
         return loss_sum(logits_BYX, images_BYX, self._loss)
 
     def validate(self, model: nn.Module) -> dict[str, object]:
-        return dict(score_on(model, self._test))
+        return dict(score_on(model, self._test)) if len(self._test.images) else {}
 
 
 def score_on(network: nn.Module, measured: Measured) -> dict[str, float]:
@@ -138,6 +142,80 @@ def untrained(prepared: Prepared) -> nn.Module:
     return network
 
 
+class Imaging(Job):
+    """An imaging recipe as a run; the ridge network is solved and not trained by steps."""
+
+    def __init__(
+        self,
+        recipe: ImagingRecipe,
+        run_dir: Path,
+        prepared: Prepared | None = None,
+        on_stage: OnStage | None = None,
+    ):
+        """Raises RecipeError for bad values."""
+        check(recipe)
+        self.recipe, self._run_dir, self._prepared, self._on_stage = recipe, run_dir, prepared, on_stage
+        self.identity = {
+            "identity": hashlib.sha256(json.dumps(_decides(recipe), sort_keys=True).encode()).hexdigest()[:16]
+        }
+        t, n_steps = recipe.train, recipe.n_steps()
+        relative = functools.partial(
+            factor,
+            n_steps=n_steps,
+            warmup_steps=t.warmup_steps,
+            schedule="constant_cooldown",
+            cooldown_fraction=t.cooldown_fraction,
+        )
+        self.plan = StepPlan(
+            n_steps, rate=lambda step: t.learning_rate * relative(step), clip_norm=t.clip_norm, graph=False
+        )
+        self.saving = Saving(every_s=120.0, keep=1)
+
+    def is_result(self, result: dict[str, Any]) -> bool:
+        if not super().is_result(result):
+            raise CheckpointError(
+                f"{self._run_dir} holds the result of another recipe; choose another folder or delete it"
+            )
+        return True
+
+    def build(self) -> Built:
+        recipe, t = self.recipe, self.recipe.train
+        prepared = self._prepared = self._prepared or prepare(recipe, self._on_stage)
+        network = untrained(prepared)
+        if self.plan.n_steps:
+            network.to(choose_device(t.device))
+        pairs = Pairs(
+            prepared.train,
+            prepared.ridge.left_out.view_as(prepared.train.images),
+            camera=prepared.bench.camera,
+            twin=prepared.twin,
+            simulated=recipe.twin.simulated,
+            wild=recipe.twin.wild,
+            batch=t.batch_samples,
+            seed=t.seed,
+        )
+        optimizer = adamw(
+            network, learning_rate=t.learning_rate, betas=(0.9, 0.99), eps=1e-8, weight_decay=t.weight_decay
+        )
+        return Built(Reconstruction(recipe, pairs, prepared.test), network, optimizer)
+
+    def result(self, figures: dict[str, Any], validation: dict[str, object], built: Built) -> dict[str, Any]:
+        if figures["status"] != "finished":
+            return {"status": figures["status"], "step": figures["step"], **self.identity}
+        assert self._prepared is not None
+        _write_gallery(self._prepared, built.model, self._run_dir / "gallery.safetensors")
+        loss = figures["train_loss_nats"]
+        kept = ("wall_s", "device", "torch", "threads", "commit", "started_at", "finished_at")
+        return {
+            "status": "finished",
+            **self.identity,
+            **_result(self._prepared, built.model, validation),
+            "n_samples": figures["n_tokens"],
+            "train_loss": None if math.isnan(loss) else loss,
+            **{key: figures[key] for key in kept},
+        }
+
+
 def run_imaging(
     recipe: ImagingRecipe,
     run_dir: Path,
@@ -152,42 +230,8 @@ def run_imaging(
     Raises:
         RecipeError, DataError: bad values, files or images. CheckpointError: the folder holds another run.
     """
-    check(recipe)
-    identity = hashlib.sha256(json.dumps(_decides(recipe), sort_keys=True).encode()).hexdigest()[:16]
-    result_path = run_dir / "result.json"
-    if result_path.is_file():
-        finished = json.loads(result_path.read_text(encoding="utf-8"))
-        if finished.get("identity") == identity:
-            return finished
-        raise CheckpointError(f"{run_dir} holds the result of another recipe; choose another folder or delete it")
-    started_at = now()
-    prepared = prepared or prepare(recipe, on_stage)
-    network = untrained(prepared)
-    write_recipe(run_dir / "recipe.toml", recipe, header="resolved recipe of this run")
-    loop = None
-    if recipe.n_steps():
-        loop = _train(prepared, network, run_dir, identity, on_progress, should_stop)
-        if loop.status != "finished":
-            return {"status": loop.status, "step": loop.step, "identity": identity}
-    result = {
-        "status": "finished",
-        "identity": identity,
-        **_result(prepared, network, loop),
-        "commit": commit(),
-        "started_at": started_at,
-        "finished_at": now(),
-    }
-    if loop is None:  # what evaluate and the gallery read
-        checkpoint.save(
-            run_dir / "checkpoints",
-            step=0,
-            model=network,
-            optimizer=torch.optim.SGD([torch.zeros(1)], lr=0.0),
-            state={"identity": identity},
-        )
-    _write_gallery(prepared, network, run_dir / "gallery.safetensors")
-    write_json(result_path, result)
-    return result
+    job = Imaging(recipe, run_dir, prepared, on_stage)
+    return run(job, run_dir, on_progress=on_progress, should_stop=should_stop)
 
 
 def evaluate(run_dir: Path, overrides: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -228,63 +272,6 @@ def evaluate(run_dir: Path, overrides: tuple[str, ...] = ()) -> dict[str, Any]:
     return {"scores": rows, "clipped_share": clipped, "overrides": list(overrides)}
 
 
-def _train(
-    prepared: Prepared,
-    network: nn.Module,
-    run_dir: Path,
-    identity: str,
-    on_progress: Callable[[Progress], None] | None,
-    should_stop: Callable[[], bool],
-) -> LoopResult:
-    from isoflop.training.pretrain import choose_device
-
-    recipe, t = prepared.recipe, prepared.recipe.train
-    network.to(choose_device(t.device))
-    optimizer = adamw(network, learning_rate=t.learning_rate, betas=(0.9, 0.99), eps=1e-8, weight_decay=t.weight_decay)
-    left_out = prepared.ridge.left_out.view_as(prepared.train.images)
-    pairs = Pairs(
-        prepared.train,
-        left_out,
-        camera=prepared.bench.camera,
-        twin=prepared.twin,
-        simulated=recipe.twin.simulated,
-        wild=recipe.twin.wild,
-        batch=t.batch_samples,
-        seed=t.seed,
-    )
-    folder, start = run_dir / "checkpoints", 0
-    if (found := checkpoint.newest(folder)) is not None:
-        state = checkpoint.load(found, network, optimizer)
-        if state["identity"] != identity:
-            raise CheckpointError(f"{found} was trained with another recipe; choose another folder or delete it")
-        start = state["step"]
-    n_steps = recipe.n_steps()
-    return train(
-        Reconstruction(recipe, pairs, prepared.test),
-        network,
-        optimizer,
-        rate=lambda step: (
-            t.learning_rate
-            * factor(
-                step,
-                n_steps=n_steps,
-                warmup_steps=t.warmup_steps,
-                schedule="constant_cooldown",
-                cooldown_fraction=t.cooldown_fraction,
-            )
-        ),
-        n_steps=n_steps,
-        run_dir=run_dir,
-        saving=Saving(every_s=120.0, keep=1),
-        state={"identity": identity},
-        start_step=start,
-        clip_norm=t.clip_norm,
-        graph=False,
-        on_progress=on_progress,
-        should_stop=should_stop,
-    )
-
-
 def _write_gallery(prepared: Prepared, network: nn.Module, path: Path, n: int = 16) -> None:
     """The first `n` objects of both kinds with frame, ridge image and the network's: what galleries are drawn from."""
     device = next(iter(network.state_dict().values())).device
@@ -299,8 +286,9 @@ def _write_gallery(prepared: Prepared, network: nn.Module, path: Path, n: int = 
     save_file(tensors, path)
 
 
-def _result(prepared: Prepared, network: nn.Module, loop: LoopResult | None) -> dict[str, Any]:
-    recipe, device = prepared.recipe, next(iter(network.state_dict().values())).device
+def _result(prepared: Prepared, network: nn.Module, of_test: dict[str, object]) -> dict[str, Any]:
+    """What an imaging run measures at its end; `of_test` are the scores on the test objects."""
+    recipe = prepared.recipe
     other = dataclasses.replace(recipe.medium, seed=recipe.medium.seed + 1_000_003)
     elsewhere = Bench(other, recipe.camera, prepared.objects)
     sets = {"test": prepared.test, "unseen": prepared.unseen}
@@ -313,7 +301,7 @@ def _result(prepared: Prepared, network: nn.Module, loop: LoopResult | None) -> 
         "photons": recipe.camera.photons,
         "n_pairs": len(prepared.train.images),
         "n_params": sum(p.numel() for p in network.parameters()),
-        "scores": {name: score_on(network, measured) for name, measured in named.items()},
+        "scores": {name: of_test if name == "test" else score_on(network, m) for name, m in named.items()},
         "ridge": {name: score_on(ridge, measured) for name, measured in named.items()},
         "ridge_penalty": prepared.ridge.penalty,
         "mean_image_pcc": {name: mean_image_pcc(prepared.train.images, m.images) for name, m in named.items()},
@@ -326,13 +314,7 @@ def _result(prepared: Prepared, network: nn.Module, loop: LoopResult | None) -> 
         / max(1, sum(m.raw.numel() for m in (prepared.train, *sets.values()))),
         "twin_residual": None if prepared.twin is None else prepared.twin.residual,
         "twin_held_out": None if prepared.twin is None else prepared.twin.held_out,
-        "n_samples": 0 if loop is None else loop.step * recipe.train.batch_samples,
-        "train_loss": None if loop is None or math.isnan(loop.train_loss_nats) else loop.train_loss_nats,
-        "wall_s": 0.0 if loop is None else loop.wall_s,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
         "precision": "bfloat16" if _bfloat16(recipe.train.precision) else "float32",
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
     }
 
 

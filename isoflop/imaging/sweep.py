@@ -5,7 +5,6 @@ line when a cell is finished, so that any table reader (`isoflop fit --law power
 """
 
 import dataclasses
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ from isoflop.imaging.reconstruct import run_imaging
 from isoflop.optics.camera import CameraSection
 from isoflop.optics.medium import MediumSection
 from isoflop.recipe import NotNegative, NotNegativeInt, PositiveInt, write_recipe
+from isoflop.run import append_json_line, latest_of_each_run, read_json_lines
 
 
 @dataclass(frozen=True)
@@ -128,22 +128,12 @@ def run_sweep(
             raise KeyboardInterrupt
         if run_id not in records or records[run_id]["identity"] != result["identity"]:
             records[run_id] = {"study": recipe.sweep.study, "run_id": run_id, **result}
-            with path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(records[run_id]) + "\n")
+            append_json_line(path, records[run_id])
     if on_stage is not None:
         on_stage("sweep", len(planned), len(planned))
     return [records[run_id] for run_id in planned]
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """The finished runs of a study, the latest line of each; a torn last line is ignored."""
-    if not path.is_file():
-        return []
-    found: dict[str, dict[str, Any]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        found[record["run_id"]] = record
-    return list(found.values())
+    """The finished runs of a study, the latest line of each; a torn last line is ignored, a damaged one refused."""
+    return latest_of_each_run(read_json_lines(path)) if path.is_file() else []

@@ -16,6 +16,8 @@ from isoflop.interop.formats import FP8_BLOCK
 
 LARGEST = 448.0
 """Of E4M3."""
+ALMOST_NOTHING = 2.0**-100
+"""A block below it is zeros: its scale would be no number that can be divided by."""
 
 
 def n_blocks(length: int) -> int:
@@ -34,7 +36,7 @@ def quantise(weight: Tensor, scales: Tensor | None = None) -> tuple[Tensor, Tens
     for block, band in enumerate(weight.split(FP8_BLOCK)):  # a band at a time: no second copy of the matrix
         if scales is None:
             largest = F.pad(band.abs().amax(0), (0, -columns % FP8_BLOCK)).view(-1, FP8_BLOCK).amax(1)
-            found[block] = torch.where(largest > 0, largest / LARGEST, torch.ones_like(largest))
+            found[block] = torch.where(largest > ALMOST_NOTHING, largest / LARGEST, torch.ones_like(largest))
         scaled = (band / _spread(found[block], columns)).clamp_(-LARGEST, LARGEST)
         codes[block * FP8_BLOCK :][:FP8_BLOCK] = scaled.to(torch.float8_e4m3fn)
     return codes, found

@@ -23,12 +23,12 @@ from torch import Tensor, nn
 from isoflop.errors import CheckpointError, DataError, RecipeError
 from isoflop.interop import tokenizer as tokenizer_files
 from isoflop.interop.formats import ARCHITECTURES, derived_format
-from isoflop.interop.intake import Folder
+from isoflop.interop.import_hf import Folder
 from isoflop.model.config import ModelConfig
 from isoflop.model.transformer import Transformer
 from isoflop.recipe import write_json
 from isoflop.tokens.shards import TokenSet
-from isoflop.training.pretrain import choose_device
+from isoflop.training.device import choose_device
 
 log = logging.getLogger(__name__)
 

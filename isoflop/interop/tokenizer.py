@@ -96,6 +96,7 @@ def write(source: Path, out: Path, *, seq_len: int) -> None:
             single=f"{BOS}:0 $A:0", pair=f"{BOS}:0 $A:0 $B:1", special_tokens=[(BOS, bos_id)]
         )
         write_text(out / MAIN, backend.to_str(pretty=True) + "\n")
+    config.pop("split_special_tokens", None)  # the marks of a chat template are special tokens spelled in its text
     config.setdefault("tokenizer_class", "PreTrainedTokenizerFast")
     config.setdefault("model_max_length", seq_len)
     if "chat_template" not in config and not (source / "chat_template.jinja").is_file():

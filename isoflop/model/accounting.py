@@ -298,6 +298,7 @@ def inspect(
         "flops_per_token": by_convention,
         "flops_conventions": FLOPS_CONVENTIONS,
         "attention_convention": ATTENTION_CONVENTION,
+        "decode_flops_per_token": forward_flops_per_token(config, config.seq_len),
         "kv_bytes_per_token": {name: kv_bytes_per_token(config, name) for name in BYTES},
         "activation_bytes_per_token": activation_bytes_per_token(config, precision),
         "memory": {

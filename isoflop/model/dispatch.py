@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from isoflop.numerics.joined import add_to, summed_rows, taken_rows
-from isoflop.numerics.linear import Held, Product
+from isoflop.numerics.linear import Held, MatmulBackend
 
 
 class Arrangement(NamedTuple):
@@ -45,22 +45,22 @@ def arrange(chosen_TA: Tensor, n_experts: int) -> Arrangement:
     return Arrangement(slot_R // chosen_TA.shape[1], slot_R, row_TA, ends_E)
 
 
-def spread(x_TD: Tensor, at: Arrangement) -> Tensor:
+def permute(x_TD: Tensor, at: Arrangement) -> Tensor:
     """Copy every token to the rows of its experts, [R, D]."""
-    return _Spread.apply(x_TD, at.token_R, at.row_TA)  # type: ignore[return-value]
+    return _Permute.apply(x_TD, at.token_R, at.row_TA)  # type: ignore[return-value]
 
 
-def spread_choices(x_TA: Tensor, at: Arrangement) -> Tensor:
+def permute_choices(x_TA: Tensor, at: Arrangement) -> Tensor:
     """One value per choice, in the order of the rows, [R, 1]."""
-    return _Spread.apply(x_TA.reshape(-1, 1), at.slot_R, at.row_TA.view(-1, 1))  # type: ignore[return-value]
+    return _Permute.apply(x_TA.reshape(-1, 1), at.slot_R, at.row_TA.view(-1, 1))  # type: ignore[return-value]
 
 
-def gather(rows_RD: Tensor, at: Arrangement) -> Tensor:
+def unpermute(rows_RD: Tensor, at: Arrangement) -> Tensor:
     """Add up the rows of every token, [T, D]."""
-    return _Gather.apply(rows_RD, at.token_R, at.row_TA)  # type: ignore[return-value]
+    return _Unpermute.apply(rows_RD, at.token_R, at.row_TA)  # type: ignore[return-value]
 
 
-class _Spread(torch.autograd.Function):
+class _Permute(torch.autograd.Function):
     """A gather whose backward is a gather too: indexing's own backward adds atomically, in changing order."""
 
     @staticmethod
@@ -74,7 +74,7 @@ class _Spread(torch.autograd.Function):
         return summed_rows(d_rows_RD, row_TA), None, None
 
 
-class _Gather(torch.autograd.Function):
+class _Unpermute(torch.autograd.Function):
     @staticmethod
     def forward(ctx, rows_RD: Tensor, token_R: Tensor, row_TA: Tensor) -> Tensor:
         ctx.save_for_backward(token_R, row_TA)
@@ -100,7 +100,7 @@ def grouped_product(
     x_RD: Tensor,
     weight_EFD: Tensor,
     ends_E: Tensor,
-    numerics: Product | None = None,
+    numerics: MatmulBackend | None = None,
     *,
     first_part: int = 0,
     held: Held | None = None,
@@ -121,7 +121,7 @@ def grouped_product(
 
 
 def looped_product(
-    x_RD: Tensor, weight_EFD: Tensor, ends_E: Tensor, numerics: Product | None = None, first_part: int = 0
+    x_RD: Tensor, weight_EFD: Tensor, ends_E: Tensor, numerics: MatmulBackend | None = None, first_part: int = 0
 ) -> Tensor:
     """The same, one product per expert: for every device and format, at the price of asking for the row counts."""
     if ends_E.is_meta:  # nobody knows the counts there, and no shape depends on them

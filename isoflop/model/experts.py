@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from isoflop.model.config import ExpertConfig
-from isoflop.model.dispatch import arrange, gather, grouped_product, spread, spread_choices
+from isoflop.model.dispatch import arrange, grouped_product, permute, permute_choices, unpermute
 from isoflop.numerics.joined import swiglu, wide_product
-from isoflop.numerics.linear import Held, Product
+from isoflop.numerics.linear import Held, MatmulBackend
 
 
 class Routing(NamedTuple):
@@ -77,18 +77,18 @@ class Experts(nn.Module):
         super().__init__()
         self.gate_up = nn.Parameter(torch.empty(config.n_experts, 2 * config.d_expert, d_model))
         self.down = nn.Parameter(torch.empty(config.n_experts, d_model, config.d_expert))
-        self.numerics: Product | None = None
+        self.numerics: MatmulBackend | None = None
         self.held: tuple[Held, ...] = ()
 
     def forward(self, x_TD: Tensor, weights_TA: Tensor, chosen_TA: Tensor) -> tuple[Tensor, Tensor]:
         """Weighted sum over the chosen experts [T, D], and the rows of each expert [E]."""
         at = arrange(chosen_TA, len(self.gate_up))
         first, last = (None, None) if torch.compiler.is_compiling() or not self.held else self.held
-        gate_up_RF = grouped_product(spread(x_TD, at), self.gate_up, at.ends_E, self.numerics, held=first)
+        gate_up_RF = grouped_product(permute(x_TD, at), self.gate_up, at.ends_E, self.numerics, held=first)
         # Weighing before the last product, which is linear, spares a table of [R, D] for the backward pass.
-        inner_RF = swiglu(gate_up_RF, spread_choices(weights_TA, at))
+        inner_RF = swiglu(gate_up_RF, permute_choices(weights_TA, at))
         y_RD = grouped_product(inner_RF, self.down, at.ends_E, self.numerics, first_part=len(self.down), held=last)
-        return gather(y_RD, at), at.load_E()
+        return unpermute(y_RD, at), at.load_E()
 
 
 class MixtureOfExperts(nn.Module):

@@ -225,7 +225,7 @@ class Block(nn.Module):
         return x_BTD + update_BTD, routing
 
 
-class FurtherToken(nn.Module):
+class MTPModule(nn.Module):
     """One multi-token prediction module: what the head reads at depth k - 1, and token i + k, give depth k at i.
 
     The released weights' choices: embedding before hidden state in the joined input, a norm of its own before the
@@ -259,7 +259,7 @@ class Losses(NamedTuple):
 
     nats: Tensor
     """Sum of the next-token loss, float32: the loss that is reported and predicted."""
-    further_nats: list[Tensor]
+    mtp_nats: list[Tensor]
     """The same of each multi-token prediction module."""
     routings: list[Routing]
     """Of every layer with experts, from the bottom, the prediction modules' last."""
@@ -280,7 +280,7 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
         self.norm = RMSNorm(config.d_model, config.norm_eps)
         self.head = Linear(config.d_model, config.vocab_size)
-        self.mtp = nn.ModuleList(FurtherToken(config) for _ in range(config.mtp_depth))
+        self.mtp = nn.ModuleList(MTPModule(config) for _ in range(config.mtp_depth))
         cos, sin = rotary_table(config.seq_len, config.d_rotary, config.rope_base, config.yarn)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
@@ -359,7 +359,7 @@ class Transformer(nn.Module):
             return None
         return document_mask((tokens_BT == self.document_start).cumsum(1))
 
-    def further(self, hidden_BTD: Tensor, tokens_BT: Tensor) -> tuple[list[Tensor], list[Routing]]:
+    def mtp_hidden(self, hidden_BTD: Tensor, tokens_BT: Tensor) -> tuple[list[Tensor], list[Routing]]:
         """What the head reads for tokens further ahead: of depth k, position i predicts token i + k + 1.
 
         Shapes: hidden [B, T, D] as `forward` returned it for these tokens; depth k gives [B, T - k, D].
@@ -381,7 +381,7 @@ class Transformer(nn.Module):
 
     def loss_sum(self, tokens_BT: Tensor, targets_BT: Tensor, chunk_tokens: int | None = None) -> Tensor:
         """Sum over targets of the negative log-likelihood in nats, float32; targets below 0 are ignored."""
-        return self._nats(self.forward(tokens_BT), targets_BT, chunk_tokens)
+        return self._nll(self.forward(tokens_BT), targets_BT, chunk_tokens)
 
     def losses(
         self, tokens_BT: Tensor, targets_BT: Tensor, chunk_tokens: int | None = None, *, with_mtp: bool = True
@@ -391,14 +391,14 @@ class Transformer(nn.Module):
         Depth k scores targets from position k on: T - k of a sequence's T.
         """
         hidden_BTD, routings = self._run(tokens_BT)
-        nats = self._nats(hidden_BTD, targets_BT, chunk_tokens)
+        nats = self._nll(hidden_BTD, targets_BT, chunk_tokens)
         if not with_mtp:
             return Losses(nats, [], routings)
-        depths, further_routings = self.further(hidden_BTD, tokens_BT)
-        further = [self._nats(depths[k - 1], targets_BT[:, k:], chunk_tokens, k) for k in range(1, len(depths) + 1)]
-        return Losses(nats, further, routings + further_routings)
+        depths, mtp_routings = self.mtp_hidden(hidden_BTD, tokens_BT)
+        mtp_nats = [self._nll(depths[k - 1], targets_BT[:, k:], chunk_tokens, k) for k in range(1, len(depths) + 1)]
+        return Losses(nats, mtp_nats, routings + mtp_routings)
 
-    def _nats(self, hidden_BTD: Tensor, targets_BT: Tensor, chunk_tokens: int | None, depth: int = 0) -> Tensor:
+    def _nll(self, hidden_BTD: Tensor, targets_BT: Tensor, chunk_tokens: int | None, depth: int = 0) -> Tensor:
         hidden_RD, targets_R = hidden_BTD.flatten(0, 1), targets_BT.flatten()
         if self.head.numerics is not None:
             return layer_cross_entropy(self.head, hidden_RD, targets_R, chunk_tokens=chunk_tokens or 4096, depth=depth)

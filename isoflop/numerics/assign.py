@@ -1,4 +1,4 @@
-"""Rules to layers: `assign(model, section, clock)` puts formats in place and says which layer got which."""
+"""Rules to layers: `assign(model, section, noise_key)` puts formats in place and says which layer got which."""
 
 import difflib
 import logging
@@ -13,8 +13,8 @@ from isoflop.errors import RecipeError
 from isoflop.numerics.cast import CastProduct
 from isoflop.numerics.fp8_block import Fp8BlockProduct
 from isoflop.numerics.fp8_whole import Fp8WholeProduct
-from isoflop.numerics.linear import Product
-from isoflop.numerics.noise import Clock
+from isoflop.numerics.linear import MatmulBackend
+from isoflop.numerics.noise import NoiseKey
 from isoflop.numerics.photonic import ErrorLine, PhotonicProduct
 from isoflop.numerics.section import Format, NumericsSection, check_numerics, core_of
 
@@ -36,10 +36,10 @@ def assignable(model: nn.Module) -> dict[str, nn.Module]:
     return {name: module for name, module in model.named_modules() if hasattr(module, "numerics")}
 
 
-def assign(model: nn.Module, section: NumericsSection, clock: Clock | None = None) -> list[Row]:
+def assign(model: nn.Module, section: NumericsSection, noise_key: NoiseKey | None = None) -> list[Row]:
     """Give every layer the format of the last rule that matches its name; logs the table and returns it.
 
-    Call it when the model is on its device. `clock` is what the run sets before each micro-batch; formats without
+    Call it when the model is on its device. `noise_key` is what the run sets before each micro-batch; formats without
     noise do without. Parameters, optimizer, checkpoints and exports stay as they are.
 
     Raises:
@@ -49,7 +49,7 @@ def assign(model: nn.Module, section: NumericsSection, clock: Clock | None = Non
     decided = match_rules(layers, section)
     photonic = [number for number, name in enumerate(layers) if _format(section, decided, name) == "photonic"]
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    made = _Maker(section, clock or Clock(section.seed), max(photonic, default=0), device)
+    made = _Maker(section, noise_key or NoiseKey(section.seed), max(photonic, default=0), device)
     rows = []
     for number, (name, module) in enumerate(layers.items()):
         format = _format(section, decided, name)
@@ -102,10 +102,10 @@ def _format(section: NumericsSection, decided: dict[str, int], name: str) -> For
 class _Maker:
     """Builds the product of a layer."""
 
-    def __init__(self, section: NumericsSection, clock: Clock, last: int, device: torch.device):
-        self.section, self.clock, self.last, self.device = section, clock, last, device
+    def __init__(self, section: NumericsSection, noise_key: NoiseKey, last: int, device: torch.device):
+        self.section, self.noise_key, self.last, self.device = section, noise_key, last, device
         self.line, self.core = ErrorLine(), core_of(section.photonic)
-        self.makers: dict[str, Callable[[int], Product]] = {
+        self.makers: dict[str, Callable[[int], MatmulBackend]] = {
             "float32": lambda _: CastProduct(torch.float32),
             "bfloat16": lambda _: CastProduct(torch.bfloat16),
             "fp8_block": lambda _: Fp8BlockProduct(
@@ -116,7 +116,7 @@ class _Maker:
             "photonic": self._photonic,
         }
 
-    def product(self, format: str, layer: int, name: str, module: nn.Module) -> Product:
+    def product(self, format: str, layer: int, name: str, module: nn.Module) -> MatmulBackend:
         fan_in = max(parameter.shape[-1] for parameter in module.parameters(recurse=False))
         if format == "photonic" and fan_in > self.core.max_fan_in and not self.core.tile_fan_in:
             raise RecipeError(
@@ -125,10 +125,10 @@ class _Maker:
             )
         return self.makers[format](layer)
 
-    def _photonic(self, layer: int) -> Product:
+    def _photonic(self, layer: int) -> MatmulBackend:
         return PhotonicProduct(
             self.core,
-            self.clock,
+            self.noise_key,
             layer,
             backward=self.section.photonic.backward,
             line=self.line,

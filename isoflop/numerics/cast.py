@@ -4,10 +4,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from isoflop.numerics.linear import Product
+from isoflop.numerics.linear import MatmulBackend
 
 
-class CastProduct(Product):
+class CastProduct(MatmulBackend):
     """One cast, one product with float32 accumulation, one cast back; the backward products run in the same format."""
 
     def __init__(self, dtype: torch.dtype):

@@ -17,10 +17,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from isoflop.numerics.fp8_scaled import BLOCK, ROWS, HeldFormat, ScaledFormat, scaled_gated
-from isoflop.numerics.linear import Product
+from isoflop.numerics.linear import MatmulBackend
 
 LARGEST = 448.0
 """Of E4M3."""
+ALMOST_NOTHING = 2.0**-100
+"""A block below it is zeros: its scale would be no number that can be divided by."""
 
 
 def quantise_rows(x_RK: Tensor, block: int, power_of_two: bool) -> tuple[Tensor, Tensor]:
@@ -50,11 +52,11 @@ def dequantise(codes_RK: Tensor, scale: Tensor, block: int) -> Tensor:
 
 
 def _scale(largest: Tensor, power_of_two: bool) -> Tensor:
-    scale = torch.where(largest > 0, largest / LARGEST, 1.0)  # zeros stay zeros by any scale
+    scale = torch.where(largest > ALMOST_NOTHING, largest / LARGEST, 1.0)  # zeros stay zeros by any scale
     return torch.exp2(torch.ceil(torch.log2(scale))) if power_of_two else scale
 
 
-class Fp8BlockProduct(Product):
+class Fp8BlockProduct(MatmulBackend):
     """The three products of a layer on E4M3 operands: on tensor cores where they take them, else simulated."""
 
     def __init__(self, block: int = 128, power_of_two_scales: bool = False):

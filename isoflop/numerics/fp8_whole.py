@@ -15,7 +15,7 @@ from torch import Tensor
 
 from isoflop.numerics.fp8_block import LARGEST
 from isoflop.numerics.fp8_scaled import HeldFormat, ScaledFormat
-from isoflop.numerics.linear import Product
+from isoflop.numerics.linear import MatmulBackend
 
 
 def through_fp8(x_RK: Tensor, per_row: bool) -> Tensor:
@@ -27,7 +27,7 @@ def through_fp8(x_RK: Tensor, per_row: bool) -> Tensor:
     return (x_RK / scale).clamp(-LARGEST, LARGEST).to(torch.float8_e4m3fn).to(x_RK.dtype) * scale
 
 
-class Fp8WholeProduct(Product):
+class Fp8WholeProduct(MatmulBackend):
     """The three products of a layer on E4M3 operands: on tensor cores where they take them, else simulated."""
 
     def __init__(self, per_row: bool):

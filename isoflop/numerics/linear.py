@@ -1,8 +1,8 @@
 """Linear layers whose weight stays in float32 while the product runs in another number format.
 
 `Linear` keeps `weight` [d_out, d_in] and its name whatever the format, so checkpoints and exports never change with it.
-A format is a `Product` put into the layer by `isoflop.numerics.assign`; without one the product runs in the dtype of
-the activations.
+A format is a `MatmulBackend` put into the layer by `isoflop.numerics.assign`; without one the product runs in the
+dtype of the activations.
 """
 
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-class Product(nn.Module):
+class MatmulBackend(nn.Module):
     """How a layer multiplies: y = x W^T in some number format, with the backward products of that format.
 
     Has no parameters and nothing in the state dict: what is trained and saved is the same in every format.
@@ -61,7 +61,7 @@ class Linear(nn.Module):
     def __init__(self, d_in: int, d_out: int):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(d_out, d_in))
-        self.numerics: Product | None = None
+        self.numerics: MatmulBackend | None = None
         self.held: tuple[Held, ...] = ()
 
     def forward(self, x: Tensor, part: int = 0) -> Tensor:

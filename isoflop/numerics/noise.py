@@ -1,6 +1,6 @@
 """Noise as a function of its key: (seed, step, micro-batch, call) and the layer that asks.
 
-Nothing is drawn from a running generator. Training sets the clock before each micro-batch; a forward pass that is
+Nothing is drawn from a running generator. Training sets the key before each micro-batch; a forward pass that is
 computed twice (recomputation), or in another process (resuming), finds the same noise. In evaluation every call draws
 anew: there nothing is recomputed, and a validation is one long measurement.
 """
@@ -15,7 +15,7 @@ VALIDATION = 1 << 40
 """Micro-batch number under which validations draw, out of the way of training."""
 
 
-class Clock:
+class NoiseKey:
     """What all layers of a model share: where the run is."""
 
     def __init__(self, *seed: int):
@@ -46,7 +46,7 @@ class Clock:
 
 
 def keyed_generator(key: Tensor, label: list[int], device: torch.device) -> torch.Generator:
-    """A generator at the start of the stream that belongs to `key` (of a Clock) and `label` (layer, part, use)."""
+    """A generator at the start of the stream that belongs to `key` (of a NoiseKey) and `label` (layer, part, use)."""
     words = [*key.tolist(), *label]
     digest = hashlib.blake2b(struct.pack(f"<{len(words)}q", *words), digest_size=7).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest, "little"))

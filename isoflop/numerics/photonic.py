@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from isoflop.errors import RecipeError
-from isoflop.numerics.linear import Product
-from isoflop.numerics.noise import Clock, keyed_generator, keyed_normal
+from isoflop.numerics.linear import MatmulBackend
+from isoflop.numerics.noise import NoiseKey, keyed_generator, keyed_normal
 from isoflop.optics.config import CoreConfig, core_config
 from isoflop.optics.fused import fused_product, fuses, stop_clipped
 from isoflop.optics.signs import to_numbers
@@ -56,7 +56,7 @@ class _Call(NamedTuple):
     is_last: bool
 
 
-class PhotonicProduct(Product):
+class PhotonicProduct(MatmulBackend):
     """One layer on a core of its own configuration."""
 
     counts: Tensor
@@ -64,7 +64,7 @@ class PhotonicProduct(Product):
     def __init__(
         self,
         config: CoreConfig,
-        clock: Clock,
+        noise_key: NoiseKey,
         layer: int,
         *,
         backward: Backward = "ste",
@@ -74,14 +74,14 @@ class PhotonicProduct(Product):
     ):
         """`layer` tells its noise from that of other layers; `line` and `is_last` matter to dfa alone."""
         super().__init__()
-        self.core, self.clock, self.backward_mode = TensorCore(config), clock, backward
+        self.core, self.noise_key, self.backward_mode = TensorCore(config), noise_key, backward
         # Numbers as data: to torch.compile all layers are one program, however many there are.
         self.layer = torch.tensor([layer])
         self.line, self.is_last = line, is_last
         self.noisy = bool(config.noise) or config.stochastic_rounding
         self.device_key, self.fused = None, None
         if device is not None and device.type == "cuda":
-            self.device_key, self.fused = (clock.key_on(device), self.layer.to(device)), _described(config)
+            self.device_key, self.fused = (noise_key.key_on(device), self.layer.to(device)), _described(config)
         # Results that the receiver clipped and results in all, of training; taken and reset once a step.
         self.register_buffer("counts", torch.zeros(2, dtype=torch.int64, device=device), persistent=False)
 
@@ -91,12 +91,12 @@ class PhotonicProduct(Product):
 
     def forward(self, x: Tensor, weight: Tensor, part: int = 0) -> Tensor:
         if not self.training:
-            self.clock.next_call()
+            self.noise_key.next_call()
         if x.numel() == 0:  # an expert without rows: no window, no statistics
             return x @ weight.to(x.dtype).T
         call = _Call(self.core, self.fused, self.backward_mode, part, self.line, self.is_last)
-        # The key as it is now: the clock may have moved on when the backward pass runs.
-        key = torch.cat((self.clock.key, self.layer))
+        # The key as it is now: it may have moved on when the backward pass runs.
+        key = torch.cat((self.noise_key.key, self.layer))
         x_MK, on_device = x.reshape(-1, x.shape[-1]), self.device_key or (None, None)
         y_MN, n_clipped = _Photonic.apply(x_MK, weight, key, *on_device, call)  # type: ignore[misc]
         if self.training:  # a validation in between must not show in the metrics of the next step

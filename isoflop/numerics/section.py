@@ -8,11 +8,11 @@ without the section does. Plain data only: this file never imports torch, so tha
 """
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from isoflop.errors import RecipeError
 from isoflop.optics.config import CoreConfig, OpticsError, load_preset
-from isoflop.recipe import PositiveInt, Seed, check_ranges
+from isoflop.recipe import PositiveInt, Seed, WrittenAs, check_ranges
 
 Format = Literal["float32", "bfloat16", "fp8_block", "fp8_rowwise", "fp8_tensorwise", "photonic"]
 
@@ -43,7 +43,7 @@ class PhotonicSection:
 
     preset: str = "lin2024"
     """Name of a preset of isoflop.optics: lin2024, lin2023, ideal ..."""
-    core: dict[str, Any] = field(default_factory=dict)
+    core: Annotated[dict[str, Any], WrittenAs(CoreConfig)] = field(default_factory=dict)
     """Fields of the core that go before those of the preset, for example { power_mw = 0.1, adc_bits = 6 }."""
     backward: Literal["ste", "core", "dx_core", "dfa"] = "ste"
     """ste: digital, from the operands as encoded; core: both gradients on the core; dx_core: only the gradient of the

@@ -25,7 +25,7 @@ def encode_inputs(
     for start in range(block, n, block):
         largest = tl.maximum(largest, tl.abs(_loaded(x, start + lane, n)))
     largest = tl.max(tl.maximum(largest, tl.abs(value)))
-    scale = tl.where(largest > 0.0, largest, 1.0) / reach
+    scale = tl.where(largest > 7.888609052210118e-31, largest, 1.0) / reach  # tensor_core.ALMOST_NOTHING
     sent = _input_light(value, 1.0 / scale, contrast, limit, top, linear)
     tl.store(light + lane, tl.where(value < 0.0, -sent, sent) * scale, lane < n)
     total, squares = sent, sent * sent
@@ -67,7 +67,7 @@ def encode_weights(
     for start in range(block, n, block):
         largest = tl.maximum(largest, tl.abs(_grown(w, start + lane, n, leak, leaks)))
     largest = tl.max(tl.maximum(largest, tl.abs(value)))
-    scale = tl.where(largest > 0.0, largest, 1.0) / reach
+    scale = tl.where(largest > 7.888609052210118e-31, largest, 1.0) / reach  # tensor_core.ALMOST_NOTHING
     sent = _weight_light(value, lane, n, 1.0 / scale, contrast, limit, top, leak, linear, leaks)
     tl.store(light + lane, sent * scale, lane < n)
     squares = sent * sent

@@ -17,6 +17,8 @@ class MediumSection:
     """The slab and the light in front of it."""
 
     kind: Literal["tm", "structured", "multislice", "memory", "dynamic", "family"] = "tm"
+    """tm: random matrix; structured: random phases and Fourier transforms in turn; multislice: phase screens in a
+    row; memory: one speckle that moves with the point; dynamic: a matrix that drifts; family: one for every frame."""
     object_px: int = 28
     """Side of the object in pixels, 1 to 512."""
     frame_px: int = 64

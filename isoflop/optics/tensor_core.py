@@ -25,6 +25,9 @@ from isoflop.optics.signs import combine, combine_clips, largest_input, signed_l
 Random = torch.Generator | Callable[[Tensor], Tensor] | None
 """Where noise comes from: a generator, or a function that returns standard normals like its argument."""
 
+ALMOST_NOTHING = 2.0**-100
+"""Rows below it are sent as zeros: the reciprocal of a smaller scale, times the steps of a converter, is not finite."""
+
 
 @dataclass(frozen=True)
 class Encoded:
@@ -269,12 +272,12 @@ def _drifted(config: CoreConfig, v_NK: Tensor, rounding: torch.Generator | None)
 
 
 def _largest(x: Tensor, scaling: Scaling) -> Tensor:
-    """Largest magnitude of each row or of all, 1 where that is zero; a digital scale, so without a gradient."""
+    """Largest magnitude of each row or of all, 1 where it is almost nothing; a digital scale, so without a gradient."""
     x = x.detach()
     largest = torch.maximum(x.amax(1, keepdim=True), -x.amin(1, keepdim=True))  # two readings, no copy
     if scaling == "tensor":
         largest = largest.amax(0, keepdim=True)
-    return torch.where(largest > 0, largest, 1.0)
+    return torch.where(largest > ALMOST_NOTHING, largest, 1.0)
 
 
 def _normal(like: Tensor, generator: Random) -> Tensor:

@@ -27,9 +27,9 @@ from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
 
 from isoflop.errors import DataError, RecipeError
 from isoflop.recipe import write_text
-from isoflop.tokens.count import count_pieces
-from isoflop.tokens.encoder import Encoder, library_encoder
-from isoflop.tokens.learn import learn_merges
+from isoflop.tokens.fast.count import count_pieces
+from isoflop.tokens.fast.encoder import Encoder, library_encoder
+from isoflop.tokens.fast.learn import learn_merges
 from isoflop.tokens.rules import N_BYTES, PIECES, V3_SPLITS, Rules, byte_symbols
 
 MAX_PIECE_BYTES = 96_000_000
@@ -142,6 +142,7 @@ class Tokenizer:
             "add_bos_token": True,
             "add_eos_token": False,
             "clean_up_tokenization_spaces": False,
+            "split_special_tokens": True,  # text that spells a special token stays text, in transformers too
             "padded_vocab_size": self.vocab_size,
             "tokenizer_sha256": self.sha256,
         }

@@ -32,6 +32,7 @@ class DocumentOptions:
     split_rate: Share = 0.0
     """Share of tokens joining punctuation and line breaks that are split in training documents. Paper: not stated."""
     seed: Seed = 0
+    """Of which documents and tokens change."""
 
 
 class Texts(NamedTuple):

@@ -1,7 +1,7 @@
 """Where no merge may cross: the two rule sets as regular expressions for the library, and the alphabet of bytes.
 
 Source: DeepSeek LLM (arXiv 2401.02954) section 2.1, DeepSeek-V3 (arXiv 2412.19437) section 4.1; character ranges as in
-the released tokenizers. `isoflop.tokens.cuts` makes the same cuts from the same classes without a regular expression.
+the released tokenizers. `tokens/fast/cuts.py` makes the same cuts from the same classes without a regular expression.
 """
 
 from typing import Literal

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, lru_cache, partial
 from multiprocessing import get_context
 from os import cpu_count
@@ -22,14 +22,14 @@ from typing import Any
 
 import numpy as np
 
-from isoflop.corpus.folder import new_folder, read_manifest
-from isoflop.corpus.sources import read_texts
+from isoflop.corpus.read.sources import read_texts
+from isoflop.corpus.tables.output_folder import new_folder, read_manifest
 from isoflop.errors import DataError
 from isoflop.recipe import NotNegativeInt, Positive, PositiveInt, Processes, to_tree, write_json
 from isoflop.tokens.bpe import Tokenizer, train_tokenizer
-from isoflop.tokens.count import TooVaried
 from isoflop.tokens.documents import DocumentOptions, Texts, encode_documents
 from isoflop.tokens.documents import check as check_documents
+from isoflop.tokens.fast.count import TooVaried
 from isoflop.tokens.rules import Rules
 
 log = logging.getLogger(__name__)
@@ -49,10 +49,11 @@ class TokenizerOptions:
     """Ordinary tokens: 256 bytes plus merges. Paper: 100,000."""
     n_reserved: NotNegativeInt = 13
     """Further special tokens, for later stages. Paper: 15 special tokens in all."""
-    padded_vocab_size: NotNegativeInt = 102_400
-    """What the model's embedding and head have; 0 rounds up to `pad_multiple`. Paper: 102,400."""
+    padded_vocab_size: NotNegativeInt | None = None
+    """Rows of the model's embedding and head; left out or 0: vocab_size and special tokens, rounded up to pad_multiple,
+    but 102,400 (paper) where it is left out for the paper's vocab_size of 100,000."""
     pad_multiple: PositiveInt = 64
-    """Used where padded_vocab_size is 0."""
+    """Used where padded_vocab_size is left out or 0."""
     sample_mb: Positive = 200.0
     """Text for training the merges, taken evenly from the training documents of all domains; megabytes."""
     min_frequency: PositiveInt = 2
@@ -62,6 +63,13 @@ class TokenizerOptions:
     with line breaks)."""
     fim_tokens: bool = False
     """Three special tokens for fill-in-the-middle after BOS and EOS."""
+
+
+def with_padding(options: TokenizerOptions) -> TokenizerOptions:
+    """The options with padded_vocab_size filled in."""
+    if options.padded_vocab_size is not None:
+        return options
+    return replace(options, padded_vocab_size=102_400 if options.vocab_size == 100_000 else 0)
 
 
 @dataclass(frozen=True)
@@ -103,6 +111,7 @@ def build_tokens(
         DataError: no corpus there, a vocabulary larger than it supports, a split without documents.
     """
     corpus, out = Path(corpus), Path(out)
+    recipe = replace(recipe, tokenizer=with_padding(recipe.tokenizer))
     manifest = read_manifest(corpus, "isoflop corpus build RECIPE")
     if "corpus_sha256" not in manifest or "files" not in manifest:
         raise DataError(f"--corpus {corpus} is not a corpus; give a folder of isoflop corpus build")
@@ -235,7 +244,7 @@ def _train(
                 _sample(corpus, files, share, on_progress),
                 options.vocab_size,
                 n_reserved=options.n_reserved,
-                padded_vocab_size=options.padded_vocab_size,
+                padded_vocab_size=options.padded_vocab_size or 0,
                 pad_multiple=options.pad_multiple,
                 min_frequency=options.min_frequency,
                 rules=options.rules,
@@ -352,7 +361,7 @@ def _with_defaults(made_from: Any) -> Any:
         return made_from
     tokenizer = made_from.get("tokenizer", {})
     if "sha256" not in tokenizer:
-        tokenizer = {**to_tree(TokenizerOptions()), **tokenizer}
+        tokenizer = {**to_tree(with_padding(TokenizerOptions())), **tokenizer}
     return {"documents": to_tree(DocumentOptions()), **made_from, "tokenizer": tokenizer}
 
 

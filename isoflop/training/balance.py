@@ -12,7 +12,7 @@ from torch import Tensor
 
 from isoflop.model.config import ExpertConfig
 from isoflop.model.experts import Routing
-from isoflop.training.pretrain_recipe import BalanceSection
+from isoflop.training.pretrain.recipe import BalanceSection
 
 
 def balance_loss(routing: Routing, experts: ExpertConfig, section: BalanceSection) -> Tensor | None:

@@ -5,6 +5,7 @@
                               state.json             step, trajectory, sha256 of the two files above and of itself
 
 A folder is written under a temporary name, flushed to disk and renamed, so a killed writer leaves no half checkpoint.
+Only folders named as above are checkpoints of a run (`saved`): copies that somebody keeps beside them are left alone.
 """
 
 import errno
@@ -12,8 +13,10 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +31,46 @@ from isoflop.recipe import write_json
 log = logging.getLogger(__name__)
 
 _FILES = ("model.safetensors", "optimizer.safetensors")
+_NAME = re.compile(r"step_(\d{8,})")
+
+
+@dataclass(frozen=True)
+class Saving:
+    """When checkpoints are written and which stay."""
+
+    every_steps: int = 0
+    """0: by time only."""
+    every_s: float = 300.0
+    """0: never by time."""
+    keep: int = 2
+    at_end: bool = True
+    at_steps: frozenset[int] = frozenset()
+    """Steps (counted after the optimizer step) at which one is written and kept for good: branch points."""
+
+    def at(self, step: int, since_s: float) -> bool:
+        """Whether one is due after finished step `step`, `since_s` after the last one; the end is the loop's matter."""
+        by_time, by_step = self.every_s and since_s > self.every_s, self.every_steps and step % self.every_steps == 0
+        return bool(by_time or by_step or step in self.at_steps)
+
+
+def saved(folder: Path) -> dict[int, Path]:
+    """Step -> checkpoint folder, in the order of the steps: the one place that says which folders count.
+
+    Others (`step_best`, `step_00000004.bak`) are nobody's checkpoint: not resumed from, not counted, not deleted.
+    """
+    found = {}
+    for path in sorted(folder.glob("step_*")):
+        name = _NAME.fullmatch(path.name)
+        if name and path.is_dir() and path.name == name_of(int(name[1])):
+            found[int(name[1])] = path
+        else:
+            log.info("%s is no checkpoint of this run (step_ and eight digits): left alone", path)
+    return dict(sorted(found.items()))
+
+
+def name_of(step: int) -> str:
+    """Name of a checkpoint's folder."""
+    return f"step_{step:08d}"
 
 
 def save(folder: Path, *, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> Path:
@@ -36,7 +79,7 @@ def save(folder: Path, *, step: int, model: nn.Module, optimizer: torch.optim.Op
     Raises:
         CheckpointError: the disk is full; what was there before is untouched.
     """
-    final = folder / f"step_{step:08d}"
+    final = folder / name_of(step)
     if final.exists():
         if damage(final) is None:
             return final
@@ -72,7 +115,7 @@ def adopt(folder: Path, write_model: Callable[[Path], str], *, state: dict[str, 
     `write_model` writes the safetensors file it is given and returns the file's sha256. The caller sees to it that a
     half-written folder goes away.
     """
-    final = folder / "step_00000000"
+    final = folder / name_of(0)
     final.mkdir(parents=True)
     sums = {_FILES[0]: write_model(final / _FILES[0])}
     save_file({}, final / _FILES[1])
@@ -83,14 +126,17 @@ def adopt(folder: Path, write_model: Callable[[Path], str], *, state: dict[str, 
 
 
 def damage(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint folder, or None when all checksums hold."""
+    """What is wrong with a checkpoint folder, or None when all checksums hold and its step is that of its name."""
     try:
+        name = _NAME.fullmatch(checkpoint.name)
         state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
         if state.pop("state_sha256") != _state_sha256(state):
             return f"{checkpoint / 'state.json'} does not match its sha256"
-        for name in _FILES:
-            if _sha256(checkpoint / name) != state["sha256"][name]:
-                return f"{checkpoint / name} does not match its sha256"
+        if name and int(name[1]) != state["step"]:
+            return f"{checkpoint} holds step {state['step']}: somebody renamed it"
+        for file in _FILES:
+            if _sha256(checkpoint / file) != state["sha256"][file]:
+                return f"{checkpoint / file} does not match its sha256"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{checkpoint / 'state.json'} or a file it names cannot be read ({error})"
     return None
@@ -102,8 +148,8 @@ def newest(folder: Path) -> Path | None:
     Raises:
         CheckpointError: there are checkpoints, and all of them are damaged.
     """
-    found = sorted(folder.glob("step_*"), reverse=True)
-    for checkpoint in found:
+    found = saved(folder)
+    for checkpoint in reversed(found.values()):
         problem = damage(checkpoint)
         if problem is None:
             return checkpoint
@@ -141,10 +187,10 @@ def prune(folder: Path, *, step: int, keep: int, pinned: set[int]) -> None:
     Beyond `step` there are only damaged ones (a run resumes from the newest good one), which must not count as kept.
     Leftovers of killed writers go too.
     """
-    by_step = {int(path.name.removeprefix("step_")): path for path in folder.glob("step_*")}
+    by_step = saved(folder)
     kept = set(sorted(found for found in by_step if found <= step)[-keep:]) | {p for p in pinned if p <= step}
     for found, path in by_step.items():
-        if found not in kept:
+        if found not in kept and not path.is_symlink():  # a link leads to somebody's own storage
             shutil.rmtree(path, ignore_errors=True)
     for leftover in folder.glob(".writing-*"):
         shutil.rmtree(leftover, ignore_errors=True)

@@ -5,15 +5,18 @@ resumed run reproduces it byte for byte. `speed.jsonl` holds wall-clock figures,
 """
 
 import json
+import math
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-PEAK_BF16_FLOPS_PER_S = {"H100": 989.4e12, "H200": 989.4e12, "A100": 312e12, "B200": 2250e12, "L4": 121e12}
-"""Dense bf16 peaks from the vendors' data sheets, matched by a part of the device's name."""
+from isoflop.model.hardware import HARDWARE
+from isoflop.training.step_hooks import StepHook
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,20 @@ class Progress:
     seconds_left: float
 
 
+@dataclass(frozen=True)
+class Watch:
+    """Who looks on while a run trains, and what is needed to say how fast it is."""
+
+    on_progress: Callable[[Progress], None] | None = None
+    should_stop: Callable[[], bool] = lambda: False
+    """Asked after every step; True saves and ends the run as interrupted."""
+    flops_per_token: float = 0.0
+    peak_flops_per_s: float | None = None
+
+
+NOBODY = Watch()
+
+
 def peak_flops_per_s(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
     """Peak of a device for matrix products, and where the number comes from.
 
@@ -38,9 +55,9 @@ def peak_flops_per_s(device: torch.device, dtype: torch.dtype) -> tuple[float, s
     """
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
-        for part, peak in PEAK_BF16_FLOPS_PER_S.items():
-            if part in name:
-                return peak, f"{name} data sheet, dense bf16"
+        for known in HARDWARE.values():
+            if known.name in name:
+                return known.peak_flops_per_s, f"{name} data sheet, dense bf16"
     return measured_matmul_flops_per_s(device, dtype), f"measured 1024^3 {dtype} product"
 
 
@@ -100,3 +117,130 @@ class MetricsFile:
 
     def close(self) -> None:
         self._file.close()
+
+
+class Reporter:
+    """The figures of every step on their way from the device into `metrics.jsonl`, the speed into `speed.jsonl`.
+
+    Losses travel in batches of steps, copied once and read when they are there: the loop never waits for the device.
+    """
+
+    STEPS = 16
+
+    def __init__(
+        self,
+        run_dir: Path,
+        *,
+        device: torch.device,
+        hooks: Sequence[StepHook],
+        start_step: int,
+        n_steps: int,
+        tokens_per_step: int,
+        watch: Watch,
+    ):
+        self._metrics = MetricsFile(run_dir / "metrics.jsonl", resume_step=start_step)
+        self._speed = MetricsFile(run_dir / "speed.jsonl", resume_step=start_step)
+        self._cuda, self._hooks, self._watch = device.type == "cuda", hooks, watch
+        self._n_steps, self._tokens_per_step = n_steps, tokens_per_step
+        self._n_recent = max(1, min(100, n_steps // 10))
+        self._recent = self._metrics.last_losses(self._n_recent)
+        self._bits_per_byte: float | None = None
+        self._last_s, self._last_step = time.perf_counter(), start_step
+        self._gathering: list[tuple[dict[str, Any], Tensor]] = []
+        self._travelling: list[tuple[list[dict[str, Any]], Tensor, Any]] = []
+        self.diverged_at: int | None = None
+
+    def add(self, step: int, learning_rate: float, values: Tensor) -> None:
+        """What `take_step` returned, for finished step `step`."""
+        line = {"step": step, "n_tokens": step * self._tokens_per_step, "learning_rate": learning_rate}
+        self._gathering.append((line, values.detach()))
+        if len(self._gathering) >= self.STEPS:
+            self._send()
+
+    def drain(self, *, wait: bool) -> bool:
+        """Write figures that have arrived; True when one of them shows divergence."""
+        lines = self._arrived(wait=wait)
+        if not lines:
+            return False
+        bad = [index for index, line in enumerate(lines) if not math.isfinite(line["loss_nats"])]
+        if bad:  # the run ends at its first bad step, however many more were under way when it was seen
+            del lines[bad[0] + 1 :]
+            self.diverged_at = lines[-1]["step"]
+        self._metrics.write(lines)
+        self._recent.extend(line["loss_nats"] for line in lines)
+        del self._recent[: -self._n_recent]
+        now_s = time.perf_counter()
+        if lines[-1]["step"] > self._last_step and now_s - self._last_s > 0.5:
+            self._report_speed(lines[-1]["step"], now_s)
+        return self.diverged_at is not None
+
+    def validated(self, step: int, figures: dict[str, object]) -> None:
+        """Write the figures of a validation; the time it took is not the steps'."""
+        self._bits_per_byte = figures.get("bits_per_byte")  # type: ignore[assignment]
+        self._metrics.write([{"step": step, "validation": figures}])
+        self._last_s, self._last_step = time.perf_counter(), step
+
+    def recent_loss(self) -> float:
+        """Mean over the last tenth (at least one, at most 100) of the steps; NaN when there are none."""
+        return sum(self._recent) / len(self._recent) if self._recent else math.nan
+
+    def close(self) -> None:
+        self._metrics.close()
+        self._speed.close()
+
+    def _report_speed(self, step: int, now_s: float) -> None:
+        watch = self._watch
+        tokens_per_s = (step - self._last_step) * self._tokens_per_step / (now_s - self._last_s)
+        peak = watch.peak_flops_per_s
+        share = watch.flops_per_token * tokens_per_s / peak if peak else None
+        self._speed.write([{"step": step, "tokens_per_s": tokens_per_s, "share_of_peak": share}])
+        self._last_s, self._last_step = now_s, step
+        if watch.on_progress is not None:
+            watch.on_progress(
+                Progress(
+                    step=step,
+                    n_steps=self._n_steps,
+                    n_tokens=step * self._tokens_per_step,
+                    loss_nats=self.recent_loss(),
+                    bits_per_byte=self._bits_per_byte,
+                    tokens_per_s=tokens_per_s,
+                    share_of_peak=share,
+                    seconds_left=(self._n_steps - step) * self._tokens_per_step / tokens_per_s,
+                )
+            )
+
+    def _send(self) -> None:
+        if not self._gathering:
+            return
+        values, event = torch.stack([value for _, value in self._gathering]), None
+        if self._cuda:
+            arrived = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+            arrived.copy_(values, non_blocking=True)
+            event = torch.cuda.Event()
+            event.record()
+            values = arrived
+        self._travelling.append(([line for line, _ in self._gathering], values, event))
+        self._gathering = []
+
+    def _arrived(self, *, wait: bool) -> list[dict[str, Any]]:
+        if wait:
+            self._send()
+        lines = []
+        while self._travelling:
+            begun, values, event = self._travelling[0]
+            if event is not None:
+                if wait:
+                    event.synchronize()
+                elif not event.query():
+                    break
+            for line, (loss, norm, *others) in zip(begun, values.tolist(), strict=True):
+                lines.append({**line, "loss_nats": loss, "gradient_norm": norm, **self._of_hooks(line["step"], others)})
+            self._travelling.pop(0)
+        return lines
+
+    def _of_hooks(self, step: int, values: list[float]) -> dict[str, object]:
+        found: dict[str, object] = {}
+        for hook in self._hooks:
+            found |= hook.figures(step, values[: hook.n_figures])
+            values = values[hook.n_figures :]
+        return found

@@ -60,7 +60,7 @@ def recipe_of(variant: str, seed: int, base_path: Path, overrides: list[str]) ->
 
     from isoflop.model.accounting import flops_per_token
     from isoflop.recipe import load_recipe
-    from isoflop.training.pretrain_recipe import PretrainRecipe, with_train
+    from isoflop.training.pretrain.recipe import PretrainRecipe, with_train
 
     base = load_recipe(base_path, PretrainRecipe, overrides)
     recipe = load_recipe(base_path, PretrainRecipe, [*overrides, *changes(variant, base.model)])
@@ -80,7 +80,7 @@ def work(number: int, jobs: Any, answers: Any, out: Path, base: Path, overrides:
     import torch
 
     from isoflop.model.accounting import count_parameters
-    from isoflop.training.pretrain import run_pretrain
+    from isoflop.training.pretrain.workload import run_pretrain
 
     if torch.cuda.device_count() > 1:
         torch.cuda.set_device(number % torch.cuda.device_count())
@@ -189,7 +189,7 @@ def report(out: Path) -> None:
 
 def draw(out: Path, runs: dict[str, dict[int, dict[str, Any]]]) -> None:
     """MaxVio over the steps, and validation losses of every run."""
-    from isoflop.scaling.canvas import light_grid, new_figure, style
+    from isoflop.pages.plot import light_grid, new_figure, style
 
     with style():
         figure = new_figure(4.2)

@@ -2,7 +2,7 @@
 # The context study, stage by stage: prepare, train, extend, passkey; or all of them. Each resumes and skips what is done.
 # Further arguments are overrides of the stage's recipe.
 set -eu
-run="${PYTHON:-python3} -m isoflop.cli"
+run="${PYTHON:-python3} -m isoflop"
 out="${OUT:-runs/context}"
 stage=$1
 shift

@@ -2,7 +2,7 @@
 # Is the cleaned corpus better than the raw one? prepare, sweep, compare: each resumes and skips what is done.
 # SIZE=_gpu takes the ladder for a GPU; nothing: that for two CPU cores. Further arguments are overrides of the sweep.
 set -eu
-run="${PYTHON:-python3} -m isoflop.cli"
+run="${PYTHON:-python3} -m isoflop"
 size="${SIZE:-}"
 out=runs/data$size
 stage=$1

@@ -25,11 +25,11 @@ import zstandard
 from scipy.optimize import minimize_scalar
 from scipy.special import betaln
 
-from isoflop.corpus import tables
-from isoflop.corpus.dedup import DedupOptions
-from isoflop.corpus.dedup_job import Dump, Threads
-from isoflop.corpus.dedup_table import deduplicate_table
-from isoflop.corpus.dedup_words import shingle_sets
+from isoflop.corpus.dedup.job import Dump, Threads
+from isoflop.corpus.dedup.options import DedupOptions
+from isoflop.corpus.dedup.table import deduplicate_table
+from isoflop.corpus.dedup.words import shingle_sets
+from isoflop.corpus.tables import partitions as tables
 from isoflop.recipe import write_json
 from isoflop.run import commit, processor
 

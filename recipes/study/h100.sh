@@ -2,7 +2,7 @@
 # The H100 study, stage by stage: prepare, hyper, sweep, plan, target, report. Each resumes and skips what is done.
 # Further arguments are overrides of the stage's recipe.
 set -eu
-run="${PYTHON:-python3} -m isoflop.cli"
+run="${PYTHON:-python3} -m isoflop"
 out=runs/h100
 unique=97000000 # training tokens of the corpus, after cleaning; `prepare` prints them
 stage=$1

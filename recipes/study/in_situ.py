@@ -18,15 +18,15 @@ from typing import Any
 
 import torch
 
-from isoflop.insitu.cluster import autoencoded, components, digital, kmeans, on_core
-from isoflop.insitu.images import Images, read_digits, read_omniglot
-from isoflop.insitu.scores import (
+from isoflop.in_situ.cluster import autoencoded, components, digital, kmeans, on_core
+from isoflop.in_situ.images import Images, read_digits, read_omniglot
+from isoflop.in_situ.scores import (
     adjusted_rand_index,
     matched_accuracy,
     normalised_mutual_information,
     paired_interval,
 )
-from isoflop.insitu.train import Classify, TrainOptions, accuracy, moved, train_network
+from isoflop.in_situ.train import Classify, TrainOptions, accuracy, moved, train_network
 from isoflop.numerics.section import NumericsSection, PhotonicSection, Rule
 from isoflop.recipe import write_json
 from isoflop.run import commit, processor

@@ -44,9 +44,8 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 def run(out: Path, variants: list[str], overrides: list[str], workers: int) -> None:
     """Sweep what is missing, one variant after the other."""
     from isoflop.recipe import load_recipe, write_recipe
-    from isoflop.scaling.ladder import LadderRecipe, plan_ladder
-    from isoflop.scaling.sweep import run_sweep
-    from isoflop.scaling.target import ladder_on_tokens
+    from isoflop.scaling.sweep.ladder import LadderRecipe, ladder_on_tokens, plan_ladder
+    from isoflop.scaling.sweep.run import run_sweep
 
     for variant in variants:
         recipe = load_recipe(LADDER, LadderRecipe, [*overrides, *VARIANTS[variant]])
@@ -60,9 +59,9 @@ def run(out: Path, variants: list[str], overrides: list[str], workers: int) -> N
 def report(out: Path, level: float) -> dict[str, Any]:
     """Laws of every finished variant, paired loss ratios, and the compute multiplier over float32."""
     from isoflop.recipe import write_json
-    from isoflop.scaling.compare import compare
-    from isoflop.scaling.law_set import fit_law_set
-    from isoflop.scaling.records import read_records
+    from isoflop.scaling.fit.joint import fit_law_set
+    from isoflop.scaling.plan.compare import compare
+    from isoflop.scaling.sweep.records import read_records
 
     found: dict[str, Any] = {}
     laws: dict[str, Any] = {}
@@ -106,7 +105,7 @@ def report(out: Path, level: float) -> dict[str, Any]:
 
 def draw(path: Path, found: dict[str, Any]) -> None:
     """Excess loss of the cells (dots) and its mean, and the compute multiplier with its interval, format by format."""
-    from isoflop.scaling.canvas import BLUE, INK, VERMILION, light_grid, new_figure, style
+    from isoflop.pages.plot import BLUE, INK, VERMILION, light_grid, new_figure, style
 
     rows = {name: row for name, row in found.items() if row.get("multiplier")}
     names = sorted(rows, key=lambda name: -rows[name]["multiplier"]["center"])

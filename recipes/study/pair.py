@@ -82,8 +82,8 @@ def show(result: dict[str, Any], labels: list[str]) -> None:
 
 def draw(path: Path, sides: list[dict[tuple[Any, ...], Any]], laws: list[Any], labels: list[str]) -> None:
     """Loss against compute: all cells, and the best loss by each side's laws."""
-    from isoflop.scaling.canvas import BLUE, VERMILION, light_grid, new_figure, style
-    from isoflop.scaling.prediction import central_constants, optimum_losses
+    from isoflop.pages.plot import BLUE, VERMILION, light_grid, new_figure, style
+    from isoflop.scaling.plan.predict import central_constants, optimum_losses
 
     with style():
         figure = new_figure(4.6)
@@ -109,9 +109,9 @@ def draw(path: Path, sides: list[dict[tuple[Any, ...], Any]], laws: list[Any], l
 def main() -> None:
     """Read the command line."""
     from isoflop.recipe import write_json
-    from isoflop.scaling.compare import compare
-    from isoflop.scaling.law_set import fit_law_set
-    from isoflop.scaling.records import read_records
+    from isoflop.scaling.fit.joint import fit_law_set
+    from isoflop.scaling.plan.compare import compare
+    from isoflop.scaling.sweep.records import read_records
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("records", nargs=2, type=Path, metavar="RECORDS", help="records.jsonl of A and of B")

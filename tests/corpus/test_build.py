@@ -5,18 +5,20 @@ from pathlib import Path
 
 import pytest
 import zstandard
+from places import ROOT
 
-from isoflop.corpus.build import CorpusRecipe, SplitOptions, build_corpus
-from isoflop.corpus.clean import CleanOptions
-from isoflop.corpus.dedup import DedupOptions
-from isoflop.corpus.environment import EnvironmentOptions
-from isoflop.corpus.filter_stage import FilterOptions
-from isoflop.corpus.pieces import cut_pieces
-from isoflop.corpus.sources import SourceOptions, read_texts
+from isoflop.corpus.build import build_corpus
+from isoflop.corpus.dedup.options import DedupOptions
+from isoflop.corpus.document import SourceOptions
+from isoflop.corpus.filter.rules import FilterOptions
+from isoflop.corpus.read.clean import CleanOptions
+from isoflop.corpus.read.environment import EnvironmentOptions
+from isoflop.corpus.read.pieces import cut_pieces
+from isoflop.corpus.read.sources import read_texts
+from isoflop.corpus.recipe import CorpusRecipe, SplitOptions
 from isoflop.errors import DataError, RecipeError
 from isoflop.recipe import from_tree, load_recipe
 
-ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared" / "data" / "pretrain"
 
 

@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from isoflop.corpus.build import CorpusRecipe, SplitOptions, build_corpus
-from isoflop.corpus.dedup import DedupOptions
+from isoflop.corpus.build import build_corpus
+from isoflop.corpus.dedup.options import DedupOptions
+from isoflop.corpus.document import SourceOptions
 from isoflop.corpus.passkey import FILLER, QUESTION, WORDS, PasskeyOptions, passkey_documents, statement
-from isoflop.corpus.sources import SourceOptions, read_texts
+from isoflop.corpus.read.sources import read_texts
+from isoflop.corpus.recipe import CorpusRecipe, SplitOptions
 from isoflop.errors import RecipeError
 
 OPTIONS = PasskeyOptions(n_documents=600, min_chars=120, max_chars=400, list_share=0.25, valid_share=0.1)

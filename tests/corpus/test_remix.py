@@ -6,7 +6,7 @@ import pytest
 from isoflop.corpus.mixture import Curriculum, Mixture
 from isoflop.corpus.remix import MixOptions, MixStage, effective_bytes, mixture_section, plan_mixture
 from isoflop.errors import RecipeError
-from isoflop.scaling.prediction import REPEAT_TOKENS, effective
+from isoflop.scaling.plan.predict import REPEAT_TOKENS, effective
 
 SIZES = {"web": 800_000_000, "code": 150_000_000, "math": 50_000_000}
 

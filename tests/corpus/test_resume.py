@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 from killing import finish, kill, start, wait_until
 
-from isoflop import cli
+from isoflop.cli import main as cli
 from isoflop.corpus import pipeline
-from isoflop.corpus.build import CorpusRecipe, SplitOptions, build_corpus
+from isoflop.corpus.build import build_corpus
+from isoflop.corpus.document import SourceOptions
 from isoflop.corpus.passkey import PasskeyOptions
+from isoflop.corpus.recipe import CorpusRecipe, SplitOptions
 from isoflop.corpus.remix import MixOptions
-from isoflop.corpus.sources import SourceOptions
 from isoflop.recipe import write_recipe
 
 N_KILLS = 10

@@ -27,7 +27,7 @@ from isoflop.model.transformer import Transformer
 from isoflop.run import processor
 from isoflop.tokens.bpe import Tokenizer, train_tokenizer
 from isoflop.tokens.shards import TokenSet
-from isoflop.training.pretrain import run_pretrain
+from isoflop.training.pretrain.workload import run_pretrain
 
 TEXT = f"{' '.join(FILLER)} {statement('01234')} {statement('56789')} {QUESTION}12345.\n"
 
@@ -128,7 +128,7 @@ def test_lengths_double_up_to_the_context():
 
 def test_text_loss_is_the_runs_own_validation_at_its_own_length(tmp_path, tiny_recipe, tiny_tokens):
     result = run_pretrain(tiny_recipe(validate={"max_tokens": 0}), tmp_path / "run")
-    from isoflop.training.trained import find_trained, load_model
+    from isoflop.training.load_run import find_trained, load_model
 
     model = load_model(find_trained(tmp_path / "run"), device=torch.device("cpu"))
     found = text_loss(model, TokenSet.open(tiny_tokens), seq_len=16)
@@ -194,7 +194,7 @@ def tokens_of_another_size(tiny_corpus: Path, tmp_path: Path) -> Path:
 def test_the_picture_has_a_panel_per_run_and_the_same_bytes_twice(tmp_path):
     pytest.importorskip("matplotlib", reason="figures need matplotlib: pip install isoflop[report]")
     from isoflop.evaluation.passkey_figure import passkey_figure
-    from isoflop.scaling.canvas import save
+    from isoflop.pages.plot import save
 
     cells = [
         {"run": name, "length": length, "depth": depth, "accuracy": share}

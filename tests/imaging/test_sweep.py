@@ -1,10 +1,11 @@
 """Sweeps, their records, figures and page; and the commands on top of them."""
 
 import json
+import shutil
 
 import pytest
 
-from isoflop.cli import main
+from isoflop.cli.main import main
 from isoflop.errors import DataError, RecipeError
 from isoflop.imaging.report import sort_records, write_report
 from isoflop.imaging.sweep import ImagingSweep, cells, read_records, run_sweep
@@ -45,6 +46,19 @@ def test_a_sweep_leaves_one_record_per_cell_and_runs_nothing_twice(study):
     with (folder / "records.jsonl").open("a") as file:
         file.write('{"run_id": "torn')
     assert len(read_records(folder / "records.jsonl")) == 5
+    (folder / "records.jsonl").write_bytes(before)
+
+
+def test_a_record_after_a_torn_line_is_not_lost_and_a_damaged_line_is_named(study, tmp_path):
+    lines = (study[0] / "records.jsonl").read_bytes().splitlines(keepends=True)
+    shutil.copytree(study[0], tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "records.jsonl"
+    path.write_bytes(b"".join(lines[:-1]) + lines[-1][:20])  # killed within the last record
+    assert len(run_sweep(SWEEP, tmp_path)) == 5
+    assert path.read_bytes() == b"".join(lines)
+    path.write_bytes(lines[0] + b'{"run_id": \n' + lines[1])
+    with pytest.raises(DataError, match="line 2 is not JSON"):
+        read_records(path)
 
 
 def test_records_are_sorted_into_what_the_page_shows(study):
@@ -65,6 +79,15 @@ def test_the_page_is_self_contained_and_shows_pictures_controls_and_origin(study
         f"{name}.png" for name in ("gallery", "crops", "crop_curve", "photon_curve", "histogram")
     }
     assert write_report(folder).read_text(encoding="utf-8") == text
+
+
+def test_names_from_outside_stay_text(study, tmp_path):
+    shutil.copytree(study[0], tmp_path / "evil")
+    records = (tmp_path / "evil/records.jsonl").read_text(encoding="utf-8")
+    evil = "<script>alert(1)</script>"
+    (tmp_path / "evil/records.jsonl").write_text(records.replace('"tiny"', f'"{evil}"'), encoding="utf-8")
+    text = write_report(tmp_path / "evil", title=evil).read_text(encoding="utf-8")
+    assert "<script" not in text and text.count("&lt;script&gt;") >= 3
 
 
 def test_a_folder_without_runs_has_no_page(tmp_path):

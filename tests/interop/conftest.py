@@ -2,7 +2,7 @@
 
 import pytest
 
-from isoflop import cli
+from isoflop.cli import main as cli
 
 
 @pytest.fixture

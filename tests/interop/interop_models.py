@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from isoflop.interop.export import export_run
+from isoflop.interop.export_hf import export_run
 from isoflop.model.config import ExpertConfig, LatentConfig, ModelConfig, YarnConfig
 from isoflop.model.transformer import Transformer
 from isoflop.recipe import write_recipe

@@ -11,13 +11,13 @@ import transformers
 from interop_models import FAMILIES, build, export, make_run
 from safetensors.torch import load_file
 
-from isoflop import cli
+from isoflop.cli import main as cli
 from isoflop.interop import tokenizer as files
-from isoflop.interop.export import open_run
-from isoflop.interop.intake import import_folder
+from isoflop.interop.export_hf import open_run
+from isoflop.interop.import_hf import import_folder
 from isoflop.tokens.bpe import BOS, EOS, Tokenizer
 from isoflop.tokens.shards import TokenSet
-from isoflop.training.pretrain import run_pretrain
+from isoflop.training.pretrain.workload import run_pretrain
 
 TEXT = "the tree and the stone\nwere here 1234 times before"
 CHAT = [

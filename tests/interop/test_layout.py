@@ -4,11 +4,11 @@ import math
 import re
 import tomllib
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from interop_models import FAMILIES, V3
+from places import ROOT
 
 from isoflop.interop.formats import check_fits, derived_format
 from isoflop.interop.layout import Rotary, copies, layout, to_ours, to_theirs
@@ -135,7 +135,7 @@ def test_llama_has_the_released_names():
     ],
 )
 def test_published_models_have_a_format_and_as_many_values_as_published(recipe, format, n_values):
-    text = (Path(__file__).parents[2] / "recipes" / "pretrain" / f"{recipe}.toml").read_text(encoding="utf-8")
+    text = (ROOT / "recipes" / "pretrain" / f"{recipe}.toml").read_text(encoding="utf-8")
     config = replace(from_tree(tomllib.loads(text)["model"], ModelConfig), mtp_depth=0)
     assert derived_format(config) == ("qwen2_moe" if format == "deepseek" else format)
     check_fits(config, format)

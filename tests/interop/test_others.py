@@ -6,7 +6,7 @@ import pytest
 import torch
 from interop_models import FAMILIES, build, export, make_run
 
-from isoflop.interop.intake import Folder
+from isoflop.interop.import_hf import Folder
 from isoflop.interop.parity import load_model
 from isoflop.tokens.shards import TokenSet
 

@@ -11,12 +11,13 @@ import transformers
 from interop_models import FAMILIES, build, export, make_run, random_tokens, relative_error
 from safetensors.torch import load_file, save_file
 
-from isoflop import cli
+from isoflop.cli import main as cli
 from isoflop.errors import CheckpointError
-from isoflop.interop import intake, parity
-from isoflop.interop.export import open_run, run_model
+from isoflop.interop import import_hf as intake
+from isoflop.interop import parity
+from isoflop.interop.export_hf import open_run, run_model
 from isoflop.interop.formats import derived_format, to_config
-from isoflop.interop.intake import Folder, import_folder
+from isoflop.interop.import_hf import Folder, import_folder
 from isoflop.interop.layout import INDEX
 from isoflop.interop.parity import TOLERANCE, compare, greedy, load_model
 from isoflop.model.experts import select
@@ -204,7 +205,7 @@ def test_the_prediction_module_equals_that_of_transformers(tmp_path):
     tokens_BT = random_tokens(config, batch=2, length=40)
     with torch.no_grad():
         hidden_BTD = theirs.model(tokens_BT).last_hidden_state
-        mine, _ = ours.further(ours(tokens_BT), tokens_BT)
+        mine, _ = ours.mtp_hidden(ours(tokens_BT), tokens_BT)
         for depth in range(2):
             ahead_BT = tokens_BT[:, 1 + depth :]
             position_1T = torch.arange(ahead_BT.shape[1])[None]

@@ -32,8 +32,8 @@ BIG = replace(
 WORK = """
 import sys
 from pathlib import Path
-from isoflop.interop.export import export_run
-from isoflop.interop.intake import import_folder
+from isoflop.interop.export_hf import export_run
+from isoflop.interop.import_hf import import_folder
 
 def status(key):
     for line in Path("/proc/self/status").read_text().splitlines():

@@ -7,11 +7,11 @@ import pytest
 import torch
 from interop_models import export
 
-from isoflop.interop.export import open_run
-from isoflop.interop.intake import import_folder
+from isoflop.interop.export_hf import open_run
+from isoflop.interop.import_hf import import_folder
 from isoflop.recipe import from_tree
-from isoflop.training.extend import ExtendRecipe, extension
-from isoflop.training.pretrain import run_pretrain
+from isoflop.training.pretrain.extend import ExtendRecipe, extension
+from isoflop.training.pretrain.workload import run_pretrain
 
 
 @pytest.fixture

@@ -5,12 +5,12 @@ import os
 import subprocess
 import sys
 import tomllib
-from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from places import ROOT
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -24,7 +24,7 @@ DEEPSEEK_7B = ModelConfig(30, 4096, 32, 32, 128, 11008, 102400, 4096)
 DEEPSEEK_67B = ModelConfig(95, 8192, 64, 8, 128, 22016, 102400, 4096)
 SMALL_GQA = ModelConfig(3, 64, 4, 2, 16, 176, 512, 128)
 HEADS_WIDER_THAN_MODEL = ModelConfig(2, 48, 4, 1, 16, 100, 300, 32)
-RECIPES = Path(__file__).parents[2] / "recipes" / "pretrain"
+RECIPES = ROOT / "recipes" / "pretrain"
 
 SOFTMAX = ExpertConfig(8, 2, 48, n_shared=2, affinity="softmax", normalise=False, selection_bias=False)
 SIGMOID = ExpertConfig(16, 4, 32, n_groups=4, n_groups_kept=2, n_dense_layers=2)
@@ -182,7 +182,7 @@ def test_exact_flops_of_mixtures_equal_pytorchs_counter(config):
     tokens_BT = torch.randint(0, config.vocab_size, (2, config.seq_len))
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         found = model.losses(tokens_BT, tokens_BT)
-        sum([found.nats, *found.further_nats]).backward()
+        sum([found.nats, *found.mtp_nats]).backward()
     counted = counter.get_total_flops()
     n_tokens, seq_len = tokens_BT.numel(), config.seq_len
     without = dataclasses.replace(config, mtp_depth=0)
@@ -205,6 +205,7 @@ def test_absorbed_decoding_costs_what_pytorch_counts():
         with FlopCounterMode(display=False) as counter:
             model.logits(torch.zeros(1, 1, dtype=torch.long), cache)
     assert counter.get_total_flops() == accounting.forward_flops_per_token(config, 40)
+    assert counter.get_total_flops() == accounting.inspect(config)["decode_flops_per_token"]
 
 
 def test_m_leaves_prediction_modules_out_and_exact_counts_them():
@@ -313,5 +314,5 @@ def test_unknown_precision_stage_and_convention_are_refused_by_name():
 
 
 def test_counting_and_planning_do_not_import_torch():
-    code = "import sys, isoflop.model.accounting, isoflop.scaling.ladder; sys.exit('torch' in sys.modules)"
+    code = "import sys, isoflop.model.accounting, isoflop.scaling.sweep.ladder; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], env={**os.environ}, check=False).returncode == 0

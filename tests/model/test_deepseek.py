@@ -77,11 +77,11 @@ def test_losses_and_gradients_equal_a_plain_float64_model(config):
     model, tokens_BT, targets_BT = build(config), random_tokens(config), random_tokens(config, seed=2)
     found = model.losses(tokens_BT, targets_BT, chunk_tokens=7)
     shares = [1.0, 0.3, 0.2][: 1 + config.mtp_depth]
-    sum(s * nats for s, nats in zip(shares, [found.nats, *found.further_nats], strict=True)).backward()
+    sum(s * nats for s, nats in zip(shares, [found.nats, *found.mtp_nats], strict=True)).backward()
     weights = {name: tensor.requires_grad_() for name, tensor in wide_weights(model).items()}
     exact = float64_model.losses(weights, config, tokens_BT, targets_BT)
     sum(s * nats for s, nats in zip(shares, exact, strict=True)).backward()
-    for ours, theirs in zip([found.nats, *found.further_nats], exact, strict=True):
+    for ours, theirs in zip([found.nats, *found.mtp_nats], exact, strict=True):
         assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
     assert model.loss_sum(tokens_BT, targets_BT).item() == pytest.approx(exact[0].item(), rel=1e-5)
     for name, parameter in model.named_parameters():
@@ -177,8 +177,8 @@ def test_prediction_module_k_sees_nothing_beyond_the_tokens_it_may_see():
     changed_BT = tokens_BT.clone()
     changed_BT[:, 12:] = (changed_BT[:, 12:] + 1) % V3.vocab_size
     with torch.no_grad():
-        before, _ = model.further(model(tokens_BT), tokens_BT)
-        after, _ = model.further(model(changed_BT), changed_BT)
+        before, _ = model.mtp_hidden(model(tokens_BT), tokens_BT)
+        after, _ = model.mtp_hidden(model(changed_BT), changed_BT)
     for depth, (a, b) in enumerate(zip(before, after, strict=True), start=1):
         assert a.shape[1] == V3.seq_len - depth
         assert relative_error(a[:, : 12 - depth], b[:, : 12 - depth]) < 1e-6
@@ -201,7 +201,7 @@ def test_bfloat16_keeps_float32_parameters_and_stays_near(config):
     narrow, wide = build(config, torch.bfloat16), build(config)
     tokens_BT = random_tokens(config)
     found = narrow.losses(tokens_BT, tokens_BT)
-    sum([found.nats, *found.further_nats]).backward()
+    sum([found.nats, *found.mtp_nats]).backward()
     assert all(p.dtype == p.grad.dtype == torch.float32 for p in narrow.parameters())
     assert all(routing.affinity_BTE.dtype == torch.float32 for routing in found.routings)
     assert found.nats.item() == pytest.approx(wide.loss_sum(tokens_BT, tokens_BT).item(), rel=1e-2)

@@ -49,7 +49,7 @@ def test_prediction_modules_do_not_look_across_either():
     tokens_BT, _ = packed()
     changed_BT = tokens_BT.clone()
     changed_BT[0, 6:14] = (changed_BT[0, 6:14] + 1 - 4) % 36 + 4  # the second document, its BOS kept
-    for before, after in zip(*(masked.further(masked(t), t)[0] for t in (tokens_BT, changed_BT)), strict=True):
+    for before, after in zip(*(masked.mtp_hidden(masked(t), t)[0] for t in (tokens_BT, changed_BT)), strict=True):
         torch.testing.assert_close(before[0, 14:], after[0, 14:])
         assert (before[0, 6:12] - after[0, 6:12]).abs().max() > 0.01
 

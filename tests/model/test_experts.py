@@ -92,9 +92,9 @@ def test_rows_are_sorted_by_expert_and_come_back_to_their_tokens(n_tokens, n_act
     assert torch.equal(at.load_E(), torch.bincount(chosen_TA.flatten(), minlength=n_experts).int())
     assert int(at.ends_E[-1]) == n_tokens * n_active  # no token is dropped
     x_TD = torch.randn(n_tokens, 3, generator=generator)
-    torch.testing.assert_close(dispatch.gather(dispatch.spread(x_TD, at), at), n_active * x_TD)
+    torch.testing.assert_close(dispatch.unpermute(dispatch.permute(x_TD, at), at), n_active * x_TD)
     weights_TA = torch.rand(n_tokens, n_active, generator=generator)
-    rows_R1 = dispatch.spread_choices(weights_TA, at)
+    rows_R1 = dispatch.permute_choices(weights_TA, at)
     assert torch.equal(rows_R1[at.row_TA][..., 0], weights_TA)
 
 
@@ -106,7 +106,7 @@ def test_permutations_have_exact_gradients():
     w_TA = torch.randn(7, 3, dtype=torch.float64, generator=generator, requires_grad=True)
 
     def there_and_back(x_TD, w_TA):
-        return dispatch.gather(dispatch.spread(x_TD, at).sin() * dispatch.spread_choices(w_TA, at), at)
+        return dispatch.unpermute(dispatch.permute(x_TD, at).sin() * dispatch.permute_choices(w_TA, at), at)
 
     assert torch.autograd.gradcheck(there_and_back, (x_TD, w_TA))
 

@@ -77,7 +77,7 @@ def test_a_step_never_waits_for_the_device():
 
     def forward_and_backward():
         found = model.losses(batch, batch)
-        (found.nats + found.further_nats[0] + sum(r.affinity_BTE.mean() for r in found.routings)).backward()
+        (found.nats + found.mtp_nats[0] + sum(r.affinity_BTE.mean() for r in found.routings)).backward()
 
     forward_and_backward()  # libraries initialise themselves on first use
     with waiting_for_the_device_is_an_error():
@@ -90,7 +90,7 @@ def test_bfloat16_on_the_gpu_stays_near_float32_on_the_cpu():
     batch = tokens()
     for model, moved in ((narrow, batch.cuda()), (wide, batch)):
         found = model.losses(moved, moved)
-        (found.nats + found.further_nats[0]).backward()
+        (found.nats + found.mtp_nats[0]).backward()
     with torch.no_grad():
         losses = [model.loss_sum(moved, moved).item() for model, moved in ((narrow, batch.cuda()), (wide, batch))]
     assert losses[0] == pytest.approx(losses[1], rel=2e-3)
@@ -129,7 +129,7 @@ def test_compiled_blocks_compute_what_eager_blocks_compute():
     losses = []
     for model in (eager, compiled):
         found = model.losses(batch, batch)
-        (found.nats + found.further_nats[0]).backward()
+        (found.nats + found.mtp_nats[0]).backward()
         losses.append(found.nats.item())
     assert losses[1] == pytest.approx(losses[0], rel=2e-3)
     ours, theirs = (model.blocks[2].mlp.experts.gate_up.grad for model in (compiled, eager))

@@ -1,10 +1,10 @@
 """The model equals other people's code, its own decoding, and a float64 reference; recipes build without memory."""
 
 import tomllib
-from pathlib import Path
 
 import pytest
 import torch
+from places import ROOT
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -13,7 +13,7 @@ from isoflop.model.config import ModelConfig
 from isoflop.model.transformer import Transformer
 from isoflop.recipe import from_tree
 
-RECIPES = sorted((Path(__file__).parents[2] / "recipes" / "pretrain").glob("*.toml"))
+RECIPES = sorted((ROOT / "recipes" / "pretrain").glob("*.toml"))
 MHA = ModelConfig(2, 48, 4, 4, 12, 128, 160, 40, init_std=0.05)
 GQA = ModelConfig(3, 64, 4, 2, 16, 176, 160, 40, init_std=0.05)
 NARROW_HEADS = ModelConfig(2, 48, 2, 1, 16, 100, 160, 40, init_std=0.05)  # n_heads * d_head below d_model

@@ -7,7 +7,7 @@ from isoflop.errors import RecipeError
 from isoflop.numerics.assign import assign
 from isoflop.numerics.error import relative_error
 from isoflop.numerics.linear import Linear
-from isoflop.numerics.noise import Clock, keyed_normal
+from isoflop.numerics.noise import NoiseKey, keyed_normal
 from isoflop.numerics.photonic import FEEDBACK, PhotonicProduct
 from isoflop.numerics.section import NumericsSection, PhotonicSection, Rule, core_of
 from isoflop.optics.config import load_preset
@@ -32,7 +32,7 @@ def test_results_are_those_of_the_core_and_ste_gradients_those_of_autograd_throu
     config = load_preset(
         "lin2024", noise=(), signs=signs, input_bits=bits, weight_bits=bits, extinction_db=float("inf")
     )
-    product, core = PhotonicProduct(config, Clock(0), 0), TensorCore(config)
+    product, core = PhotonicProduct(config, NoiseKey(0), 0), TensorCore(config)
     x, w, d_y = randn(48, 96), randn(32, 96, seed=1), randn(48, 32, seed=2)
     assert torch.equal(product(x, w), core.matmul(x, w))
     exact = gradients(core.matmul, x, w, d_y)
@@ -44,7 +44,7 @@ def test_results_are_those_of_the_core_and_ste_gradients_those_of_autograd_throu
 @pytest.mark.parametrize("signs", SIGNS)
 def test_ste_gradients_equal_finite_differences_of_the_noiseless_core(signs):
     config = load_preset("ideal", signs=signs)
-    product, core = PhotonicProduct(config, Clock(0), 0), TensorCore(config)
+    product, core = PhotonicProduct(config, NoiseKey(0), 0), TensorCore(config)
     x, w, d_y = (randn(*shape, seed=s, dtype=torch.float64) for s, shape in enumerate([(5, 7), (4, 7), (5, 4)]))
     d_x, d_w = gradients(product, x, w, d_y)
     for of, found in ((x, d_x), (w, d_w)):
@@ -64,12 +64,12 @@ def test_ste_gradients_equal_finite_differences_of_the_noiseless_core(signs):
 def test_gradients_on_the_core_are_unbiased_over_draws(backward):
     exact_bits = dict.fromkeys(("input_bits", "weight_bits", "adc_bits"), 32)
     config = load_preset("lin2024", **exact_bits, extinction_db=float("inf"), power_mw=0.01, range_std=100.0)
-    clock, n_draws = Clock(0), 200
-    product = PhotonicProduct(config, clock, 0, backward=backward)
+    noise_key, n_draws = NoiseKey(0), 200
+    product = PhotonicProduct(config, noise_key, 0, backward=backward)
     x, w, d_y = randn(24, 40), randn(16, 40, seed=1), randn(24, 16, seed=2)
     draws = []
     for step in range(n_draws):
-        clock.set(step, 0)
+        noise_key.set(step, 0)
         draws.append(gradients(product, x, w, d_y))
     d_x, d_w = (torch.stack(drawn) for drawn in zip(*draws, strict=True))
     for values, exact in ((d_x, d_y @ w), (d_w, d_y.T @ x)):
@@ -83,7 +83,7 @@ def test_gradients_on_the_core_are_unbiased_over_draws(backward):
 
 def test_clipped_results_get_no_gradient_and_are_counted():
     config = load_preset("lin2024", noise=(), range_std=1.0)
-    product = PhotonicProduct(config, Clock(0), 0)
+    product = PhotonicProduct(config, NoiseKey(0), 0)
     x, w = randn(64, 50).requires_grad_(), randn(20, 50, seed=1)
     found = TensorCore(config).product(x.detach(), w)
     assert found.n_clipped > 100
@@ -97,20 +97,20 @@ def two_layers(backward):
     for layer in model.values():
         torch.nn.init.normal_(layer.weight, 0, 0.3, generator=torch.Generator().manual_seed(len(layer.weight)))
     section = NumericsSection((Rule("*", "photonic"),), photonic=PhotonicSection("ideal", {}, backward))
-    clock = Clock(7)
-    assign(model, section, clock)
-    return model, clock
+    noise_key = NoiseKey(7)
+    assign(model, section, noise_key)
+    return model, noise_key
 
 
 def test_direct_feedback_sends_the_last_error_through_fixed_matrices_past_the_layers_between():
-    model, clock = two_layers("dfa")
+    model, noise_key = two_layers("dfa")
     x, d_y = randn(12, 30), randn(12, 10, seed=2)
     first = model["first"](x)
     inner = first.relu()
     middle = model["middle"](inner)
     model["last"](middle.relu()).backward(d_y)
-    key = torch.zeros_like(clock.key)
-    key[0] = clock.key[0]
+    key = torch.zeros_like(noise_key.key)
+    key[0] = noise_key.key[0]
     for number, (before, d_weight, data) in enumerate(
         ((first, model["first"].weight.grad, x), (middle, None, None)), 1
     ):
@@ -130,11 +130,11 @@ def test_direct_feedback_refuses_layers_that_see_other_rows():
 
 def test_stochastic_rounding_draws_from_the_same_key():
     section = PhotonicSection("lin2024", {"stochastic_rounding": True, "input_bits": 4, "noise": []})
-    clock = Clock(0)
-    product = PhotonicProduct(core_of(section), clock, 0)
+    noise_key = NoiseKey(0)
+    product = PhotonicProduct(core_of(section), noise_key, 0)
     x, w = randn(20, 30), randn(10, 30, seed=1)
     first = product(x, w)
-    clock.set(1, 0)
+    noise_key.set(1, 0)
     assert product.noisy and not torch.equal(product(x, w), first)
-    clock.set(0, 0)
+    noise_key.set(0, 0)
     assert torch.equal(product(x, w), first)

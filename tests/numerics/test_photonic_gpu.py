@@ -8,7 +8,7 @@ from torch import nn
 from isoflop.numerics.assign import assign
 from isoflop.numerics.error import relative_error
 from isoflop.numerics.linear import Linear
-from isoflop.numerics.noise import Clock
+from isoflop.numerics.noise import NoiseKey
 from isoflop.numerics.section import NumericsSection, PhotonicSection, Rule
 
 pytestmark = [
@@ -26,13 +26,13 @@ CORES = {
 ALL = pytest.mark.parametrize("name", CORES)
 
 
-def layer_of(name: str) -> tuple[Linear, Clock]:
+def layer_of(name: str) -> tuple[Linear, NoiseKey]:
     core, backward, _ = CORES[name]
-    layer, clock = Linear(1024, 512).cuda(), Clock(3)
+    layer, noise_key = Linear(1024, 512).cuda(), NoiseKey(3)
     nn.init.normal_(layer.weight, 0.0, 1024**-0.5, generator=torch.Generator("cuda").manual_seed(0))
     section = NumericsSection((Rule("*", "photonic"),), photonic=PhotonicSection("lin2024", core, backward))
-    assign(nn.ModuleDict({"layer": layer}), section, clock)
-    return layer, clock
+    assign(nn.ModuleDict({"layer": layer}), section, noise_key)
+    return layer, noise_key
 
 
 def operands(n_rows=768, dtype=torch.bfloat16) -> list[torch.Tensor]:
@@ -66,11 +66,11 @@ def test_product_and_gradients_are_near_the_exact_ones_without_waiting(name, dty
 
 @ALL
 def test_the_same_key_gives_the_same_bits(name):
-    layer, clock = layer_of(name)
+    layer, noise_key = layer_of(name)
     x, d_y = operands()
     results = []
     for step in (5, 6, 5):
-        clock.set(step, 0)
+        noise_key.set(step, 0)
         results.append(gradients(layer, layer.weight, x, d_y))
     assert all(torch.equal(a, b) for a, b in zip(results[0], results[2], strict=True))
     assert not torch.equal(results[0][0], results[1][0])
@@ -78,9 +78,9 @@ def test_the_same_key_gives_the_same_bits(name):
 
 @ALL
 def test_a_compiled_layer_computes_what_the_eager_one_does(name):
-    layer, clock = layer_of(name)
+    layer, noise_key = layer_of(name)
     x, d_y = operands(dtype=torch.float32)
-    clock.set(4, 2)
+    noise_key.set(4, 2)
     expected = gradients(layer, layer.weight, x, d_y)
     torch.compiler.reset()
     for found, of in zip(gradients(torch.compile(layer), layer.weight, x, d_y), expected, strict=True):

@@ -19,7 +19,7 @@ from torch import distributed, nn
 from isoflop.model.config import ExpertConfig, ModelConfig
 from isoflop.model.transformer import Transformer
 from isoflop.numerics.assign import assign
-from isoflop.numerics.noise import Clock
+from isoflop.numerics.noise import NoiseKey
 from isoflop.numerics.section import Format, NumericsSection, PhotonicSection, Rule
 
 DENSE = ModelConfig(
@@ -49,19 +49,19 @@ class Summed(nn.Module):
         return self.model.loss_sum(windows_BT[:, :-1], windows_BT[:, 1:])
 
 
-def build(name: str) -> tuple[Summed, Clock]:
+def build(name: str) -> tuple[Summed, NoiseKey]:
     config, format, backward = CASES[name]
     model = Transformer(config)
     model.initialise(torch.Generator().manual_seed(0))
-    clock = Clock(7, 0)
+    noise_key = NoiseKey(7, 0)
     section = NumericsSection((Rule("*", format),), photonic=PhotonicSection(backward=backward))  # type: ignore[arg-type]
-    assign(model, section, clock)
-    return Summed(model), clock
+    assign(model, section, noise_key)
+    return Summed(model), noise_key
 
 
-def step(module: nn.Module, clock: Clock, rows_BT: torch.Tensor) -> tuple[float, dict[str, torch.Tensor]]:
+def step(module: nn.Module, noise_key: NoiseKey, rows_BT: torch.Tensor) -> tuple[float, dict[str, torch.Tensor]]:
     """Loss and whole gradients of one micro-batch, names without what wrappers put before them."""
-    clock.set(3, 1)
+    noise_key.set(3, 1)
     loss = module(rows_BT)
     loss.backward()
     found = {}
@@ -95,18 +95,18 @@ def be_a_rank(rank: int, port: int, out: Path, ways: list[str], names: list[str]
     mine, same = windows_BT.chunk(WORLD)[rank], windows_BT[:2]
     found = {}
     for name in names:
-        module, clock = build(name)
-        loss, wanted = step(module, clock, mine)
+        module, noise_key = build(name)
+        loss, wanted = step(module, noise_key, mine)
         for gradient in wanted.values():
             distributed.all_reduce(gradient)
             gradient /= WORLD
         record: dict[str, object] = {"loss": loss, "loss on equal rows": step(*build(name), same)[0]}
         for way in ways:
-            module, clock = build(name)
+            module, noise_key = build(name)
             for block in module.model.all_blocks() if "compiled" in way else ():
                 block.compile(dynamic=False)
             wrapped = DistributedDataParallel(module) if way == "DDP" else sharded(module)
-            its_loss, gradients = step(wrapped, clock, mine)
+            its_loss, gradients = step(wrapped, noise_key, mine)
             record[way] = {"loss": its_loss, "distance": distance(gradients, wanted)}
         found[name] = record
     out.write_text(json.dumps(found), encoding="utf-8")

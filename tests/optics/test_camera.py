@@ -2,18 +2,18 @@
 
 import dataclasses
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from places import SHARED
 
 from isoflop.optics.camera import Camera, CameraSection
 from isoflop.optics.medium import MediumSection
 from isoflop.optics.scattering import build_medium
 from isoflop.optics.speckle import contrast, correlation, flattened, grain_width_px, share_above, window_contrast
 
-MEASURED = Path(__file__).parents[2].parent / "shared/data/images/speckle-diffuser/speckle-20.npz"
+MEASURED = SHARED / "images/speckle-diffuser/speckle-20.npz"
 
 
 def noise(seed: int = 0) -> torch.Generator:

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from isoflop.corpus.build import CorpusRecipe, SplitOptions, build_corpus
-from isoflop.corpus.dedup import DedupOptions
-from isoflop.corpus.sources import SourceOptions
+from isoflop.corpus.build import build_corpus
+from isoflop.corpus.dedup.options import DedupOptions
+from isoflop.corpus.document import SourceOptions
+from isoflop.corpus.recipe import CorpusRecipe, SplitOptions
 from isoflop.tokens.bpe import Tokenizer
 from isoflop.tokens.shards import TokenizerOptions, TokenSet, TokensRecipe, build_tokens
 

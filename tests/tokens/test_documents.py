@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from isoflop.corpus.sources import read_texts
+from isoflop.corpus.read.sources import read_texts
 from isoflop.errors import RecipeError
 from isoflop.tokens.bpe import FIM_BEGIN, FIM_END, FIM_HOLE, Tokenizer, train_tokenizer
 from isoflop.tokens.documents import DocumentOptions, Texts, check, cut_for_fim, encode_documents, split_line_breaks

@@ -4,15 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from places import ROOT
 
-from isoflop.corpus.sources import read_texts
+from isoflop.corpus.read.sources import read_texts
 from isoflop.errors import DataError
 from isoflop.recipe import load_recipe
 from isoflop.tokens import shards
 from isoflop.tokens.bpe import Tokenizer
-from isoflop.tokens.shards import Shard, TokenizerOptions, TokenSet, TokensRecipe, build_tokens
-
-ROOT = Path(__file__).parents[2]
+from isoflop.tokens.shards import Shard, TokenizerOptions, TokenSet, TokensRecipe, build_tokens, with_padding
 
 
 def test_shards_hold_each_document_between_bos_and_eos(token_set: TokenSet, small_corpus: Path) -> None:
@@ -105,7 +104,20 @@ def test_unknown_domain_lists_the_known_ones(token_set: TokenSet) -> None:
 def test_tokens_recipes_have_room_for_the_special_tokens(name: str) -> None:
     options = load_recipe(ROOT / "recipes" / "tokens" / f"{name}.toml", TokensRecipe).tokenizer
     n_special = 2 + 3 * options.fim_tokens + options.n_reserved
+    assert options.padded_vocab_size is not None
     assert options.vocab_size + n_special <= options.padded_vocab_size
+
+
+def test_padding_is_automatic_and_that_of_the_paper_for_its_vocabulary() -> None:
+    assert with_padding(TokenizerOptions()).padded_vocab_size == 102_400
+    assert with_padding(TokenizerOptions(vocab_size=1024)).padded_vocab_size == 0  # rounded up to pad_multiple
+    assert with_padding(TokenizerOptions(padded_vocab_size=0)).padded_vocab_size == 0
+    assert with_padding(TokenizerOptions(1024, padded_vocab_size=2048)).padded_vocab_size == 2048
+
+
+def test_a_small_vocabulary_alone_gives_a_small_head(small_corpus: Path, tmp_path: Path) -> None:
+    made = build_tokens(small_corpus, tmp_path / "tokens", TokensRecipe(TokenizerOptions(vocab_size=300)))
+    assert made["vocab_size"] == 320 and made["n_tokenizer_tokens"] == 315
 
 
 def test_a_folder_of_somebody_else_is_never_replaced(

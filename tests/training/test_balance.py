@@ -10,7 +10,7 @@ from isoflop.errors import RecipeError
 from isoflop.model.config import ExpertConfig
 from isoflop.model.experts import Routing
 from isoflop.training.balance import balance_loss, bias_direction, by_name, counted_load, load_statistics, relative_load
-from isoflop.training.pretrain_recipe import BalanceSection, check_balance
+from isoflop.training.pretrain.recipe import BalanceSection, check_balance
 
 V2 = ExpertConfig(8, 3, 4, affinity="softmax", normalise=False, selection_bias=False, n_groups=4, n_groups_kept=3)
 V2 = dataclasses.replace(V2, group_score="max")

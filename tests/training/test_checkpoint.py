@@ -192,3 +192,39 @@ def test_a_really_full_disk_is_the_same_error(small_disk):
     with pytest.raises(CheckpointError, match="disk is full"):
         checkpoint.save(small_disk / "c", step=2, model=wide, optimizer=optimizer, state={})
     assert checkpoint.newest(small_disk / "c") == small_disk / "c" / "step_00000001"
+
+
+COPIES = ["step_00000009.bak", "step_best", "step_00000009 (1)", "step_9", "step_00000009-old", "step_latest", "step_"]
+
+
+@pytest.mark.parametrize("name", COPIES)
+def test_copies_beside_the_checkpoints_are_neither_taken_nor_counted_nor_deleted(tmp_path, name):
+    saved(tmp_path, 2, 4, 9)
+    shutil.copytree(tmp_path / "step_00000009", tmp_path / name)
+    shutil.rmtree(tmp_path / "step_00000009")
+    assert checkpoint.newest(tmp_path) == tmp_path / "step_00000004"
+    assert list(checkpoint.saved(tmp_path)) == [2, 4]
+    checkpoint.prune(tmp_path, step=4, keep=1, pinned=set())
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["step_00000004", name])
+
+
+def test_a_file_of_a_checkpoints_name_is_not_a_checkpoint(tmp_path):
+    saved(tmp_path, 2)
+    (tmp_path / "step_00000005").write_text("notes", encoding="utf-8")
+    assert checkpoint.newest(tmp_path) == tmp_path / "step_00000002"
+
+
+def test_a_renamed_checkpoint_is_not_taken_for_another_step(tmp_path, caplog):
+    saved(tmp_path, 2, 4)
+    (tmp_path / "step_00000004").rename(tmp_path / "step_00000008")
+    assert checkpoint.newest(tmp_path) == tmp_path / "step_00000002"
+    assert "holds step 4: somebody renamed it" in caplog.text
+
+
+def test_a_link_to_other_storage_counts_and_is_never_deleted(tmp_path):
+    saved(tmp_path / "run", 2, 4)
+    (tmp_path / "run" / "step_00000002").rename(tmp_path / "elsewhere")
+    (tmp_path / "run" / "step_00000002").symlink_to(tmp_path / "elsewhere")
+    assert list(checkpoint.saved(tmp_path / "run")) == [2, 4]
+    checkpoint.prune(tmp_path / "run", step=4, keep=1, pinned=set())
+    assert (tmp_path / "run" / "step_00000002" / "state.json").is_file()

@@ -8,11 +8,16 @@ import torch
 from torch.nn import functional as F
 
 from isoflop.training import checkpoint
-from isoflop.training.loop import Saving, train
+from isoflop.training.checkpoint import Saving
+from isoflop.training.loop import StepPlan, train
+from isoflop.training.monitor import Watch
 from isoflop.training.optim import adamw
+from isoflop.training.step import Layout, forward_backward
+from isoflop.training.step_hooks import StepHook
+from isoflop.training.workload import Workload
 
 
-class Lines:
+class Lines(Workload):
     """A regression on rows that depend on the step alone."""
 
     tokens_per_step = 12
@@ -20,8 +25,8 @@ class Lines:
     def __init__(self, n_micro: int = 1, bad_from: int | None = None):
         self.n_micro, self.bad_from = n_micro, bad_from
 
-    def batch(self, step):
-        rows = torch.randn(12, 3, generator=torch.Generator().manual_seed(step))
+    def batch(self, step, rank=0, world=1):
+        rows = torch.randn(12, 3, generator=torch.Generator().manual_seed(step))[rank::world]
         if self.bad_from is not None and step >= self.bad_from:
             rows = rows * math.nan
         return [(part,) for part in rows.chunk(self.n_micro)]
@@ -34,7 +39,9 @@ class Lines:
         return {"loss_nats": float(model.weight.detach().sum()), "bits_per_byte": 1.0}
 
 
-def run(folder, workload=None, n_steps=20, *, saving=None, start=False, rate=0.05, **arguments):
+def run(
+    folder, workload=None, n_steps=20, *, saving=None, start=False, rate=0.05, should_stop=None, layout=None, **plan
+):
     model = torch.nn.Linear(2, 1)
     torch.nn.init.constant_(model.weight, 0.3)
     torch.nn.init.constant_(model.bias, 0.0)
@@ -45,13 +52,13 @@ def run(folder, workload=None, n_steps=20, *, saving=None, start=False, rate=0.0
         workload or Lines(),
         model,
         optimizer,
-        rate=lambda step: rate,
-        n_steps=n_steps,
+        StepPlan(n_steps, rate=lambda step: rate, **plan),
         run_dir=folder,
         saving=saving or Saving(every_s=0.0),
         state={},
         start_step=start_step,
-        **arguments,
+        watch=Watch(should_stop=should_stop or (lambda: False)),
+        layout=layout or Layout(),
     )
     return model, result
 
@@ -149,10 +156,111 @@ def test_no_checkpoint_is_written_from_a_diverged_model(tmp_path):
 
 def test_a_failing_batch_source_is_not_swallowed(tmp_path):
     class Broken(Lines):
-        def batch(self, step):
+        def batch(self, step, rank=0, world=1):
             if step == 5:
                 raise FileNotFoundError("the shard is gone")
             return super().batch(step)
 
     with pytest.raises(FileNotFoundError, match="shard is gone"):
         run(tmp_path, Broken())
+
+
+class Counted(Lines):
+    """Only some rows have a target, unevenly over the micro-batches; one micro-batch has none."""
+
+    def batch(self, step, rank=0, world=1):
+        rows = torch.randn(12, 3, generator=torch.Generator().manual_seed(step))
+        counted = torch.arange(12) < 5
+        return [tuple(pair) for pair in zip(*(t[rank::world].chunk(self.n_micro) for t in (rows, counted)))]
+
+    def divisor(self, micro_batches):
+        return torch.stack([counted.sum() for _, counted in micro_batches]).sum()
+
+    def loss_sum(self, model, micro_batch):
+        rows, counted = micro_batch
+        return ((model(rows[:, :2])[:, 0] - rows[:, 2]).square() * counted).sum()
+
+
+@pytest.mark.parametrize("n_micro", [2, 3, 12])
+def test_a_loss_over_counted_targets_does_not_depend_on_the_split(tmp_path, n_micro):
+    whole, _ = run(tmp_path / "whole", Counted())
+    parts, _ = run(tmp_path / "parts", Counted(n_micro))
+    torch.testing.assert_close(parts.weight, whole.weight, rtol=1e-5, atol=1e-6)
+    ((rows, counted),) = Counted().batch(0)
+    left = F.linear(rows[:, :2], torch.full((1, 2), 0.3))[:, 0] - rows[:, 2]
+    for name in ("whole", "parts"):
+        assert rows_of(tmp_path / name)[0]["loss_nats"] == pytest.approx(left[counted].square().mean().item(), rel=1e-6)
+
+
+def test_a_layout_gives_its_rank_rows_of_its_own_and_the_part_between_zero_and_clip(tmp_path):
+    def of_both_ranks(workload, model, micro_batches):
+        """What two processes that sum their gradients compute, in one."""
+        asked.append(len(micro_batches[0][0]))
+        others = workload.batch(len(asked) - 1, 1, 2)
+        return forward_backward(workload, model, micro_batches) + forward_backward(workload, model, others)
+
+    asked: list[int] = []
+    whole, _ = run(tmp_path / "whole")
+    both, _ = run(tmp_path / "both", layout=Layout(0, 2, of_both_ranks))
+    assert asked == [6] * 20
+    torch.testing.assert_close(both.weight, whole.weight, rtol=1e-5, atol=1e-6)
+    for a, b in zip(rows_of(tmp_path / "whole"), rows_of(tmp_path / "both"), strict=True):
+        assert b["loss_nats"] == pytest.approx(a["loss_nats"], rel=1e-5)
+        assert b["gradient_norm"] == pytest.approx(a["gradient_norm"], rel=1e-4)
+
+
+def test_hooks_are_told_what_happens_in_order_and_their_figures_stand_in_the_metrics(tmp_path):
+    told = []
+
+    class Telling(StepHook):
+        n_figures = 2
+
+        def begin(self, step):
+            told.append(f"step {step}")
+
+        def micro_batch(self, index):
+            told.append(f"micro {index}")
+
+        def validating(self, step):
+            told.append(f"validating {step}")
+
+        def finish(self):
+            told.append("finish")
+            return torch.tensor([len(told), 7.0])
+
+        def figures(self, step, values):
+            return {"told": values[0], "seven": values[1]}
+
+    class Silent(StepHook):
+        """Watches nothing: the defaults do."""
+
+    workload = Lines(n_micro=2)
+    workload.hooks = [Silent(), Telling(), Telling()]
+    run(tmp_path, workload, n_steps=2, validate_every=1)
+    step = ["step {0}"] * 2 + ["micro 0"] * 2 + ["micro 1"] * 2 + ["finish"] * 2
+    assert told == [line.format(0) for line in step] + ["validating 1"] * 2 + [line.format(1) for line in step]
+    rows = [row for row in rows_of(tmp_path) if "told" in row]
+    assert [(row["told"], row["seven"]) for row in rows] == [(8.0, 7.0), (18.0, 7.0)]
+
+
+def test_a_batch_that_depends_on_the_weights_is_made_after_the_step_before_it(tmp_path):
+    class Seeing(Lines):
+        prefetch = False
+
+        def __init__(self, model):
+            super().__init__()
+            self.model, self.seen = model, []
+
+        def batch(self, step, rank=0, world=1):
+            self.seen.append(self.model.weight.detach().clone())
+            return super().batch(step)
+
+        def loss_sum(self, model, micro_batch):
+            assert torch.equal(model.weight, self.seen[-1])
+            return super().loss_sum(model, micro_batch)
+
+    model = torch.nn.Linear(2, 1)
+    optimizer = adamw(model, learning_rate=0.05, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0)
+    workload, plan = Seeing(model), StepPlan(5, rate=lambda step: 0.05)
+    train(workload, model, optimizer, plan, run_dir=tmp_path, saving=Saving(every_s=0.0), state={})
+    assert len(workload.seen) == 5 and not torch.equal(workload.seen[0], workload.seen[1])

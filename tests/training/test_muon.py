@@ -10,7 +10,7 @@ from isoflop.model.transformer import Transformer
 from isoflop.recipe import from_tree, to_tree
 from isoflop.training.muon import muon, orthogonalise
 from isoflop.training.optim import adamw
-from isoflop.training.pretrain_recipe import PretrainRecipe
+from isoflop.training.pretrain.recipe import PretrainRecipe
 
 DENSE = ModelConfig(2, 32, 4, 2, 8, 48, 64, 16, init_std=0.1)
 EXPERTS = ExpertConfig(4, 2, 16)
@@ -108,7 +108,7 @@ def test_the_choice_is_part_of_a_recipe_and_no_old_recipe_changes(tiny_tree):
 
 
 def test_a_run_with_muon_learns_and_resumes_to_the_same_weights(tiny_recipe, tmp_path):
-    from isoflop.training.pretrain import run_pretrain
+    from isoflop.training.pretrain.workload import run_pretrain
 
     recipe = tiny_recipe(train={"optimizer": "muon"})
     whole = run_pretrain(recipe, tmp_path / "whole")

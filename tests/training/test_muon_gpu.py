@@ -7,9 +7,10 @@ from on_gpu import waiting_for_the_device_is_an_error
 from isoflop.model.config import ModelConfig
 from isoflop.model.transformer import Transformer
 from isoflop.numerics.error import relative_error
-from isoflop.training.graph import GraphedStep, can_capture
-from isoflop.training.loop import _step
+from isoflop.training.cuda_graph import GraphedStep, can_capture
 from isoflop.training.muon import MuonWithAdamW, muon
+from isoflop.training.step import take_step
+from isoflop.training.workload import Workload
 
 pytestmark = [
     pytest.mark.gpu,
@@ -38,8 +39,9 @@ def test_batched_steps_are_those_of_torch_optim_muon():
         assert relative_error(weight.detach(), copy.detach()) < 1e-4
 
 
-class Repeat:
+class Repeat(Workload):
     tokens_per_step = 4 * 64
+    hooks = ()
 
     def loss_sum(self, model, micro_batch):
         return model.loss_sum(micro_batch[0][:, :-1], micro_batch[0][:, 1:])
@@ -55,7 +57,11 @@ def losses(graphed: bool) -> list[float]:
     found = []
     for index, batch in enumerate(batches):
         rate = 1e-3 * (index + 1)
-        values = replay(batch, rate) if replay else _step(Repeat(), model, optimizer, [batch], rate, 1.0)
+        for group in optimizer.param_groups if replay is None else ():
+            group["lr"] = rate
+        values = replay(batch, rate) if replay else take_step(Repeat(), model, optimizer, [batch], clip_norm=1.0)
+        if replay is None:
+            optimizer.zero_grad(set_to_none=True)
         found.append(float(values[0]))
     with waiting_for_the_device_is_an_error():
         optimizer.step()

@@ -1,0 +1,5 @@
+"""`python -m isoflop`: the command line."""
+
+from isoflop.cli.main import main
+
+main()

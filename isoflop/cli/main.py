@@ -1,0 +1,128 @@
+"""The command line: every command in the order of the data flow, and how it ends. It prints through cli/console.py."""
+
+import errno
+import inspect
+import logging
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
+from typing import Any, Literal
+
+from cyclopts import App, CycloptsError, Parameter
+
+from isoflop.cli import convert, corpus, imaging, keys, optics, scaling, train
+from isoflop.cli.arguments import check, converted, sentence
+from isoflop.cli.console import print_rows, say
+from isoflop.errors import IsoflopError, RecipeError
+from isoflop.optics.config import OpticsError
+
+Command = Callable[..., Any]
+
+COMMANDS: dict[str, Command] = {
+    "corpus build": corpus.corpus_build,
+    "tokens": corpus.tokens,
+    "inspect": train.inspect,
+    "ladder": scaling.ladder,
+    "sweep": scaling.sweep,
+    "fit": scaling.fit,
+    "plan": scaling.plan,
+    "train": train.train,
+    "extend": train.extend,
+    "passkey": train.passkey,
+    "score": scaling.score,
+    "export": convert.export,
+    "import": convert.import_,
+    "compare": scaling.compare,
+    "report": scaling.report,
+    "demo": scaling.demo,
+    "optics inspect": optics.optics_inspect,
+    "optics demo": optics.optics_demo,
+    **{f"imaging {name}": stage for name, stage in imaging.STAGES.items()},
+    "keys": keys.keys,
+    "schema": keys.schema,
+}
+GROUPS = {
+    "corpus": "Raw text -> clean corpus.",
+    "optics": "The photonic tensor core.",
+    "imaging": "The second workload: objects behind a scattering slab.",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point. Exit codes: 0 done, 2 bad input (one message), 130 stopped by the user after saving."""
+    logging.basicConfig(level=logging.WARNING, format="isoflop: %(message)s", stream=sys.stderr)
+    logging.getLogger("isoflop").setLevel(logging.INFO)
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments[:1] in ([], ["--help"], ["-h"]):
+        overview()
+        return
+    try:
+        command, words, options = read(arguments)
+        command(*words, **options)
+    except (IsoflopError, OpticsError) as error:
+        _refuse(str(error))
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            raise
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        way_out = "make room (or give another folder)" if full else "give another path"
+        _refuse(f"{error}; what was saved before is intact: {way_out} and run the same command again")
+    except KeyboardInterrupt:
+        print("isoflop: stopped; what was done is saved, the same command goes on from there", file=sys.stderr)
+        sys.exit(130)
+
+
+def read(
+    arguments: Sequence[str], commands: Mapping[str, Command] = COMMANDS
+) -> tuple[Command, Sequence[Any], dict[str, Any]]:
+    """The command that is asked for, with its arguments checked. Raises RecipeError with one sentence."""
+    try:
+        command, bound, _ = parser(commands).parse_args(arguments, exit_on_error=False, print_error=False)
+    except CycloptsError as error:
+        raise RecipeError(sentence(error, commands)) from error
+    words = check(bound) if command in commands.values() else bound.args  # else help, version, completion
+    return command, words, bound.kwargs
+
+
+def parser(commands: Mapping[str, Command]) -> App:
+    """Cyclopts on the signatures of the commands; those of two words are in groups."""
+    defaults = Parameter(converter=converted, negative_iterable=())
+    made = App("isoflop", version=f"isoflop {version('isoflop')}", default_parameter=defaults, help_format="plaintext")
+    for place, (name, command) in enumerate(commands.items()):
+        group, _, last = name.rpartition(" ")
+        if group and group not in made:
+            made.command(App(group, help=GROUPS.get(group, ""), sort_key=place))
+        (made[group] if group else made).command(command, name=last, sort_key=place)
+    made.register_install_completion_command()
+
+    @made.command(name="--show-completion")
+    def show_completion(*, shell: Literal["bash", "zsh", "fish"] | None = None) -> None:
+        """Print the completion script of a shell."""
+        say(made.generate_completion(shell=shell))
+
+    return made
+
+
+def overview() -> None:
+    """Every command with its sentence."""
+    say("Usage: isoflop COMMAND ...\n\nKnow the result before you pay for the run. In the order of the data flow:\n")
+    print_rows((name, (inspect.getdoc(command) or "").partition("\n")[0]) for name, command in COMMANDS.items())
+    say(
+        "\nMore: isoflop COMMAND --help; isoflop --version; isoflop --install-completion for bash, zsh and fish "
+        "(--show-completion prints it)."
+    )
+
+
+def _refuse(message: str) -> None:
+    print(f"isoflop: error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+_DISK_ERRORS = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM),
+    *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG),
+)
+"""What the disk refuses is for the user to cure; any other error of the system is a bug and keeps its traceback."""

@@ -1,0 +1,355 @@
+"""The commands of a scaling study: ladder, sweep, fit, plan, score, compare, report, demo."""
+
+import dataclasses
+import json as json_module
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from isoflop.cli.arguments import Json, Out, Overrides, Recipe, Writes
+from isoflop.cli.console import Bar, flat, print_rows, print_table, print_warnings, report_found, say, stop_on_signal
+from isoflop.errors import RecipeError
+from isoflop.recipe import (
+    NotNegative,
+    NotNegativeInt,
+    Positive,
+    PositiveInt,
+    Processes,
+    Range,
+    Seed,
+    load_recipe,
+    read_tree,
+    write_recipe,
+)
+
+
+def ladder(
+    recipe: Recipe,
+    /,
+    *overrides: Overrides,
+    dry_run: Annotated[bool, Parameter(help="write nothing, print the plan of the sweep")] = False,
+    calibrate: Annotated[bool, Parameter(help="measure this device to state hours")] = True,
+    out: Out = Path("runs/sweep"),
+    json: Json = None,
+) -> None:
+    """Budgets x sizes -> cells of a sweep, with runs, FLOPs and hours, before anything runs."""
+    planned = _ladder(recipe, overrides, calibrate=calibrate)
+    if not dry_run:
+        for cell in planned.cells:
+            write_recipe(
+                out / "recipes" / f"{cell.cell_id}.toml", cell.recipe, header=f"cell of {planned.recipe.study}"
+            )
+    where = "nothing written" if dry_run else f"{len(planned.cells)} recipes in {out / 'recipes'}"
+    report_found({"summary": planned.summary(), "cells": planned.table()}, json, where, [])
+    print_table(planned.table())
+    print_rows(flat(planned.summary()))
+    print_warnings(planned.warnings)
+
+
+def sweep(
+    recipe: Recipe,
+    /,
+    *overrides: Overrides,
+    out: Out = Path("runs/sweep"),
+    keep_weights: Annotated[bool, Parameter(help="keep the weights of every cell")] = False,
+    calibrate: Annotated[bool, Parameter(help="measure this device first, to state hours")] = True,
+    json: Json = None,
+) -> None:
+    """Run the missing cells of a ladder, sharing trunks, one record per cell."""
+    from isoflop.scaling.sweep.ladder import resolved
+    from isoflop.scaling.sweep.run import run_sweep
+
+    fixed = out / "ladder.toml"
+    going_on = fixed.is_file() and _same_ladder(recipe, overrides, fixed)
+    if going_on:
+        print(f"going on with {fixed}")
+        planned = _ladder(fixed, (), calibrate=False)
+    else:
+        planned = _ladder(recipe, overrides, calibrate=calibrate)
+        if not (out / "ladder.json").exists():  # else run_sweep must accept it first
+            write_recipe(fixed, resolved(planned), header=f"the ladder of this sweep, from {recipe}")
+    print_rows(flat(planned.summary()))
+    print_warnings(planned.warnings)
+    section = planned.recipe
+    with Bar("FLOP") as bar, stop_on_signal() as stop:
+        records = run_sweep(
+            list(planned.cells),
+            out,
+            study=section.study,
+            workers=section.ladder.workers,
+            threads=section.train.threads or 1,
+            keep_weights=keep_weights,
+            on_progress=bar.sweep,
+            should_stop=stop,
+        )
+    if not going_on:
+        write_recipe(fixed, resolved(planned), header=f"the ladder of this sweep, from {recipe}")
+    diverged = [record.run_id for record in records if record.status == "diverged"]
+    found = {
+        "records": str(out / "records.jsonl"),
+        "cells": len(planned.cells),
+        "recorded": len(records),
+        "diverged": diverged,
+        **json_module.loads((out / "sweep.json").read_text(encoding="utf-8")),
+    }
+    report_found(found, json, f"{len(records)} of {len(planned.cells)} cells in {out / 'records.jsonl'}", [])
+    if len(records) < len(planned.cells):
+        raise KeyboardInterrupt
+
+
+def fit(
+    *tables: Annotated[Path, Parameter("TABLE", help="records.jsonl, or a table of runs", required=True)],
+    law: Annotated[
+        Literal["all", "parabola", "surface", "lstar", "hyper", "power", "experts"],
+        Parameter(help="one law; all fits every law to the records of a sweep and writes laws.json"),
+    ] = "all",
+    map: Annotated[str, Parameter(metavar="OURS=THEIRS,...", help="column names; products: a=b*c")] = "",
+    where: Annotated[
+        tuple[str, ...],
+        Parameter(metavar="COLUMN(=|<|>)VALUE", help="keep these rows; repeat to narrow"),
+    ] = (),
+    drop_highest_loss: Annotated[NotNegativeInt, Parameter(help="runs of highest loss to leave out")] = 0,
+    weights: Annotated[str, Parameter(metavar="COLUMN", help="weights; a column *_std weights by 1/std^2")] = "",
+    bootstrap: Annotated[NotNegativeInt, Parameter(help="resamples")] = 1000,
+    interpolation: Annotated[
+        Literal["auto", "parabola", "akima"], Parameter(help="how the bottom of a curve is found")
+    ] = "auto",
+    group: Annotated[Literal["setting", "row", "budget"], Parameter(help="what a resample draws")] = "setting",
+    at_flops: Annotated[Positive | None, Parameter(help="state the optimum at this compute")] = None,
+    form: Annotated[
+        Literal["", "clark", "joint", "granularity", "leverage"],
+        Parameter(help="law of experts; empty: every one that the columns allow"),
+    ] = "",
+    seed: Seed = 0,
+    out: Annotated[Path, Writes(".json"), Parameter(metavar="FILE", help="laws file of --law all")] = Path(
+        "runs/laws.json"
+    ),
+    json: Json = None,
+) -> None:
+    """Records or any table of runs -> fitted laws with intervals."""
+    from isoflop.cli.fit_summary import print_law, print_laws
+    from isoflop.scaling.fit.run import run_fit
+
+    if law == "all":
+        from isoflop.scaling.fit import joint
+        from isoflop.scaling.sweep.records import read_records
+
+        _refuse_unused(
+            "with --law all, which fits every law to whole records of a sweep: name one law, as in --law parabola",
+            map=map,
+            where=where,
+            drop_highest_loss=drop_highest_loss,
+            weights=weights,
+            at_flops=at_flops,
+            form=form,
+            interpolation=interpolation != "auto",
+            group=group != "setting",
+        )
+        records = [record for table in tables for record in read_records(table)]
+        laws = joint.fit(records, bootstrap=bootstrap, seed=seed)
+        laws.write(out)
+        print_laws(laws, out)
+        report_found(laws.tree(), json, f"laws in {out}", [])
+    else:
+        _refuse_unused(
+            f"with --law {law}",
+            at_flops=at_flops if law != "surface" else None,
+            group=group != "setting" and law != "surface",
+            interpolation=interpolation != "auto" and law not in ("parabola", "lstar"),
+            form=form if law != "experts" else "",
+            out=out != Path("runs/laws.json"),
+        )
+        found = run_fit(
+            list(tables),
+            law,
+            mapping=map,
+            where=where,
+            drop_highest_loss=drop_highest_loss,
+            weights=weights,
+            bootstrap=bootstrap,
+            seed=seed,
+            interpolation=interpolation,
+            group=group,
+            at_flops=at_flops,
+            form=form,
+        )
+        print_law(found)
+        report_found(found, json, f"{law} law of {', '.join(table.name for table in tables)}", [])
+
+
+def plan(
+    laws: Annotated[str, Parameter(metavar="LAWS", help="laws.json, or a published law")] = "runs/laws.json",
+    /,
+    *,
+    budget_flops: Annotated[Positive | None, Parameter(help="training FLOPs as the laws count them")] = None,
+    gpu_hours: Annotated[Positive | None, Parameter(help="instead of FLOPs; needs --hardware")] = None,
+    hardware: Annotated[str, Parameter(help="for example h100")] = "",
+    n_gpus: Annotated[PositiveInt, Parameter(help="devices that train")] = 1,
+    utilisation: Annotated[
+        float, Range(above=0, at_most=1), Parameter(help="achieved share of the peak; measure it")
+    ] = 0.4,
+    memory_gib: Annotated[NotNegative, Parameter(help="of one device; 0: from --hardware")] = 0.0,
+    zero_stage: Annotated[int, Range(at_least=0, at_most=3), Parameter(help="what is sharded: 0, 1, 2, 3")] = 0,
+    price: Annotated[NotNegative, Parameter(help="per GPU-hour")] = 0.0,
+    max_micro_batch: Annotated[PositiveInt, Parameter(help="most sequences of a forward pass on a device")] = 16,
+    ladder: Annotated[
+        Path | None,
+        Parameter(metavar="RECIPE", help="the sweep's ladder.toml: family, data, schedule, batch and rate"),
+    ] = None,
+    dense: Annotated[
+        Path | None,
+        Parameter(metavar="LAWS", help="laws of a dense sweep: what is this family worth over it?"),
+    ] = None,
+    vocab_size: Annotated[PositiveInt | None, Parameter(help="default: that of --ladder, else 102,400")] = None,
+    seq_len: Annotated[PositiveInt | None, Parameter(help="default: that of --ladder, else 4,096")] = None,
+    unique_tokens: Annotated[Positive | None, Parameter(help="tokens of the corpus: repeats count less")] = None,
+    max_epochs: Annotated[Positive | None, Parameter(help="most passes over unique_tokens")] = None,
+    serve_tokens: Annotated[NotNegative, Parameter(help="tokens to be served: smaller, longer-trained models")] = 0.0,
+    hyper: Annotated[str, Parameter(help="law of batch and rate by name; default: that of LAWS")] = "",
+    level: Annotated[float, Range(at_least=0.5, at_most=0.999), Parameter(help="of the interval")] = 0.9,
+    out: Annotated[Path, Writes(".toml"), Parameter(metavar="FILE", help="recipe that isoflop train runs")] = Path(
+        "runs/plan.toml"
+    ),
+    json: Json = None,
+) -> None:
+    """Laws and a budget -> shape, tokens, batch, rate, memory, hours, and the predicted loss."""
+    from isoflop.scaling.plan import choose
+    from isoflop.scaling.report.plan_rows import plan_rows
+
+    if ladder is not None:
+        _refuse_unused("with --ladder, which says it", vocab_size=vocab_size, seq_len=seq_len)
+    made = choose.plan(
+        laws,
+        budget_flops=budget_flops,
+        gpu_hours=gpu_hours,
+        machine=choose.Machine(
+            n_gpus=n_gpus,
+            hardware=hardware,
+            utilisation=utilisation,
+            memory_gib=memory_gib,
+            zero_stage=zero_stage,
+            max_micro_batch=max_micro_batch,
+            price_per_gpu_hour=price,
+        ),
+        ladder=None if ladder is None else _ladder(ladder, (), calibrate=False),
+        vocab_size=vocab_size,
+        seq_len=seq_len,
+        hyper=hyper or None,
+        level=level,
+        unique_tokens=unique_tokens,
+        max_epochs=max_epochs,
+        serve_tokens=serve_tokens,
+        dense_laws=dense,
+    )
+    made.write(out)
+    found = made.tree()
+    report_found(found, json, f"recipe in {out}; run it: isoflop train {out}", plan_rows(made))
+    print_warnings(made.warnings)
+
+
+def score(
+    run: Annotated[Path, Parameter(metavar="RUN", help="folder of a finished train")],
+    /,
+    *,
+    records: Annotated[Path | None, Parameter(metavar="FILE", help="append the scored target here")] = None,
+    json: Json = None,
+) -> None:
+    """A finished run -> predicted against measured."""
+    from isoflop.scaling.plan.score import score_run
+
+    found = dataclasses.asdict(score_run(run, records=records))
+    report_found(found, json, f"score in {run / 'score.json'}", list(flat(found)))
+
+
+def compare(
+    a: Annotated[Path, Parameter(metavar="LAWS_A")],
+    b: Annotated[Path, Parameter(metavar="LAWS_B")],
+    /,
+    *,
+    budget_flops: Annotated[Positive | None, Parameter(help="where to compare; default: largest of both")] = None,
+    json: Json = None,
+) -> None:
+    """Two fits -> compute multiplier with interval, test of the exponents, a plain verdict."""
+    from isoflop.scaling.plan.compare import compare_files
+
+    found = compare_files(a, b, budget_flops=budget_flops).tree()
+    report_found(found, json, found["verdict"], list(flat({k: v for k, v in found.items() if k != "verdict"}, depth=2)))
+
+
+def report(
+    study: Annotated[Path, Parameter(metavar="STUDY", help="folder of a study or of a run")],
+    /,
+    *,
+    out: Annotated[Path | None, Writes(".html"), Parameter(metavar="FILE", help="default: STUDY/report.html")] = None,
+    figures: Annotated[
+        Path | None, Writes("folder"), Parameter(metavar="DIR", help="also write every figure as SVG and PNG")
+    ] = None,
+    json: Json = None,
+) -> None:
+    """Records, laws, plan and score of a study -> one HTML page, and its figures."""
+    from isoflop.scaling.report.folder import report_study
+
+    found = report_study(study, out or study / "report.html", figures=figures)
+    report_found(found, json, f"report in {found['report']}", [])
+
+
+def demo(
+    *,
+    out: Out = Path("demo"),
+    minutes: Annotated[Positive, Parameter(help="for the whole demo after set-up")] = 15.0,
+    seed: Seed = 0,
+    workers: Annotated[Processes, Parameter(help="processes of the sweep; 0: one per core, at most 4")] = 0,
+    json: Json = None,
+) -> None:
+    """Everything on this machine: text, sweep, laws, a prediction, the run that tests it, a report."""
+    from isoflop.demo import run_demo
+
+    with stop_on_signal() as stop:
+        found = run_demo(out, minutes=minutes, seed=seed, workers=workers, say=say, bar=Bar, should_stop=stop)
+    report_found(found, json, f"report in {out / 'report.html'}", list(flat(found)))
+
+
+def _refuse_unused(why: str, **options: Any) -> None:
+    """Options that this use of a command leaves aside. Raises RecipeError for the first that was given."""
+    for name, value in options.items():
+        if value:
+            raise RecipeError(f"--{name.replace('_', '-')} has no meaning {why}; leave it out")
+
+
+def _ladder(recipe: Path, overrides: tuple[str, ...], *, calibrate: bool) -> Any:
+    from isoflop.scaling.sweep.ladder import LadderRecipe, ladder_on_tokens, plan_ladder
+    from isoflop.scaling.sweep.recipe import check
+
+    asked = load_recipe(recipe, LadderRecipe, overrides)
+    check(asked)
+    loaded, data_sha256 = ladder_on_tokens(asked)
+    given, rows = read_tree(recipe, overrides).get("model", {}).get("vocab_size"), loaded.model.vocab_size
+    if given not in (None, rows):
+        raise RecipeError(
+            f"model.vocab_size = {given} but the tokens of {asked.data.tokens} have {rows} rows, padding included; "
+            f"leave model.vocab_size out, or set it to {rows}"
+        )
+    timed = bool(loaded.ladder.minutes or loaded.ladder.gpu_hours)
+    if calibrate and not timed:
+        plan_ladder(loaded, data_sha256=data_sha256)  # what is wrong is said before seconds are spent on measuring
+    if not calibrate:
+        if timed:
+            raise RecipeError(
+                "ladder.minutes and ladder.gpu_hours need a measurement of this device: leave --calibrate on"
+            )
+        return plan_ladder(loaded, data_sha256=data_sha256)
+    from isoflop.scaling.sweep.calibrate import measure_ladder
+
+    return plan_ladder(loaded, measure_ladder(loaded), data_sha256=data_sha256)
+
+
+def _same_ladder(recipe: Path, overrides: tuple[str, ...], fixed: Path) -> bool:
+    """Whether `fixed` is what this recipe became when its time was turned into budgets."""
+    from isoflop.scaling.sweep.ladder import LadderRecipe, ladder_on_tokens
+
+    asked, _ = ladder_on_tokens(load_recipe(recipe, LadderRecipe, overrides))
+    before = load_recipe(fixed, LadderRecipe)
+    budgets = asked.ladder.budgets or before.ladder.budgets
+    section = dataclasses.replace(asked.ladder, budgets=budgets, minutes=0.0, gpu_hours=0.0)
+    return dataclasses.replace(asked, ladder=section) == before

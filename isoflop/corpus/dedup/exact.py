@@ -1,0 +1,106 @@
+"""Exact duplicates: documents whose text is the same but for white space.
+
+Each document becomes a row (fingerprint, rank, origin); rows of equal fingerprint meet in one bucket, where the
+first by (dump, rank, origin) stays and the others are dropped, each naming who stays in its place.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from isoflop.corpus.dedup.job import (
+    Job,
+    bucket_of,
+    column,
+    dump_of,
+    first_of_runs,
+    number,
+    partition_of,
+    read_split,
+    row_of,
+    save,
+    write_split,
+)
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+WHITE_SPACE = b" \t\n\r\v\f"
+
+
+def write_fingerprints(job: Job, partition: int) -> None:
+    """Task per partition: `exact/run-*`, cut up by fingerprint, and `exact/lengths-*`, bytes of each text."""
+    path = _run(job.work, partition)
+    if path.is_file():
+        return
+    rows, rank = job.ranked(partition)
+    digests, lengths = [], []
+    for text in job.documents(partition, ["text"]).column("text").cast("large_binary").to_pylist():
+        digests.append(hashlib.sha256(text.translate(None, WHITE_SPACE)).digest()[:16])
+        lengths.append(len(text))
+    save(_lengths(job.work, partition), np.array(lengths, np.int64))
+    prints = np.frombuffer(b"".join(digests), np.uint64).reshape(-1, 2)
+    columns = {
+        "high": prints[:, 0],
+        "low": prints[:, 1],
+        "document": number(job.new, partition, np.arange(rows.num_rows)),
+        "rank": rank,
+        "origin": rows.column("origin").combine_chunks(),
+    }
+    write_split(path, columns, bucket_of(prints[:, 0], job.n_partitions), job.n_partitions)
+
+
+def choose_exact(job: Job, bucket: int) -> None:
+    """Task per bucket: `exact/drop-*`, cut up by the partition of the dropped document."""
+    path = job.work / "exact" / f"drop-{bucket:05d}.arrow"
+    if path.is_file():
+        return
+    runs = [_run(dump.work, partition) for dump in job.dumps for partition in range(job.n_partitions)]
+    write_drops(path, read_split(runs, bucket), ("high", "low"), job)
+
+
+def exact_drops(job: Job, partition: int) -> "pa.Table":
+    """Dropped documents of a partition: (document, survivor, survivor_origin), by document."""
+    paths = [job.work / "exact" / f"drop-{bucket:05d}.arrow" for bucket in range(job.n_partitions)]
+    return read_split(paths, partition, ["document"])
+
+
+def distinct_rows(job: Job, partition: int, n_rows: int) -> np.ndarray:
+    """Rows of a partition that are not exact duplicates, ascending."""
+    keep = np.ones(n_rows, bool)
+    keep[row_of(column(exact_drops(job, partition), "document"))] = False
+    return np.flatnonzero(keep)
+
+
+def text_lengths(job: Job, partition: int) -> np.ndarray:
+    """UTF-8 bytes of each text of a partition, int64 (n,)."""
+    return np.load(_lengths(job.work, partition))
+
+
+def write_drops(path: Path, rows: "pa.Table", group: tuple[str, ...], job: Job) -> None:
+    """Keep the first by (dump, rank, origin) of rows that agree in the `group` columns; write the others of the new
+    dump, each with the one that stays."""
+    import pyarrow as pa
+
+    rows = rows.append_column("age", pa.array(dump_of(column(rows, "document"))))
+    rows = rows.sort_by([(name, "ascending") for name in (*group, "age", "rank", "origin")])
+    first = first_of_runs(*(column(rows, name) for name in group))
+    documents = column(rows, "document")
+    dropped = np.flatnonzero((first != np.arange(len(first))) & (dump_of(documents) == job.new))
+    survivors = pa.array(first[dropped])
+    columns = {
+        "document": documents[dropped],
+        "survivor": documents[first[dropped]],
+        "survivor_origin": rows.column("origin").take(survivors).combine_chunks(),
+    }
+    write_split(path, columns, partition_of(documents[dropped]), job.n_partitions)
+
+
+def _run(work: Path, partition: int) -> Path:
+    return work / "exact" / f"run-{partition:05d}.arrow"
+
+
+def _lengths(work: Path, partition: int) -> Path:
+    return work / "exact" / f"lengths-{partition:05d}.npy"

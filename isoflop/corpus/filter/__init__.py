@@ -1,0 +1,1 @@
+"""Rules and models that drop, cut or mask documents."""

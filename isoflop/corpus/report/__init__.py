@@ -1,0 +1,1 @@
+"""What a build kept and dropped, as a page."""

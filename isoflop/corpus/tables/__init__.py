@@ -1,0 +1,1 @@
+"""Documents on disk: partitions, stages of a build, the output folder."""

@@ -1,0 +1,31 @@
+"""CHID: which idiom fills the gap. The idiom and the text after it are scored, given the text before."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from isoflop.evaluation.tasks.files import find, json_lines
+from isoflop.evaluation.tasks.task import Choice, Loaded, Task, index_of, load
+
+GAP = "#idiom#"
+
+
+def read(folder: Path, n_shots: int) -> Loaded:
+    return load(json_lines(find(folder / "chid", "test_public.json")), _make)
+
+
+def _make(where: str, row: dict[str, Any]) -> Iterator[Choice]:
+    before, gap, after = row["content"].partition(GAP)
+    if not gap:
+        raise ValueError(f"no {GAP} in the text")
+    options = tuple(f"{idiom}{after}" for idiom in row["candidates"])
+    yield Choice(str(row["id"]), before, options, index_of(row["answer"], len(options)))
+
+
+TASK = Task(
+    name="chid",
+    read=read,
+    metrics=("acc", "acc_norm"),
+    source="chid/test_public.json",
+    form="idiom and the rest of the text, given the text before",
+)

@@ -1,0 +1,1 @@
+"""What a person sees: figures, HTML pages and the charts in them."""

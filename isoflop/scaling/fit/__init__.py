@@ -1,0 +1,1 @@
+"""Tables of runs in, fitted laws out, in numpy and scipy only."""

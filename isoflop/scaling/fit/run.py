@@ -1,0 +1,177 @@
+"""One law fitted to any table of runs, in numpy and scipy only; all laws of one's own sweep are in fit/joint.py.
+
+`run_fit` is `isoflop fit TABLE... --law LAW`: read, map, filter, check, fit; its result is the command's JSON.
+`fit_table` does the same to a table in memory.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from isoflop.errors import FitError
+from isoflop.scaling.fit.checks import check_resamples, families, fit_rows, import_checks
+from isoflop.scaling.fit.experts import fit_experts
+from isoflop.scaling.fit.isoflop import group_budgets
+from isoflop.scaling.fit.lr_batch import fit_hyper
+from isoflop.scaling.fit.one_law import OneLaw
+from isoflop.scaling.fit.power_law import check_sizes, fit_curves, fit_lstar, fit_parabola, fit_power
+from isoflop.scaling.fit.selection import load_table
+from isoflop.scaling.fit.surface import fit_surface
+from isoflop.scaling.fit.table import LOSSES, Table
+
+Law = Literal["parabola", "surface", "lstar", "hyper", "power", "experts"]
+LAWS = get_args(Law)
+
+
+def run_fit(
+    tables: str | Path | Sequence[str | Path],
+    law: str,
+    *,
+    mapping: str = "",
+    where: Sequence[str] = (),
+    drop_highest_loss: int = 0,
+    weights: str = "",
+    bootstrap: int = 1000,
+    seed: int = 0,
+    interpolation: str = "auto",
+    group: str = "setting",
+    at_flops: float | None = None,
+    form: str = "",
+) -> dict[str, Any]:
+    """Fit one law to tables on disk, as `isoflop fit` does.
+
+    Raises:
+        DataError: a table is missing or malformed.
+        FitError: a column is missing, a filter keeps nothing, or the runs cannot carry the law.
+    """
+    table = load_table(tables, mapping=mapping, where=where, drop_highest_loss=drop_highest_loss, weights=weights)
+    return fit_table(
+        table,
+        law,
+        bootstrap=bootstrap,
+        seed=seed,
+        interpolation=interpolation,
+        group=group,
+        at_flops=at_flops,
+        form=form,
+    )
+
+
+def fit_table(
+    table: Table,
+    law: str,
+    *,
+    bootstrap: int = 1000,
+    seed: int = 0,
+    interpolation: str = "auto",
+    group: str = "setting",
+    at_flops: float | None = None,
+    loss: str | None = None,
+    scale: str | None = None,
+    form: str = "",
+) -> dict[str, Any]:
+    """Fit one law to a table; the result holds the law's numbers, `warnings` and `conventions`.
+
+    `group`: what one bootstrap draw of the surface is (row, setting or budget). `interpolation`: how the bottom of an
+    IsoFLOP curve is found (auto, parabola, akima). `at_flops`: where the surface's optimum is reported. `form`: which
+    law of experts (clark, joint, granularity, leverage; empty: every one that the columns allow).
+
+    Raises:
+        FitError: unknown law, a missing column, or runs that cannot carry the law.
+    """
+    if law not in LAWS:
+        raise FitError(f"law = {law!r} must be one of {', '.join(LAWS)}")
+    check_resamples(bootstrap)
+    warnings = import_checks(table)
+    if 0 < bootstrap < 100:
+        warnings.append(f"bootstrap = {bootstrap}: 95% intervals from so few resamples are rough; 1000 is usual")
+    loss_name = loss or next((name for name in LOSSES if table.has(name)), None)
+    if law != "experts":
+        warnings += _mixed_families(table)
+    table, left_out = fit_rows(table, _columns_read(table, law, loss_name, scale))
+    if law == "surface":
+        fit = fit_surface(table, bootstrap=bootstrap, seed=seed, group=group, at_flops=at_flops, loss=loss, scale=scale)
+    elif law == "parabola":
+        fit = fit_parabola(table, bootstrap=bootstrap, seed=seed, interpolation=interpolation, loss=loss, scale=scale)
+    elif law == "power":
+        fit = fit_power(table, bootstrap=bootstrap, seed=seed, scale=scale)
+    elif law == "experts":
+        fit = fit_experts(table, bootstrap=bootstrap, seed=seed, form=form, loss=loss)
+    elif law == "lstar":
+        fit = _fit_lstar_table(
+            table, bootstrap=bootstrap, seed=seed, interpolation=interpolation, loss=loss, scale=scale
+        )
+    else:
+        tree = fit_hyper(table, bootstrap=bootstrap, seed=seed).tree()
+        fit = OneLaw(tree, tree.pop("warnings"), tree.pop("conventions"))
+    stated = {"loss": loss_name} if loss_name and law != "power" else {}
+    return {
+        "law": law,
+        **fit.found,
+        "warnings": warnings + left_out + fit.warnings,
+        "conventions": {**table.conventions, **fit.conventions, **stated},
+    }
+
+
+def _mixed_families(table: Table) -> list[str]:
+    """A warning where one law would be fitted to models of several kinds."""
+    kinds = families(table)
+    if len(kinds) < 2:
+        return []
+    shown = "; ".join(f"{name} ({count} rows)" for name, count in kinds.items())
+    return [f"{len(kinds)} kinds of models share one law: {shown}; fit each alone (--where), or --law experts to all"]
+
+
+def _columns_read(table: Table, law: str, loss: str | None, scale: str | None) -> list[str]:
+    """The columns whose gaps cost a law a row; a bad value in a column that it does not read costs nothing."""
+    scales = [scale] if scale else [name for name in ("n_params", "flops_per_token") if table.has(name)][:1]
+    compute = [name for name in ("total_flops", "budget_flops") if table.has(name)][:1]
+    if law in ("hyper", "experts"):
+        return []  # they sort their own rows
+    if law == "power":
+        return [*scales, "n_tokens", *compute]
+    derived = len(scales) + table.has("n_tokens") < 2
+    return [*scales, "n_tokens", *(compute if law != "surface" or derived else []), *([loss] if loss else [])]
+
+
+def _fit_lstar_table(
+    table: Table,
+    *,
+    bootstrap: int,
+    seed: int,
+    interpolation: str,
+    loss: str | None,
+    scale: str | None,
+) -> OneLaw:
+    """L*(C) from the bottoms of IsoFLOP curves, or, where a budget has one row, from a table of optima."""
+    law = "law lstar"
+    _, flops = table.compute(law)
+    name, losses = table.loss(law, loss)
+    has_scale = table.has("n_params") or table.has("flops_per_token") or table.has("n_tokens")
+    budgets = group_budgets(table, law, loss=loss, scale=scale) if has_scale else []
+    if not budgets or np.median([budget.n_sizes for budget in budgets]) < 2:
+        fit = fit_lstar(flops, losses, weight=table.weights(), bootstrap=bootstrap, seed=seed)
+        fit.conventions["points"] = f"each row is one optimum ({name})"
+        return fit
+    check_sizes(budgets, law)
+    curves, draws = fit_curves(
+        table, bootstrap=bootstrap, seed=seed, interpolation=interpolation, loss=loss, scale=scale
+    )
+    used = [vertex for vertex in curves.found["vertices"] if vertex["used"]]
+    fit = fit_lstar(
+        np.array([vertex["total_flops"] for vertex in used]),
+        np.array([vertex["loss"] for vertex in used]),
+        draws_RB=draws,
+        bootstrap=bootstrap,
+        seed=seed,
+    )
+    points = f"bottoms of IsoFLOP curves ({name}); {curves.conventions['interpolation']}"
+    return dataclasses.replace(
+        fit,
+        found={**fit.found, "vertices": curves.found["vertices"]},
+        warnings=curves.warnings + fit.warnings,
+        conventions={**fit.conventions, "points": points},
+    )

@@ -1,0 +1,386 @@
+"""Fitted and published laws as one frozen type: what a fit returns, `laws.json` holds, and every plan reads.
+
+    Laws.surfaces      L = E + A / S^alpha + B / D^beta, by objective
+        .lstar         L* = E + k C^-g, loss at the optimum
+        .allocation    S* = n_coefficient C^n_exponent, D* likewise, with the vertices of the IsoFLOP curves
+        .hyper         batch and learning rate (isoflop.scaling.lr_batch_law)
+        .noise, .rehearsal, .resamples     how sure they are
+
+Row i of every array in `resamples` comes from the same bootstrap resample, so that whoever plans can carry the joint
+uncertainty to the decision. `Laws.tree` is the JSON of a laws file, `Laws.from_tree` reads it, also older ones.
+
+Symbols: S model scale (FLOPs per token M, or parameters N), D tokens, C = S D or 6 S D training FLOPs, R resamples.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+
+from isoflop.errors import PlanError
+from isoflop.recipe import write_json
+from isoflop.scaling.lr_batch_law import RateBatchFit
+
+FORMAT = 2
+"""Of laws files; those of format 1 carry no number."""
+Scale = Literal["flops_per_token", "n_params"]
+FLOPS_FACTOR = {"n_params": 6.0, "flops_per_token": 1.0}
+"""C / (S D) by what S is."""
+CONSTANTS = ("E", "A", "B", "alpha", "beta")
+POOLED = ("log_huber", "varpro", "published")
+"""Surfaces that take part in a prediction; `published` stands alone."""
+MIN_RESAMPLES = 100
+"""Below this, percentiles of a 90% interval rest on a handful of values (assumption)."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Surface:
+    """L = E + A / S^alpha + B / D^beta, and how sure its constants are."""
+
+    E: float
+    A: float
+    B: float
+    alpha: float
+    beta: float
+    a: float | None = None
+    """beta / (alpha + beta): the optimal scale grows as C^a."""
+    objective: float | None = None
+    objective_mean_x1e6: float | None = None
+    bootstrap_sd: dict[str, float] | None = None
+    interval_95: dict[str, list[float]] | None = None
+
+    @classmethod
+    def of(cls, constants: Iterable[float]) -> "Surface":
+        """From E, A, B, alpha, beta."""
+        E, A, B, alpha, beta = map(float, constants)
+        return cls(E, A, B, alpha, beta)
+
+    @property
+    def constants(self) -> np.ndarray:
+        """E, A, B, alpha, beta, in the order that all resamples use."""
+        return np.array([self.E, self.A, self.B, self.alpha, self.beta], dtype=float)
+
+    def loss(self, scale: np.ndarray | float, tokens: np.ndarray | float) -> np.ndarray:
+        """Predicted loss at a model scale and a number of tokens."""
+        return self.E + self.A * np.asarray(scale) ** -self.alpha + self.B * np.asarray(tokens) ** -self.beta
+
+    def optimum(self, total_flops: float, factor: float) -> tuple[float, float, float]:
+        """The best model scale and tokens at C = factor S D, and the loss there."""
+        ratio = self.alpha * self.A / (self.beta * self.B)
+        product = total_flops / factor
+        scale = ratio ** (1 / (self.alpha + self.beta)) * product ** (self.beta / (self.alpha + self.beta))
+        return float(scale), float(product / scale), float(self.loss(scale, product / scale))
+
+
+@dataclass(frozen=True)
+class LossAtOptimum:
+    """L* = E + k (C / reference_flops)^-g."""
+
+    E: float
+    k: float
+    g: float
+    reference_flops: float = 1.0
+    bootstrap_sd: dict[str, float] | None = None
+    interval_95: dict[str, list[float]] | None = None
+
+
+@dataclass(frozen=True)
+class Vertex:
+    """The optimum of one budget: the bottom of its IsoFLOP curve. A place that is not known is NaN."""
+
+    budget_flops: float
+    total_flops: float
+    scale_opt: float = math.nan
+    tokens_opt: float = math.nan
+    loss: float = math.nan
+    inside: bool = True
+    """Between the tested sizes."""
+    used: bool = True
+    """Inside, or outside by no more than its standard error."""
+    points: list[dict[str, float]] = field(default_factory=list)
+    """Scale, tokens and loss of the runs."""
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """S* = n_coefficient C^n_exponent and D* = d_coefficient C^d_exponent; without coefficients only vertices."""
+
+    vertices: tuple[Vertex, ...] = ()
+    interpolation: str | None = None
+    source: str | None = None
+    """What gave the law: vertices, or the pooled curve."""
+    n_exponent: float | None = None
+    n_coefficient: float | None = None
+    n_exponent_sd: float | None = None
+    n_exponent_interval_95: list[float] | None = None
+    n_coefficient_interval_95: list[float] | None = None
+    d_exponent: float | None = None
+    d_coefficient: float | None = None
+    d_exponent_sd: float | None = None
+    d_exponent_interval_95: list[float] | None = None
+    d_coefficient_interval_95: list[float] | None = None
+
+    def law(self, letter: str) -> tuple[float, float] | None:
+        """Coefficient and exponent of the scale ("n") or the tokens ("d")."""
+        coefficient, exponent = getattr(self, f"{letter}_coefficient"), getattr(self, f"{letter}_exponent")
+        return None if coefficient is None or exponent is None else (coefficient, exponent)
+
+    def best(self, letter: str, total_flops: Any) -> Any:
+        """The best scale ("n") or tokens ("d") at a compute; NaN without a law."""
+        coefficient, exponent = self.law(letter) or (math.nan, math.nan)
+        return coefficient * np.power(total_flops, exponent)
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Of one run around the least-squares surface."""
+
+    relative_sd: float
+    degrees_of_freedom: int | None = None
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """Fitted without the largest budget, its cells near the optimum predicted."""
+
+    relative_error: float
+    """predicted / measured - 1."""
+    extrapolation_factor: float
+    budget_flops: float | None = None
+    n_cells: int | None = None
+    predicted: float | None = None
+    measured: float | None = None
+    by_law: dict[str, float] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Laws:
+    """All laws of one sweep, or one published law."""
+
+    scale: Scale
+    """What S is."""
+    loss: str
+    """`bits_per_byte` or `loss_nats`."""
+    surfaces: dict[str, Surface] = field(default_factory=dict)
+    allocation: Allocation | None = None
+    lstar: LossAtOptimum | None = None
+    hyper: RateBatchFit | None = None
+    noise: Noise | None = None
+    rehearsal: Rehearsal | None = None
+    resamples: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
+    """By law; a row that failed is NaN."""
+    floor_prior: dict[str, object] | None = None
+    """Lognormal prior of E: median, standard deviation of ln E, unit."""
+    bootstrap: dict[str, object] | None = None
+    """How many resamples, their seed, and what one draw weighs."""
+    n_runs: int | None = None
+    budgets: tuple[float, ...] = ()
+    largest_budget_flops: float | None = None
+    """Most compute of any run, as the laws count it."""
+    largest_budget_flops_exact: float | None = None
+    """With the output head."""
+    conventions: dict[str, str] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    name: str = "laws"
+    """A published law's own, else where these laws were read."""
+    source: str = ""
+    grade: str = ""
+    published_hyper: str = ""
+    """Of a published law: the law of batch and rate that goes with it. Own laws leave it empty."""
+    sha256: str = ""
+    """Of the file."""
+
+    @property
+    def published(self) -> bool:
+        return bool(self.published_hyper)
+
+    @property
+    def flops_factor(self) -> float:
+        """C / (S D): 1 for FLOPs per token, 6 for parameters."""
+        return FLOPS_FACTOR[self.scale]
+
+    @property
+    def noise_sd(self) -> float:
+        return self.noise.relative_sd if self.noise else 0.0
+
+    def surface_constants(self) -> dict[str, np.ndarray]:
+        """Central constants (E, A, B, alpha, beta) of each surface that a prediction uses."""
+        return {f"surface_{name}": self.surfaces[name].constants for name in POOLED if name in self.surfaces}
+
+    def constants(self) -> dict[str, np.ndarray]:
+        """Central constants of every law of loss: the surfaces, and E, k, g of L*(C)."""
+        found = self.surface_constants()
+        if self.lstar:
+            found["lstar"] = np.array([self.lstar.E, self.lstar.k, self.lstar.g], dtype=float)
+        return found
+
+    def draws(self) -> dict[str, np.ndarray]:
+        """Resampled constants by law of loss, rows joined: row i of each comes from the same bootstrap resample.
+
+        Rows in which any law failed are left out of all. Raises PlanError if fewer than `MIN_RESAMPLES` remain.
+        """
+        names = [name for name in ("surface_log_huber", "surface_varpro", "lstar") if name in self.resamples]
+        rows = {name: self.resamples[name] for name in names}
+        if not rows or len({len(values) for values in rows.values()}) != 1:
+            raise PlanError(
+                "resamples of the laws are missing or of unequal length, so no interval is available; "
+                "fit again with --bootstrap 1000"
+            )
+        fine = np.all([np.isfinite(values).all(axis=1) for values in rows.values()], axis=0)
+        if fine.sum() < MIN_RESAMPLES:
+            raise PlanError(
+                f"resamples = {int(fine.sum())} usable rows of the laws must be at least {MIN_RESAMPLES} for an "
+                "interval; fit again with --bootstrap 1000, or add runs if most resamples fail"
+            )
+        return {name: values[fine] for name, values in rows.items()}
+
+    def optimum_losses(self, constants: Mapping[str, np.ndarray], total_flops: Any) -> dict[str, np.ndarray]:
+        """Best loss at compute C by law. Shapes: constants (..., 5) or (..., 3); C broadcasts against (...)."""
+        reference = float((self.lstar.reference_flops if self.lstar else 0.0) or 1.0)
+        losses = {}
+        for name, values in constants.items():
+            if name == "lstar":
+                losses[name] = lstar_loss(values, total_flops, reference)
+            else:
+                losses[name] = surface_loss(values, *surface_optimum(values, total_flops, self.flops_factor))
+        return losses
+
+    def tree(self) -> dict[str, Any]:
+        """Plain data, as in a laws file."""
+        parts = {
+            "surface": {name: _plain(surface) for name, surface in self.surfaces.items()},
+            "parabola": self.allocation and _plain(self.allocation),
+            "lstar": self.lstar and _plain(self.lstar),
+            "noise": self.noise and _plain(self.noise),
+            "resamples": {name: rows.tolist() for name, rows in self.resamples.items()},
+            "leave_out": self.rehearsal and _plain(self.rehearsal),
+            "hyper": self.hyper and self.hyper.tree(),
+        }
+        given = {name: getattr(self, name) for name in _PLAIN}
+        given |= {} if self.published else {"name": None}
+        tree = {"law_set": 1, "format": FORMAT, **given, **parts}
+        kept = () if self.published else ("floor_prior", "leave_out", "resamples", "conventions", "warnings")
+        return {name: value for name, value in tree.items() if name in kept or value not in (None, "", {}, ())}
+
+    @classmethod
+    def from_tree(cls, tree: Mapping[str, Any], *, name: str = "laws", sha256: str = "") -> "Laws":
+        """Read the JSON of a laws file; keys that nothing reads are left out.
+
+        Raises:
+            PlanError: not a set of laws, a part without its numbers, or a format of a later version.
+        """
+        if tree.get("law_set") != 1 or tree.get("scale") not in FLOPS_FACTOR:
+            raise PlanError(
+                f"laws {name} is not a set of laws (law_set, scale); fit a sweep with isoflop fit records.jsonl"
+            )
+        if int(tree.get("format") or 1) > FORMAT:
+            raise PlanError(
+                f"laws {name}: format = {tree['format']} must be at most {FORMAT}, which this version reads; "
+                "update isoflop, or fit the records again"
+            )
+
+        def part(kind: type[T], key: str) -> T | None:
+            return _read(kind, tree[key], f"laws {name}: {key}") if tree.get(key) else None
+
+        allocation = part(Allocation, "parabola")
+        if allocation:
+            given_vertices = tree["parabola"].get("vertices") or ()
+            places = (
+                {"total_flops": v.get("budget_flops"), "used": v.get("inside", True), **v} for v in given_vertices
+            )
+            vertices = tuple(_read(Vertex, place, f"laws {name}: vertex") for place in places)
+            allocation = dataclasses.replace(allocation, vertices=vertices)
+        given = {key: tree[key] for key in _PLAIN if tree.get(key) is not None}
+        for key in ("budgets", "warnings"):
+            given[key] = tuple(given.get(key, ()))
+        return cls(
+            **{"loss": "bits_per_byte", "name": name, "sha256": sha256, **given},
+            surfaces={
+                k: _read(Surface, v, f"laws {name}: surface.{k}") for k, v in (tree.get("surface") or {}).items()
+            },
+            allocation=allocation,
+            lstar=part(LossAtOptimum, "lstar"),
+            hyper=RateBatchFit.from_tree(tree["hyper"]) if tree.get("hyper") else None,
+            noise=part(Noise, "noise"),
+            rehearsal=part(Rehearsal, "leave_out"),
+            resamples={key: _rows(rows) for key, rows in (tree.get("resamples") or {}).items() if rows},
+        )
+
+    @classmethod
+    def read(cls, path: str | Path) -> "Laws":
+        """Read a laws file. Raises PlanError: not JSON, or whatever `from_tree` refuses."""
+        data = Path(path).read_bytes()
+        try:
+            tree = json.loads(data)
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise PlanError(f"laws {path} is not JSON ({error}); write it with isoflop fit") from error
+        if not isinstance(tree, dict):
+            tree = {}
+        return cls.from_tree({**tree, "name": str(path)}, name=str(path), sha256=hashlib.sha256(data).hexdigest())
+
+    def write(self, path: str | Path) -> None:
+        """Write a laws file."""
+        write_json(path, self.tree())
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the file, or of the content where there is none."""
+        return self.sha256 or hashlib.sha256(json.dumps(self.tree(), sort_keys=True).encode()).hexdigest()
+
+
+def surface_loss(constants: np.ndarray, scale: Any, n_tokens: Any) -> np.ndarray:
+    """E + A / S^alpha + B / D^beta. Shapes: constants (..., 5); scale and n_tokens broadcast against (...)."""
+    E, A, B, alpha, beta = np.moveaxis(np.asarray(constants, dtype=float), -1, 0)
+    return E + A * np.exp(-alpha * np.log(scale)) + B * np.exp(-beta * np.log(n_tokens))
+
+
+def surface_optimum(constants: np.ndarray, total_flops: Any, factor: float) -> tuple[np.ndarray, np.ndarray]:
+    """Scale and tokens of least loss at C = factor * S * D, in closed form. Source: arXiv 2203.15556, equation 4."""
+    _, A, B, alpha, beta = np.moveaxis(np.asarray(constants, dtype=float), -1, 0)
+    product = np.asarray(total_flops, dtype=float) / factor
+    scale = np.exp((np.log(alpha * A) - np.log(beta * B) + beta * np.log(product)) / (alpha + beta))
+    return scale, product / scale
+
+
+def lstar_loss(constants: np.ndarray, total_flops: Any, reference_flops: float = 1.0) -> np.ndarray:
+    """Loss at the optimum, E + k (C / reference)^-g. Shapes: constants (..., 3)."""
+    E, k, g = np.moveaxis(np.asarray(constants, dtype=float), -1, 0)
+    return E + k * np.exp(-g * (np.log(total_flops) - math.log(reference_flops)))
+
+
+_PLAIN = (
+    *("scale", "loss", "name", "source", "grade", "published_hyper", "n_runs", "budgets", "largest_budget_flops"),
+    *("largest_budget_flops_exact", "conventions", "warnings", "floor_prior", "bootstrap"),
+)
+"""Fields that are plain data under the same key."""
+
+
+def _read(kind: type[T], tree: Mapping[str, Any], where: str) -> T:
+    """A part from its JSON: numbers that are null become NaN where one is needed, other keys are left out."""
+    known = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    needed = {name for name, f in known.items() if f.default is f.default_factory is dataclasses.MISSING}
+    if not isinstance(tree, Mapping):
+        raise PlanError(f"{where} = {tree!r} must be an object; fit again with isoflop fit records.jsonl")
+    missing = sorted(needed - set(tree))
+    if missing:
+        raise PlanError(f"{where} has no {missing[0]}; fit again with isoflop fit records.jsonl")
+    values = {name: math.nan if name in needed and value is None else value for name, value in tree.items()}
+    return kind(**{name: value for name, value in values.items() if name in known and value is not None})
+
+
+def _plain(part: Any) -> dict[str, Any]:
+    """A part as JSON, values that are not known left out."""
+    return {name: value for name, value in dataclasses.asdict(part).items() if value is not None}
+
+
+def _rows(rows: list[Any]) -> np.ndarray:
+    """Resamples as an array; null values, and rows that are null, become NaN."""
+    width = max((len(row) for row in rows if row is not None), default=0)
+    return np.array([[math.nan] * width if row is None else row for row in rows], dtype=float)

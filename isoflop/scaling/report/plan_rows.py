@@ -1,0 +1,73 @@
+"""A plan for people: label and text of everything that was decided, in that order."""
+
+from isoflop.model.config import ModelConfig
+from isoflop.scaling.plan.choose import NEAR_OPTIMAL, Plan
+from isoflop.scaling.plan.moe_leverage import Leverage
+
+
+def plan_rows(plan: Plan) -> list[tuple[str, str]]:
+    """The plan for people: label and text, in the order in which it was decided."""
+    config, tree = plan.config, plan.tree()
+    batch = f"{plan.batch_tokens} tokens, {plan.batch_tokens // config.seq_len} sequences of {config.seq_len}"
+    optima = "; ".join(f"{name} {value:.4g}" for name, value in plan.by_law_scale.items())
+    rows = [
+        ("shape", f"{config.n_layers} layers x {config.d_model}, {config.n_heads} heads, d_ff {config.d_ff}"),
+        (
+            "parameters",
+            f"{tree['n_params_total']:.4g}, {tree['n_params_non_embedding']:.4g} without embedding and head"
+            + (f"; {tree['n_params_active']:.4g} active" if config.experts else ""),
+        ),
+        *_family_rows(config),
+        ("model scale", f"{plan.scale:.4g} {plan.scale_name}; optimum by law: {optima}"),
+        ("tokens", f"{plan.n_tokens:.4g} ({tree['tokens_per_param']:.3g} per parameter), {plan.steps} steps"),
+        ("batch", batch),
+        (
+            "learning rate",
+            f"{plan.learning_rate:.4g}, {plan.recipe['train']['schedule']} ({plan.hyper.name} law)",
+        ),
+        ("compute", f"{plan.total_flops:.4g} FLOPs as the laws count, {plan.total_flops_exact:.4g} with the head"),
+    ]
+    if plan.hours is not None and plan.gpu_hours is not None:
+        cost = f", cost {plan.cost:.4g}" if plan.cost is not None else ""
+        rows.append(("time", f"{plan.hours:.3g} hours, {plan.gpu_hours:.3g} device hours{cost}"))
+    memory = f"{plan.memory.parts.total_bytes / 2**30:.3g} GiB per device at {plan.memory.micro_batch} sequences"
+    rows.append(("memory", memory))
+    if plan.serving:
+        rows.append(("serving", f"{plan.serving['saving']:.1%} less compute for training and serving together"))
+    near = [row.scale for row in plan.near_optimal if row.relative_loss <= NEAR_OPTIMAL]
+    if near:
+        rows.append((f"within {NEAR_OPTIMAL:.1%} loss", f"{len(near)} shapes, scale {near[0]:.3g} to {near[-1]:.3g}"))
+    rows.extend(_leverage_rows(plan.leverage))
+    if plan.prediction is not None:
+        p = plan.prediction
+        rows.append(("predicted", f"{p.center:.4f} {p.unit}, {p.level:.0%} interval {p.low:.4f} to {p.high:.4f}"))
+        rows.append(("by law", "; ".join(f"{name} {value:.4f}" for name, value in p.by_law.items())))
+    return rows
+
+
+def _leverage_rows(leverage: Leverage | None) -> list[tuple[str, str]]:
+    """Label and text of both, for people."""
+    rows = []
+    expected, measured = (leverage.expected, leverage.measured) if leverage else (None, None)
+    if expected:
+        by_law = "; ".join(f"{name} {value:.3g}" for name, value in expected.by_law.items())
+        text = f"{expected.center:.3g} x the compute of a dense model ({expected.low:.3g} to {expected.high:.3g}"
+        rows.append(("expected leverage", f"{text} over published laws: {by_law})"))
+    if measured:
+        text = f"{measured.center:.3g} x ({measured.level:.0%} {measured.low:.3g} to {measured.high:.3g})"
+        rows.append(("measured leverage", f"{text} over {measured.over}"))
+    return rows
+
+
+def _family_rows(config: ModelConfig) -> list[tuple[str, str]]:
+    """Label and text of experts and latents; nothing for a dense model with plain attention."""
+    rows = []
+    if config.experts is not None:
+        e = config.experts
+        text = f"{e.n_experts} of width {e.d_expert}, {e.n_active} active and {e.n_shared} shared ({e.affinity})"
+        rows.append(("experts", f"{text}, {e.n_dense_layers} dense layers"))
+    if config.latent is not None:
+        a = config.latent
+        query = f", query latent {a.d_q_latent}" if a.d_q_latent else ""
+        rows.append(("latent attention", f"{a.d_kv_latent} + {a.d_rope} rotary channels cached a layer{query}"))
+    return rows

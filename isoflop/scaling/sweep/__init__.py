@@ -1,0 +1,1 @@
+"""Before and during a sweep: ladders, cells, workers, records."""

@@ -1,0 +1,115 @@
+"""Measure the device at hand for a few seconds, so that minutes can be turned into budgets before anything runs.
+
+Several processes are measured at once, as a sweep will run them: two workers on two cores are slower than one alone.
+"""
+
+import multiprocessing
+import statistics
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from isoflop.model.config import ModelConfig
+from isoflop.recipe import from_tree, to_tree
+from isoflop.scaling.lr_batch_law import hyper_law
+from isoflop.scaling.sweep.ladder import LadderRecipe
+from isoflop.scaling.sweep.shapes import shape_near
+from isoflop.scaling.sweep.speed import Sample, SpeedModel
+
+WINDOWS = 3  # their median counts: another process that wakes up for a moment must not shrink a whole sweep
+
+
+def measure_speed(
+    shapes: Sequence[tuple[ModelConfig, int]],
+    *,
+    workers: int = 1,
+    threads: int = 1,
+    device: str = "auto",
+    seconds: float = 1.0,
+) -> SpeedModel:
+    """Tokens per second of one of `workers` equal processes, for shapes between and around the measured ones.
+
+    Args:
+        shapes: (sizes, batch_tokens) to measure; three or more over the range wanted.
+        seconds: per shape, after warm-up.
+
+    Raises:
+        RecipeError: the device is not there.
+    """
+    from isoflop.training.device import choose_device
+
+    choose_device(device)
+    jobs = [(to_tree(config), batch) for config, batch in shapes]
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(workers) as pool:
+        tasks = [(jobs, threads, device, seconds, number) for number in range(workers)]
+        runs = pool.starmap(_measure, tasks, chunksize=1)
+    # The slowest process is what a sweep waits for.
+    samples = [Sample(config, batch, min(run[index] for run in runs)) for index, (config, batch) in enumerate(shapes)]
+    return SpeedModel.fit(samples)
+
+
+def _measure(
+    jobs: list[tuple[dict[str, Any], int]], threads: int, device_name: str, seconds: float, number: int
+) -> list[float]:
+    import torch
+
+    from isoflop.model.transformer import Transformer
+    from isoflop.training.device import choose_device
+    from isoflop.training.optim import adamw
+
+    torch.set_num_threads(threads)
+    device = choose_device(device_name)
+    cuda = device.type == "cuda"
+    if cuda and torch.cuda.device_count() > 1:  # shared out as a sweep does
+        torch.cuda.set_device(number % torch.cuda.device_count())
+    rates = []
+    for tree, batch_tokens in jobs:
+        config = from_tree(tree, ModelConfig)
+        model = Transformer(config, torch.bfloat16 if cuda else torch.float32).to(device)
+        model.initialise(torch.Generator().manual_seed(0))
+        optimizer = adamw(model, learning_rate=1e-4, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
+        shape = (max(1, batch_tokens // config.seq_len), config.seq_len + 1)
+        windows = torch.randint(config.vocab_size, shape, generator=torch.Generator().manual_seed(0)).to(device)
+        found = []
+        for window_s in (0.0, *[seconds / WINDOWS] * WINDOWS):  # the first is warm-up
+            steps, began = 0, time.perf_counter()
+            while steps < 2 or time.perf_counter() - began < window_s:
+                losses = model.losses(windows[:, :-1], windows[:, 1:])
+                (torch.stack([losses.nats, *losses.mtp_nats]).sum() / batch_tokens).backward()
+                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+                _wait(device)
+                steps += 1
+            if window_s:
+                found.append(steps * shape[0] * config.seq_len / (time.perf_counter() - began))
+        rates.append(statistics.median(found))
+    return rates
+
+
+def _wait(device) -> None:
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def measure_ladder(recipe: LadderRecipe) -> SpeedModel:
+    """Measure sizes over the range that a ladder may use, with its workers, threads and device."""
+    budgets = recipe.ladder.budgets or (1e11, 1e13)  # only to choose the sizes that are measured
+    low = recipe.allocation.scale_at(min(budgets)) / recipe.ladder.size_span
+    high = recipe.allocation.scale_at(max(budgets)) * recipe.ladder.size_span
+    law = hyper_law(recipe.hyper)
+    shapes = []
+    for share in (0.0, 0.35, 0.7, 1.0):
+        scale = low ** (1 - share) * high**share
+        config = shape_near(
+            scale, vocab_size=recipe.model.vocab_size, seq_len=recipe.model.seq_len, family=recipe.family
+        )
+        budget = recipe.allocation.budget_at(scale)
+        choice = law.choose_for(config, total_flops=budget, n_tokens=budget / scale)
+        shapes.append((config, choice.batch_tokens))
+    return measure_speed(
+        shapes, workers=recipe.ladder.workers, threads=recipe.train.threads or 1, device=recipe.train.device
+    )

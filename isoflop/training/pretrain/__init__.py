@@ -1,0 +1,1 @@
+"""Language-model pre-training: recipe, workload, context extension, validation."""

@@ -1,0 +1,167 @@
+"""One run, whatever it trains: what its folder holds, where it goes on from, training, `result.json`.
+
+A `Job` is what one kind of training brings: pre-training and extension, imaging, training in situ, and what is to come
+differ in their job and in nothing of this file. A killed run starts again with the same call and ends with the same
+numbers; a finished one is read, not repeated.
+"""
+
+import dataclasses
+import json
+import logging
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import nn
+
+from isoflop.errors import CheckpointError
+from isoflop.model.attention import fastest_kernels
+from isoflop.recipe import write_json, write_recipe
+from isoflop.run import commit, now, processor
+from isoflop.training import checkpoint
+from isoflop.training.loop import LoopResult, Saving, StepPlan, train, validated
+from isoflop.training.monitor import Progress, Watch, peak_flops_per_s
+from isoflop.training.step import ONE_PROCESS, Layout
+from isoflop.training.workload import Workload
+
+log = logging.getLogger(__name__)
+
+
+class Built(NamedTuple):
+    """What is trained, on its device."""
+
+    workload: Workload
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    flops_per_token: float = 0.0
+    """For the share of the device's peak; 0: not measured."""
+    dtype: torch.dtype = torch.float32
+    """Of the products that the peak is for."""
+    layout: Layout = ONE_PROCESS
+
+
+class Job(Protocol):
+    """One kind of training; inherit from it for the defaults. `run` calls the methods in this order, each at most once.
+
+    The arithmetic is the workload's; a job says what the run is, and how model and workload come about.
+    """
+
+    identity: dict[str, Any]
+    """What makes this run this one: kept in every checkpoint."""
+    plan: StepPlan
+    saving: Saving
+    recipe: Any = None
+    """Dataclass written to recipe.toml, where there is one."""
+
+    def is_result(self, result: dict[str, Any]) -> bool:
+        """Whether a result that lies in the folder is that of this run."""
+        return all(result.get(key) == value for key, value in self.identity.items())
+
+    def build(self) -> Built:
+        """Model, workload and optimizer; the weights are drawn later, if at all."""
+        ...
+
+    def initialise(self, model: nn.Module) -> None:
+        """Weights of step 0, where no checkpoint has them and `build` has not set them."""
+
+    def check_continues(self, state: dict[str, Any], found: Path) -> None:
+        """Raises CheckpointError where this run cannot go on from the checkpoint `found` with its `state`."""
+        if any(state.get(key) != value for key, value in self.identity.items()):
+            raise CheckpointError(f"{found} was trained with another recipe; choose another folder or delete it")
+
+    def result(self, figures: dict[str, Any], validation: dict[str, object], built: Built) -> dict[str, Any]:
+        """What the run returns, and result.json once it has ended; `validation` is empty before the end."""
+        return {**self.identity, **figures, **validation}
+
+
+def run(
+    job: Job,
+    run_dir: Path,
+    *,
+    start_from: Path | None = None,
+    stop_at: int | None = None,
+    keep_steps: frozenset[int] = frozenset(),
+    on_progress: Callable[[Progress], None] | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> dict[str, Any]:
+    """Train and return what `run_dir`/result.json holds; goes on from the newest checkpoint that lies there.
+
+    `start_from` is a checkpoint folder of a trunk that a new run continues; `stop_at` ends after that many optimizer
+    steps (a trunk); checkpoints at `keep_steps` are kept.
+
+    Raises:
+        CheckpointError: the folder holds another run, all checkpoints are damaged, or the disk is full.
+    """
+    result_path, folder = run_dir / "result.json", run_dir / "checkpoints"
+    if result_path.is_file() and stop_at is None:
+        finished = json.loads(result_path.read_text(encoding="utf-8"))
+        if job.is_result(finished):
+            log.info("%s is finished already; delete the folder to run it again", run_dir)
+            return finished
+    started_at, earlier_s, start_step, first_step = now(), 0.0, 0, 0
+    built = job.build()
+    workload, model, optimizer, flops_per_token = built.workload, built.model, built.optimizer, built.flops_per_token
+    own = checkpoint.newest(folder)
+    found = own or start_from
+    if found is None:
+        job.initialise(model)
+    else:
+        if own is None and (problem := checkpoint.damage(found)):
+            raise CheckpointError(f"the run cannot start from {found}: {problem}; train that trunk again")
+        state = checkpoint.load(found, model, optimizer)
+        job.check_continues(state, found)
+        start_step = first_step = state["step"]
+        if own:
+            first_step, earlier_s = state.get("first_step", 0), state.get("wall_s", 0.0)
+            started_at = state.get("started_at", started_at)
+    if job.recipe is not None:
+        write_recipe(run_dir / "recipe.toml", job.recipe, header="resolved recipe of this run")
+    device = next(iter(model.state_dict().values())).device
+    peak, peak_source = peak_flops_per_s(device, built.dtype) if flops_per_token else (None, None)
+    plan = dataclasses.replace(job.plan, stop_at=stop_at)
+    state = {**job.identity, "first_step": first_step, "started_at": started_at, "wall_s": earlier_s}
+    if plan.n_steps:
+        with fastest_kernels(device):
+            loop = train(
+                workload,
+                model,
+                optimizer,
+                plan,
+                run_dir=run_dir,
+                saving=dataclasses.replace(job.saving, at_steps=keep_steps),
+                state=state,
+                start_step=start_step,
+                watch=Watch(on_progress, should_stop, flops_per_token, peak),
+                layout=built.layout,
+            )
+    else:  # solved, not trained by steps: its checkpoint is what others read
+        loop = LoopResult("finished", 0, math.nan, 0.0, 0, 0.0)
+        checkpoint.save(folder, step=0, model=model, optimizer=optimizer, state=state)
+    figures = {
+        "status": loop.status,
+        "step": loop.step,
+        "n_steps": plan.n_steps,
+        "n_tokens": loop.step * workload.tokens_per_step,
+        "start_step": first_step,
+        "train_loss_nats": loop.train_loss_nats,
+        "wall_s": earlier_s + loop.wall_s,
+        "tokens_per_s": loop.tokens / loop.wall_s if loop.wall_s else None,
+        "data_wait_share": loop.data_wait_s / loop.wall_s if loop.wall_s else None,
+        "peak_flops_per_s": peak,
+        "peak_source": peak_source,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "commit": commit(),
+        "started_at": started_at,
+        "finished_at": now(),
+    }
+    validation = validated(workload, model, loop.step) if loop.status == "finished" else {}
+    if not math.isfinite(float(validation.get("loss_nats", 0.0))):  # type: ignore[arg-type]
+        figures["status"] = "diverged"
+    result = job.result(figures, validation, built)
+    if figures["status"] in ("finished", "diverged"):
+        write_json(result_path, result)
+    return result

@@ -1,0 +1,17 @@
+"""What an attack is: group, name, code, right verdicts.
+
+Each defines `attack(w)`, which returns "reached" when it got what it wanted; `w` has the planted things (`world.py`).
+Errors are caught only where the attack goes on after them. The secret is handed in backwards, so finding it forwards
+means that it was read.
+"""
+
+from typing import NamedTuple
+
+FAILED, TIMEOUT, MEMORY, OUTPUT, KILLED = "failed", "timeout", "memory", "output", "killed"
+
+
+class Attack(NamedTuple):
+    group: str
+    name: str
+    code: str
+    verdicts: tuple[str, ...] = (FAILED,)

@@ -1,0 +1,201 @@
+"""Comparisons: a known multiplier is found, ignorance is admitted and says what to run, units are guarded."""
+
+import copy
+
+import numpy as np
+import pytest
+from law_examples import TRUTH, example_laws, fitted_laws
+from places import SHARED
+
+from isoflop.errors import FitError, PlanError
+from isoflop.recipe import write_json
+from isoflop.scaling.fit.joint import fit
+from isoflop.scaling.fit.selection import load_table
+from isoflop.scaling.laws import surface_loss, surface_optimum
+from isoflop.scaling.plan import compare as comparison
+from isoflop.scaling.plan.compare import compare_files
+from isoflop.scaling.published import load_laws
+from isoflop.scaling.sweep.records import RunRecord
+
+BASE = example_laws(seed=1)
+MARIN = SHARED / "scaling" / "marin-isoflop" / "runs.csv"
+
+
+def compare(a, b, **options):
+    """The JSON of a comparison of two laws files."""
+    return comparison.compare(load_laws(a), load_laws(b), **options).tree()
+
+
+def test_a_change_worth_twice_the_compute_is_found():
+    found = compare(BASE, example_laws(seed=2, data_gain=2.0), budget_flops=1e15)
+    assert found["multiplier"]["center"] == pytest.approx(2.0, rel=0.02)
+    assert found["multiplier"]["low"] < 2.0 < found["multiplier"]["high"]
+    assert found["decided"] and found["multiplier"]["low"] > 1
+    assert "B is worth 2 x the compute of A" in found["verdict"]
+    assert found["needed"] == pytest.approx(0.5, rel=0.02)
+    assert found["loss"]["b"] < found["loss"]["a"] and found["next_cells"] == []
+
+
+def test_swapping_the_fits_inverts_the_multiplier():
+    better = example_laws(seed=2, data_gain=2.0)
+    forward, back = compare(BASE, better, budget_flops=1e15), compare(better, BASE, budget_flops=1e15)
+    assert forward["multiplier"]["center"] * back["multiplier"]["center"] == pytest.approx(1.0, rel=0.03)
+
+
+def test_equal_fits_cannot_be_told_apart_and_the_cells_to_run_are_named():
+    found = compare(BASE, example_laws(seed=2), budget_flops=1e15)
+    assert not found["decided"] and "can't tell yet" in found["verdict"]
+    cells = found["next_cells"]
+    assert 1 <= len(cells) <= 4
+    left = [cell["interval_width_left"] for cell in cells]
+    assert left == sorted(left, reverse=True) and left[-1] < 0.95
+    for cell in cells:
+        assert cell["flops_per_token"] * cell["n_tokens"] == pytest.approx(cell["budget_flops"])
+        assert cell["budget_flops"] <= 3.01 * max(BASE["budgets"])
+    assert {cell["side"] for cell in cells} == {"a", "b"}
+    assert all(row["p"] > 0.01 for row in found["exponents"])
+
+
+def test_different_exponents_are_detected():
+    steeper = np.array(TRUTH)
+    steeper[3:] *= 1.15
+    steeper[1:3] *= [3.0, 3.0]
+    found = compare(BASE, example_laws(steeper, seed=2), budget_flops=1e15)
+    rows = {row["law"] + row["exponent"]: row for row in found["exponents"]}
+    alpha = rows["surface_log_huberloss against scale (alpha)"]
+    assert alpha["p"] < 0.05 and alpha["difference"] == pytest.approx(0.15 * TRUTH[3], rel=0.1)
+    assert "the multiplier changes with scale" in found["verdict"]
+
+
+def test_a_loss_that_the_base_never_reaches_is_reported_as_a_limit():
+    lower = np.array(TRUTH)
+    lower[0] -= 0.65
+    found = compare(BASE, example_laws(lower, seed=2), budget_flops=1e15)
+    assert found["decided"] and found["multiplier"]["at_limit"] > 0.9
+    assert "over 10000 x" in found["verdict"]
+    assert any("never reaches" in text for text in found["warnings"])
+
+
+def test_other_conventions_are_warned_about():
+    other = copy.deepcopy(example_laws(seed=2, data_gain=2.0))
+    other["conventions"]["tokenizer_sha256"] = "0" * 64
+    other["conventions"]["eval_set"] = "other"
+    warnings = compare(BASE, other, budget_flops=1e15)["warnings"]
+    assert any("tokenizer_sha256 differs" in text for text in warnings)
+    assert any("eval_set differs" in text for text in warnings)
+    assert not any("nats per token" in text for text in warnings)  # bits per byte can be compared
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"loss": "loss_nats"}, "laws.loss"),
+        ({"scale": "n_params"}, "laws.scale"),
+        ({"resamples": {}}, "no interval is available"),
+    ],
+)
+def test_laws_that_measure_differently_are_refused(change, message):
+    with pytest.raises(PlanError, match=message):
+        compare(BASE, {**BASE, **change}, budget_flops=1e15)
+
+
+def test_a_budget_must_be_positive():
+    with pytest.raises(PlanError, match="budget_flops = 0"):
+        compare(BASE, BASE, budget_flops=0)
+
+
+def test_two_files_are_compared_at_the_largest_budget_of_both(tmp_path):
+    write_json(tmp_path / "a.json", BASE)
+    write_json(tmp_path / "b.json", example_laws(seed=2, budgets=(1e13, 1e14, 1e15)))
+    found = compare_files(tmp_path / "a.json", tmp_path / "b.json").tree()
+    assert found["budget_flops"] == 1e15 and found["multiplier"]["center"] == pytest.approx(1.0, rel=0.05)
+
+
+def test_a_published_law_has_nothing_to_compare_with(tmp_path):
+    write_json(tmp_path / "a.json", {**BASE, "loss": "loss_nats"})
+    with pytest.raises(PlanError, match="no interval is available"):
+        compare_files(tmp_path / "a.json", "deepseek")
+
+
+@pytest.mark.skipif(not MARIN.is_file(), reason="needs shared/data/scaling/marin-isoflop beside the checkout")
+def test_two_corpora_of_marin_differ_in_level_and_not_measurably_in_exponents():
+    """What the data's README found by independent fits: exponents within their intervals, loss levels apart."""
+    mapping = "n_params=params,n_tokens=tokens,total_flops=flops_logged,loss_nats=loss"
+    comma, nemotron = (
+        fitted_laws(load_table(MARIN, mapping=mapping, where=[f"dataset={name}", "kind=isoflop"]))
+        for name in ("comma", "nemotron")
+    )
+    found = compare(comma, nemotron, budget_flops=1e19)
+    assert found["decided"] and 2.0 < found["multiplier"]["low"] < found["multiplier"]["high"] < 4.0
+    assert all(row["p"] > 0.05 for row in found["exponents"])
+    far = compare(comma, nemotron, budget_flops=1e22)
+    assert far["multiplier"]["high"] / far["multiplier"]["low"] > 10 and far["next_cells"]
+    assert any("times the largest run" in text for text in far["warnings"])
+
+
+DENSE_TRUTH = np.array([0.9, 40.0, 60.0, 0.30, 0.33])
+
+
+def sweep_records(family, leverage, seed, noise=0.002):
+    """Cells of a sweep whose family is worth `leverage` times the compute of the dense one, in active FLOPs."""
+    generator = np.random.default_rng(seed)
+    experts = {"n_experts": 64, "n_active": 6, "n_shared": 2, "d_expert": 88} if "experts" in family else {}
+    records = []
+    for budget in (1e13, 3e13, 1e14, 3e14, 9e14):
+        best = float(surface_optimum(DENSE_TRUTH, budget, 1.0)[0])
+        for spread in (0.35, 0.6, 1.0, 1.7, 2.9):
+            scale = best * spread
+            tokens = budget / scale
+            loss = surface_loss(DENSE_TRUTH, scale * np.sqrt(leverage), tokens * np.sqrt(leverage))
+            records.append(
+                RunRecord(
+                    f"{budget:g}-{spread}",
+                    budget_flops=budget,
+                    flops_per_token=scale,
+                    n_tokens=round(tokens),
+                    total_flops=budget,
+                    bits_per_byte=float(loss * (1 + noise * generator.standard_normal())),
+                    learning_rate=1e-3,
+                    batch_tokens=4096,
+                    cooled=True,
+                    conventions={"flops": "M D", "family": family},
+                    **experts,
+                )
+            )
+    return records
+
+
+def test_a_mixture_worth_known_compute_over_a_dense_sweep_is_found_and_both_families_are_named():
+    dense = fit(sweep_records("dense; MHA", 1.0, seed=1), bootstrap=200)
+    found, inside = [], []
+    for seed in range(2, 6):
+        mixture = fit(sweep_records("64 experts, 6 active; MHA", 2.5, seed=seed), bootstrap=200)
+        result = compare(dense, mixture, budget_flops=9e14)
+        found.append(result["multiplier"]["center"])
+        inside.append(result["multiplier"]["low"] < 2.5 < result["multiplier"]["high"])
+        assert result["decided"] and result["families"]["b"].startswith("64 experts")
+        assert "B (64 experts, 6 active; MHA) is worth" in result["verdict"] and "A (dense; MHA)" in result["verdict"]
+        assert not any("family" in text for text in result["warnings"])
+    assert sum(inside) >= 3 and np.exp(np.mean(np.log(found))) == pytest.approx(2.5, rel=0.15)
+
+
+def test_laws_are_not_fitted_to_a_mixture_and_dense_runs_together():
+    records = sweep_records("dense; MHA", 1.0, seed=1) + sweep_records("64 experts; MHA", 2.5, seed=2)
+    with pytest.raises(FitError, match=r"2 families of models: dense \(25\), 64 experts, 6 active, 2 shared \(25\)"):
+        fit(records, bootstrap=0)
+
+
+def test_other_conventions_that_differ_are_still_warned_about():
+    other = {**BASE, "conventions": {**BASE["conventions"], "family": "64 experts", "schedule": "cosine"}}
+    warnings = compare(BASE, other, budget_flops=1e15)["warnings"]
+    assert any("conventions.schedule differs" in text for text in warnings)
+    assert not any("family" in text for text in warnings)
+
+
+def test_sweeps_whose_optima_lie_outside_are_compared_but_place_no_cells():
+    outside = copy.deepcopy(BASE)
+    for vertex in outside["parabola"]["vertices"]:
+        vertex["inside"] = False
+    found = compare(outside, example_laws(seed=2), budget_flops=1e15)
+    assert found["next_cells"] == [] and "can't tell yet" in found["verdict"]
+    assert any("no further cells were placed: the vertex" in text for text in found["warnings"])
