@@ -17,7 +17,14 @@ import isoflop
 PACKAGE = Path(isoflop.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-FLOORS = {"errors": set(), "recipe": {"errors"}, "keys": {"recipe"}, "run": {"errors"}, "optics": set()}
+FLOORS = {
+    "threads": set(),
+    "errors": set(),
+    "recipe": {"errors"},
+    "keys": {"recipe"},
+    "run": {"errors"},
+    "optics": set(),
+}
 """What everything may stand on."""
 GROUND = {"errors", "recipe", "run"}
 MAY_IMPORT = FLOORS | {
