@@ -18,6 +18,7 @@ PACKAGE = Path(isoflop.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 FLOORS = {"errors": set(), "recipe": {"errors"}, "keys": {"recipe"}, "run": {"errors"}, "optics": set()}
+FLOORS |= {"columns": {"errors", "run"}}
 """What everything may stand on."""
 GROUND = {"errors", "recipe", "run"}
 MAY_IMPORT = FLOORS | {
@@ -30,7 +31,7 @@ MAY_IMPORT = FLOORS | {
     "training": {*GROUND, "numerics", "model", "tokens"},
     "sandbox": {"errors", "run"},
     "evaluation": {*GROUND, "pages", "sandbox", "corpus", "tokens", "model", "training"},
-    "scaling": {*GROUND, "pages", "numerics", "model", "tokens", "training"},
+    "scaling": {*GROUND, "columns", "pages", "numerics", "model", "tokens", "training"},
     "interop": {*GROUND, "model", "tokens", "training"},
     "in_situ": {"errors", "glyphs", "numerics", "training"},
     "imaging": {*GROUND, "pages", "glyphs", "optics", "numerics", "training"},

@@ -6,6 +6,7 @@ was repeated replaces its earlier line. Fields that this version doesn't know ar
 """
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +115,7 @@ class RunRecord:
     """Fields this version does not know; written back flat."""
 
     @classmethod
-    def from_dict(cls, row: dict[str, Any]) -> "RunRecord":
+    def from_dict(cls, row: Mapping[str, object]) -> "RunRecord":
         """Build a record from one JSON object. Raises DataError: no run_id, a wrong type, a negative loss."""
         if not row.get("run_id"):
             raise DataError(f"record {str(row)[:80]} has no run_id; every record needs one: add it")
