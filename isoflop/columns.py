@@ -168,6 +168,8 @@ def _add_column(found: Columns, name: str, sources: Sequence[_Source]) -> None:
             if value is None or flag:
                 why = DOUBT if is_text and NUMBER.fullmatch(cell.strip()) and decimal is None else "is no number"
                 wrong = wrong or f"{place}: {_shown(cell)} {why}"
+            elif math.isinf(value):
+                inferred.setdefault("infinite", (1, f"{_shown(cell)} ({place}) read as infinite"))
             elif is_text and cell.strip() and not _is_plain(cell):
                 kind = "missing" if math.isnan(value) else "".join(sorted({*re.sub(r"\d", "", cell)}))
                 count, example = inferred.get(kind, (0, ""))

@@ -6,6 +6,7 @@ was repeated replaces its earlier line. Fields that this version doesn't know ar
 """
 
 import dataclasses
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from typing import Any
 from isoflop.errors import DataError, RecipeError
 from isoflop.recipe import NotNegative, Positive, from_tree
 from isoflop.run import append_json_line, latest_of_each_run, plain, read_json_lines
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +147,11 @@ def read_records(path: str | Path) -> list[RunRecord]:
         raise DataError(f"records {path} is a folder; give the records.jsonl of a sweep")
     if not path.is_file():
         raise DataError(f"records {path} does not exist; run a sweep first or give the path of a .jsonl file")
-    return [RunRecord.from_dict(row) for row in latest_of_each_run(read_json_lines(path))]
+    rows = read_json_lines(path)
+    latest = latest_of_each_run(rows)
+    if len(latest) < len(rows):
+        log.warning("%s: %d lines replaced by a later line of the same run_id", path, len(rows) - len(latest))
+    return [RunRecord.from_dict(row) for row in latest]
 
 
 def study_records(study: Path) -> Path | None:
