@@ -53,7 +53,7 @@ class _Source:
     rows: Sequence[Mapping[str, object]]
     places: Sequence[str]
     notes: list[str] = field(default_factory=list)
-    marks: set[str] = field(default_factory=set)
+    marks: Counter[str] = field(default_factory=Counter)
     """The decimal marks that its cells show."""
 
     def __post_init__(self) -> None:
@@ -105,9 +105,9 @@ def _read(text: str, decimal: str | None) -> float | None:
     return float(f"{match[1]}{digits}.{fraction or '0'}e{int(match[3] or 0) + POWERS.get(match[4], 0)}")
 
 
-def _decimal_marks(cells: Iterable[object]) -> set[str]:
-    """The decimal marks that cells show beyond doubt: 2.95 a point, 1,234,567 a point, 2,95 a comma, 1,234 neither."""
-    found = set()
+def _decimal_marks(cells: Iterable[object]) -> Counter[str]:
+    """How many cells show which decimal mark: 2.95 a point, 1,234,567 a point, 2,95 a comma, 1,234 neither."""
+    found: Counter[str] = Counter()
     for cell in cells:
         match = NUMBER.fullmatch(cell.strip()) if isinstance(cell, str) else None
         if not match or not {*match[2]} & {".", ","}:
@@ -117,23 +117,21 @@ def _decimal_marks(cells: Iterable[object]) -> set[str]:
         other = "." if last == "," else ","
         head, _, tail = body.partition(last)
         if body.count(last) > 1:
-            found |= {other} if GROUPED.fullmatch(body) else set()  # dates, versions
+            found[other] += bool(GROUPED.fullmatch(body))  # else a date or a version
         elif other in head or len(tail) != 3 or not 1 <= len(head) <= 3 or head[0] == "0" or match[3]:
-            found.add(last)
-    return found
+            found[last] += 1
+    return +found
 
 
 def _decimal(source: _Source, cells: Sequence[object]) -> str | None:
     """The decimal mark of one column: what its own cells show, else what the file shows; None where in doubt."""
     shown = _decimal_marks(cells)
-    if len(shown) == 1:
-        return shown.pop()
     if shown:
-        return None
+        return max(".,", key=shown.__getitem__)  # cells that show the other mark are no numbers then
     seen = {mark for cell in cells if isinstance(cell, str) and NUMBER.fullmatch(cell.strip()) for mark in cell}
     if "," in seen:
         return next(iter(source.marks)) if len(source.marks) == 1 and "." not in seen else None
-    return None if "." in seen and source.marks == {","} else "."
+    return None if "." in seen and [*source.marks] == [","] else "."
 
 
 def _columns(sources: Sequence[_Source]) -> Columns:

@@ -123,8 +123,8 @@ def find_vertex(x: np.ndarray, loss: np.ndarray, weight: np.ndarray) -> Bottom:
         return flat
     position, bottom = (float(part[0]) for part in quadratic_vertices(x, loss, weight[None]))
     low, high = float(x.min()), float(x.max())
-    if not np.isfinite(position):
-        return Bottom(position, bottom, False, False, "the loss does not bend upwards")
+    if not abs(position) < 300:  # none, or, of a straight line, beyond what a number can hold
+        return Bottom(np.nan, np.nan, False, False, "the loss does not bend upwards")
     error, bends = _vertex_errors(x, loss, weight, position)
     if low <= position <= high:
         doubt = f"the curve hardly bends: its curvature is {bends:.1f} times its standard error"
@@ -255,6 +255,10 @@ def _vertex_errors(x: np.ndarray, loss: np.ndarray, weight: np.ndarray, position
     root = np.sqrt(weight / weight.mean())
     coefficients, *_ = np.linalg.lstsq(terms * root[:, None], loss * root, rcond=None)
     residual = (terms @ coefficients - loss) * root
-    covariance = np.linalg.inv((terms * root[:, None]).T @ (terms * root[:, None])) * (residual @ residual) / degrees
+    try:
+        inverse = np.linalg.inv((terms * root[:, None]).T @ (terms * root[:, None]))
+    except np.linalg.LinAlgError:  # a straight line: its vertex is too far away to be told from any other
+        return 0.0, 0.0
+    covariance = inverse * (residual @ residual) / degrees
     bends = abs(coefficients[2]) / max(float(np.sqrt(covariance[2, 2])), 1e-300)
     return float(np.sqrt(covariance[1, 1]) / abs(2 * coefficients[2])), float(bends)

@@ -40,6 +40,8 @@ def where_rows(table: Table, condition: str) -> Table:
         raise FitError(f"--where {condition!r}: there is no column {name}; {hint}")
     column = table.columns[name]
     number = as_number(value)
+    if name in table.no_number and number is not None and operator in ("<", ">", "<=", ">="):
+        raise table.unreadable(name)
     if column.dtype.kind == "f" and number is not None:
         equal = np.isclose(column, number, rtol=1e-9, atol=0)
         keep = {"<": column < number, ">": column > number, "<=": (column < number) | equal}
@@ -48,8 +50,6 @@ def where_rows(table: Table, condition: str) -> Table:
     elif operator in ("=", "==", "!="):
         equal = table.text(name) == value
         mask = ~equal if operator == "!=" else equal
-    elif name in table.no_number and number is not None:
-        raise table.unreadable(name)
     else:
         raise FitError(f"--where {condition!r}: {name} and {value!r} are not both numbers; use = for text")
     if not mask.any():
