@@ -271,16 +271,20 @@ def test_what_is_fitted_but_hardly_says_an_optimum_carries_a_warning():
     assert any("change only together" in text for text in fit_table(one_ratio, "surface", bootstrap=0)["warnings"])
 
 
+BOWL = bowls(lambda C, x: 3 + x**2)
+NEAR = {"total_flops": np.array([1e17, 1.01e17, 1.02e17]), "loss_nats": np.array([3, 2.9, 2.8])}
+
+
 @pytest.mark.parametrize(
     ("table", "law", "message"),
     [
         (bowls(lambda C, x: 3 + x**2, budgets=(1e17,)), "parabola", "all 6 rows have one compute"),
         (bowls(lambda C, x: 3 + x**2, budgets=(1e17,)), "lstar", "all 6 rows have one compute"),
         (bowls(lambda C, x: 0 * x + 3), "surface", "all 18 losses are equal"),
-        (bowls(lambda C, x: 3 + x**2).adding(n_params=1e7 + np.tile(np.arange(6.0), 3)), "parabola", "within a factor 1"),
+        (BOWL.adding(n_params=1e7 + np.tile(np.arange(6.0), 3)), "parabola", "within a factor 1"),
         (bowls(lambda C, x: -3 - x**2), "parabola", "none of 18 rows can be fitted"),
         (bowls(lambda C, x: np.full(18, np.inf)), "surface", "loss_nats"),
-        (Table({"total_flops": np.array([1e17, 1.01e17, 1.02e17]), "loss_nats": np.array([3, 2.9, 2.8])}), "lstar", "within 10%"),
+        (Table(NEAR), "lstar", "within 10%"),
         (Table({"total_flops": np.array([1e17, 1.01e17]), "n_params": np.array([1e7, 2e7])}), "power", "two budgets"),
     ],
 )  # fmt: skip
