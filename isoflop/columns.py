@@ -7,6 +7,7 @@ cell that is no number stays text, and the first such cell is kept with its line
 
 import codecs
 import csv
+import difflib
 import io
 import math
 import re
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from isoflop.errors import DataError
+from isoflop.errors import DataError, FitError
 from isoflop.run import read_json_lines
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
@@ -83,6 +84,36 @@ def as_number(text: str) -> float | None:
     """One cell alone as a number; None where it is none, missing, or may be read in two ways."""
     value = _read(text, next(iter(_decimal_marks([text])), None if "," in text else "."))
     return BOOLEANS.get(text.lower()) if value is None or math.isnan(value) else value
+
+
+def product_of(columns: Mapping[str, np.ndarray], expression: str) -> np.ndarray:
+    """A product or quotient of columns and numbers, as in `batch_seqs*seq_len`. Raises FitError: no such column."""
+
+    def factor(name: str) -> np.ndarray:
+        if name in columns:
+            return columns[name]
+        number = as_number(name)
+        if number is not None:
+            return np.full(len(next(iter(columns.values()), ())), number)
+        close = difflib.get_close_matches(name, columns, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"columns: {', '.join(columns)}"
+        raise FitError(f"--map {expression!r}: there is no column {name!r}; {hint}")
+
+    parts = [part.strip() for part in re.split(r"([*/])", expression)]
+    value = factor(parts[0])
+    for operator, part in zip(parts[1::2], parts[2::2]):
+        other = factor(part)
+        if value.dtype.kind != "f" or other.dtype.kind != "f":
+            raise FitError(f"--map {expression!r}: a product needs numeric columns; name numeric ones")
+        value = value * other if operator == "*" else value / other
+    return value
+
+
+def last_rows(names: Sequence[np.ndarray]) -> np.ndarray:
+    """Indices of the last row of each name (one or more columns), in the order of the first ones; unnamed rows stay."""
+    keys = zip(*(column.tolist() for column in names))
+    named = (key if key[0] and key[0] == key[0] else (row,) for row, key in enumerate(keys))
+    return np.array([*{key: row for row, key in enumerate(named)}.values()], dtype=int)
 
 
 def _read(text: str, decimal: str | None) -> float | None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from isoflop.columns import Columns, as_number, columns_of_rows, read_columns
+from isoflop.columns import Columns, columns_of_rows, last_rows, product_of, read_columns
 from isoflop.errors import DataError, FitError
 from isoflop.scaling.sweep.records import RunRecord
 
@@ -132,15 +132,13 @@ class Table:
         """
         if "run_id" not in self.columns:
             return self
-        names = [self.columns[name].tolist() for name in ("run_id", "study") if name in self.columns]
-        named = (key if key[0] and key[0] == key[0] else (row,) for row, key in enumerate(zip(*names)))
-        last = {key: row for row, key in enumerate(named)}
+        last = last_rows([self.columns[name] for name in ("run_id", "study") if name in self.columns])
         n_more = self.n_rows - len(last)
         if not n_more:
             return self
         ours = "study" in self.columns and "status" in self.columns
         what = "replaced by a later row of it" if ours else "all are fitted: keep one of each with --where"
-        table = self.select(np.array([*last.values()])) if ours else self
+        table = self.select(last) if ours else self
         said = f"{n_more} rows have the run_id of another row; {what}"
         return dataclasses.replace(table, warnings=[*self.warnings, said])
 
@@ -223,30 +221,10 @@ class Table:
             for name in (part.strip() for part in re.split(r"[*/]", expression) if ours in OTHER_NAMES):
                 if name in self.no_number:
                     raise self.unreadable(name)
-            table = table.adding(**{ours: self._evaluate(expression)})
+            table = table.adding(**{ours: product_of(self.columns, expression)})
             if expression != ours:
                 table.conventions[ours] = f"= {expression}"
         return table
-
-    def _evaluate(self, expression: str) -> np.ndarray:
-        parts = [part.strip() for part in re.split(r"([*/])", expression)]
-        value = self._factor(parts[0], expression)
-        for operator, part in zip(parts[1::2], parts[2::2]):
-            factor = self._factor(part, expression)
-            if value.dtype.kind != "f" or factor.dtype.kind != "f":
-                raise FitError(f"--map {expression!r}: a product needs numeric columns; name numeric ones")
-            value = value * factor if operator == "*" else value / factor
-        return value
-
-    def _factor(self, name: str, expression: str) -> np.ndarray:
-        if name in self.columns:
-            return self.columns[name]
-        number = as_number(name)
-        if number is not None:
-            return np.full(self.n_rows, number)
-        close = difflib.get_close_matches(name, self.columns, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"columns: {', '.join(self.columns)}"
-        raise FitError(f"--map {expression!r}: there is no column {name!r}; {hint}")
 
     def _guess(self, ours: str) -> str:
         numeric = {name.lower(): name for name, column in self.columns.items() if column.dtype.kind == "f"}
