@@ -138,9 +138,8 @@ class Table:
             return self
         ours = "study" in self.columns and "status" in self.columns
         what = "replaced by a later row of it" if ours else "all are fitted: keep one of each with --where"
-        table = self.select(last) if ours else self
-        said = f"{n_more} rows have the run_id of another row; {what}"
-        return dataclasses.replace(table, warnings=[*self.warnings, said])
+        said = [*self.warnings, f"{n_more} rows have the run_id of another row; {what}"]
+        return dataclasses.replace(self.select(last) if ours else self, warnings=said)
 
     def missing(self, names: Sequence[str], law: str) -> FitError:
         """The error for a law that needs `names` (alternatives written as 'a or b')."""
