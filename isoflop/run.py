@@ -14,7 +14,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -130,15 +130,18 @@ def append_json_line(path: str | Path, row: dict[str, Any]) -> None:
         os.fsync(file.fileno())
 
 
-def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """Objects of a JSONL file, split on the newline character only; a torn last line is ignored with a warning."""
+def read_json_lines(path: Path, pairs: Callable[..., Any] | None = None) -> list[dict[str, Any]]:
+    """Objects of a JSONL file, split on the newline character only; a torn last line is ignored with a warning.
+
+    `pairs` makes an object of its (name, value) pairs where `dict`, by which the last of one name wins, will not do.
+    """
     rows: list[dict[str, Any]] = []
     lines = path.read_bytes().split(b"\n")
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line, object_pairs_hook=pairs)
         except ValueError as error:
             if number == len(lines):  # no newline follows it
                 log.warning("%s: ignored line %d, which ends in the middle (a killed writer)", path, number)

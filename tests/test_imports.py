@@ -22,7 +22,8 @@ FLOORS = {
     "errors": set(),
     "recipe": {"errors"},
     "keys": {"recipe"},
-    "run": {"errors"},
+    "run": {"errors", "recipe"},
+    "columns": {"errors", "run"},
     "optics": set(),
 }
 """What everything may stand on."""
@@ -39,7 +40,7 @@ MAY_IMPORT = FLOORS | {
     "sandbox": {"errors", "run"},
     "alignment": {*GROUND, "pages", "corpus", "tokens", "numerics", "model", "training"},
     "evaluation": {*GROUND, "pages", "sandbox", "corpus", "tokens", "model", "training"},
-    "scaling": {*GROUND, "pages", "numerics", "model", "tokens", "training"},
+    "scaling": {*GROUND, "columns", "pages", "numerics", "model", "tokens", "training"},
     "interop": {*GROUND, "model", "tokens", "training", "alignment"},
     "in_situ": {"errors", "glyphs", "numerics", "training"},
     "imaging": {*GROUND, "pages", "glyphs", "optics", "numerics", "training"},

@@ -189,17 +189,8 @@ def _duplicates(table: Table) -> list[str]:
     copies = len(rows) - len(set(rows))
     if copies:
         found.append(f"{copies} rows are exact copies of another row; they count twice: remove them")
-    scale = (
-        "n_params",
-        "flops_per_token",
-        "n_tokens",
-        "learning_rate",
-        "batch_tokens",
-        "seed",
-        "n_experts",
-        "n_active",
-    )
-    identity = [name for name in scale if table.has(name)]
+    sizes = ("n_params", "flops_per_token", "n_tokens", "learning_rate", "batch_tokens", "seed")
+    identity = [name for name in (*sizes, "n_experts", "n_active") if table.has(name)]
     loss = next((name for name in ("loss_nats", "bits_per_byte") if table.has(name)), None)
     if loss and len(identity) >= 2:
         setting = list(zip(*(table.columns[name].tolist() for name in identity)))

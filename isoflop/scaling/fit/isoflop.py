@@ -21,6 +21,8 @@ from isoflop.scaling.laws import Vertex
 LAW = "law parabola"
 SAME_BUDGET = 1.10  # rows belong to one budget while neighbours in compute differ by less than this factor
 WIDEST_BUDGET = 1.5  # a chain of neighbours wider than this is a cloud of runs, not a budget
+FLAT = 1e-9  # losses that differ by less than this share are equal but for rounding
+LEAST_SPREAD = 0.02  # decades (5%) that sizes must span before a bowl over them means anything
 EDGE_SLACK = 0.25  # of the tested width; further outside, no standard error excuses a vertex
 Power = float | list[float]
 """A number of a fitted power law: exponent, coefficient, standard deviation, or an interval."""
@@ -106,18 +108,30 @@ def quadratic_vertices(x: np.ndarray, loss: np.ndarray, weight_RS: np.ndarray) -
     return centre + width * position, c_R3[:, 0] + c_R3[:, 1] * position + curvature * position**2
 
 
+def no_bowl(x: np.ndarray, loss: np.ndarray) -> Bottom | None:
+    """A bottom that may not be used, where points have no spread to find one in; None where they have."""
+    if np.ptp(x) < LEAST_SPREAD:
+        return Bottom(np.nan, np.nan, False, False, f"all points lie within a factor {10 ** np.ptp(x):.3g}")
+    if np.ptp(loss) <= FLAT * np.abs(loss).max():
+        return Bottom(np.nan, np.nan, False, False, f"all losses are equal ({loss[0]:.6g}), so there is no lowest")
+    return None
+
+
 def find_vertex(x: np.ndarray, loss: np.ndarray, weight: np.ndarray) -> Bottom:
     """The bottom of one bowl over x = log10 of scale or tokens by a quadratic, and whether it may be used."""
+    if flat := no_bowl(x, loss):
+        return flat
     position, bottom = (float(part[0]) for part in quadratic_vertices(x, loss, weight[None]))
     low, high = float(x.min()), float(x.max())
-    if not np.isfinite(position):
-        return Bottom(position, bottom, False, False, "the loss does not bend upwards")
+    if not abs(position) < 300:  # none, or, of a straight line, beyond what a number can hold
+        return Bottom(np.nan, np.nan, False, False, "the loss does not bend upwards")
+    error, bends = _vertex_errors(x, loss, weight, position)
     if low <= position <= high:
-        return Bottom(position, bottom, True, True)
+        doubt = f"the curve hardly bends: its curvature is {bends:.1f} times its standard error"
+        return Bottom(position, bottom, True, True, doubt if bends < 2 else "")
     outside = low - position if position < low else position - high
     side = "below" if position < low else "above"
     note = f"the vertex 10^{position:.2f} lies {side} the tested 10^{low:.2f} to 10^{high:.2f}"
-    error = _vertex_error(x, loss, weight, position)
     if outside <= min(error, EDGE_SLACK * (high - low)):
         note += f", by {outside:.2f} decades, within its standard error of {error:.2f}"
         return Bottom(position, bottom, False, True, note)
@@ -229,14 +243,22 @@ def _clusters(rows: np.ndarray, values: np.ndarray) -> list[np.ndarray]:
     return [np.sort(part) for part in np.split(order, gaps)]
 
 
-def _vertex_error(x: np.ndarray, loss: np.ndarray, weight: np.ndarray, position: float) -> float:
-    """Standard error of a quadratic's vertex, from its residuals; 0 when three points leave no residual."""
+def _vertex_errors(x: np.ndarray, loss: np.ndarray, weight: np.ndarray, position: float) -> tuple[float, float]:
+    """Standard error of a quadratic's vertex, from its residuals, and its curvature in standard errors.
+
+    0 and infinite when three points leave no residual.
+    """
     degrees = len(x) - 3
     if degrees <= 0:
-        return 0.0
+        return 0.0, np.inf
     terms = np.stack([np.ones_like(x), x - position, (x - position) ** 2], axis=1)
     root = np.sqrt(weight / weight.mean())
     coefficients, *_ = np.linalg.lstsq(terms * root[:, None], loss * root, rcond=None)
     residual = (terms @ coefficients - loss) * root
-    covariance = np.linalg.inv((terms * root[:, None]).T @ (terms * root[:, None])) * (residual @ residual) / degrees
-    return float(np.sqrt(covariance[1, 1]) / abs(2 * coefficients[2]))
+    try:
+        inverse = np.linalg.inv((terms * root[:, None]).T @ (terms * root[:, None]))
+    except np.linalg.LinAlgError:  # a straight line: its vertex is too far away to be told from any other
+        return 0.0, 0.0
+    covariance = inverse * (residual @ residual) / degrees
+    bends = abs(coefficients[2]) / max(float(np.sqrt(covariance[2, 2])), 1e-300)
+    return float(np.sqrt(covariance[1, 1]) / abs(2 * coefficients[2])), float(bends)

@@ -92,7 +92,7 @@ def fit(
         FitError: fewer than 9 cells or 3 budgets with three sizes, cells of several families, a single resample.
     """
     check_resamples(bootstrap)
-    table = Table.of(runs).map(mapping)
+    table = Table.of(runs).map(mapping).latest_of_each_run()
     scale = scale or ("flops_per_token" if table.has("flops_per_token") else table.scale(LAW)[0])
     loss = loss or ("bits_per_byte" if table.has("bits_per_byte") else table.loss(LAW)[0])
     table, warnings = _cells(table, scale, loss)
@@ -168,7 +168,7 @@ def _cells(table: Table, scale: str, loss: str) -> tuple[Table, list[str]]:
             "records of one sweep, and compare the laws of two with isoflop compare"
         )
     table, left_out = fit_rows(table, [name for name in (scale, "n_tokens", "total_flops", loss) if table.has(name)])
-    return table, import_checks(table) + warnings + left_out
+    return table, table.warnings + import_checks(table) + warnings + left_out
 
 
 def _budgets(table: Table, scale: str, loss: str) -> tuple[list[Budget], list[str]]:

@@ -68,6 +68,8 @@ def surface_points(table: Table, *, loss: str | None = None, scale: str | None =
         )
     if (scales <= 0).any() or (tokens <= 0).any() or (losses <= 0).any():
         raise FitError("law surface: model scale, tokens and loss must be above 0; drop the others with --where")
+    if np.ptp(losses) <= 1e-9 * losses.max():
+        raise FitError(f"law surface: all {len(losses)} losses are equal ({losses[0]:.6g}); no law follows from them")
     return Points(scales, tokens, losses, table.weights(), setting)
 
 

@@ -9,19 +9,23 @@ Shapes: R resamples, B budgets.
 """
 
 import dataclasses
+from collections.abc import Mapping
 
 import numpy as np
 import scipy.interpolate
 
 from isoflop.errors import FitError
 from isoflop.scaling.fit.isoflop import (
+    FLAT,
     LAW,
+    SAME_BUDGET,
     Bottom,
     Budget,
     find_vertex,
     find_vertices,
     fit_allocation,
     group_budgets,
+    no_bowl,
     resampled_vertices,
 )
 from isoflop.scaling.fit.one_law import OneLaw
@@ -46,7 +50,7 @@ def fit_power(table: Table, *, bootstrap: int = 1000, seed: int = 0, scale: str 
     names = {letter: name for letter, name in columns.items() if table.has(name)}
     if not names:
         raise table.missing(["n_params or flops_per_token or n_tokens"], law)
-    if len(np.unique(flops)) < 2:
+    if flops.max() <= SAME_BUDGET * flops.min():
         raise FitError(f"{law}: {table.n_rows} row(s) at one compute; a slope needs optima at two budgets: add one")
     weight = table.weights()
     result: dict[str, object] = {}
@@ -65,7 +69,16 @@ def fit_power(table: Table, *, bootstrap: int = 1000, seed: int = 0, scale: str 
     result |= {"vertices": vertices, "n_rows": table.n_rows, "scale": names.get("n")}
     result["bootstrap"] = {"resamples": bootstrap, "seed": seed, "group": "row"}
     law = "ln-ln regression on compute; N* = n_coefficient C^n_exponent, likewise D*"
-    return OneLaw(result, conventions={"law": law})
+    return OneLaw(result, _shrinking(result), {"law": law})
+
+
+def _shrinking(result: Mapping[str, object]) -> list[str]:
+    """A warning where more compute asks for a smaller model or fewer tokens, which no known law says."""
+    return [
+        f"{letter}_exponent = {exponent:.3g}: the best {what} do not grow with compute; check the columns and budgets"
+        for letter, what in (("n", "model sizes"), ("d", "token counts"))
+        if isinstance(exponent := result.get(f"{letter}_exponent"), float) and not exponent > 1e-6
+    ]
 
 
 def fit_parabola(
@@ -104,12 +117,23 @@ def fit_curves(
     method, reason = choose_interpolation(budgets, interpolation)
     vertices, warnings = find_vertices(budgets, akima_vertex if method == "akima" else find_vertex)
     used = [index for index, vertex in enumerate(vertices) if vertex.used]
+    if budgets[-1].total_flops <= SAME_BUDGET * budgets[0].total_flops:
+        raise FitError(
+            f"{LAW}: all {table.n_rows} rows have one compute, {budgets[0].total_flops:.4g} FLOPs; a law of compute "
+            "needs two budgets at least, better four: add one"
+        )
     if len(used) < 2:
         raise FitError(
             f"{LAW}: vertex outside the tested range in {len(budgets) - len(used)} of {len(budgets)} budgets; two "
             f"usable budgets are the least: {'; '.join(warnings[:4])}"
         )
     flops = np.array([vertices[i].total_flops for i in used])
+    if flops.max() <= SAME_BUDGET * flops.min():
+        raise FitError(f"{LAW}: the usable budgets have one compute, {flops[0]:.4g} FLOPs: {'; '.join(warnings[:4])}")
+    if not vertices[used[-1]].loss < vertices[used[0]].loss:
+        warnings.append(
+            "the lowest loss does not fall from the smallest to the largest budget; no law of compute says so"
+        )
     generator = np.random.default_rng(seed)
     draws = None
     budget_weight_RB = np.ones((bootstrap, len(used)))
@@ -123,6 +147,7 @@ def fit_curves(
         best = np.array([getattr(vertices[i], key) for i in used])
         moved = np.tile(np.log10(best), (bootstrap, 1)) if draws is None else draws[part]
         result |= fit_allocation(flops, best, letter, draws_RB=moved, weight_RB=budget_weight_RB)
+    warnings += _shrinking(result)
     result |= {"vertices": [dataclasses.asdict(vertex) for vertex in vertices]}
     result |= {"n_budgets": len(budgets), "n_budgets_used": len(used), "n_rows": table.n_rows, "scale": scale_name}
     group = "budget" if draws is None else "row in budget"
@@ -163,6 +188,8 @@ def choose_interpolation(budgets: list[Budget], asked: str = "auto") -> tuple[st
 
 
 def akima_vertex(x: np.ndarray, loss: np.ndarray, weight: np.ndarray) -> Bottom:
+    if flat := no_bowl(x, loss):
+        return flat
     positions, index = np.unique(x, return_inverse=True)
     mean_loss = np.bincount(index, weight * loss) / np.bincount(index, weight)
     lowest = int(mean_loss.argmin())
@@ -220,8 +247,11 @@ def fit_lstar(
         FitError: fewer than three budgets.
     """
     law = "law lstar"
-    if len(np.unique(flops)) < 3:
-        raise FitError(f"{law}: {len(np.unique(flops))} budgets; E, k and g need at least three, better five: add some")
+    if len(np.unique(flops)) < 3 or flops.max() <= SAME_BUDGET * flops.min():
+        near = " within 10% of one another" if len(np.unique(flops)) > 2 else ""
+        raise FitError(
+            f"{law}: {len(np.unique(flops))} budgets{near}; E, k and g need at least three, better five: add some"
+        )
     if not ((flops > 0).all() and (loss > 0).all()):
         raise FitError(f"{law}: compute and loss must be above 0; drop the other rows with --where")
     if reference_flops is None:
@@ -246,7 +276,11 @@ def fit_lstar(
     if errors is not None:
         result["standard_error"] = dict(zip("Ekg", errors))
     warnings = []
-    if loss.min() * 1e-9 >= E:
+    if k <= FLAT * loss.max():
+        warnings.append(
+            "lstar: k is 0, because the losses do not fall with compute; E is their mean, and g means nothing"
+        )
+    elif loss.min() * 1e-9 >= E:
         warnings.append("lstar: E is at 0, so a pure power law fits as well; it is useless far beyond the data")
     if not DECAY_BOUNDS[0] * 1.01 < g < DECAY_BOUNDS[1] / 1.01:
         warnings.append(f"lstar: g = {g:.3g} stands at the edge of its range; the minima do not fix it")

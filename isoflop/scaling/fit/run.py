@@ -85,7 +85,7 @@ def fit_table(
     if law not in LAWS:
         raise FitError(f"law = {law!r} must be one of {', '.join(LAWS)}")
     check_resamples(bootstrap)
-    warnings = import_checks(table)
+    warnings = table.warnings + import_checks(table)
     if 0 < bootstrap < 100:
         warnings.append(f"bootstrap = {bootstrap}: 95% intervals from so few resamples are rough; 1000 is usual")
     loss_name = loss or next((name for name in LOSSES if table.has(name)), None)

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from isoflop.columns import as_number
 from isoflop.errors import FitError
-from isoflop.scaling.fit.table import Table, as_number, read_table
+from isoflop.scaling.fit.table import Table, read_table
 
 
 def load_table(
@@ -23,7 +24,7 @@ def load_table(
     table = read_table(paths).map(mapping)
     for condition in where:
         table = where_rows(table, condition)
-    table = without_highest_loss(table, drop_highest_loss)
+    table = without_highest_loss(table.latest_of_each_run(), drop_highest_loss)
     return weighted(table, weights) if weights else table
 
 
@@ -39,6 +40,8 @@ def where_rows(table: Table, condition: str) -> Table:
         raise FitError(f"--where {condition!r}: there is no column {name}; {hint}")
     column = table.columns[name]
     number = as_number(value)
+    if name in table.no_number and number is not None and operator in ("<", ">", "<=", ">="):
+        raise table.unreadable(name)
     if column.dtype.kind == "f" and number is not None:
         equal = np.isclose(column, number, rtol=1e-9, atol=0)
         keep = {"<": column < number, ">": column > number, "<=": (column < number) | equal}

@@ -31,6 +31,7 @@ from isoflop.scaling.laws import CONSTANTS, FLOPS_FACTOR, Surface
 
 OBJECTIVES = ("log_huber", "raw_huber", "mse", "varpro")
 RESAMPLE_TOLERANCE = 1e-9  # relative gain per step below which a resample is done; the centre uses 1e-12
+ONE_DIRECTION = 0.02  # assumption: spread of ln N and ln D across their main direction, as a share of that along it
 LARGE_RESIDUAL_SD = 8.0  # assumption: robust standard deviations beyond which a run is named as suspect
 
 
@@ -78,6 +79,7 @@ def fit_surface(
         fits[name] = _summary(points, theta, value, resamples_R5, scale_name, at_flops)
         fits[name]["finalists_at_minimum"] = reached
     warnings.extend(suspect_rows(points, laws[0]))
+    warnings.extend(_one_direction(points))
     found = {
         "fits": fits,
         "scale": scale_name,
@@ -136,6 +138,17 @@ def suspect_rows(points: Points, law: Surface) -> list[str]:
     return [
         f"{len(far)} of {len(residual)} rows lie more than {LARGE_RESIDUAL_SD:g} robust standard deviations "
         f"({100 * spread:.2f}% each) off the surface ({shown}); check them, or leave them out with --where"
+    ]
+
+
+def _one_direction(points: Points) -> list[str]:
+    """A warning where sizes and tokens change only together, so that their two terms cannot be told apart."""
+    spread = np.linalg.svd(np.stack([points.x, points.y]), compute_uv=False)
+    if spread[1] > ONE_DIRECTION * spread[0]:
+        return []
+    return [
+        "model sizes and token counts change only together (one budget, one ratio, or one of them fixed): A, alpha, B "
+        "and beta cannot be told apart, and the optimum is a guess; add runs off that line"
     ]
 
 

@@ -7,19 +7,18 @@ budget_flops (planned label), loss_nats or bits_per_byte, learning_rate, batch_t
 n_params_active, n_experts, n_active, n_shared, d_expert, granularity, activated_share.
 """
 
-import csv
 import dataclasses
 import difflib
 import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from isoflop.columns import Columns, columns_of_rows, last_rows, product_of, read_columns
 from isoflop.errors import DataError, FitError
-from isoflop.scaling.sweep.records import RunRecord, read_json_lines
+from isoflop.scaling.sweep.records import RunRecord
 
 logger = logging.getLogger(__name__)
 
@@ -53,12 +52,17 @@ class Table:
     """Numbers (float64, missing as NaN) or text."""
     conventions: dict[str, str] = dataclasses.field(default_factory=dict)
     warnings: list[str] = dataclasses.field(default_factory=list)
+    no_number: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Column -> its first cell that is no number, with its place; whoever needs numbers refuses by it."""
+
+    @classmethod
+    def _of_columns(cls, read: Columns) -> "Table":
+        return cls(read.values, warnings=read.notes, no_number=read.no_number)
 
     @classmethod
     def from_rows(cls, rows: Sequence[Mapping[str, object]]) -> "Table":
         """Columns from one mapping per row; keys that a row lacks, None and empty text are missing values."""
-        names = list(dict.fromkeys(name for row in rows for name in row))
-        return cls({name: _as_column([row.get(name) for row in rows]) for name in names})
+        return cls._of_columns(columns_of_rows(rows))
 
     @classmethod
     def of(cls, runs: object) -> "Table":
@@ -75,39 +79,67 @@ class Table:
     @classmethod
     def from_records(cls, records: Iterable[RunRecord]) -> "Table":
         """Columns of run records; nested fields are left out."""
-        rows = [record.to_dict() for record in records]
-        return cls.from_rows([{k: v for k, v in row.items() if not isinstance(v, (dict, list))} for row in rows])
+        return cls.from_rows([record.to_dict() for record in records])
 
     @property
     def n_rows(self) -> int:
         return len(next(iter(self.columns.values()), ()))
 
     def has(self, *names: str) -> bool:
-        """Whether all these columns exist as numbers with at least one value."""
+        """Whether all these columns exist as numbers with at least one value.
+
+        Raises DataError where a column that must be numbers (one of `OTHER_NAMES`) has a cell that is none: it would
+        be taken for absent, and another column for it.
+        """
+        for name in (name for name in names if name in OTHER_NAMES and name in self.no_number):
+            raise self.unreadable(name)
         return all(
             name in self.columns and self.columns[name].dtype.kind == "f" and np.isfinite(self.columns[name]).any()
             for name in names
         )
 
     def numbers(self, name: str, law: str = "this fit") -> np.ndarray:
-        """A numeric column. Raises FitError, with a suggestion, when it is absent or text."""
+        """A numeric column. Raises FitError, with a suggestion, when it is absent; DataError when it is text."""
+        if name in self.no_number:
+            raise self.unreadable(name)
         if not self.has(name):
             raise self.missing([name], law)
         return self.columns[name]
 
+    def unreadable(self, name: str) -> DataError:
+        """The error for a column that must be numbers and is not."""
+        return DataError(f"column {name}, {self.no_number[name]}; write it in digits (6.4e6), or leave the cell empty")
+
     def text(self, name: str) -> np.ndarray:
         """A column as text, numbers in their shortest form."""
         column = self.columns[name]
-        return column if column.dtype.kind == "U" else np.array([f"{value:g}" for value in column])
+        return column if column.dtype.kind == "U" else np.array([f"{value:.12g}" for value in column])
 
     def select(self, keep: np.ndarray) -> "Table":
         """The rows where `keep` is true, or those at the indices `keep`."""
         columns = {name: column[keep] for name, column in self.columns.items()}
-        return Table(columns, dict(self.conventions), list(self.warnings))
+        return dataclasses.replace(self, columns=columns, conventions=dict(self.conventions))
 
     def adding(self, **columns: np.ndarray) -> "Table":
         """A copy with more columns."""
-        return Table({**self.columns, **columns}, dict(self.conventions), list(self.warnings))
+        kept = {name: cell for name, cell in self.no_number.items() if name not in columns}
+        return Table({**self.columns, **columns}, dict(self.conventions), list(self.warnings), kept)
+
+    def latest_of_each_run(self) -> "Table":
+        """What a sweep wrote (it states `status`): the last row of a run replaces the earlier ones. Others: all rows.
+
+        Either is said in a warning. Rows that --where would leave out must have gone before.
+        """
+        if "run_id" not in self.columns:
+            return self
+        last = last_rows([self.columns[name] for name in ("run_id", "study") if name in self.columns])
+        n_more = self.n_rows - len(last)
+        if not n_more:
+            return self
+        ours = "study" in self.columns and "status" in self.columns
+        what = "replaced by a later row of it" if ours else "all are fitted: keep one of each with --where"
+        said = [*self.warnings, f"{n_more} rows have the run_id of another row; {what}"]
+        return dataclasses.replace(self.select(last) if ours else self, warnings=said)
 
     def missing(self, names: Sequence[str], law: str) -> FitError:
         """The error for a law that needs `names` (alternatives written as 'a or b')."""
@@ -185,30 +217,13 @@ class Table:
                 close = difflib.get_close_matches(ours, OTHER_NAMES, n=1)
                 hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(OTHER_NAMES)}"
                 logger.info("--map %s adds a column that no law reads; %s", ours, hint)
-            table = table.adding(**{ours: self._evaluate(expression)})
+            for name in (part.strip() for part in re.split(r"[*/]", expression) if ours in OTHER_NAMES):
+                if name in self.no_number:
+                    raise self.unreadable(name)
+            table = table.adding(**{ours: product_of(self.columns, expression)})
             if expression != ours:
                 table.conventions[ours] = f"= {expression}"
         return table
-
-    def _evaluate(self, expression: str) -> np.ndarray:
-        parts = [part.strip() for part in re.split(r"([*/])", expression)]
-        value = self._factor(parts[0], expression)
-        for operator, part in zip(parts[1::2], parts[2::2]):
-            factor = self._factor(part, expression)
-            if value.dtype.kind != "f" or factor.dtype.kind != "f":
-                raise FitError(f"--map {expression!r}: a product needs numeric columns; name numeric ones")
-            value = value * factor if operator == "*" else value / factor
-        return value
-
-    def _factor(self, name: str, expression: str) -> np.ndarray:
-        if name in self.columns:
-            return self.columns[name]
-        number = as_number(name)
-        if number is not None:
-            return np.full(self.n_rows, number)
-        close = difflib.get_close_matches(name, self.columns, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"columns: {', '.join(self.columns)}"
-        raise FitError(f"--map {expression!r}: there is no column {name!r}; {hint}")
 
     def _guess(self, ours: str) -> str:
         numeric = {name.lower(): name for name, column in self.columns.items() if column.dtype.kind == "f"}
@@ -223,61 +238,5 @@ class Table:
 
 def read_table(paths: str | Path | Sequence[str | Path]) -> Table:
     """Read CSV or JSONL files, one below the other. Raises DataError for a missing, empty or malformed file."""
-    rows: list[Mapping[str, object]] = []
     files = [Path(paths)] if isinstance(paths, (str, Path)) else [Path(path) for path in paths]
-    for path in files:
-        if not path.is_file():
-            problem = "is a folder" if path.is_dir() else "does not exist"
-            raise DataError(f"table {path} {problem}; give a .csv or .jsonl file")
-        rows.extend(_read_csv(path) if path.suffix.lower() in (".csv", ".tsv") else _read_runs(path))
-    if not rows:
-        named = ", ".join(map(str, files))
-        raise DataError(f"table {named} has no rows; give a .csv with a header or a .jsonl with one run a line")
-    return Table.from_rows(rows)
-
-
-def _read_csv(path: Path) -> list[dict[str, str]]:
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.reader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ","))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"table {path} is not CSV text ({error}); save it as UTF-8 CSV") from error
-    if not rows:
-        return []
-    header = [name.strip() for name in rows[0]]
-    for number, row in enumerate(rows[1:], start=2):
-        if row and len(row) != len(header):
-            raise DataError(f"table {path} line {number} has {len(row)} values, the header {len(header)}; repair it")
-    return [dict(zip(header, row)) for row in rows[1:] if row]
-
-
-def _read_runs(path: Path) -> list[dict[str, object]]:
-    rows: dict[object, dict[str, object]] = {}
-    for index, row in enumerate(read_json_lines(path)):
-        flat = {key: value for key, value in row.items() if not isinstance(value, (dict, list))}
-        rows[row.get("run_id") or f"line {index}"] = flat
-    return list(rows.values())
-
-
-def as_number(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return {"true": 1.0, "false": 0.0}.get(text.lower())
-
-
-def _as_column(values: Sequence[Any]) -> np.ndarray:
-    numbers: list[float] = []
-    for value in values:
-        if value is None or (isinstance(value, str) and not value.strip()):
-            numbers.append(np.nan)
-        elif isinstance(value, str):
-            number = as_number(value)
-            if number is None:
-                break
-            numbers.append(number)
-        else:
-            numbers.append(float(value))
-    else:
-        return np.array(numbers, dtype=float)
-    return np.array(["" if value is None else str(value) for value in values])
+    return Table._of_columns(read_columns(files))

@@ -6,12 +6,16 @@ was repeated replaces its earlier line. Fields that this version doesn't know ar
 """
 
 import dataclasses
+import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from isoflop.errors import DataError, RecipeError
 from isoflop.recipe import NotNegative, Positive, from_tree
 from isoflop.run import append_json_line, latest_of_each_run, plain, read_json_lines
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +118,7 @@ class RunRecord:
     """Fields this version does not know; written back flat."""
 
     @classmethod
-    def from_dict(cls, row: dict[str, Any]) -> "RunRecord":
+    def from_dict(cls, row: Mapping[str, object]) -> "RunRecord":
         """Build a record from one JSON object. Raises DataError: no run_id, a wrong type, a negative loss."""
         if not row.get("run_id"):
             raise DataError(f"record {str(row)[:80]} has no run_id; every record needs one: add it")
@@ -143,7 +147,11 @@ def read_records(path: str | Path) -> list[RunRecord]:
         raise DataError(f"records {path} is a folder; give the records.jsonl of a sweep")
     if not path.is_file():
         raise DataError(f"records {path} does not exist; run a sweep first or give the path of a .jsonl file")
-    return [RunRecord.from_dict(row) for row in latest_of_each_run(read_json_lines(path))]
+    rows = read_json_lines(path)
+    latest = latest_of_each_run(rows)
+    if len(latest) < len(rows):
+        log.warning("%s: %d lines replaced by a later line of the same run_id", path, len(rows) - len(latest))
+    return [RunRecord.from_dict(row) for row in latest]
 
 
 def study_records(study: Path) -> Path | None:

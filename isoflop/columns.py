@@ -1,0 +1,322 @@
+"""Tables as other programs write them -> named columns of numbers or text, and a note for everything that was inferred.
+
+CSV with any of four separators, or JSON lines. A cell is read as the number that its writer meant (`1,234,567`, `2,95`
+in a file of decimal commas, `6.4M`, `N/A` for a missing one) only where the file leaves no doubt. A column with a
+cell that is no number stays text, and the first such cell is kept with its line: whoever needs numbers refuses by it.
+"""
+
+import codecs
+import csv
+import difflib
+import io
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from isoflop.errors import DataError, FitError
+from isoflop.run import read_json_lines
+
+SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+MISSING = {"", "-", "--", "\u2013", "\u2014", "nan", "na", "n/a", "#n/a", "none", "null", "missing"} | {
+    *("#div/0!", "#value!", "#ref!", "#num!", "#name?", "#null!"),
+}
+"""How others write a missing number, in small letters; the last two lines are what spreadsheets leave of an error."""
+POWERS = {"k": 3, "K": 3, "M": 6, "B": 9, "b": 9, "G": 9, "T": 12}
+POWERS |= {"thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+"""Suffixes that leave no doubt; `m` (a million or a thousandth), `%` and units do."""
+NUMBER = re.compile(r"([+-]?)(\d[\d.,'\u2019_\s]*|[.,]\d+)(?:[eE]([+-]?\d+))?\s*([A-Za-z]*)")
+GROUPED = re.compile(r"\d{1,3}(?:,\d{2,3})*,\d{3}|\d{1,3}(?P<mark>[.'\u2019_\s])\d{3}(?:(?P=mark)\d{3})*")
+"""A whole number with thousands separators (commas also as in India)."""
+DOUBT = "may be a decimal mark or a thousands separator: write numbers with a decimal point only"
+BOOLEANS = {"true": 1.0, "false": 0.0}
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What was read: columns of equal length, the cells that stand in the way of numbers, and what was inferred."""
+
+    values: dict[str, np.ndarray]
+    """Numbers (float64, missing as NaN) or text."""
+    no_number: dict[str, str]
+    """Column -> its first cell that is no number, as 'runs.csv line 9: "big" is no number'."""
+    notes: list[str]
+
+
+@dataclass
+class _Source:
+    """The rows of one file, and where each stands."""
+
+    rows: Sequence[Mapping[str, object]]
+    places: Sequence[str]
+    notes: list[str] = field(default_factory=list)
+    marks: Counter[str] = field(default_factory=Counter)
+    """The decimal marks that its cells show."""
+
+    def __post_init__(self) -> None:
+        self.marks = _decimal_marks(cell for row in self.rows for cell in row.values())
+
+
+def read_columns(files: Sequence[Path]) -> Columns:
+    """Read files, one below the other. Raises DataError: missing, no rows, no table, two columns of one name."""
+    sources = []
+    for path in files:
+        if not path.is_file():
+            problem = "is a folder" if path.is_dir() else "does not exist"
+            raise DataError(f"table {path} {problem}; give a .csv or .jsonl file")
+        sources.append(_read_json(path) if _holds_json(path) else _read_csv(path))
+    if not any(source.rows for source in sources):
+        named = ", ".join(map(str, files))
+        raise DataError(f"table {named} has no rows; give a .csv with a header or a .jsonl with one run a line")
+    return _columns(sources)
+
+
+def columns_of_rows(rows: Sequence[Mapping[str, object]]) -> Columns:
+    """Columns from one mapping per row; keys that a row lacks, None and empty text are missing values."""
+    return _columns([_Source(rows, [f"row {number}" for number in range(1, len(rows) + 1)])])
+
+
+def as_number(text: str) -> float | None:
+    """One cell alone as a number; None where it is none, missing, or may be read in two ways."""
+    value = _read(text, next(iter(_decimal_marks([text])), None if "," in text else "."))
+    return BOOLEANS.get(text.lower()) if value is None or math.isnan(value) else value
+
+
+def product_of(columns: Mapping[str, np.ndarray], expression: str) -> np.ndarray:
+    """A product or quotient of columns and numbers, as in `batch_seqs*seq_len`. Raises FitError: no such column."""
+
+    def factor(name: str) -> np.ndarray:
+        if name in columns:
+            return columns[name]
+        number = as_number(name)
+        if number is not None:
+            return np.full(len(next(iter(columns.values()), ())), number)
+        close = difflib.get_close_matches(name, columns, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"columns: {', '.join(columns)}"
+        raise FitError(f"--map {expression!r}: there is no column {name!r}; {hint}")
+
+    parts = [part.strip() for part in re.split(r"([*/])", expression)]
+    value = factor(parts[0])
+    for operator, part in zip(parts[1::2], parts[2::2]):
+        other = factor(part)
+        if value.dtype.kind != "f" or other.dtype.kind != "f":
+            raise FitError(f"--map {expression!r}: a product needs numeric columns; name numeric ones")
+        value = value * other if operator == "*" else value / other
+    return value
+
+
+def last_rows(names: Sequence[np.ndarray]) -> np.ndarray:
+    """Indices of the last row of each name (one or more columns), in the order of the first ones; unnamed rows stay."""
+    keys = zip(*(column.tolist() for column in names))
+    named = (key if key[0] and key[0] == key[0] else (row,) for row, key in enumerate(keys))
+    return np.array([*{key: row for row, key in enumerate(named)}.values()], dtype=int)
+
+
+def _read(text: str, decimal: str | None) -> float | None:
+    """The number that a cell spells where `decimal` is its file's decimal mark (None: in doubt); None: no number."""
+    text = text.strip().replace("\u2212", "-")
+    if text.lower() in MISSING:
+        return math.nan
+    if decimal != "," and "_" not in text:
+        try:
+            return float(text)
+        except ValueError:
+            pass
+    match = NUMBER.fullmatch(text)
+    if not match or decimal is None or (match[4] and match[4] not in POWERS):
+        return None
+    whole, _, fraction = match[2].strip().partition(decimal)
+    if not (whole.isdigit() or not whole or GROUPED.fullmatch(whole)) or (fraction and not fraction.isdigit()):
+        return None
+    digits = "".join(filter(str.isdigit, whole)) or "0"
+    return float(f"{match[1]}{digits}.{fraction or '0'}e{int(match[3] or 0) + POWERS.get(match[4], 0)}")
+
+
+def _decimal_marks(cells: Iterable[object]) -> Counter[str]:
+    """How many cells show which decimal mark: 2.95 a point, 1,234,567 a point, 2,95 a comma, 1,234 neither."""
+    found: Counter[str] = Counter()
+    for cell in cells:
+        match = NUMBER.fullmatch(cell.strip()) if isinstance(cell, str) else None
+        if not match or not {*match[2]} & {".", ","}:
+            continue
+        body = match[2].strip()
+        last = max(".,", key=body.rfind)
+        other = "." if last == "," else ","
+        head, _, tail = body.partition(last)
+        if body.count(last) > 1:
+            found[other] += bool(GROUPED.fullmatch(body))  # else a date or a version
+        elif other in head or len(tail) != 3 or not 1 <= len(head) <= 3 or head[0] == "0" or match[3]:
+            found[last] += 1
+    return +found
+
+
+def _decimal(source: _Source, cells: Sequence[object]) -> str | None:
+    """The decimal mark of one column: what its own cells show, else what the file shows; None where in doubt."""
+    shown = _decimal_marks(cells)
+    if shown:
+        return max(".,", key=shown.__getitem__)  # cells that show the other mark are no numbers then
+    seen = {mark for cell in cells if isinstance(cell, str) and NUMBER.fullmatch(cell.strip()) for mark in cell}
+    if "," in seen:
+        return next(iter(source.marks)) if len(source.marks) == 1 and "." not in seen else None
+    return None if "." in seen and [*source.marks] == [","] else "."
+
+
+def _columns(sources: Sequence[_Source]) -> Columns:
+    found = Columns({}, {}, [note for source in sources for note in source.notes])
+    for name in dict.fromkeys(name for source in sources for row in source.rows for name in row):
+        _add_column(found, name, sources)
+    return found
+
+
+def _add_column(found: Columns, name: str, sources: Sequence[_Source]) -> None:
+    """Read one column of all files into numbers or text, with its notes and its first cell that is no number."""
+    numbers: list[float] = []
+    raw: list[object] = []
+    inferred: dict[str, tuple[int, str]] = {}
+    wrong = ""
+    n_text = n_nested = n_plain = 0
+    for source in sources:
+        cells = [row.get(name) for row in source.rows]
+        raw += cells
+        decimal = _decimal(source, cells)
+        for cell, place in zip(cells, source.places):
+            nested, flag = isinstance(cell, (dict, list)), isinstance(cell, (bool, np.bool_))
+            value = math.nan if cell is None else None if nested else _value(cell, decimal)
+            is_text = isinstance(cell, str)
+            if value is None and is_text and cell.strip().lower() in BOOLEANS:
+                value, flag = BOOLEANS[cell.strip().lower()], True
+            if decimal is None and is_text and {*cell} & {".", ","} and NUMBER.fullmatch(cell.strip()):
+                value = None
+            n_nested += nested
+            n_text += value is None
+            n_plain += value is not None and not math.isnan(value)
+            if value is None or flag:
+                why = DOUBT if is_text and NUMBER.fullmatch(cell.strip()) and decimal is None else "is no number"
+                wrong = wrong or f"{place}: {_shown(cell)} {why}"
+            elif math.isinf(value):
+                inferred.setdefault("infinite", (1, f"{_shown(cell)} ({place}) read as infinite"))
+            elif is_text and cell.strip() and not _is_plain(cell):
+                kind = "missing" if math.isnan(value) else "".join(sorted({*re.sub(r"\d", "", cell)}))
+                count, example = inferred.get(kind, (0, ""))
+                spelt = "missing" if math.isnan(value) else f"{value:.15g}"
+                inferred[kind] = (count + 1, example or f"{cell.strip()!r} ({place}) read as {spelt}")
+            numbers.append(math.nan if value is None else value)
+    if wrong:
+        found.no_number[name] = wrong
+    if n_nested and n_nested == sum(cell is not None for cell in raw):
+        return
+    if n_text or (not n_plain and any(isinstance(cell, str) and cell.strip() for cell in raw)):
+        found.values[name] = np.array(["" if cell is None else str(cell) for cell in raw])
+        return
+    found.values[name] = np.array(numbers, dtype=float)
+    for count, example in inferred.values():
+        found.notes.append(f"column {name}: {example}" + (f", and {count - 1} cells like it" if count > 1 else ""))
+
+
+def _value(cell: object, decimal: str | None) -> float | None:
+    if isinstance(cell, str):
+        return _read(cell, decimal)
+    try:
+        return float(cell)  # type: ignore[arg-type]
+    except OverflowError:
+        return math.inf if cell > 0 else -math.inf  # type: ignore[operator]
+    except (TypeError, ValueError):
+        return None
+
+
+def _is_plain(text: str) -> bool:
+    try:
+        return not math.isnan(float(text)) and "_" not in text
+    except ValueError:
+        return False
+
+
+def _shown(cell: object) -> str:
+    text = repr(cell)
+    return text if len(text) <= 60 else f"{text[:40]}... ({len(text)} characters)"
+
+
+def _holds_json(path: Path) -> bool:
+    """By the name, except that a table whose first character is { holds objects whatever its name."""
+    with open(path, "rb") as file:
+        start = file.read(4096).removeprefix(codecs.BOM_UTF8).lstrip()[:1]
+    if path.suffix.lower() in (".jsonl", ".ndjson", ".json"):
+        return True
+    return start == b"{" or (start == b"[" and path.suffix.lower() not in (".csv", ".tsv"))
+
+
+def _read_json(path: Path) -> _Source:
+    twice: list[str] = []
+
+    def row_of(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        row = {name.strip(): value for name, value in pairs}
+        if len(row) < len(pairs):
+            twice.extend(name for name, count in Counter(name.strip() for name, _ in pairs).items() if count > 1)
+        return row
+
+    rows = read_json_lines(path, pairs=row_of)
+    if twice:
+        raise DataError(f"table {path} has a row that names {twice[0]} twice; rename or remove one of the two")
+    lines = (number for number, line in enumerate(path.read_bytes().split(b"\n"), start=1) if line.strip())
+    return _Source(rows, [f"{path.name} line {number}" for number, _ in zip(lines, rows)])
+
+
+def _read_csv(path: Path) -> _Source:
+    raw = path.read_bytes()
+    wide = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        text = raw.decode("utf-16" if wide else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"table {path} is not CSV text ({error}); save it as UTF-8 CSV") from error
+    usual = "\t" if path.suffix.lower() == ".tsv" else ","
+    separator, lines = _split(path, text, usual)
+    if not lines:
+        return _Source([], [])
+    header = [name.strip() for name in lines[0][1]]
+    width = len(header)
+    for number, row in lines[1:]:
+        if len(row) != width:
+            raise DataError(
+                f"table {path} line {number} has {len(row)} values, the header {width} (separated by "
+                f"{SEPARATORS[separator]}); repair it"
+            )
+    filled = [index for index in range(width) if header[index] or any(row[index].strip() for _, row in lines[1:])]
+    names = {index: header[index] or f"column {index + 1}" for index in filled}
+    for name, count in Counter(names.values()).items():
+        if count > 1:
+            places = " and ".join(str(index + 1) for index in filled if names[index] == name)
+            raise DataError(f"table {path} has two columns named {name} ({places}); rename or remove one of them")
+    rows = [{names[i]: row[i].strip() for i in filled} for _, row in lines[1:]]
+    notes = [f"{path.name}: columns are separated by {SEPARATORS[separator]}"] if separator != usual else []
+    notes += [f"{path.name}: read as UTF-16 text"] if wide else []
+    return _Source(rows, [f"{path.name} line {number}" for number, _ in lines[1:]], notes)
+
+
+def _split(path: Path, text: str, usual: str) -> tuple[str, list[tuple[int, list[str]]]]:
+    """The separator, and each line that holds anything with its number, split by it.
+
+    The separator is the one that splits the header furthest and every line into as many values; where none does, the
+    one that splits the header furthest, so that the error names the line.
+    """
+    stated = re.match(r"sep=([,;\t|])\r?\n", text)  # a first line that spreadsheets write and understand
+    tried = {}
+    for separator in stated[1] if stated else dict.fromkeys([usual, *SEPARATORS]):
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+        try:
+            lines = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
+        except csv.Error as error:
+            if separator == usual:
+                raise DataError(
+                    f"table {path} line {reader.line_num} is not CSV text ({error}); close the quotes, or save it as "
+                    "UTF-8 CSV"
+                ) from error
+            continue
+        tried[separator] = lines[1:] if stated else lines
+    even = [s for s, lines in tried.items() if lines and {len(row) for _, row in lines} == {len(lines[0][1])}]
+    several = [s for s in even if len(tried[s][0][1]) > 1] or [*tried]
+    best = max(several, key=lambda s: len(tried[s][0][1]) if tried[s] else 0)
+    return best, tried[best]
