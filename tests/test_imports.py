@@ -17,7 +17,7 @@ import isoflop
 PACKAGE = Path(isoflop.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-FLOORS = {"errors": set(), "recipe": {"errors"}, "keys": {"recipe"}, "run": {"errors"}, "optics": set()}
+FLOORS = {"errors": set(), "recipe": {"errors"}, "keys": {"recipe"}, "run": {"errors", "recipe"}, "optics": set()}
 """What everything may stand on."""
 GROUND = {"errors", "recipe", "run"}
 MAY_IMPORT = FLOORS | {
