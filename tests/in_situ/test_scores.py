@@ -5,8 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-
-from isoflop.in_situ.scores import (
+from in_situ_scores import (
     adjusted_rand_index,
     matched_accuracy,
     normalised_mutual_information,
