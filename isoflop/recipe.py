@@ -9,6 +9,7 @@ Sections stay plain dataclasses. pydantic checks a view of them (`typed`), so th
 isoflop.optics keeps its own, and a command that reads no recipe does not pay for its import.
 """
 
+import codecs
 import dataclasses
 import difflib
 import functools
@@ -94,6 +95,17 @@ def load_recipe(path: str | Path | None, schema: type[T], overrides: Sequence[st
     return from_tree(read_tree(path, overrides), schema)
 
 
+_MARKS = (codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be")
+
+
+def _decoded(data: bytes) -> str:
+    """Text of a file as editors save it: UTF-8, or what its byte order mark says; TOML knows no marks."""
+    for mark, encoding in _MARKS:
+        if data.startswith(mark):
+            return data[len(mark) :].decode(encoding)
+    return data.decode("utf-8")
+
+
 def read_tree(path: str | Path | None, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """What a recipe and its overrides say, before defaults. Raises RecipeError: file missing or not TOML."""
     tree: dict[str, Any] = {}
@@ -105,8 +117,10 @@ def read_tree(path: str | Path | None, overrides: Sequence[str] = ()) -> dict[st
             hint = f"did you mean {path.parent / near[0]}?" if near else "give the path of a TOML file"
             raise RecipeError(f"recipe {path} {problem}; {hint}")
         try:
-            tree = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            tree = tomllib.loads(_decoded(path.read_bytes()))
+        except UnicodeDecodeError as error:
+            raise RecipeError(f"recipe {path} is not UTF-8 at byte {error.start}; save it as UTF-8") from error
+        except tomllib.TOMLDecodeError as error:
             raise RecipeError(f"recipe {path} is not valid TOML: {error}") from error
     for override in overrides:
         _apply_override(tree, override)

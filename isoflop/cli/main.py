@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 
-from isoflop.cli import convert, corpus, imaging, keys, optics, scaling, train
+from isoflop.cli import align, convert, corpus, imaging, keys, optics, scaling, serving, train
 from isoflop.cli.arguments import check, converted, sentence
 from isoflop.cli.console import print_rows, say
 from isoflop.errors import IsoflopError, RecipeError
@@ -30,6 +30,12 @@ COMMANDS: dict[str, Command] = {
     "train": train.train,
     "extend": train.extend,
     "passkey": train.passkey,
+    "sft": align.sft,
+    "dpo": align.dpo,
+    "reward": align.reward,
+    "align demo": align.align_demo,
+    "generate": serving.generate,
+    "chat": serving.chat,
     "score": scaling.score,
     "export": convert.export,
     "import": convert.import_,
@@ -44,6 +50,7 @@ COMMANDS: dict[str, Command] = {
 }
 GROUPS = {
     "corpus": "Raw text -> clean corpus.",
+    "align": "From a base model to an assistant.",
     "optics": "The photonic tensor core.",
     "imaging": "The second workload: objects behind a scattering slab.",
 }
@@ -54,12 +61,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.WARNING, format="isoflop: %(message)s", stream=sys.stderr)
     logging.getLogger("isoflop").setLevel(logging.INFO)
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if arguments[:1] in ([], ["--help"], ["-h"]):
-        overview()
-        return
     try:
-        command, words, options = read(arguments)
-        command(*words, **options)
+        if arguments[:1] in ([], ["--help"], ["-h"]):
+            overview()
+        else:
+            command, words, options = read(arguments)
+            command(*words, **options)
     except (IsoflopError, OpticsError) as error:
         _refuse(str(error))
     except BrokenPipeError:  # whoever read the output has seen enough

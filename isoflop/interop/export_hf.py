@@ -7,7 +7,6 @@ whatever the size of the model. The folder appears under its name when it is com
 import json
 import logging
 import math
-import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +24,7 @@ from isoflop.interop.parity import compare
 from isoflop.interop.tensors import TensorFile, TensorWriter, chunks, new_folder
 from isoflop.model.config import ModelConfig
 from isoflop.model.transformer import Transformer
-from isoflop.recipe import from_tree, write_json
+from isoflop.recipe import from_tree, read_tree, write_json
 from isoflop.run import commit, now
 from isoflop.training import checkpoint
 from isoflop.training.load_run import require_tokenizer_of, tokenizer_sha256_of
@@ -59,7 +58,7 @@ def open_run(run: Path, *, step: int | None = None, tokenizer: Path | None = Non
     recipe = run / "recipe.toml"
     if not recipe.is_file():
         raise CheckpointError(f"{recipe} does not exist; give the folder of isoflop train or isoflop import")
-    tree = tomllib.loads(recipe.read_text(encoding="utf-8"))
+    tree = read_tree(recipe)
     if "model" not in tree:
         raise CheckpointError(f"{recipe} has no [model]: {run} is no run of a language model")
     config = from_tree(tree["model"], ModelConfig, "model.")
@@ -165,7 +164,8 @@ def write_folder(
                 "weight_block_size": [FP8_BLOCK, FP8_BLOCK],
             }
         write_json(work / "config.json", tree)
-        write_json(work / "generation_config.json", {"bos_token_id": bos, "eos_token_id": eos, "do_sample": False})
+        stop = tokenizer_files.stop_ids(source.tokenizer, eos) if source.tokenizer else eos
+        write_json(work / "generation_config.json", {"bos_token_id": bos, "eos_token_id": stop, "do_sample": False})
         if source.tokenizer:
             tokenizer_files.write(source.tokenizer, work, seq_len=config.seq_len)
     state = json.loads((source.checkpoint / "state.json").read_text(encoding="utf-8"))
