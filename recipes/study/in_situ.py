@@ -17,15 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from in_situ_clusters import autoencoded, components, digital, kmeans, on_core
-from in_situ_scores import (
+
+from isoflop.in_situ.cluster import autoencoded, components, digital, kmeans, on_core
+from isoflop.in_situ.images import Images, read_digits, read_omniglot
+from isoflop.in_situ.scores import (
     adjusted_rand_index,
     matched_accuracy,
     normalised_mutual_information,
     paired_interval,
 )
-
-from isoflop.in_situ.images import Images, read_digits, read_omniglot
 from isoflop.in_situ.train import Classify, TrainOptions, accuracy, moved, train_network
 from isoflop.numerics.section import NumericsSection, PhotonicSection, Rule
 from isoflop.recipe import write_json

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from in_situ_clusters import autoencoded, components, digital, kmeans, on_core
-from in_situ_scores import matched_accuracy
 
+from isoflop.in_situ.cluster import autoencoded, components, digital, kmeans, on_core
 from isoflop.in_situ.images import Images
+from isoflop.in_situ.scores import matched_accuracy
 from isoflop.in_situ.train import TrainOptions
 from isoflop.numerics.section import NumericsSection, PhotonicSection, Rule
 

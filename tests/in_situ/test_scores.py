@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from in_situ_scores import (
+
+from isoflop.in_situ.scores import (
     adjusted_rand_index,
     matched_accuracy,
     normalised_mutual_information,
