@@ -7,7 +7,6 @@ always the same multiple of the largest sweep budget.
 
 import dataclasses
 import json
-import os
 import time
 from collections.abc import Callable
 from importlib import resources
@@ -16,6 +15,7 @@ from typing import Any
 
 from isoflop.errors import IsoflopError, RecipeError
 from isoflop.recipe import load_recipe, write_json, write_recipe
+from isoflop.run import cores
 from isoflop.scaling.lr_batch_law import hyper_law
 from isoflop.scaling.sweep.calibrate import measure_ladder, measure_speed
 from isoflop.scaling.sweep.ladder import Ladder, LadderRecipe, ladder_on_tokens, plan_ladder, resolved
@@ -66,8 +66,7 @@ def run_demo(
             raise KeyboardInterrupt
         say(f"[{number}/7 {time.monotonic() - began:5.0f} s] {text}")
 
-    cores = _cores()
-    workers = workers or min(cores, 4)
+    workers = workers or min(cores(), 4)
     with resources.as_file(resources.files("isoflop") / "presets") as presets:
         corpus_recipe = load_recipe(presets / "demo_corpus.toml", CorpusRecipe)
         tokens_recipe = load_recipe(presets / "demo_tokens.toml", TokensRecipe)
@@ -119,7 +118,7 @@ def run_demo(
                 break
             ratio *= LEAST_RATIO / reached
         made.write(plan_path)
-    recipe = with_train(load_recipe(plan_path, PretrainRecipe), threads=cores)
+    recipe = with_train(load_recipe(plan_path, PretrainRecipe), threads=cores())
     prediction = recipe.prediction or {}
     step(
         6,
@@ -194,9 +193,5 @@ def _target_seconds(recipe: LadderRecipe, budget: float) -> float:
     scale = recipe.allocation.scale_at(budget)
     config = shape_near(scale, vocab_size=recipe.model.vocab_size, seq_len=recipe.model.seq_len)
     batch = hyper_law(recipe.hyper).choose(seq_len=recipe.model.seq_len, total_flops=budget).batch_tokens
-    speed = measure_speed([(config, batch)], workers=1, threads=_cores(), device="cpu", seconds=3.0)
+    speed = measure_speed([(config, batch)], workers=1, threads=cores(), device="cpu", seconds=3.0)
     return budget / scale / speed(config, batch)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -330,7 +330,7 @@ def write_text(path: str | Path, text: str) -> None:
 
 def write_json(path: str | Path, value: Any) -> None:
     """`write_text` of indented JSON; numpy scalars and paths are made plain, NaN and infinity become null."""
-    write_text(path, json.dumps(_plain(value), indent=1, ensure_ascii=False) + "\n")
+    write_text(path, json.dumps(plain(value), indent=1, ensure_ascii=False) + "\n")
 
 
 def write_recipe(path: str | Path, value: Any, header: str = "") -> None:
@@ -338,17 +338,18 @@ def write_recipe(path: str | Path, value: Any, header: str = "") -> None:
     write_text(path, to_toml(value, header))
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """As JSON can hold it: numpy values as Python's, dataclasses as dicts, numbers that are not finite as None."""
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return _plain(dataclasses.asdict(value))
-    if callable(plain := getattr(value, "tolist", None)):  # numpy arrays and scalars, without importing numpy
-        return _plain(plain())
+        return plain(dataclasses.asdict(value))
+    if callable(listed := getattr(value, "tolist", None)):  # numpy arrays and scalars, without importing numpy
+        return plain(listed())
     if isinstance(value, float) and not math.isfinite(value):
-        return None
+        return None  # a diverged loss; JSON has no NaN
     return str(value) if isinstance(value, Path) else value
 
 

@@ -9,7 +9,6 @@ import contextlib
 import fcntl
 import json
 import logging
-import math
 import os
 import platform
 import subprocess
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from isoflop.errors import DataError, RecipeError
+from isoflop.recipe import plain
 
 log = logging.getLogger(__name__)
 
@@ -50,8 +50,12 @@ def processor() -> str:
             if line.startswith("model name"):
                 name = line.partition(":")[2].strip()
                 break
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{name}, {cores} cores"
+    return f"{name}, {cores()} cores"
+
+
+def cores() -> int:
+    """How many of them this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def require_run_folder(folder: Path) -> None:
@@ -159,19 +163,6 @@ def latest_of_each_run(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     for index, row in enumerate(rows):
         latest[row.get("run_id") or f"line {index}"] = row
     return list(latest.values())
-
-
-def plain(value: Any) -> Any:
-    """As JSON can hold it: numpy values as Python's, numbers that are not finite as None."""
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    if hasattr(value, "tolist"):  # numpy arrays and scalars
-        return plain(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None  # a diverged loss; JSON has no NaN
-    return value
 
 
 def _whole_bytes(file: Any) -> tuple[int, int]:

@@ -15,8 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from isoflop.optics.field import intensity
-from isoflop.optics.speckle import correlation
+from isoflop.optics.field import correlation, intensity
 
 log = logging.getLogger(__name__)
 

@@ -7,8 +7,6 @@ whatever the size of the model. The folder appears under its name when it is com
 import json
 import logging
 import math
-import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +21,7 @@ from isoflop.interop.formats import ARCHITECTURES, FP8_BLOCK, check_fits, derive
 from isoflop.interop.fp8 import dequantise, n_blocks, quantise
 from isoflop.interop.layout import INDEX, ROUTER_BIAS, SCALES, Piece, Target, copies, layout, to_theirs
 from isoflop.interop.parity import compare
-from isoflop.interop.tensors import TensorFile, TensorWriter, chunks
+from isoflop.interop.tensors import TensorFile, TensorWriter, chunks, new_folder
 from isoflop.model.config import ModelConfig
 from isoflop.model.transformer import Transformer
 from isoflop.recipe import from_tree, read_tree, write_json
@@ -150,14 +148,9 @@ def write_folder(
     check_fits(config, format)
     if shard_mib < 1:
         raise RecipeError(f"--shard-mib {shard_mib} must be at least 1; 512 is the default")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise CheckpointError(f"--out {out} exists already; delete it or give another folder")
-    if source.tokenizer is None:
-        log.warning("%s has no tokenizer: the folder gets none; give --tokenizer DIR", source.run)
-    work = out.parent / f".{out.name}.writing-{os.getpid()}"
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
-    try:
+    with new_folder(out) as work:
+        if source.tokenizer is None:
+            log.warning("%s has no tokenizer: the folder gets none; give --tokenizer DIR", source.run)
         shards = _shards(config, format, source, dtype, fp8, shard_mib << 20)
         total = _write_weights(source, shards, work)
         main_dtype = source.weights.entries["embedding.weight"].dtype if dtype == "auto" else _torch_dtype(dtype)
@@ -175,12 +168,6 @@ def write_folder(
         write_json(work / "generation_config.json", {"bos_token_id": bos, "eos_token_id": stop, "do_sample": False})
         if source.tokenizer:
             tokenizer_files.write(source.tokenizer, work, seq_len=config.seq_len)
-        if out.exists():
-            out.rmdir()
-        work.rename(out)
-    except BaseException:
-        shutil.rmtree(work, ignore_errors=True)
-        raise
     state = json.loads((source.checkpoint / "state.json").read_text(encoding="utf-8"))
     return {
         "folder": str(out),

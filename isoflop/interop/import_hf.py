@@ -5,12 +5,9 @@ shape and dtype. Then the weights stream into the checkpoint, in the number form
 its scales are kept for the way back), so that an export gives the same bits again.
 """
 
-import json
 import logging
 import math
-import os
 import re
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -24,7 +21,7 @@ from isoflop.interop import tokenizer as tokenizer_files
 from isoflop.interop.formats import ARCHITECTURES, FP8_BLOCK, from_config
 from isoflop.interop.fp8 import dequantise, n_blocks
 from isoflop.interop.layout import INDEX, SCALES, Piece, Target, copies, layout, to_ours
-from isoflop.interop.tensors import Entry, TensorFile, TensorWriter, chunks
+from isoflop.interop.tensors import Entry, TensorFile, TensorWriter, chunks, new_folder
 from isoflop.recipe import write_json, write_recipe
 from isoflop.run import commit, now
 from isoflop.training import checkpoint
@@ -45,7 +42,7 @@ class Folder:
     def __init__(self, path: Path):
         """Raises CheckpointError with all that makes the folder unusable, before a value is read."""
         self.path = path
-        self.tree = _json(path / "config.json", "give a folder in the Hugging Face format")
+        self.tree = tokenizer_files.read_table(path / "config.json", "give a folder in the Hugging Face format")
         self.format, self.config = from_config(self.tree)
         self._files, self.ignored = _open(path)
         self.entries: dict[str, Entry] = {}
@@ -203,19 +200,8 @@ def import_folder(folder: Path, out: Path) -> dict[str, Any]:
         CheckpointError: a folder that can't be used, or an `out` that exists. Nothing is left behind then.
     """
     opened = Folder(folder)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise CheckpointError(f"--out {out} exists already; delete it or give another folder")
-    work = out.parent / f".{out.name}.writing-{os.getpid()}"
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
-    try:
+    with new_folder(out) as work:
         found = _write(opened, work)
-        if out.exists():
-            out.rmdir()
-        work.rename(out)
-    except BaseException:
-        shutil.rmtree(work, ignore_errors=True)
-        raise
     return {**found, "folder": str(out)}
 
 
@@ -319,7 +305,7 @@ def _counting(path: Path) -> dict[str, TensorFile]:
         raise CheckpointError(
             f"{path} has neither {INDEX} nor {SINGLE}; weights are read from safetensors only{others}"
         )
-    weight_map = _json(index, "get the file again").get("weight_map")
+    weight_map = tokenizer_files.read_table(index, "get the file again").get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index} has no weight_map; get the file again")
     files = {}
@@ -350,18 +336,6 @@ def _is_fp8(tree: dict[str, Any]) -> bool:
         if found != value:
             raise CheckpointError(f"config.json: quantization_config.{key} = {found!r}; only {value!r} can be imported")
     return True
-
-
-def _json(path: Path, way_out: str) -> dict[str, Any]:
-    if not path.is_file():
-        raise CheckpointError(f"{path} does not exist; {way_out}")
-    try:
-        tree = json.loads(path.read_text(encoding="utf-8-sig"))  # an editor may have left a byte order mark
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not JSON ({error}); get the file again") from error
-    if not isinstance(tree, dict):
-        raise CheckpointError(f"{path} is not a table; get the file again")
-    return tree
 
 
 def _some(names: list[str]) -> str:

@@ -7,10 +7,12 @@ number of the header is checked before a value is read.
 A tensor is seen as rows: all dimensions but the last are flattened. A vector is one column.
 """
 
+import contextlib
 import hashlib
 import json
 import math
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,6 +148,28 @@ class TensorWriter:
                 self.sha256 = self._hash.hexdigest()
         finally:
             self._file.close()
+
+
+@contextlib.contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A folder to write in, which appears as `out` if the block ends well and vanishes if it does not.
+
+    Raises:
+        CheckpointError: an `out` that exists, unless it is an empty folder.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise CheckpointError(f"--out {out} exists already; delete it or give another folder")
+    work = out.parent / f".{out.name}.writing-{os.getpid()}"
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    try:
+        yield work
+        if out.exists():
+            out.rmdir()
+        work.rename(out)
+    except BaseException:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
 
 
 def _read_header(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:

@@ -116,12 +116,17 @@ def _copy(source: Path, out: Path) -> None:
 
 def _config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
+    return read_table(path) if path.is_file() else {}
+
+
+def read_table(path: Path, way_out: str = "get the file again") -> dict[str, Any]:
+    """A JSON object of a folder. Raises CheckpointError: not there (then `way_out` is said), or something else."""
     if not path.is_file():
-        return {}
+        raise CheckpointError(f"{path} does not exist; {way_out}")
     try:
-        config = json.loads(path.read_text(encoding="utf-8-sig"))
+        tree = json.loads(path.read_text(encoding="utf-8-sig"))  # an editor may have left a byte order mark
     except ValueError as error:
         raise CheckpointError(f"{path} is not JSON ({error}); get the file again") from error
-    if not isinstance(config, dict):
+    if not isinstance(tree, dict):
         raise CheckpointError(f"{path} is not a table; get the file again")
-    return config
+    return tree

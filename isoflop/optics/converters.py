@@ -52,15 +52,10 @@ def to_range_levels_(value: Tensor, bits: int, low: float, high: float, generato
     return codes.add_(low) if low else codes
 
 
-def digitise(y: Tensor, bits: int, full_scale: Tensor) -> tuple[Tensor, Tensor]:
-    """What the ADC reads of charges, and which were beyond full scale; overwrites y unless it has a gradient."""
-    codes, unit, clipped = read_codes(y, bits, full_scale)
-    return codes * unit, clipped
-
-
 def read_codes(y: Tensor, bits: int, full_scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes of the ADC, the charge of one code, which charges were beyond full scale; as `digitise` otherwise.
+    """Codes of the ADC, the charge of one code, which charges were beyond full scale.
 
+    Overwrites y unless it has a gradient.
     A bin is 2 full_scale/(2^bits - 1) (A6), centred on 0, so every charge within full scale is read to half a bin; one
     bit is a comparator. Shapes: y [..., N], full_scale [] (a tensor, since it follows from the results).
     """

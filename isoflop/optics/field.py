@@ -84,3 +84,10 @@ def through_aperture(field_BYX: Tensor, aperture: float) -> Tensor:
 def intensity(field: Tensor) -> Tensor:
     """|E|^2, without the square root that abs() would take."""
     return field.real.square() + field.imag.square()
+
+
+def correlation(a_BYX: Tensor, b_BYX: Tensor) -> Tensor:
+    """Pearson correlation of two frames, pair by pair."""
+    a_BP, b_BP = (frames.flatten(1).double() for frames in (a_BYX, b_BYX))
+    a_BP, b_BP = (x - x.mean(1, keepdim=True) for x in (a_BP, b_BP))
+    return (a_BP * b_BP).sum(1) / (a_BP.norm(dim=1) * b_BP.norm(dim=1)).clamp_min(1e-30)

@@ -1,8 +1,7 @@
-"""What a layer costs and how exact it is: energy by part, error by cause, clips counted. Source: A6, A11."""
+"""What a layer costs and how exact it is: energy by part, error by cause. Source: A6, A11."""
 
 import dataclasses
 import math
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,27 +10,10 @@ from torch import Tensor
 from isoflop.optics.config import EXACT_BITS, CoreConfig, EnergyConfig
 from isoflop.optics.receiver import noise_terms
 from isoflop.optics.schedule import Schedule, schedule
-from isoflop.optics.tensor_core import Readout, TensorCore
+from isoflop.optics.tensor_core import TensorCore
 from isoflop.optics.units import effective_bits, ratio_of_db
 
 CONVERTERS = ("input_dac", "weight_dac", "adc")
-
-
-@dataclass
-class Ledger:
-    """Windows that were read and clipped, layer by layer: saturation is never hidden."""
-
-    n_windows: dict[str, int] = field(default_factory=dict)
-    n_clipped: dict[str, int] = field(default_factory=dict)
-
-    def add(self, layer: str, found: Readout) -> None:
-        """Count one product."""
-        self.n_windows[layer] = self.n_windows.get(layer, 0) + found.y.numel()
-        self.n_clipped[layer] = self.n_clipped.get(layer, 0) + found.n_clipped
-
-    def clipped_share(self) -> float:
-        """Share of all windows that were beyond full scale."""
-        return sum(self.n_clipped.values()) / max(1, sum(self.n_windows.values()))
 
 
 def modulator_pj(config: CoreConfig) -> float:

@@ -21,6 +21,7 @@ from isoflop.errors import DataError
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.text import Annotation
 
 # Ink colours are unusual hex values on purpose: `svg_text` swaps them for CSS variables, for dark pages.
 INK, MUTED, GRID, PAPER = "#1d2129", "#69717d", "#e2e5e9", "#fefefe"
@@ -183,13 +184,16 @@ def light_grid(axes: "Axes", which: str = "y") -> None:
     axes.grid(visible=True, which="major", axis=which, color=GRID, linewidth=0.8)  # type: ignore[arg-type]
 
 
+def note(axes: "Axes", text: str, place: tuple[float, float], points: tuple[float, float], **look: Any) -> "Annotation":
+    """Write beside a place of the data, shifted by so many points to the right and up."""
+    return axes.annotate(text, place, xytext=points, textcoords="offset points", **{"fontsize": 9.5, **look})
+
+
 def subtitle(axes: "Axes", title: str, text: str) -> None:
     """A title and, below it, one quieter line of at most about 100 characters."""
     axes.set_title(title, pad=26)
-    note = axes.annotate(
-        text, (0, 1), xycoords="axes fraction", xytext=(0, 10), textcoords="offset points", color=MUTED, fontsize=9.5
-    )
-    note.set_in_layout(False)  # a long line must not squeeze the plot
+    line = note(axes, text, (0, 1), (0, 10), xycoords="axes fraction", color=MUTED)
+    line.set_in_layout(False)  # a long line must not squeeze the plot
 
 
 def power_text(value: float, digits: int = 1) -> str:

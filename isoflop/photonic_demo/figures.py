@@ -17,6 +17,7 @@ from isoflop.pages.plot import (
     light_grid,
     log_axis,
     new_figure,
+    note,
     style,
     subtitle,
 )
@@ -141,16 +142,8 @@ def light_figure(found: Tree) -> "Figure":
         for bits, values in found["effective_bits"].items():
             color = BIT_COLORS[bits]
             axes.plot(found["electrons"], values, "o-", color=color, markersize=3.5)
-            axes.annotate(
-                f"{bits}-bit converters",
-                (found["electrons"][-1], values[-1]),
-                xytext=(0, 7),
-                textcoords="offset points",
-                ha="right",
-                color=color,
-                fontsize=9.5,
-                path_effects=halo(),
-            )
+            end = (found["electrons"][-1], values[-1])
+            note(axes, f"{bits}-bit converters", end, (0, 7), ha="right", color=color, path_effects=halo())
         axes.axhline(0.0, color=MUTED, linewidth=0.8)
         log_axis(axes, "x")
         axes.set_xlabel("electrons that one full-scale symbol frees")
@@ -183,7 +176,7 @@ def accuracy_figure(found: Tree) -> "Figure":
                 axes.errorbar(x, y, spread, fmt="o-", color=color, markersize=4.5, linewidth=1.6, label=label)
             axes.axhline(found["digital"], color=INK, linewidth=1.0, linestyle=(0, (4, 3)))
             light_grid(axes)
-        left.annotate("digital", (BITS_LEFT, found["digital"]), xytext=(0, 5), textcoords="offset points", fontsize=9.5)
+        note(left, "digital", (BITS_LEFT, found["digital"]), (0, 5))
         left.set_xlim(8.4, 2.6)
         left.set_xticks([row["bits"] for row in found["bits"]])
         left.set_xlabel("bits of all converters")
@@ -213,22 +206,9 @@ def throughput_figure(found: Tree) -> "Figure":
             axes.plot(found["fan_in"], line["visible"], color=color)
             for mark in line["marks"]:
                 axes.plot([mark["fan_in"]], [mark["gops"]], "o", color=color, markersize=5)
-                axes.annotate(
-                    f"{mark['gops']:.1f}",
-                    (mark["fan_in"], mark["gops"]),
-                    xytext=(4, -14),
-                    textcoords="offset points",
-                    fontsize=9.5,
-                    path_effects=halo(),
-                )
-            axes.annotate(
-                f"{name}: {line['peak']:g} GOPS",
-                (found["fan_in"][0], line["peak"]),
-                xytext=(0, 5),
-                textcoords="offset points",
-                color=color,
-                path_effects=halo(),
-            )
+                note(axes, f"{mark['gops']:.1f}", (mark["fan_in"], mark["gops"]), (4, -14), path_effects=halo())
+            look = {"color": color, "fontsize": 10.5, "path_effects": halo()}
+            note(axes, f"{name}: {line['peak']:g} GOPS", (found["fan_in"][0], line["peak"]), (0, 5), **look)
         axes.set_ylim(0.0, 1.12 * max(line["peak"] for line in found["lines"].values()))
         log_axis(axes, "x", "count")
         axes.set_xlabel("fan-in (symbols of one integration)")
@@ -249,14 +229,7 @@ def energy_figure(rows: list[Tree]) -> "Figure":
             axes.bar(names, values, 0.56, bottom, color=color, label=PART_NAMES[part], linewidth=0)
             bottom = [low + value for low, value in zip(bottom, values, strict=True)]
         for index, row in enumerate(rows):
-            axes.annotate(
-                f"{row['tops_per_w']:.2f} TOPS/W",
-                (index, bottom[index]),
-                xytext=(0, 4),
-                textcoords="offset points",
-                ha="center",
-                fontsize=9.5,
-            )
+            note(axes, f"{row['tops_per_w']:.2f} TOPS/W", (index, bottom[index]), (0, 4), ha="center")
         axes.set_ylim(0.0, 1.12 * max(bottom))
         axes.set_xlabel("weight channels that share one input stream")
         axes.set_ylabel("pJ per operation")

@@ -3,9 +3,9 @@
 import torch
 
 from isoflop.imaging.twin import fit_twin
+from isoflop.optics.field import correlation
 from isoflop.optics.medium import MediumSection
 from isoflop.optics.scattering import build_medium
-from isoflop.optics.speckle import correlation
 
 
 def measured(n: int, seed: int = 0, size: int = 8) -> tuple[torch.Tensor, torch.Tensor]:

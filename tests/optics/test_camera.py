@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 from places import SHARED
+from speckle_statistics import contrast, flattened, grain_width_px, share_above, window_contrast
 
 from isoflop.optics.camera import Camera, CameraSection
+from isoflop.optics.field import correlation
 from isoflop.optics.medium import MediumSection
 from isoflop.optics.scattering import build_medium
-from isoflop.optics.speckle import contrast, correlation, flattened, grain_width_px, share_above, window_contrast
 
 MEASURED = SHARED / "images/speckle-diffuser/speckle-20.npz"
 

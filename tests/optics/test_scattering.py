@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from speckle_statistics import contrast, grain_width_px
 
 from isoflop.optics import scattering
-from isoflop.optics.field import angular_frequencies, intensity, wave_number
+from isoflop.optics.field import angular_frequencies, correlation, intensity, wave_number
 from isoflop.optics.medium import MediumSection
 from isoflop.optics.scattering import Multislice, TransmissionMatrix, build_medium, correlation_length_um
-from isoflop.optics.speckle import contrast, correlation, grain_width_px
 
 SMALL = MediumSection(object_px=12, frame_px=64)
 KINDS = ("tm", "structured", "multislice", "memory", "dynamic", "family")

@@ -50,14 +50,8 @@ def import_daft() -> Any:
     return daft
 
 
-def signatures(texts: Sequence[str], *, n_hashes: int, n_words: int, seed: int) -> np.ndarray:
-    """MinHash values of each text, uint32 (n, n_hashes). A text without words has all bits set."""
-    parts = [minhash(words, n_hashes=n_hashes, n_words=n_words, seed=seed) for words in spaced(texts)]
-    return np.concatenate(parts) if parts else np.empty((0, n_hashes), np.uint32)
-
-
 def minhash(words: "pa.Array", *, n_hashes: int, n_words: int, seed: int) -> np.ndarray:
-    """`signatures` of texts that are words with one space between them already.
+    """MinHash values of texts that are words with one space between them, uint32 (n, n_hashes); all ones without words.
 
     Evaluates Daft's expression on a batch, without a query: a query is planned, and looks for Ray, at every call.
     """

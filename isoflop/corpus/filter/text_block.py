@@ -259,11 +259,6 @@ class SortedIndex:
         return place, found == wanted
 
 
-def hash_text(text: str) -> np.ndarray:
-    """Hashes of the tokens of one text: how word lists are looked up."""
-    return TextBlock([text]).token_hashes
-
-
 @cache
 def _class_table() -> np.ndarray:
     table = np.full(0x110000, SIGN, dtype=np.uint8)

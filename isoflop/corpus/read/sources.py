@@ -18,8 +18,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
-import zstandard
-
 from isoflop.corpus.document import BadRecord, Document, OnBad, SourceOptions
 from isoflop.corpus.read.bytes import COMPRESSED_SUFFIXES, ByteStream, ReadLimits, as_utf8, open_bytes, split_lines
 from isoflop.corpus.read.code import LANGUAGES
@@ -192,26 +190,12 @@ def decode(data: bytes, origin: str, on_bad: OnBad, declared: str = "") -> str |
 
 
 def read_texts(path: Path) -> Iterator[str]:
-    """Texts of a file that `write_documents` wrote."""
+    """Texts of a file of a finished corpus."""
     with open_bytes(path, ReadLimits(max_expansion=float("inf"))) as stream:
         for line in split_lines(stream, 1 << 40):
             if isinstance(line, BrokenStream):
                 raise DataError(f"{path} is damaged ({line}); delete its folder and build the corpus again")
             yield json.loads(line.data or b"")["text"]
-
-
-def write_documents(path: Path, documents: Iterable[Document]) -> None:
-    """JSON lines of documents, zstandard compressed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as raw, zstandard.ZstdCompressor(level=3).stream_writer(raw) as file:
-        for document in documents:
-            record = {
-                "id": document.id,
-                "text": document.text,
-                "source": document.source,
-                "license": document.license,
-            }
-            file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
 
 
 def _documents(records: Iterable[tuple[str, dict[str, Any]]], source: SourceOptions, on_bad: OnBad):

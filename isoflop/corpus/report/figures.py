@@ -18,6 +18,7 @@ from isoflop.pages.plot import (
     light_grid,
     literal,
     new_figure,
+    note,
     style,
 )
 
@@ -48,8 +49,9 @@ def flow_figure(stages: Sequence[Mapping[str, Any]], colors: Colors) -> "Figure 
                     _ribbon(axes, place, tops[place - 1][name], (top, height), colors[name])
             lost = f"\n{total / totals[place - 1] - 1:+.1%}" if place and totals[place - 1] else ""
             text = f"{size(total)}\n{sum(stage['documents'].values()):,} documents"
-            _beside(axes, (place, 0), 8, stage["title"], va="bottom", fontweight="bold")
-            _beside(axes, (place, max(totals)), -6, text + lost, va="top", color=MUTED, fontsize=9.5)
+            head = {"va": "bottom", "fontweight": "bold", "fontsize": 10.5}
+            note(axes, stage["title"], (place, 0), (0, 8), ha="center", **head)
+            note(axes, text + lost, (place, max(totals)), (0, -6), ha="center", va="top", color=MUTED)
         axes.set_xlim(-0.35, len(stages) - 0.65)
         axes.set_ylim(max(totals), 0)
         axes.axis("off")
@@ -65,7 +67,7 @@ def bars_figure(rows: Sequence[tuple[str, float, str, str]]) -> "Figure | None":
         axes = figure.subplots()
         for place, (_, length, text, color) in enumerate(rows):
             axes.barh(place, length, 0.66, color=color)
-            _right_of(axes, (length, place), text)
+            note(axes, text, (length, place), (6, 0), va="center", color=MUTED)
         _name_rows(axes, [row[0] for row in rows])
         axes.set_xlim(0, 1.5 * max(row[1] for row in rows))
     return figure
@@ -86,7 +88,7 @@ def shares_figure(rows: Sequence[tuple[str, Shares, str]], colors: Colors) -> "F
                 if share > 0.06:
                     axes.text(left + share / 2, place, f"{share:.0%}", **_ON_COLOR)
                 left += share
-            _right_of(axes, (1.0, place), text)
+            note(axes, text, (1.0, place), (6, 0), va="center", color=MUTED)
         _name_rows(axes, [name for name, _, _ in rows])
         axes.set_xlim(0, 1.16)
     return figure
@@ -135,16 +137,7 @@ def similarity_figure(bands: int, rows: int, threshold: float, pairs: Sequence[t
             axes.set_zorder(behind.get_zorder() + 1)
         axes.axvline(threshold, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
         axes.plot(similarity, 1 - (1 - similarity**rows) ** bands, color=VERMILION, linewidth=2.2)
-        axes.annotate(
-            f"threshold {threshold:g}",
-            (threshold, 1.04),
-            xytext=(-5, 0),
-            textcoords="offset points",
-            ha="right",
-            va="center",
-            color=MUTED,
-            fontsize=9.5,
-        )
+        note(axes, f"threshold {threshold:g}", (threshold, 1.04), (-5, 0), ha="right", va="center", color=MUTED)
         axes.set_xlim(0, 1)
         axes.set_ylim(0, 1.08)
         light_grid(axes)
@@ -213,11 +206,3 @@ def _name_rows(axes: "Axes", names: Sequence[str]) -> None:
     axes.xaxis.set_visible(False)
     for side in ("bottom", "left"):
         axes.spines[side].set_visible(False)
-
-
-def _right_of(axes: "Axes", place: tuple[float, float], text: str) -> None:
-    axes.annotate(text, place, xytext=(6, 0), textcoords="offset points", va="center", color=MUTED, fontsize=9.5)
-
-
-def _beside(axes: "Axes", place: tuple[float, float], points: float, text: str, **look: Any) -> None:
-    axes.annotate(text, place, xytext=(0, points), textcoords="offset points", ha="center", **look)

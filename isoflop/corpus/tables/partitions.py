@@ -15,7 +15,7 @@ made again. That is all there is to resuming a stage.
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -140,15 +140,6 @@ def read_partition(folder: Path, partition: int, columns: Sequence[str] | None =
 def missing_partitions(folder: Path, n_partitions: int) -> list[int]:
     """Partitions that are not written yet: what a resumed stage has left to do."""
     return [index for index in range(n_partitions) if not partition_path(folder, index).is_file()]
-
-
-def read_batches(folder: Path, columns: Sequence[str] | None = None) -> Iterator["pa.RecordBatch"]:
-    """All rows of a complete folder in order of the partitions, a row group at a time."""
-    import pyarrow.parquet as pq
-
-    for index in range(open_table(folder).n_partitions):
-        with pq.ParquetFile(partition_path(folder, index)) as file:
-            yield from file.iter_batches(batch_size=ROW_GROUP, columns=None if columns is None else list(columns))
 
 
 def finish(folder: Path, n_partitions: int) -> TableInfo:

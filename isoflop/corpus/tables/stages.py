@@ -29,6 +29,7 @@ from typing import Any, Literal
 
 from isoflop.errors import DataError
 from isoflop.recipe import write_json
+from isoflop.run import cores
 
 log = logging.getLogger(__name__)
 
@@ -242,8 +243,7 @@ def _end_with_parent() -> None:
 
 def n_workers(wanted: int, n_bytes: int, *, parallel_from: int) -> int:
     """Processes to use: as many as wanted, else one per core up to 8, and none for small inputs."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return wanted or (min(8, cores) if n_bytes >= parallel_from else 1)
+    return wanted or (min(8, cores()) if n_bytes >= parallel_from else 1)
 
 
 def _summary(stage: Stage, task: Task) -> Path:

@@ -20,6 +20,7 @@ from isoflop.pages.plot import (
     light_grid,
     log_axis,
     new_figure,
+    note,
     number,
     power_text,
     spread,
@@ -159,15 +160,7 @@ def _draw_diverged(axes: "Axes", study: Study, top: float) -> None:
     if not known:
         return
     axes.plot(known, [top] * len(known), "x", color=VERMILION, markersize=8, markeredgewidth=2, clip_on=False, zorder=7)
-    axes.annotate(
-        f"{len(known)} diverged",
-        (known[0], top),
-        xytext=(8, 0),
-        textcoords="offset points",
-        va="center",
-        color=VERMILION,
-        fontsize=9.5,
-    )
+    note(axes, f"{len(known)} diverged", (known[0], top), (8, 0), va="center", color=VERMILION)
 
 
 def _draw_allocation(axes: "Axes", study: Study, law: Allocation, flops: np.ndarray, letter: str) -> None:
@@ -211,15 +204,7 @@ def _draw_allocation(axes: "Axes", study: Study, law: Allocation, flops: np.ndar
     low, high = axes.get_ylim()
     places = spread([float(np.log10(value)) for value, _, _ in labels], 0.058 * np.log10(high / low))
     for (_, text, color), place in zip(labels, places, strict=True):
-        axes.annotate(
-            text,
-            (flops[-1], 10**place),
-            xytext=(4, 0),
-            textcoords="offset points",
-            va="center",
-            color=color,
-            fontsize=9,
-        )
+        note(axes, text, (flops[-1], 10**place), (4, 0), va="center", color=color, fontsize=9)
     axes.set_xlim(flops[0], flops[-1])
     axes.grid(visible=True, which="major", color=GRID, linewidth=0.8)
     axes.set_xlabel("compute C (FLOPs)")

@@ -19,6 +19,7 @@ from isoflop.pages.plot import (
     light_grid,
     log_axis,
     new_figure,
+    note,
     number,
     power_text,
     spread,
@@ -172,17 +173,9 @@ def _draw_target(axes: "Axes", study: Study) -> None:
     notes = [(f"predicted, {level}" if target.low else "predicted", INK)] if target.predicted else []
     notes += [("measured", VERMILION)] if target.measured else []
     for line, (text, color) in enumerate(notes):  # below the point: the curves come from above
-        axes.annotate(
-            text,
-            (target.flops, min(value for value in (target.low, target.measured, target.predicted) if value)),
-            xytext=(8, -9 - 14 * line),
-            textcoords="offset points",
-            ha="right",
-            va="top",
-            color=color,
-            fontsize=9.5,
-            path_effects=halo(),
-        )
+        lowest = min(value for value in (target.low, target.measured, target.predicted) if value)
+        look = {"ha": "right", "va": "top", "color": color, "path_effects": halo()}
+        note(axes, text, (target.flops, lowest), (8, -9 - 14 * line), **look)
     axes.set_ylim(low - 0.09 * (high - low), high)
 
 
@@ -246,12 +239,4 @@ def _draw_target_residual(axes: "Axes", study: Study) -> None:
         axes.plot([target.predicted] * 2, [bottom, top], color=INK, linewidth=5, alpha=0.35)
     axes.plot(target.predicted, height, "*", color=VERMILION, markersize=15, markeredgecolor=PAPER)
     text = f"target {height:+.2f}%" if target.measured else "target, not yet measured"
-    axes.annotate(
-        text,
-        (target.predicted, top),
-        xytext=(14, 8),
-        textcoords="offset points",
-        ha="right",
-        color=VERMILION,
-        fontsize=9.5,
-    )
+    note(axes, text, (target.predicted, top), (14, 8), ha="right", color=VERMILION)

@@ -22,6 +22,7 @@ from isoflop.pages.plot import (
     halo,
     light_grid,
     new_figure,
+    note,
     number,
     power_text,
     style,
@@ -125,14 +126,8 @@ def trunk_figure(study: Study) -> "Figure | None":
                 axes.plot([scale * branch, scale * end], [lane, lane + 0.4], color=VERMILION, linewidth=2, zorder=2)
                 axes.plot(scale * end, lane + 0.4, "o", color=VERMILION, markersize=5, markeredgecolor=PAPER, zorder=4)
                 axes.plot(scale * branch, lane, "|", color=PAPER, markersize=8, markeredgewidth=1.2, zorder=4)
-            axes.annotate(
-                rf"$\times${trunk.separate / trunk.shared:.2f}",
-                (scale * max(end for _, end in trunk.cells), lane + 0.2),
-                xytext=(12, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize=9.5,
-            )
+            last = scale * max(end for _, end in trunk.cells)
+            note(axes, rf"$\times${trunk.separate / trunk.shared:.2f}", (last, lane + 0.2), (12, 0), va="center")
         axes.set_yticks(range(len(trunks)), labels=[f"M = {count(trunk.flops_per_token)}" for trunk in trunks])
         axes.set_ylim(-0.45, len(trunks) - 0.35)
         axes.set_xlim(left=0)
@@ -318,15 +313,7 @@ def _draw_validation(axes: "Axes", checks: list[tuple[float, float]], target: Ta
         low, high = target.low or target.predicted, target.high or target.predicted
         right.plot([end, end], [low, high], color=INK, linewidth=5, alpha=0.35, solid_capstyle="butt")
         right.plot(end, target.predicted, "_", color=INK, markersize=14, markeredgewidth=2.2)
-        right.annotate(
-            f"predicted {target.predicted:.4g}",
-            (end, high),
-            xytext=(-2, 8),
-            textcoords="offset points",
-            ha="right",
-            fontsize=9.5,
-            path_effects=halo(),
-        )
+        note(right, f"predicted {target.predicted:.4g}", (end, high), (-2, 8), ha="right", path_effects=halo())
         bounds += [low, high]
     room = max(max(bounds) - min(bounds), 0.02)
     right.set_ylim(min(bounds) - 0.15 * room, max(bounds) + 0.25 * room)

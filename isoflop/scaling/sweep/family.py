@@ -56,20 +56,8 @@ class ExpertFamily:
 
     def config(self, d_model: int) -> ExpertConfig:
         """The experts of a model of this width."""
-        return ExpertConfig(
-            n_experts=self.n_experts,
-            n_active=self.n_active,
-            d_expert=rounded_up(8 * d_model / 3 / self.granularity, d_model),
-            n_shared=self.n_shared,
-            n_dense_layers=self.n_dense_layers,
-            affinity=self.affinity,
-            normalise=self.normalise,
-            routed_scale=self.routed_scale,
-            selection_bias=self.selection_bias,
-            n_groups=self.n_groups,
-            n_groups_kept=self.n_groups_kept,
-            group_score=self.group_score,
-        )
+        same = {key: value for key, value in vars(self).items() if key != "granularity"}
+        return ExpertConfig(d_expert=rounded_up(8 * d_model / 3 / self.granularity, d_model), **same)
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from isoflop.errors import DataError, RecipeError
-from isoflop.recipe import NotNegative, Positive, from_tree
-from isoflop.run import append_json_line, latest_of_each_run, plain, read_json_lines
+from isoflop.recipe import NotNegative, Positive, from_tree, plain
+from isoflop.run import append_json_line, latest_of_each_run, read_json_lines
 
 log = logging.getLogger(__name__)
 

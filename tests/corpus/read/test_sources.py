@@ -8,7 +8,7 @@ import zstandard
 
 from isoflop.corpus.document import BadRecord, Document, SourceOptions
 from isoflop.corpus.read.bytes import ReadLimits
-from isoflop.corpus.read.sources import find_files, read_source, read_texts, write_documents
+from isoflop.corpus.read.sources import find_files, read_source
 from isoflop.errors import DataError
 
 LINES = [{"text": "one\u2028still one\u0085", "license": "MIT"}, {"text": "two", "id": "x"}]
@@ -254,9 +254,3 @@ def test_missing_or_useless_path_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"x")
     with pytest.raises(DataError, match="has 1 files, none of a known kind"):
         find_files(SourceOptions(path=str(tmp_path)))
-
-
-def test_written_documents_read_back(tmp_path: Path) -> None:
-    documents = [Document(f"d{i}", f"text {i}\u2028\n\u4e2d", "prose", "s", "MIT") for i in range(3)]
-    write_documents(tmp_path / "out" / "prose.jsonl.zst", documents)
-    assert list(read_texts(tmp_path / "out" / "prose.jsonl.zst")) == [item.text for item in documents]

@@ -1,4 +1,4 @@
-"""Statistics of speckle frames: contrast, grain size, share of bright pixels, correlation of two frames.
+"""Statistics of speckle frames: contrast, grain size, share of bright pixels.
 
 Fully developed speckle has P(I) = exp(-I/<I>)/<I> and contrast 1; the sum of M independent patterns has contrast
 1/sqrt(M). Measured frames carry an envelope (the blob of light is brighter in the middle), so the local figures are
@@ -61,10 +61,3 @@ def share_above(frames_BYX: Tensor, times_mean: float = 1.0) -> Tensor:
     """Share of pixels above `times_mean` times the mean of their frame; exponential speckle: exp(-times_mean)."""
     pixels_BP = frames_BYX.flatten(1)
     return (pixels_BP > times_mean * pixels_BP.mean(1, keepdim=True)).double().mean(1)
-
-
-def correlation(a_BYX: Tensor, b_BYX: Tensor) -> Tensor:
-    """Pearson correlation of two frames, pair by pair."""
-    a_BP, b_BP = (frames.flatten(1).double() for frames in (a_BYX, b_BYX))
-    a_BP, b_BP = (x - x.mean(1, keepdim=True) for x in (a_BP, b_BP))
-    return (a_BP * b_BP).sum(1) / (a_BP.norm(dim=1) * b_BP.norm(dim=1)).clamp_min(1e-30)
