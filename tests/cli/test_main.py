@@ -437,5 +437,5 @@ def test_what_a_law_does_not_use_is_refused(refused, tmp_path):
         ("parabola", "--at-flops", "1e20"),
         ("power", "--out", str(tmp_path / "l.json")),
     ):
-        assert f"{option} has no meaning with --law {law}" in refused("fit", table, "--law", law, option, value)
-    assert "--seq-len has no meaning with --ladder" in refused("plan", "deepseek", "--ladder", table, "--seq-len", "9")
+        assert f"{option} has no effect with --law {law}" in refused("fit", table, "--law", law, option, value)
+    assert "--seq-len has no effect with --ladder" in refused("plan", "deepseek", "--ladder", table, "--seq-len", "9")
