@@ -15,6 +15,7 @@ import functools
 import json
 import math
 import os
+import re
 import tempfile
 import tomllib
 import types
@@ -91,7 +92,18 @@ def load_recipe(path: str | Path | None, schema: type[T], overrides: Sequence[st
         RecipeError: file missing or not TOML, unknown key (with the nearest known one), wrong type, missing key,
             a number out of its range.
     """
-    return from_tree(read_tree(path, overrides), schema)
+    tree = read_tree(path, overrides)
+    try:
+        return from_tree(tree, schema)
+    except RecipeError as error:
+        known = [field.name for field in dataclasses.fields(schema)]
+        written = [] if path is None else [key for key in read_tree(path) if key not in known]
+        kind = (
+            re.match(r"#:schema .*?(\w+)\.json\n", Path(path).read_text(encoding="utf-8")) if path and written else None
+        )
+        if kind is None or any(difflib.get_close_matches(key, known) for key in written):
+            raise
+        raise RecipeError(f"{path} is a {kind[1]} recipe, as its first line says: {error}") from error
 
 
 def read_tree(path: str | Path | None, overrides: Sequence[str] = ()) -> dict[str, Any]:

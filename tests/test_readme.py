@@ -1,4 +1,4 @@
-"""README, docs and headers of recipes are tests: the real parser takes every command they show, recipes have the keys."""
+"""README, docs and headers of recipes are tests: the parser takes every command they show, recipes have the keys."""
 
 import contextlib
 import io

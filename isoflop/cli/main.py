@@ -72,7 +72,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         way_out = "make room (or give another folder)" if full else "give another path"
         _refuse(f"{error}; what was saved before is intact: {way_out} and run the same command again")
     except KeyboardInterrupt:
-        print("isoflop: stopped; everything done so far is saved; run the same command again to continue", file=sys.stderr)
+        print(
+            "isoflop: stopped; everything done so far is saved; run the same command again to continue", file=sys.stderr
+        )
         sys.exit(130)
 
 

@@ -220,7 +220,9 @@ def plan(
     if ladder is not None:
         _refuse_unused("with --ladder, which sets both", vocab_size=vocab_size, seq_len=seq_len)
     if (budget_flops is None) == (gpu_hours is None):
-        raise RecipeError("isoflop plan needs exactly one of --budget-flops and --gpu-hours, for example --budget-flops 1e21")
+        raise RecipeError(
+            "isoflop plan needs exactly one of --budget-flops and --gpu-hours, for example --budget-flops 1e21"
+        )
     made = choose.plan(
         laws,
         budget_flops=budget_flops,

@@ -398,8 +398,11 @@ def _fit_into_time(recipe: LadderRecipe, speed: Speed, data_sha256: str) -> Ladd
         cells = (
             f"with cells of at most ladder.max_tokens = {spec.max_tokens}" if spec.max_tokens else "even the smallest"
         )
-        needed = math.ceil(1000 * least_s / (60 if spec.minutes else 3600)) / 1000 if limit_s < least_s < math.inf else 0
-        way_out = f"the shortest sweep takes {needed:g}: give that much, or" if needed else "give more time, or"
+        needed = (
+            math.ceil(1000 * least_s / (60 if spec.minutes else 3600)) / 1000 if limit_s < least_s < math.inf else 0
+        )
+        key = asked.partition(" ")[0]
+        way_out = f"the shortest sweep needs {key} = {needed:g}: give that much, or" if needed else "give more time, or"
         raise RecipeError(
             f"{asked} is too short for {spec.n_budgets} budgets of {spec.n_sizes} sizes on this device at its measured "
             f"speed ({cells}); {way_out} fewer budgets or sizes"
