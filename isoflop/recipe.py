@@ -96,7 +96,7 @@ def load_recipe(path: str | Path | None, schema: type[T], overrides: Sequence[st
     try:
         return from_tree(tree, schema)
     except RecipeError as error:
-        known = [field.name for field in dataclasses.fields(schema)]
+        known = [*hints_of(schema)]
         written = [] if path is None else [key for key in read_tree(path) if key not in known]
         kind = (
             re.match(r"#:schema .*?(\w+)\.json\n", Path(path).read_text(encoding="utf-8")) if path and written else None
