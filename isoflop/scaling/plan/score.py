@@ -185,7 +185,7 @@ def _result(path: Path) -> dict[str, Any]:
 
 
 def _is_pretrain(recipe_path: Path) -> bool:
-    """Whether this is the recipe of a language model; where it cannot be read, whoever loads it says so."""
+    """Whether this is the recipe of a language model; where it cannot be read, loading it raises."""
     with contextlib.suppress(tomllib.TOMLDecodeError, UnicodeDecodeError):
         return "model" in tomllib.loads(recipe_path.read_text(encoding="utf-8"))
     return True
