@@ -8,6 +8,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from isoflop.alignment.dpo import run_dpo
+    from isoflop.alignment.reward_model import run_reward
+    from isoflop.alignment.sft import run_sft
     from isoflop.corpus.build import build_corpus
     from isoflop.interop.export_hf import export_run
     from isoflop.interop.import_hf import import_folder
@@ -44,8 +47,11 @@ __all__ = [
     "plan_ladder",
     "predict",
     "report_study",
+    "run_dpo",
     "run_fit",
     "run_pretrain",
+    "run_reward",
+    "run_sft",
     "run_sweep",
     "score_run",
 ]
@@ -65,8 +71,11 @@ _HOME = {
     "plan_ladder": "isoflop.scaling.sweep.ladder",
     "predict": "isoflop.scaling.plan.predict",
     "report_study": "isoflop.scaling.report.folder",
+    "run_dpo": "isoflop.alignment.dpo",
     "run_fit": "isoflop.scaling.fit.run",
     "run_pretrain": "isoflop.training.pretrain.workload",
+    "run_reward": "isoflop.alignment.reward_model",
+    "run_sft": "isoflop.alignment.sft",
     "run_sweep": "isoflop.scaling.sweep.run",
     "score_run": "isoflop.scaling.plan.score",
 }

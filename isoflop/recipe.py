@@ -9,6 +9,7 @@ Sections stay plain dataclasses. pydantic checks a view of them (`typed`), so th
 isoflop.optics keeps its own, and a command that reads no recipe does not pay for its import.
 """
 
+import codecs
 import dataclasses
 import difflib
 import functools
@@ -98,12 +99,22 @@ def load_recipe(path: str | Path | None, schema: type[T], overrides: Sequence[st
     except RecipeError as error:
         known = [*hints_of(schema)]
         written = [] if path is None else [key for key in read_tree(path) if key not in known]
-        kind = (
-            re.match(r"#:schema .*?(\w+)\.json\n", Path(path).read_text(encoding="utf-8")) if path and written else None
-        )
+        text = _decoded(Path(path).read_bytes()) if path and written else ""
+        kind = re.match(r"#:schema .*?(\w+)\.json\s", text)
         if kind is None or any(difflib.get_close_matches(key, known) for key in written):
             raise
         raise RecipeError(f"{path} is a {kind[1]} recipe, as its first line says: {error}") from error
+
+
+_MARKS = (codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be")
+
+
+def _decoded(data: bytes) -> str:
+    """Text of a file as editors save it: UTF-8, or what its byte order mark says; TOML knows no marks."""
+    for mark, encoding in _MARKS:
+        if data.startswith(mark):
+            return data[len(mark) :].decode(encoding)
+    return data.decode("utf-8")
 
 
 def read_tree(path: str | Path | None, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -117,8 +128,10 @@ def read_tree(path: str | Path | None, overrides: Sequence[str] = ()) -> dict[st
             hint = f"did you mean {path.parent / near[0]}?" if near else "give the path of a TOML file"
             raise RecipeError(f"recipe {path} {problem}; {hint}")
         try:
-            tree = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            tree = tomllib.loads(_decoded(path.read_bytes()))
+        except UnicodeDecodeError as error:
+            raise RecipeError(f"recipe {path} is not UTF-8 at byte {error.start}; save it as UTF-8") from error
+        except tomllib.TOMLDecodeError as error:
             raise RecipeError(f"recipe {path} is not valid TOML: {error}") from error
     for override in overrides:
         _apply_override(tree, override)

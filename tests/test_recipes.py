@@ -9,6 +9,9 @@ import pytest
 from places import ROOT
 
 import isoflop
+from isoflop.alignment.demo import DemoRecipe
+from isoflop.alignment.recipe import DpoRecipe, RewardRecipe, SftRecipe
+from isoflop.alignment.recipe import check as check_align
 from isoflop.corpus.recipe import CorpusRecipe
 from isoflop.imaging.config import ImagingRecipe
 from isoflop.imaging.sweep import ImagingSweep
@@ -23,7 +26,7 @@ from isoflop.scaling.sweep.run import run_sweep
 from isoflop.scaling.sweep.speed import SpeedModel
 from isoflop.tokens.shards import TokensRecipe, build_tokens
 from isoflop.training.pretrain.extend import ExtendRecipe, extension
-from isoflop.training.pretrain.recipe import PretrainRecipe, check
+from isoflop.training.pretrain.recipe import DataSection, PretrainRecipe, check
 from isoflop.training.pretrain.workload import run_pretrain
 
 FILES = sorted([*(ROOT / "recipes").rglob("*.toml"), *(Path(isoflop.__file__).parent / "presets").rglob("*.toml")])
@@ -36,7 +39,14 @@ SCHEMAS = {
     "imaging": ImagingRecipe,
     "imaging sweep": ImagingSweep,
     "optics": CoreConfig,
+    "sft": SftRecipe,
+    "dpo": DpoRecipe,
+    "reward": RewardRecipe,
+    "align demo": DemoRecipe,
 }
+
+
+ALIGN_MARKS = {"talks": "align demo", "dpo": "dpo", "reward": "reward"}
 
 
 def kind_of(path: Path) -> str:
@@ -44,6 +54,8 @@ def kind_of(path: Path) -> str:
     if path.parent.name in SCHEMAS:
         return path.parent.name
     keys = tomllib.loads(path.read_text(encoding="utf-8")).keys()
+    if path.parent.name == "align" or path.stem.startswith("align"):
+        return next((kind for mark, kind in ALIGN_MARKS.items() if mark in keys), "sft")
     marks = {
         "tokenizer": "tokens",
         "medium": "imaging sweep",
@@ -218,3 +230,17 @@ def test_a_tokens_recipe_runs_when_made_small(path, tmp_path, tiny_corpus):
     overrides = ["tokenizer.vocab_size=300", "tokenizer.padded_vocab_size=0", "tokenizer.sample_mb=1"]
     made = build_tokens(tiny_corpus, tmp_path / "tokens", load_recipe(path, TokensRecipe, overrides))
     assert made["vocab_size"] >= 302 and {shard["split"] for shard in made["shards"]} == {"train", "valid"}
+
+
+@pytest.mark.parametrize("path", [p for kind in ("sft", "dpo", "reward") for p in of_kind(kind)], ids=label)
+def test_align_recipes_are_consistent(path: Path) -> None:
+    check_align(load_recipe(path, SCHEMAS[kind_of(path)]))
+
+
+def test_the_align_demo_is_the_one_that_ships() -> None:
+    shipped = Path(isoflop.__file__).parent / "presets" / "align_demo.toml"
+    lines = [path.read_text().splitlines()[1:] for path in (shipped, ROOT / "recipes" / "align" / "demo.toml")]
+    assert lines[0] == lines[1]  # but for the place of the schema
+    recipe = load_recipe(shipped, DemoRecipe)
+    assert count_parameters(recipe.model).n_params_total <= 3_000_000
+    check(PretrainRecipe(model=recipe.model, data=DataSection(tokens="x"), train=recipe.base))

@@ -7,7 +7,7 @@ from cyclopts import Parameter
 
 from isoflop.cli.arguments import Json, Writes
 from isoflop.cli.console import flat, print_warnings, report_found
-from isoflop.errors import CheckpointError
+from isoflop.errors import CheckpointError, RecipeError
 from isoflop.recipe import NotNegativeInt, PositiveInt
 
 Device = Annotated[str, Parameter(help="where the parity report computes: cpu, cuda")]
@@ -32,6 +32,8 @@ def export(
     tokenizer: Annotated[
         Path | None, Parameter(metavar="DIR", help="default: the import's, or that of the run's tokens folder")
     ] = None,
+    adapter: Annotated[bool, Parameter(help="only the adapters of a run that has some, as peft loads them")] = False,
+    base: Annotated[str, Parameter(help="with --adapter: the base model that the folder names")] = "",
     parity: Annotated[bool, Parameter(help="compare with transformers (needs memory for both models)")] = True,
     device: Device = "cpu",
     json: Json = None,
@@ -40,6 +42,14 @@ def export(
     from isoflop.interop.export_hf import export_run
     from isoflop.interop.parity import device_of
 
+    if adapter:
+        from isoflop.interop.export_peft import export_peft
+
+        found = export_peft(run, out, base=base)
+        report_found(found, json, f"adapters in {out}", list(flat(found)))
+        return
+    if base:
+        raise RecipeError(f"--base {base} has no meaning without --adapter; leave it out")
     device = device_of(device, parity=parity)
     found = export_run(
         run,

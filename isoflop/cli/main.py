@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 
-from isoflop.cli import convert, corpus, imaging, keys, optics, scaling, train
+from isoflop.cli import align, convert, corpus, imaging, keys, optics, scaling, train
 from isoflop.cli.arguments import check, converted, sentence
 from isoflop.cli.console import print_rows, say
 from isoflop.errors import IsoflopError, RecipeError
@@ -30,6 +30,10 @@ COMMANDS: dict[str, Command] = {
     "train": train.train,
     "extend": train.extend,
     "passkey": train.passkey,
+    "sft": align.sft,
+    "dpo": align.dpo,
+    "reward": align.reward,
+    "align demo": align.align_demo,
     "score": scaling.score,
     "export": convert.export,
     "import": convert.import_,
@@ -44,6 +48,7 @@ COMMANDS: dict[str, Command] = {
 }
 GROUPS = {
     "corpus": "Raw text -> clean corpus.",
+    "align": "From a base model to an assistant.",
     "optics": "The photonic tensor core.",
     "imaging": "The second workload: objects behind a scattering slab.",
 }

@@ -9,7 +9,6 @@ import logging
 import math
 import os
 import shutil
-import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,7 +26,7 @@ from isoflop.interop.parity import compare
 from isoflop.interop.tensors import TensorFile, TensorWriter, chunks
 from isoflop.model.config import ModelConfig
 from isoflop.model.transformer import Transformer
-from isoflop.recipe import from_tree, write_json
+from isoflop.recipe import from_tree, read_tree, write_json
 from isoflop.run import commit, now
 from isoflop.training import checkpoint
 from isoflop.training.load_run import require_tokenizer_of, tokenizer_sha256_of
@@ -61,7 +60,7 @@ def open_run(run: Path, *, step: int | None = None, tokenizer: Path | None = Non
     recipe = run / "recipe.toml"
     if not recipe.is_file():
         raise CheckpointError(f"{recipe} does not exist; give the folder of isoflop train or isoflop import")
-    tree = tomllib.loads(recipe.read_text(encoding="utf-8"))
+    tree = read_tree(recipe)
     if "model" not in tree:
         raise CheckpointError(f"{recipe} has no [model]: {run} is no run of a language model")
     config = from_tree(tree["model"], ModelConfig, "model.")
@@ -172,7 +171,8 @@ def write_folder(
                 "weight_block_size": [FP8_BLOCK, FP8_BLOCK],
             }
         write_json(work / "config.json", tree)
-        write_json(work / "generation_config.json", {"bos_token_id": bos, "eos_token_id": eos, "do_sample": False})
+        stop = tokenizer_files.stop_ids(source.tokenizer, eos) if source.tokenizer else eos
+        write_json(work / "generation_config.json", {"bos_token_id": bos, "eos_token_id": stop, "do_sample": False})
         if source.tokenizer:
             tokenizer_files.write(source.tokenizer, work, seq_len=config.seq_len)
         if out.exists():

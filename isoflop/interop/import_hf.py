@@ -356,7 +356,7 @@ def _json(path: Path, way_out: str) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist; {way_out}")
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
+        tree = json.loads(path.read_text(encoding="utf-8-sig"))  # an editor may have left a byte order mark
     except ValueError as error:
         raise CheckpointError(f"{path} is not JSON ({error}); get the file again") from error
     if not isinstance(tree, dict):

@@ -3,12 +3,12 @@
 A chat template, and the rule that a text begins with BOS: transformers no longer reads `add_bos_token`, it wants the
 rule inside tokenizer.json. Importing takes that rule out of our own tokenizers again, so that their hash stays theirs.
 
-The template is DeepSeek LLM's in plain words (`User: ...`, `Assistant: ...`, arXiv 2401.02954), which any vocabulary
-can spell, or DeepSeek-V3's where the vocabulary has its two marks (arXiv 2412.19437). A model that was only
-pre-trained has never seen either.
+The template is that of `tokens/chat.py`: the folder's own, or else DeepSeek LLM's or DeepSeek-V3's layout. A model that
+was only pre-trained has never seen it.
 """
 
 import json
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,30 +16,17 @@ from typing import Any
 import tokenizers
 from tokenizers.processors import TemplateProcessing
 
-from isoflop.errors import CheckpointError
+from isoflop.errors import CheckpointError, DataError
 from isoflop.recipe import write_text
 from isoflop.tokens.bpe import BOS, EOS, Tokenizer
+from isoflop.tokens.chat import load_template, read_template, template_source
+
+log = logging.getLogger(__name__)
 
 CONFIG, MAIN = "tokenizer_config.json", "tokenizer.json"
 FILES = (MAIN, CONFIG, "special_tokens_map.json", "chat_template.jinja")
 _OURS = "tokenizer_sha256"
 """A key that only our tokenizers have: the hash without what an export adds."""
-USER, ASSISTANT = "<\uff5cUser\uff5c>", "<\uff5cAssistant\uff5c>"  # V3's special tokens
-
-_PLAIN = (
-    "{{ bos_token }}{% for message in messages %}"
-    "{% if message['role'] == 'user' %}{{ 'User: ' + message['content'] + '\\n\\n' }}"
-    "{% elif message['role'] == 'assistant' %}{{ 'Assistant: ' + message['content'] + eos_token }}"
-    "{% else %}{{ message['content'] + '\\n\\n' }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
-)
-_MARKED = (
-    "{{ bos_token }}{% for message in messages %}"
-    f"{{% if message['role'] == 'user' %}}{{{{ '{USER}' + message['content'] }}}}"
-    f"{{% elif message['role'] == 'assistant' %}}{{{{ '{ASSISTANT}' + message['content'] + eos_token }}}}"
-    "{% else %}{{ message['content'] }}{% endif %}{% endfor %}"
-    f"{{% if add_generation_prompt %}}{{{{ '{ASSISTANT}' }}}}{{% endif %}}"
-)
 
 
 def find(folder: Path) -> Path | None:
@@ -69,6 +56,18 @@ def special_ids(folder: Path) -> tuple[int | None, int | None]:
         name = name.get("content") if isinstance(name, dict) else name
         found.append(backend.token_to_id(name) if isinstance(name, str) else None)
     return found[0], found[1]
+
+
+def stop_ids(folder: Path, eos: int | None) -> int | list[int] | None:
+    """What ends an answer, for generation_config.json; a chat template may end one with another token."""
+    if read_template(folder) is None:
+        return eos
+    try:
+        found = set(load_template(folder).stop_ids) | ({eos} if eos is not None else set())
+    except DataError as error:
+        log.warning("stop tokens of the chat template are not known: %s", error)
+        return eos
+    return sorted(found) if len(found) > 1 else next(iter(found), None)
 
 
 def bring_in(source: Path, out: Path) -> None:
@@ -105,8 +104,7 @@ def write(source: Path, out: Path, *, seq_len: int) -> None:
     config.setdefault("tokenizer_class", "PreTrainedTokenizerFast")
     config.setdefault("model_max_length", seq_len)
     if "chat_template" not in config and not (source / "chat_template.jinja").is_file():
-        marked = None not in (backend.token_to_id(USER), backend.token_to_id(ASSISTANT))
-        config["chat_template"] = _MARKED if marked else _PLAIN
+        config["chat_template"] = template_source(backend)
     write_text(out / CONFIG, json.dumps(config, indent=1, ensure_ascii=False) + "\n")
 
 
@@ -121,7 +119,7 @@ def _config(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise CheckpointError(f"{path} is not JSON ({error}); get the file again") from error
     if not isinstance(config, dict):

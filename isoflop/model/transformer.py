@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from isoflop.model.attention import Cache, LatentCache, attend, document_mask
+from isoflop.model.attention import Cache, LatentCache, Spans, attend, document_mask, document_spans, takes_spans
 from isoflop.model.config import ExpertConfig, LatentConfig, ModelConfig, YarnConfig
 from isoflop.model.experts import MixtureOfExperts, Router, Routing
 from isoflop.model.loss import chunked_cross_entropy, layer_cross_entropy
@@ -90,7 +90,7 @@ class Attention(nn.Module):
         cos_TC: Tensor,
         sin_TC: Tensor,
         cache: Cache | None = None,
-        mask_B1TT: Tensor | None = None,
+        mask_B1TT: Tensor | Spans | None = None,
     ) -> Tensor:
         batch, n_tokens, _ = x_BTD.shape
         heads_BTHC = self.qkv(x_BTD).view(batch, n_tokens, -1, self.d_head)
@@ -135,7 +135,7 @@ class LatentAttention(nn.Module):
         cos_TC: Tensor,
         sin_TC: Tensor,
         cache: LatentCache | None = None,
-        mask_B1TT: Tensor | None = None,
+        mask_B1TT: Tensor | Spans | None = None,
     ) -> Tensor:
         batch, n_tokens, _ = x_BTD.shape
         sizes = self.latent
@@ -164,7 +164,7 @@ class LatentAttention(nn.Module):
         q_rope_BTHC: Tensor,
         latent_BTL: Tensor,
         k_rope_BT1C: Tensor,
-        mask_B1TT: Tensor | None,
+        mask_B1TT: Tensor | Spans | None,
     ) -> Tensor:
         """Keys and values of every head, made from the latents of these tokens."""
         kv_BTHC = self.kv_up(latent_BTL).unflatten(-1, (self.n_heads, -1))
@@ -220,7 +220,7 @@ class Block(nn.Module):
         cos_TC: Tensor,
         sin_TC: Tensor,
         cache: Cache | LatentCache | None = None,
-        mask_B1TT: Tensor | None = None,
+        mask_B1TT: Tensor | Spans | None = None,
     ) -> tuple[Tensor, Routing | None]:
         x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), cos_TC, sin_TC, cache, mask_B1TT)
         normed_BTD, routing = self.mlp_norm(x_BTD), None
@@ -253,7 +253,7 @@ class MTPModule(nn.Module):
         embedded_BTD: Tensor,
         cos_TC: Tensor,
         sin_TC: Tensor,
-        mask_B1TT: Tensor | None = None,
+        mask_B1TT: Tensor | Spans | None = None,
     ) -> tuple[Tensor, Routing | None]:
         joined_BTD = torch.cat((self.embedding_norm(embedded_BTD), self.hidden_norm(hidden_BTD)), dim=-1)
         x_BTD, routing = self.block(self.project(joined_BTD), cos_TC, sin_TC, mask_B1TT=mask_B1TT)
@@ -337,16 +337,28 @@ class Transformer(nn.Module):
             for _ in range(config.n_layers)
         ]
 
-    def forward(self, tokens_BT: Tensor, cache: list[Cache] | list[LatentCache] | None = None) -> Tensor:
-        """Hidden states after the final norm, [B, T, D]. With a cache the tokens continue what it holds."""
-        return self._run(tokens_BT, cache)[0]
+    def forward(
+        self,
+        tokens_BT: Tensor,
+        cache: list[Cache] | list[LatentCache] | None = None,
+        *,
+        documents_BT: Tensor | None = None,
+    ) -> Tensor:
+        """Hidden states after the final norm, [B, T, D]. With a cache the tokens continue what it holds.
+
+        Numbers of documents, `documents_BT`, say which tokens of a row see each other, whatever tokens they begin with.
+        """
+        return self._run(tokens_BT, cache, documents_BT)[0]
 
     def _run(
-        self, tokens_BT: Tensor, cache: list[Cache] | list[LatentCache] | None = None
+        self,
+        tokens_BT: Tensor,
+        cache: list[Cache] | list[LatentCache] | None = None,
+        documents_BT: Tensor | None = None,
     ) -> tuple[Tensor, list[Routing]]:
         start = cache[0].length if cache else 0
         cos_TC, sin_TC = self._angles(start, start + tokens_BT.shape[1])
-        mask_B1TT = None if cache else self._mask(tokens_BT)
+        mask_B1TT = None if cache else self._mask(tokens_BT, documents_BT)
         x_BTD = self.embedding(tokens_BT).to(self.dtype)
         routings = []
         for index, block in enumerate(self.blocks):
@@ -359,13 +371,20 @@ class Transformer(nn.Module):
         assert end <= self.config.seq_len, f"{end} tokens, the model was built for {self.config.seq_len}"
         return self.get_buffer("cos")[start:end], self.get_buffer("sin")[start:end]
 
-    def _mask(self, tokens_BT: Tensor) -> Tensor | None:
+    def _mask(self, tokens_BT: Tensor, documents_BT: Tensor | None = None) -> Tensor | Spans | None:
         """None is the plain causal mask, which has the fastest kernels."""
+        if documents_BT is not None:
+            plain = self.config.latent is None
+            if plain and takes_spans(documents_BT.device, self.dtype, self.config.d_head):
+                return document_spans(documents_BT)
+            return document_mask(documents_BT)
         if self.document_start is None:
             return None
         return document_mask((tokens_BT == self.document_start).cumsum(1))
 
-    def mtp_hidden(self, hidden_BTD: Tensor, tokens_BT: Tensor) -> tuple[list[Tensor], list[Routing]]:
+    def mtp_hidden(
+        self, hidden_BTD: Tensor, tokens_BT: Tensor, documents_BT: Tensor | None = None
+    ) -> tuple[list[Tensor], list[Routing]]:
         """What the head reads for tokens further ahead: of depth k, position i predicts token i + k + 1.
 
         Shapes: hidden [B, T, D] as `forward` returned it for these tokens; depth k gives [B, T - k, D].
@@ -374,7 +393,7 @@ class Transformer(nn.Module):
         for depth, module in enumerate(self.mtp, start=1):
             embedded_BTD = self.embedding(tokens_BT[:, depth:]).to(self.dtype)
             cos_TC, sin_TC = self._angles(0, embedded_BTD.shape[1])
-            mask_B1TT = self._mask(tokens_BT[:, :-depth])
+            mask_B1TT = self._mask(tokens_BT[:, :-depth], None if documents_BT is None else documents_BT[:, :-depth])
             hidden_BTD, routing = module(hidden_BTD[:, :-1], embedded_BTD, cos_TC, sin_TC, mask_B1TT)
             depths.append(hidden_BTD)
             if routing is not None:
@@ -390,18 +409,30 @@ class Transformer(nn.Module):
         return self._nll(self.forward(tokens_BT), targets_BT, chunk_tokens)
 
     def losses(
-        self, tokens_BT: Tensor, targets_BT: Tensor, chunk_tokens: int = 4096, *, with_mtp: bool = True
+        self,
+        tokens_BT: Tensor,
+        targets_BT: Tensor,
+        chunk_tokens: int = 4096,
+        *,
+        with_mtp: bool = True,
+        documents_BT: Tensor | None = None,
     ) -> Losses:
         """`loss_sum` with everything that training adds to it: further tokens' losses and where tokens were sent.
 
-        Depth k scores targets from position k on: T - k of a sequence's T.
+        Depth k scores targets from position k on: T - k of a sequence's T, and with `documents_BT` only those that
+        are in the document of the position that predicts them.
         """
-        hidden_BTD, routings = self._run(tokens_BT)
+        hidden_BTD, routings = self._run(tokens_BT, documents_BT=documents_BT)
         nats = self._nll(hidden_BTD, targets_BT, chunk_tokens)
         if not with_mtp:
             return Losses(nats, [], routings)
-        depths, mtp_routings = self.mtp_hidden(hidden_BTD, tokens_BT)
-        mtp_nats = [self._nll(depths[k - 1], targets_BT[:, k:], chunk_tokens, k) for k in range(1, len(depths) + 1)]
+        depths, mtp_routings = self.mtp_hidden(hidden_BTD, tokens_BT, documents_BT)
+        mtp_nats = []
+        for k, mtp_BTD in enumerate(depths, start=1):
+            ahead_BT = targets_BT[:, k:]
+            if documents_BT is not None:
+                ahead_BT = ahead_BT.where(documents_BT[:, k:] == documents_BT[:, :-k], -1)
+            mtp_nats.append(self._nll(mtp_BTD, ahead_BT, chunk_tokens, k))
         return Losses(nats, mtp_nats, routings + mtp_routings)
 
     def _nll(self, hidden_BTD: Tensor, targets_BT: Tensor, chunk_tokens: int, depth: int = 0) -> Tensor:

@@ -40,6 +40,7 @@ EOS = "<\uff5cend\u2581of\u2581sentence\uff5c>"  # paper
 FIM_BEGIN = "<\uff5cfim\u2581begin\uff5c>"  # paper
 FIM_HOLE = "<\uff5cfim\u2581hole\uff5c>"  # paper
 FIM_END = "<\uff5cfim\u2581end\uff5c>"  # paper
+USER, ASSISTANT = "<\uff5cUser\uff5c>", "<\uff5cAssistant\uff5c>"  # paper: DeepSeek-V3's marks of turns
 
 
 def train_tokenizer(
@@ -52,14 +53,15 @@ def train_tokenizer(
     min_frequency: int = 2,
     rules: Rules = "v1",
     fim_tokens: bool = False,
+    chat_tokens: bool = False,
     max_piece_bytes: int = MAX_PIECE_BYTES,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> "Tokenizer":
     """Train merges on `texts` until there are `vocab_size` ordinary tokens (256 bytes plus merges).
 
-    BOS, EOS, with `fim_tokens` the three of fill-in-the-middle, and `n_reserved` further special tokens are added after
-    them; the model's vocabulary is then padded to `padded_vocab_size`, or to a multiple of `pad_multiple` where that
-    is 0.
+    BOS, EOS, with `fim_tokens` the three of fill-in-the-middle, with `chat_tokens` the two marks of turns, and
+    `n_reserved` further special tokens are added after them; the model's vocabulary is then padded to
+    `padded_vocab_size`, or to a multiple of `pad_multiple` where that is 0.
 
     Raises:
         RecipeError: sizes that contradict each other.
@@ -68,7 +70,8 @@ def train_tokenizer(
     if vocab_size < N_BYTES:
         raise RecipeError(f"vocab_size = {vocab_size} must hold the {N_BYTES} byte symbols; give at least {N_BYTES}")
     fim = [FIM_HOLE, FIM_BEGIN, FIM_END] if fim_tokens else []  # in the order of the released ids
-    special = [BOS, EOS, *fim, *(f"<\uff5creserved\u2581{index}\uff5c>" for index in range(n_reserved))]
+    marks = [USER, ASSISTANT] if chat_tokens else []
+    special = [BOS, EOS, *fim, *marks, *(f"<\uff5creserved\u2581{index}\uff5c>" for index in range(n_reserved))]
     n_tokens = vocab_size + len(special)
     padded = padded_vocab_size or -(-n_tokens // pad_multiple) * pad_multiple
     if padded < n_tokens:

@@ -63,6 +63,8 @@ class TokenizerOptions:
     with line breaks)."""
     fim_tokens: bool = False
     """Three special tokens for fill-in-the-middle after BOS and EOS."""
+    chat_tokens: bool = False
+    """Two special tokens that mark turns, so that chats are laid out as DeepSeek-V3's; else as DeepSeek LLM's."""
 
 
 def with_padding(options: TokenizerOptions) -> TokenizerOptions:
@@ -249,6 +251,7 @@ def _train(
                 min_frequency=options.min_frequency,
                 rules=options.rules,
                 fim_tokens=options.fim_tokens,
+                chat_tokens=options.chat_tokens,
                 on_progress=partial(on_progress, "merges") if on_progress else None,
             )
         except TooVaried as error:

@@ -1,6 +1,6 @@
 """Checkpoints: complete, atomic, checksummed; the newest undamaged one is what a run resumes from.
 
-    checkpoints/step_00001200/model.safetensors      parameters and selection biases by name, float32
+    checkpoints/step_00001200/model.safetensors      what is trained and selection biases by name, float32
                               optimizer.safetensors  moments and step counts by parameter name
                               state.json             step, trajectory, sha256 of the two files above and of itself
 
@@ -89,7 +89,7 @@ def save(folder: Path, *, step: int, model: nn.Module, optimizer: torch.optim.Op
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir()
-        save_file({name: tensor.cpu() for name, tensor in model.state_dict().items()}, temporary / _FILES[0])
+        save_file({name: tensor.cpu() for name, tensor in trained_state(model).items()}, temporary / _FILES[0])
         save_file(_optimizer_tensors(model, optimizer), temporary / _FILES[1])
         sums = {name: _sha256(temporary / name) for name in _FILES}
         content = {**state, "step": step, "sha256": sums}
@@ -107,6 +107,12 @@ def save(folder: Path, *, step: int, model: nn.Module, optimizer: torch.optim.Op
         full = "No space left" in str(error) or "os error 28" in str(error)
         raise _explained(OSError(errno.ENOSPC if full else errno.EIO, str(error)), folder, step) from error
     return final
+
+
+def trained_state(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name, without parameters that are frozen: those stay as the run's base has them."""
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    return {name: tensor for name, tensor in model.state_dict().items() if name not in frozen}
 
 
 def adopt(folder: Path, write_model: Callable[[Path], str], *, state: dict[str, Any]) -> Path:
@@ -166,7 +172,7 @@ def load(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer | 
     """Restore parameters, buffers and optimizer state in place; returns the state dictionary with `step`."""
     state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
     weights = load_file(checkpoint / _FILES[0])
-    held = model.state_dict()
+    held = trained_state(model)
     if {k: tuple(v.shape) for k, v in weights.items()} != {k: tuple(v.shape) for k, v in held.items()}:
         raise CheckpointError(f"{checkpoint} holds a model of other sizes; use the recipe it was trained with")
     with torch.no_grad():
@@ -189,8 +195,10 @@ def prune(folder: Path, *, step: int, keep: int, pinned: set[int]) -> None:
     """
     by_step = saved(folder)
     kept = set(sorted(found for found in by_step if found <= step)[-keep:]) | {p for p in pinned if p <= step}
+    # Somebody's own storage behind a link, and what somebody's link (step_latest) leads to, are left alone.
+    linked = {path.resolve() for path in folder.iterdir() if path.is_symlink()}
     for found, path in by_step.items():
-        if found not in kept and not path.is_symlink():  # a link leads to somebody's own storage
+        if found not in kept and not path.is_symlink() and path.resolve() not in linked:
             shutil.rmtree(path, ignore_errors=True)
     for leftover in folder.glob(".writing-*"):
         shutil.rmtree(leftover, ignore_errors=True)

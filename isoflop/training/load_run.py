@@ -9,7 +9,6 @@ import dataclasses
 import json
 import os
 import shutil
-import tomllib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +19,7 @@ from isoflop.model.config import ModelConfig
 from isoflop.model.transformer import Transformer
 from isoflop.numerics.assign import assign
 from isoflop.numerics.section import NumericsSection
-from isoflop.recipe import from_tree
+from isoflop.recipe import from_tree, read_tree
 from isoflop.training import checkpoint
 
 
@@ -46,7 +45,7 @@ def find_trained(run: Path) -> Trained:
     if not recipe.is_file():
         raise CheckpointError(f"{run} has no recipe.toml; give the folder of isoflop train, extend or import")
     config, tokens = read_sizes(recipe)
-    formats = tomllib.loads(recipe.read_text(encoding="utf-8")).get("numerics")
+    formats = read_tree(recipe).get("numerics")
     numerics = from_tree(formats, NumericsSection, "numerics.") if formats else None
     found = checkpoint.newest(run / "checkpoints")
     if found is None:
@@ -56,10 +55,7 @@ def find_trained(run: Path) -> Trained:
 
 def read_sizes(recipe: Path) -> tuple[ModelConfig, str]:
     """[model] and data.tokens of a pretrain recipe. Raises RecipeError."""
-    try:
-        tree = tomllib.loads(recipe.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise RecipeError(f"recipe {recipe} is not valid TOML: {error}") from error
+    tree = read_tree(recipe)
     if "model" not in tree:
         raise RecipeError(f"recipe {recipe} has no [model] section; give a pretrain recipe or the folder of a run")
     return from_tree(tree["model"], ModelConfig, "model."), str(tree.get("data", {}).get("tokens", ""))
@@ -88,8 +84,8 @@ def tokenizer_sha256_of(run: Path) -> str:
             return sha256
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         return str(json.loads((run / "result.json").read_text(encoding="utf-8"))["tokenizer_sha256"])
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        return str(tomllib.loads((run / "recipe.toml").read_text(encoding="utf-8"))["data"]["tokenizer_sha256"])
+    with contextlib.suppress(RecipeError, KeyError, TypeError):
+        return str(read_tree(run / "recipe.toml")["data"]["tokenizer_sha256"])
     return ""
 
 

@@ -115,6 +115,7 @@ def run(
             raise CheckpointError(f"the run cannot start from {found}: {problem}; train that trunk again")
         state = checkpoint.load(found, model, optimizer)
         job.check_continues(state, found)
+        _check_format(state, found, built.dtype)
         start_step = first_step = state["step"]
         if own:
             first_step, earlier_s = state.get("first_step", 0), state.get("wall_s", 0.0)
@@ -125,7 +126,13 @@ def run(
     device = next(iter(model.state_dict().values())).device
     peak, peak_source = peak_flops_per_s(device, built.dtype) if flops_per_token else (None, None)
     plan = dataclasses.replace(job.plan, stop_at=stop_at)
-    state = {**job.identity, "first_step": first_step, "started_at": started_at, "wall_s": earlier_s}
+    state = {
+        **job.identity,
+        "precision": str(built.dtype).removeprefix("torch."),
+        "first_step": first_step,
+        "started_at": started_at,
+        "wall_s": earlier_s,
+    }
     if plan.n_steps:
         with fastest_kernels(device):
             loop = train(
@@ -169,3 +176,13 @@ def run(
     if figures["status"] in ("finished", "diverged"):
         write_json(result_path, result)
     return result
+
+
+def _check_format(state: dict[str, Any], found: Path, dtype: torch.dtype) -> None:
+    """Raises CheckpointError where the device at hand would go on in another number format: two runs in one folder."""
+    here = str(dtype).removeprefix("torch.")
+    if (began := state.get("precision", here)) != here:
+        raise CheckpointError(
+            f"{found} was trained in {began}, here it would go on in {here}, since train.precision = auto follows the "
+            f"device: go on with a device as before, or choose another folder and set train.precision"
+        )

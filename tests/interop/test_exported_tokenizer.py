@@ -15,7 +15,7 @@ from isoflop.cli import main as cli
 from isoflop.interop import tokenizer as files
 from isoflop.interop.export_hf import open_run
 from isoflop.interop.import_hf import import_folder
-from isoflop.tokens.bpe import BOS, EOS, Tokenizer
+from isoflop.tokens.bpe import ASSISTANT, BOS, EOS, USER, Tokenizer
 from isoflop.tokens.shards import TokenSet
 from isoflop.training.pretrain.workload import run_pretrain
 
@@ -94,7 +94,7 @@ def test_the_chat_template_is_the_published_layout(folder):
 def test_a_vocabulary_with_v3_marks_gets_the_v3_template(folder, tmp_path):
     source = shutil.copytree(folder, tmp_path / "marked")
     backend = files.load(source)
-    backend.add_special_tokens([files.USER, files.ASSISTANT])
+    backend.add_special_tokens([USER, ASSISTANT])
     backend.save(str(source / "tokenizer.json"))
     config = json.loads((source / "tokenizer_config.json").read_text())
     (source / "tokenizer_config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "chat_template"}))
@@ -102,7 +102,7 @@ def test_a_vocabulary_with_v3_marks_gets_the_v3_template(folder, tmp_path):
     files.write(source, tmp_path / "out", seq_len=96)
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     found = tokenizer.apply_chat_template(CHAT, tokenize=False, add_generation_prompt=True)
-    user, assistant = files.USER, files.ASSISTANT
+    user, assistant = USER, ASSISTANT
     assert found == f"{BOS}Be brief.{user}who?{assistant}me{EOS}{user}why?{assistant}"
 
 

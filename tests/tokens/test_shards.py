@@ -103,7 +103,7 @@ def test_unknown_domain_lists_the_known_ones(token_set: TokenSet) -> None:
 @pytest.mark.parametrize("name", ["default", "demo", "deepseek-v3"])
 def test_tokens_recipes_have_room_for_the_special_tokens(name: str) -> None:
     options = load_recipe(ROOT / "recipes" / "tokens" / f"{name}.toml", TokensRecipe).tokenizer
-    n_special = 2 + 3 * options.fim_tokens + options.n_reserved
+    n_special = 2 + 3 * options.fim_tokens + 2 * options.chat_tokens + options.n_reserved
     assert options.padded_vocab_size is not None
     assert options.vocab_size + n_special <= options.padded_vocab_size
 

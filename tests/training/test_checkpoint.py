@@ -228,3 +228,10 @@ def test_a_link_to_other_storage_counts_and_is_never_deleted(tmp_path):
     assert list(checkpoint.saved(tmp_path / "run")) == [2, 4]
     checkpoint.prune(tmp_path / "run", step=4, keep=1, pinned=set())
     assert (tmp_path / "run" / "step_00000002" / "state.json").is_file()
+
+
+def test_what_a_link_in_the_folder_leads_to_is_not_pruned(tmp_path):
+    saved(tmp_path, 2, 4, 6)
+    (tmp_path / "step_latest").symlink_to("step_00000002")
+    checkpoint.prune(tmp_path, step=6, keep=1, pinned=set())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_00000002", "step_00000006", "step_latest"]

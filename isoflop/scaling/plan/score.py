@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import json
 import math
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from isoflop.errors import DataError, PlanError, RecipeError
-from isoflop.recipe import load_recipe, to_tree, write_json
+from isoflop.recipe import load_recipe, read_tree, to_tree, write_json
 from isoflop.scaling.sweep.cells import record_of_run, stable_hash
 from isoflop.scaling.sweep.records import append_record, study_records
 from isoflop.training.pretrain.recipe import PretrainRecipe, check_prediction
@@ -186,8 +185,8 @@ def _result(path: Path) -> dict[str, Any]:
 
 def _is_pretrain(recipe_path: Path) -> bool:
     """Whether this is the recipe of a language model; where it cannot be read, loading it raises."""
-    with contextlib.suppress(tomllib.TOMLDecodeError, UnicodeDecodeError):
-        return "model" in tomllib.loads(recipe_path.read_text(encoding="utf-8"))
+    with contextlib.suppress(RecipeError):
+        return "model" in read_tree(recipe_path)
     return True
 
 

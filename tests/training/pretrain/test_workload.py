@@ -18,8 +18,10 @@ from safetensors.torch import load_file
 
 from isoflop.errors import CheckpointError, DataError, RecipeError
 from isoflop.model.transformer import Transformer
-from isoflop.recipe import write_recipe
+from isoflop.recipe import read_tree, write_recipe
 from isoflop.tokens.shards import TokenSet
+from isoflop.training import checkpoint
+from isoflop.training.load_run import tokenizer_sha256_of
 from isoflop.training.optim import adamw
 from isoflop.training.pretrain.recipe import check, with_train
 from isoflop.training.pretrain.workload import LanguageModel, check_layers, choose_device, run_pretrain, trajectory_of
@@ -77,6 +79,38 @@ def test_a_finished_run_is_not_repeated_and_another_recipe_in_its_folder_is_refu
     assert (tmp_path / "recipe.toml").read_bytes() == before  # the file that the message points to is still there
     with pytest.raises(CheckpointError, match="at step 30 of a run of 30 steps, this recipe has 31"):
         run_pretrain(tiny_recipe(train={"n_tokens": 31 * 64}), tmp_path)
+
+
+def test_a_run_does_not_change_its_number_format_with_the_device(tmp_path, tiny_recipe, monkeypatch):
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr("isoflop.training.pretrain.workload._precision", lambda *_: torch.bfloat16)
+        run_pretrain(tiny_recipe(checkpoint={"every_steps": 5}), tmp_path, should_stop=stopping_after(12))
+    with pytest.raises(
+        CheckpointError, match=r"was trained in bfloat16, here it would go on in float32.*another folder"
+    ):
+        run_pretrain(tiny_recipe(), tmp_path)
+
+
+def test_a_run_keeps_its_tokenizer_and_whole_paths(tmp_path, tiny_recipe, tiny_tokens):
+    run_pretrain(tiny_recipe(), tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (tmp_path / "tokenizer" / name).read_bytes() == (tiny_tokens / name).read_bytes()
+    assert Path(read_tree(tmp_path / "recipe.toml")["data"]["tokens"]) == tiny_tokens.resolve()
+    assert tokenizer_sha256_of(tmp_path) == json.loads((tmp_path / "result.json").read_text())["tokenizer_sha256"]
+
+
+def test_weights_of_a_run_with_another_tokenizer_are_no_start(tmp_path, tiny_recipe):
+    run_pretrain(tiny_recipe(), tmp_path / "first")
+    found = checkpoint.newest(tmp_path / "first" / "checkpoints")
+    assert found is not None
+    sha256 = json.loads((found / "state.json").read_text())["sha256"]["model.safetensors"]
+    kept = tmp_path / "first" / "tokenizer" / "tokenizer_config.json"
+    tree = json.loads(kept.read_text())
+    kept.unlink()  # a link to the file of the tokens folder
+    kept.write_text(json.dumps({**tree, "tokenizer_sha256": "0" * 64}))
+    recipe = tiny_recipe(initial={"checkpoint": str(found), "model_sha256": sha256})
+    with pytest.raises(CheckpointError, match=r"was trained with 000000000000: the folder was built anew"):
+        run_pretrain(recipe, tmp_path / "second")
 
 
 def test_a_corrupted_newest_checkpoint_is_named_and_the_run_ends_the_same(tmp_path, tiny_recipe, caplog):

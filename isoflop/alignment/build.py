@@ -1,0 +1,140 @@
+"""A resolved recipe of alignment as a model on its device, ready to be trained; and what the run leaves at its end."""
+
+import hashlib
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import save_file
+
+from isoflop.alignment.adapters import add_adapters, merged_weights
+from isoflop.alignment.recipe import MICRO_TOKENS, Recipe
+from isoflop.alignment.samples import Samples
+from isoflop.alignment.start import MERGED, Start, save_tokenizer
+from isoflop.model.transformer import Transformer
+from isoflop.numerics.assign import assign
+from isoflop.numerics.noise import NoiseKey
+from isoflop.recipe import write_recipe
+from isoflop.training import checkpoint
+from isoflop.training.device import choose_device
+from isoflop.training.loop import Saving, StepPlan
+from isoflop.training.optim import adamw
+from isoflop.training.saturation import watch_clipping
+from isoflop.training.step_hooks import NoiseHook, StepHook
+
+log = logging.getLogger(__name__)
+
+BEFORE = "before.json"
+"""In the run folder: what the model scored and said at step 0."""
+
+
+class Prepared(NamedTuple):
+    """A model with the weights it starts from."""
+
+    model: Transformer
+    dtype: torch.dtype
+    hooks: list[StepHook]
+
+
+def prepare(recipe: Recipe, start: Start) -> Prepared:
+    """The model of the run it starts from, on the device, with adapters and number formats where asked for.
+
+    Raises:
+        RecipeError: a device that is not there, adapter targets or number formats that match no layer.
+    """
+    t = recipe.train
+    if t.threads:
+        torch.set_num_threads(t.threads)
+    device = choose_device(t.device)
+    dtype = precision(t.precision, device)
+    model = Transformer(start.config, dtype).to(device)
+    checkpoint.load(start.checkpoint, model, None)
+    hooks: list[StepHook] = []
+    if recipe.numerics is not None:
+        noise_key = NoiseKey(t.seed, recipe.numerics.seed)
+        assign(model, recipe.numerics, noise_key)
+        hooks = [*watch_clipping(model), NoiseHook(noise_key)]
+    if recipe.adapter is not None:
+        names = add_adapters(model, recipe.adapter, torch.Generator().manual_seed(t.seed))
+        n_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        log.info("adapters on %d layers: %d parameters are trained", len(names), n_trained)
+    if t.compile:
+        for block in model.all_blocks():
+            block.compile(dynamic=False)
+    return Prepared(model, dtype, hooks)
+
+
+def begin_folder(run_dir: Path, recipe: Recipe, start: Start, samples: Samples) -> None:
+    """What a run folder holds from its first moment; the recipe first, so that a killed run is known as one."""
+    write_recipe(run_dir / "recipe.toml", recipe, header="resolved recipe of this run")
+    samples.write(run_dir)
+    save_tokenizer(start, run_dir)
+
+
+def optimizer_of(recipe: Recipe, model: torch.nn.Module) -> torch.optim.AdamW:
+    """AdamW as the recipe says, of what is trained."""
+    t = recipe.train
+    return adamw(model, learning_rate=t.learning_rate, betas=(t.beta1, t.beta2), eps=t.eps, weight_decay=t.weight_decay)
+
+
+def plan_of(recipe: Recipe, n_steps: int) -> StepPlan:
+    """Which steps are taken; shapes differ from step to step, so none is captured."""
+    t = recipe.train
+    return StepPlan(
+        n_steps,
+        rate=lambda step: t.rate(step, n_steps),
+        clip_norm=t.clip_norm,
+        validate_every=recipe.validate.every_steps,
+        graph=False,
+    )
+
+
+def saving_of(recipe: Recipe) -> Saving:
+    """When checkpoints are written."""
+    return Saving(recipe.checkpoint.every_steps, recipe.checkpoint.every_s, recipe.checkpoint.keep)
+
+
+def micro_tokens(recipe: Recipe) -> int:
+    """Tokens of a forward pass."""
+    return recipe.train.micro_tokens or MICRO_TOKENS
+
+
+def precision(name: str, device: torch.device) -> torch.dtype:
+    """Of activations and products."""
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+
+
+def write_merged(run_dir: Path, recipe: Recipe, start: Start, model: Transformer) -> Path:
+    """RUN/merged: the whole model as a run of its own, which export, evaluation and the next stage read.
+
+    Written once the run has finished; the folder appears when it is complete.
+    """
+    folder = run_dir / MERGED
+    if (folder / "recipe.toml").is_file():
+        return folder
+    state = {name: tensor.cpu().contiguous() for name, tensor in merged_weights(model).items()}
+
+    def write(path: Path) -> str:
+        save_file(state, path)
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    checkpoints = folder / "checkpoints"
+    if (checkpoints / "step_00000000").exists():  # half written before a crash
+        shutil.rmtree(checkpoints / "step_00000000")
+    checkpoint.adopt(checkpoints, write, state={"merged_from": start.model_sha256})
+    save_tokenizer(start, folder)
+    write_recipe(folder / "recipe.toml", {"model": start.config}, header=f"adapters of {run_dir.name} merged")
+    return folder
+
+
+def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
+    """Lines of metrics.jsonl."""
+    path = run_dir / "metrics.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    return [json.loads(line) for line in lines if line.strip()]
