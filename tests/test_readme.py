@@ -11,6 +11,7 @@ import pytest
 from places import ROOT
 
 import isoflop
+from isoflop.alignment.recipe import DpoRecipe, RewardRecipe, SftRecipe
 from isoflop.cli import main as cli
 from isoflop.cli.arguments import is_override
 from isoflop.corpus.recipe import CorpusRecipe
@@ -38,6 +39,9 @@ RECIPES = {
     "inspect": PretrainRecipe,
     "train": PretrainRecipe,
     "extend": ExtendRecipe,
+    "sft": SftRecipe,
+    "dpo": DpoRecipe,
+    "reward": RewardRecipe,
 }
 """Command -> the recipe that it reads; those of imaging have tests of their own."""
 WORD = r"(?:[^\s'();&,]+(?:'[^']*')?|'[^']*')"
