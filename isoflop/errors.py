@@ -7,7 +7,9 @@
         |-- CheckpointError  a damaged, missing or foreign checkpoint
         |-- FitError       too few or unfit runs for the law that was asked for
         |-- PlanError      a plan that can't be met (budget, memory)
-        `-- SandboxError   model-written code can't be contained here, or a job that can't be run
+        |-- SandboxError   model-written code can't be contained here, or a job that can't be run
+        `-- RequestError   a request that the serving engine can't take
+            `-- BusyError  the same request can be taken later
 
 OpticsError of isoflop.optics, which imports nothing of ours, is a RecipeError once a recipe is read (isoflop.recipe);
 the command line treats what is left of it alike. A message names the key, the value, the rule and a way out.
@@ -36,6 +38,14 @@ class FitError(IsoflopError):
 
 class PlanError(IsoflopError):
     """A plan that cannot be met."""
+
+
+class RequestError(IsoflopError):
+    """A request that the serving engine cannot take."""
+
+
+class BusyError(RequestError):
+    """A request that can be taken later."""
 
 
 class SandboxError(IsoflopError):

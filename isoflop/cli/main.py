@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 
-from isoflop.cli import align, convert, corpus, imaging, keys, optics, scaling, train
+from isoflop.cli import align, convert, corpus, imaging, keys, optics, scaling, serving, train
 from isoflop.cli.arguments import check, converted, sentence
 from isoflop.cli.console import print_rows, say
 from isoflop.errors import IsoflopError, RecipeError
@@ -34,6 +34,8 @@ COMMANDS: dict[str, Command] = {
     "dpo": align.dpo,
     "reward": align.reward,
     "align demo": align.align_demo,
+    "generate": serving.generate,
+    "chat": serving.chat,
     "score": scaling.score,
     "export": convert.export,
     "import": convert.import_,

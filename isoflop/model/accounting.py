@@ -170,6 +170,29 @@ def kv_bytes_per_token(config: ModelConfig, precision: str = "bf16") -> int:
     return config.n_layers * kept * _bytes(precision)
 
 
+def decode_bytes(config: ModelConfig, batch: int, context: int, precision: str = "bf16") -> int:
+    """Bytes that a decoding step must read: one new token for each of `batch` sequences that hold `context` tokens.
+
+    Over the read bandwidth of a device this is the floor of a step's time. Read once whatever the batch: weights of
+    products, in the compute format, and norms, routers and selection biases, in float32. Read for each sequence: its
+    row of the embedding and what is kept of its tokens. Of the routed experts those that some token uses: E (1 -
+    (1 - A/E)^batch) of E on average, if tokens choose their A independently and evenly. Prediction modules are left
+    out.
+    """
+    if batch < 1 or context < 0:
+        raise RecipeError(f"batch = {batch} must be at least 1 and context = {context} at least 0")
+    width, count, experts = _bytes(precision), count_parameters(config), config.experts
+    products, wide, idle = count.n_params_matmul + count.n_params_head, count.n_params_norm, 0.0
+    if experts is not None:
+        router = config.n_expert_layers * config.d_model * experts.n_experts
+        products, wide = products - router, wide + router
+        wide += config.n_expert_layers * experts.n_experts if experts.selection_bias else 0
+        unused = (1 - experts.n_active / experts.n_experts) ** batch * experts.n_experts
+        idle = config.n_expert_layers * unused * 3 * config.d_model * experts.d_expert
+    per_sequence = config.d_model * width + context * kv_bytes_per_token(config, precision)
+    return round((products - idle) * width) + 4 * wide + batch * per_sequence
+
+
 @dataclass(frozen=True)
 class Memory:
     """Bytes on one device during a training step; the parts are held at once, temporaries of one operation are not in.

@@ -1,7 +1,6 @@
-"""One attention call, its kernel chosen by device, and the caches that decoding writes into.
+"""One attention call, its kernel chosen by device. What decoding keeps of earlier tokens is in pages.py.
 
-Shapes: B batch, T new tokens, S tokens attended to, H query heads, G key/value heads, C channels of a head, L channels
-of the latent.
+Shapes: B batch, T new tokens, S tokens attended to, H query heads, G key/value heads, C channels of a head.
 """
 
 import contextlib
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.bias import causal_lower_right
 
 _CUDA_ORDER = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
@@ -23,43 +23,6 @@ def fastest_kernels(device: torch.device) -> contextlib.AbstractContextManager:
     cuDNN has the fastest causal kernel on Hopper for heads of 64 and 128 channels (docs/log.md).
     """
     return sdpa_kernel(_CUDA_ORDER, set_priority=True) if device.type == "cuda" else contextlib.nullcontext()
-
-
-class Cache:
-    """Keys and values of one layer for decoding: [B, G, capacity, C] buffers and the number of tokens held."""
-
-    def __init__(self, batch: int, n_kv_heads: int, capacity: int, d_head: int, *, dtype: torch.dtype, device):
-        self.keys = torch.zeros(batch, n_kv_heads, capacity, d_head, dtype=dtype, device=device)
-        self.values = torch.zeros_like(self.keys)
-        self.length = 0
-
-    def append(self, k_BGTC: Tensor, v_BGTC: Tensor) -> tuple[Tensor, Tensor]:
-        """Write T new tokens; return views of everything held so far, [B, G, S, C] each."""
-        end = self.length + k_BGTC.shape[2]
-        assert end <= self.keys.shape[2], f"cache holds {self.keys.shape[2]} tokens, {end} needed"
-        self.keys[:, :, self.length : end] = k_BGTC
-        self.values[:, :, self.length : end] = v_BGTC
-        self.length = end
-        return self.keys[:, :, :end], self.values[:, :, :end]
-
-
-class LatentCache:
-    """What latent attention keeps of one layer: [B, 1, capacity, L + rotary channels], and the number of tokens held.
-
-    The latent is held after its norm and the rotary key after its turn, so nothing is computed twice.
-    """
-
-    def __init__(self, batch: int, capacity: int, d_latent: int, d_rope: int, *, dtype: torch.dtype, device):
-        self.joint = torch.zeros(batch, 1, capacity, d_latent + d_rope, dtype=dtype, device=device)
-        self.length = 0
-
-    def append(self, latent_BTL: Tensor, k_rope_BTC: Tensor) -> Tensor:
-        """Write T new tokens; return a view of everything held so far, [B, 1, S, L + C]."""
-        end = self.length + latent_BTL.shape[1]
-        assert end <= self.joint.shape[2], f"cache holds {self.joint.shape[2]} tokens, {end} needed"
-        self.joint[:, 0, self.length : end] = torch.cat((latent_BTL, k_rope_BTC), dim=-1)
-        self.length = end
-        return self.joint[:, :, :end]
 
 
 def document_mask(documents_BT: Tensor) -> Tensor:
@@ -147,5 +110,7 @@ def attend(
         )
     if n_new == n_seen:
         return F.scaled_dot_product_attention(q_BHTC, k_BGSC, v_BGSC, is_causal=True, scale=scale, enable_gqa=grouped)
-    mask_TS = torch.ones(n_new, n_seen, dtype=torch.bool, device=q_BHTC.device).tril(n_seen - n_new)
-    return F.scaled_dot_product_attention(q_BHTC, k_BGSC, v_BGSC, attn_mask=mask_TS, scale=scale, enable_gqa=grouped)
+    lower_right = causal_lower_right(n_new, n_seen)  # a rule, not a tensor, where the device has a kernel for it
+    return F.scaled_dot_product_attention(
+        q_BHTC, k_BGSC, v_BGSC, attn_mask=lower_right, scale=scale, enable_gqa=grouped
+    )

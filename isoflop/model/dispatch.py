@@ -117,11 +117,12 @@ def looped_product(
     if ends_E.is_meta:  # nobody knows the counts there, and no shape depends on them
         return x_RD @ weight_EFD[0].T
     counts = torch.diff(ends_E, prepend=ends_E.new_zeros(1)).tolist()
-    parts = zip(x_RD.split(counts), weight_EFD.unbind(0), strict=True)
+    parts = list(enumerate(zip(x_RD.split(counts), weight_EFD.unbind(0), strict=True), start=first_part))
+    if not torch.is_grad_enabled() and len(x_RD):  # decoding has many experts without rows; training wants their zeros
+        parts = [part for part, count in zip(parts, counts, strict=True) if count]
     if numerics is None:
-        return torch.cat([part_RD @ weight_FD.T for part_RD, weight_FD in parts])
-    numbered = enumerate(parts, start=first_part)
-    return torch.cat([numerics(part_RD, weight_FD, part) for part, (part_RD, weight_FD) in numbered])
+        return torch.cat([part_RD @ weight_FD.T for _, (part_RD, weight_FD) in parts])
+    return torch.cat([numerics(part_RD, weight_FD, part) for part, (part_RD, weight_FD) in parts])
 
 
 class _GroupedProduct(torch.autograd.Function):

@@ -11,16 +11,18 @@ L channels of a latent, F d_ff, V vocabulary.
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from isoflop.model.attention import Cache, LatentCache, Spans, attend, document_mask, document_spans, takes_spans
+from isoflop.model.attention import Spans, attend, document_mask, document_spans, takes_spans
 from isoflop.model.config import ExpertConfig, LatentConfig, ModelConfig, YarnConfig
-from isoflop.model.experts import MixtureOfExperts, Router, Routing
+from isoflop.model.experts import Experts, MixtureOfExperts, Router, Routing
 from isoflop.model.loss import chunked_cross_entropy, layer_cross_entropy
+from isoflop.model.pages import Cache, Held, LayerPages, Rows, Step
 from isoflop.numerics.linear import Linear
 
 
@@ -33,6 +35,8 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x_BTD: Tensor) -> Tensor:
+        if x_BTD.dtype == torch.float32:
+            return F.rms_norm(x_BTD, (x_BTD.shape[-1],), self.weight, self.eps)
         wide = torch.promote_types(x_BTD.dtype, torch.float32)  # statistics at least in float32
         return F.rms_norm(x_BTD.to(wide), (x_BTD.shape[-1],), self.weight, self.eps).to(x_BTD.dtype)
 
@@ -89,28 +93,29 @@ class Attention(nn.Module):
         x_BTD: Tensor,
         cos_TC: Tensor,
         sin_TC: Tensor,
-        cache: Cache | None = None,
+        held: Held | None = None,
         mask_B1TT: Tensor | Spans | None = None,
     ) -> Tensor:
         batch, n_tokens, _ = x_BTD.shape
         heads_BTHC = self.qkv(x_BTD).view(batch, n_tokens, -1, self.d_head)
         # split, not slices: the backward of a split is one concatenation, that of a slice fills a zero tensor
         qk_BTHC, v_BTGC = heads_BTHC.split((self.n_heads + self.n_kv_heads, self.n_kv_heads), dim=2)
-        turned_BHTC = rotate(qk_BTHC, cos_TC, sin_TC).transpose(1, 2)
-        q_BHTC, k_BGTC = turned_BHTC.split((self.n_heads, self.n_kv_heads), dim=1)
-        v_BGTC = v_BTGC.transpose(1, 2)
-        if cache is not None:
-            k_BGTC, v_BGTC = cache.append(k_BGTC, v_BGTC)
-        mixed_BHTC = attend(q_BHTC, k_BGTC, v_BGTC, self.scale, mask_B1TT)
+        turned_BTHC = rotate(qk_BTHC, cos_TC, sin_TC)
+        if held is not None:
+            q_NHC, k_NGC = turned_BTHC[0].split((self.n_heads, self.n_kv_heads), dim=1)
+            held.pages.write(held.step, k_NGC, v_BTGC[0])
+            return self.out(held.pages.attend(held.step, q_NHC, self.scale).flatten(1))[None]
+        q_BHTC, k_BGTC = turned_BTHC.transpose(1, 2).split((self.n_heads, self.n_kv_heads), dim=1)
+        mixed_BHTC = attend(q_BHTC, k_BGTC, v_BTGC.transpose(1, 2), self.scale, mask_B1TT)
         return self.out(mixed_BHTC.transpose(1, 2).reshape(batch, n_tokens, -1))
 
 
 class LatentAttention(nn.Module):
     """Multi-head latent attention: every head's keys and values are made from one narrow latent per token.
 
-    Only that latent and one rotary key are cached. Training and prefill make keys and values of all heads (naive
-    form); decoding folds `kv_up` into queries and outputs instead (absorbed form) and attends to the latents
-    themselves, one key head for all query heads. Both are the same function.
+    Only that latent and one rotary key are cached. Training and prompts make keys and values of all heads (naive
+    form); rows of a few new tokens fold `kv_up` into queries and outputs instead (absorbed form) and attend to the
+    latents themselves, one key head for all query heads. Both are the same function.
     Source: arXiv 2412.19437, section 2.1.1, eq. 1 to 11; arXiv 2405.04434, section 2.1 and appendix C.
     """
 
@@ -134,7 +139,7 @@ class LatentAttention(nn.Module):
         x_BTD: Tensor,
         cos_TC: Tensor,
         sin_TC: Tensor,
-        cache: LatentCache | None = None,
+        held: Held | None = None,
         mask_B1TT: Tensor | Spans | None = None,
     ) -> Tensor:
         batch, n_tokens, _ = x_BTD.shape
@@ -145,18 +150,31 @@ class LatentAttention(nn.Module):
         latent_BTL = self.kv_norm(latent_BTL)
         q_rope_BTHC = rotate(q_rope_BTHC, cos_TC, sin_TC)
         k_rope_BT1C = rotate(k_rope_BTC[:, :, None], cos_TC, sin_TC)
-        earlier = 0
-        if cache is not None:
-            earlier = cache.length
-            joint_B1SL = cache.append(latent_BTL, k_rope_BT1C[:, :, 0])
-        if earlier and self.kv_up.numerics is not None:  # folding kv_up away would bypass its number format
-            latent_BSL, k_rope_BSC = joint_B1SL[:, 0].split((sizes.d_kv_latent, sizes.d_rope), -1)
-            mixed_BTHC = self._naive(q_nope_BTHC, q_rope_BTHC, latent_BSL, k_rope_BSC[:, :, None], None)
-        elif earlier:
-            mixed_BTHC = self._absorbed(q_nope_BTHC, q_rope_BTHC, joint_B1SL)
+        if held is not None:
+            # the latent is kept after its norm and the key after its turn, so nothing is computed twice
+            held.pages.write(held.step, torch.cat((latent_BTL[0, :, None], k_rope_BT1C[0]), -1))
+            mixed_BTHC = self._attend_held(q_nope_BTHC, q_rope_BTHC, held)
         else:
             mixed_BTHC = self._naive(q_nope_BTHC, q_rope_BTHC, latent_BTL, k_rope_BT1C, mask_B1TT)
         return self.out(mixed_BTHC.reshape(batch, n_tokens, -1))
+
+    def _attend_held(self, q_nope_BTHC: Tensor, q_rope_BTHC: Tensor, held: Held) -> Tensor:
+        """A step's rows in the absorbed form, its chunks in the naive one."""
+        pages, step, parts = held.pages, held.step, []
+        if step.rows is not None:
+            n = step.rows.n_tokens
+            form = self._absorbed if self.kv_up.numerics is None else self._rows_naive  # else its format is bypassed
+            parts.append(form(q_nope_BTHC[0, :n], q_rope_BTHC[0, :n], pages, step.rows))
+        for chunk in step.chunks:
+            at = slice(chunk.first, chunk.last)
+            latent_BSL, k_rope_BS1C = self._split(pages.of_chunk(chunk)[0])
+            parts.append(self._naive(q_nope_BTHC[:, at], q_rope_BTHC[:, at], latent_BSL, k_rope_BS1C)[0])
+        return (parts[0] if len(parts) == 1 else torch.cat(parts))[None]
+
+    def _split(self, joint_BS1L: Tensor) -> tuple[Tensor, Tensor]:
+        """Latents [B, S, L] and rotary keys [B, S, 1, C] of what is kept."""
+        latent_BS1L, k_rope_BS1C = joint_BS1L.split((self.latent.d_kv_latent, self.latent.d_rope), -1)
+        return latent_BS1L[:, :, 0], k_rope_BS1C
 
     def _naive(
         self,
@@ -164,7 +182,7 @@ class LatentAttention(nn.Module):
         q_rope_BTHC: Tensor,
         latent_BTL: Tensor,
         k_rope_BT1C: Tensor,
-        mask_B1TT: Tensor | Spans | None,
+        mask_B1TT: Tensor | Spans | None = None,
     ) -> Tensor:
         """Keys and values of every head, made from the latents of these tokens."""
         kv_BTHC = self.kv_up(latent_BTL).unflatten(-1, (self.n_heads, -1))
@@ -174,15 +192,21 @@ class LatentAttention(nn.Module):
         q_BHTC, k_BHTC, v_BHTC = (part.transpose(1, 2) for part in (q_BTHC, k_BTHC, v_BTHC))
         return attend(q_BHTC, k_BHTC, v_BHTC, self.scale, mask_B1TT).transpose(1, 2)
 
-    def _absorbed(self, q_nope_BTHC: Tensor, q_rope_BTHC: Tensor, joint_B1SL: Tensor) -> Tensor:
-        """Scores against the cached latents themselves, values made from the mixed latent."""
-        sizes = self.latent
-        weight_HCL = self.kv_up.weight.to(q_nope_BTHC.dtype).unflatten(0, (self.n_heads, -1))
-        k_up_HCL, v_up_HCL = weight_HCL.split((sizes.d_nope, sizes.d_value), 1)
-        q_BTHL = torch.cat((torch.einsum("bthc,hcl->bthl", q_nope_BTHC, k_up_HCL), q_rope_BTHC), -1)
-        latent_B1SL = joint_B1SL[..., : sizes.d_kv_latent]
-        mixed_BHTL = attend(q_BTHL.transpose(1, 2), joint_B1SL, latent_B1SL, self.scale)
-        return torch.einsum("bhtl,hcl->bthc", mixed_BHTL, v_up_HCL)
+    def _rows_naive(self, q_nope_NHC: Tensor, q_rope_NHC: Tensor, pages: LayerPages, rows: Rows) -> Tensor:
+        """The naive form of a step's rows."""
+        latent_RSL, k_rope_RS1C = self._split(pages.of_rows(rows)[0])
+        q_nope_RWHC, q_rope_RWHC = (q_NHC.unflatten(0, (-1, rows.width)) for q_NHC in (q_nope_NHC, q_rope_NHC))
+        mask_R1WS = rows.mask(latent_RSL.shape[1], 1)
+        mixed_RWHC = self._naive(q_nope_RWHC, q_rope_RWHC, latent_RSL, k_rope_RS1C, mask_R1WS)
+        return mixed_RWHC.flatten(0, 1)
+
+    def _absorbed(self, q_nope_NHC: Tensor, q_rope_NHC: Tensor, pages: LayerPages, rows: Rows) -> Tensor:
+        """Scores against the latents themselves, values made from the mixed latent."""
+        weight_HCL = self.kv_up.weight.to(q_nope_NHC.dtype).unflatten(0, (self.n_heads, -1))
+        k_up_HCL, v_up_HCL = weight_HCL.split((self.latent.d_nope, self.latent.d_value), 1)
+        q_NHL = torch.cat((torch.einsum("nhc,hcl->nhl", q_nope_NHC, k_up_HCL), q_rope_NHC), -1)
+        mixed_NHL = pages.attend_rows(rows, q_NHL, self.scale)
+        return torch.einsum("nhl,hcl->nhc", mixed_NHL, v_up_HCL)
 
 
 class MLP(nn.Module):
@@ -219,10 +243,10 @@ class Block(nn.Module):
         x_BTD: Tensor,
         cos_TC: Tensor,
         sin_TC: Tensor,
-        cache: Cache | LatentCache | None = None,
+        held: Held | None = None,
         mask_B1TT: Tensor | Spans | None = None,
     ) -> tuple[Tensor, Routing | None]:
-        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), cos_TC, sin_TC, cache, mask_B1TT)
+        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), cos_TC, sin_TC, held, mask_B1TT)
         normed_BTD, routing = self.mlp_norm(x_BTD), None
         if isinstance(self.mlp, MixtureOfExperts):
             update_BTD, routing = self.mlp(normed_BTD)
@@ -253,10 +277,11 @@ class MTPModule(nn.Module):
         embedded_BTD: Tensor,
         cos_TC: Tensor,
         sin_TC: Tensor,
+        held: Held | None = None,
         mask_B1TT: Tensor | Spans | None = None,
     ) -> tuple[Tensor, Routing | None]:
         joined_BTD = torch.cat((self.embedding_norm(embedded_BTD), self.hidden_norm(hidden_BTD)), dim=-1)
-        x_BTD, routing = self.block(self.project(joined_BTD), cos_TC, sin_TC, mask_B1TT=mask_B1TT)
+        x_BTD, routing = self.block(self.project(joined_BTD), cos_TC, sin_TC, held, mask_B1TT)
         return self.norm(x_BTD), routing
 
 
@@ -322,54 +347,68 @@ class Transformer(nn.Module):
         self.mtp = nn.ModuleList()
         self.config = dataclasses.replace(self.config, mtp_depth=0)
 
-    def new_cache(self, batch: int, capacity: int | None = None) -> list[Cache] | list[LatentCache]:
-        """Empty caches for decoding `batch` sequences of at most `capacity` tokens (default: seq_len)."""
-        config = self.config
-        capacity = config.seq_len if capacity is None else capacity
-        device, dtype, latent = self.embedding.weight.device, self.dtype, config.latent
-        if latent is not None:
-            return [
-                LatentCache(batch, capacity, latent.d_kv_latent, latent.d_rope, dtype=dtype, device=device)
-                for _ in range(config.n_layers)
-            ]
-        return [
-            Cache(batch, config.n_kv_heads, capacity, config.d_head, dtype=dtype, device=device)
-            for _ in range(config.n_layers)
-        ]
+    def new_cache(self, batch: int, capacity: int | None = None) -> Cache:
+        """Empty pages for decoding `batch` sequences of at most `capacity` tokens (default: seq_len)."""
+        capacity = self.config.seq_len if capacity is None else capacity
+        device = self.embedding.weight.device
+        return Cache(self.config, batch, capacity, n_layers=self.config.n_layers, dtype=self.dtype, device=device)
 
-    def forward(
-        self,
-        tokens_BT: Tensor,
-        cache: list[Cache] | list[LatentCache] | None = None,
-        *,
-        documents_BT: Tensor | None = None,
-    ) -> Tensor:
+    def forward(self, tokens_BT: Tensor, cache: Cache | None = None, *, documents_BT: Tensor | None = None) -> Tensor:
         """Hidden states after the final norm, [B, T, D]. With a cache the tokens continue what it holds.
 
         Numbers of documents, `documents_BT`, say which tokens of a row see each other, whatever tokens they begin with.
         """
-        return self._run(tokens_BT, cache, documents_BT)[0]
+        if cache is None:
+            return self._run(tokens_BT, documents_BT)[0]
+        step = cache.extend(tokens_BT.shape[1])
+        return self.step(tokens_BT.flatten(), step, cache.layers).view(*tokens_BT.shape, -1)
 
-    def _run(
-        self,
-        tokens_BT: Tensor,
-        cache: list[Cache] | list[LatentCache] | None = None,
-        documents_BT: Tensor | None = None,
-    ) -> tuple[Tensor, list[Routing]]:
-        start = cache[0].length if cache else 0
-        cos_TC, sin_TC = self._angles(start, start + tokens_BT.shape[1])
-        mask_B1TT = None if cache else self._mask(tokens_BT, documents_BT)
+    def _run(self, tokens_BT: Tensor, documents_BT: Tensor | None = None) -> tuple[Tensor, list[Routing]]:
+        cos_TC, sin_TC = self._angles(tokens_BT.shape[1])
+        mask_B1TT = self._mask(tokens_BT, documents_BT)
         x_BTD = self.embedding(tokens_BT).to(self.dtype)
         routings = []
-        for index, block in enumerate(self.blocks):
-            x_BTD, routing = block(x_BTD, cos_TC, sin_TC, cache[index] if cache else None, mask_B1TT)
+        for block in self.blocks:
+            x_BTD, routing = block(x_BTD, cos_TC, sin_TC, None, mask_B1TT)
             if routing is not None:
                 routings.append(routing)
         return self.norm(x_BTD), routings
 
-    def _angles(self, start: int, end: int) -> tuple[Tensor, Tensor]:
+    def step(self, tokens_N: Tensor, step: Step, layers: Sequence[LayerPages]) -> Tensor:
+        """Hidden states after the final norm of a step's tokens, [N, D]; what they leave behind is written to pages."""
+        cos_NC, sin_NC = self._angles_at(step.positions_N)
+        x_BND = self.embedding(tokens_N[None]).to(self.dtype)
+        for block, pages in zip(self.blocks, layers):
+            x_BND, _ = block(x_BND, cos_NC, sin_NC, Held(pages, step))
+        return self.norm(x_BND)[0]
+
+    def mtp_step(self, depth: int, hidden_ND: Tensor, tokens_N: Tensor, step: Step, pages: LayerPages) -> Tensor:
+        """`mtp_hidden` of one depth for a step: what the head reads, [N, D].
+
+        Position i takes what the head reads at depth - 1, `hidden_ND`, and token i + depth, as in training.
+        """
+        cos_NC, sin_NC = self._angles_at(step.positions_N)
+        embedded_BND = self.embedding(tokens_N[None]).to(self.dtype)
+        return self.mtp[depth - 1](hidden_ND[None], embedded_BND, cos_NC, sin_NC, Held(pages, step))[0][0]
+
+    def cast_once(self) -> None:
+        """Keep the weights of products in the dtype of the activations: no step casts them again.
+
+        Norms, routers and layers with a number format of their own keep float32. For models that are only asked.
+        """
+        self.requires_grad_(False)
+        for module in self.modules():
+            if isinstance(module, (Linear, Experts, nn.Embedding)) and getattr(module, "numerics", None) is None:
+                for parameter in module.parameters(recurse=False):
+                    parameter.data = parameter.data.to(self.dtype)
+
+    def _angles(self, end: int) -> tuple[Tensor, Tensor]:
         assert end <= self.config.seq_len, f"{end} tokens, the model was built for {self.config.seq_len}"
-        return self.get_buffer("cos")[start:end], self.get_buffer("sin")[start:end]
+        return self.get_buffer("cos")[:end], self.get_buffer("sin")[:end]
+
+    def _angles_at(self, positions_N: Tensor) -> tuple[Tensor, Tensor]:
+        cos, sin = self.get_buffer("cos"), self.get_buffer("sin")
+        return cos.index_select(0, positions_N), sin.index_select(0, positions_N)
 
     def _mask(self, tokens_BT: Tensor, documents_BT: Tensor | None = None) -> Tensor | Spans | None:
         """None is the plain causal mask, which has the fastest kernels."""
@@ -392,15 +431,15 @@ class Transformer(nn.Module):
         depths, routings = [], []
         for depth, module in enumerate(self.mtp, start=1):
             embedded_BTD = self.embedding(tokens_BT[:, depth:]).to(self.dtype)
-            cos_TC, sin_TC = self._angles(0, embedded_BTD.shape[1])
+            cos_TC, sin_TC = self._angles(embedded_BTD.shape[1])
             mask_B1TT = self._mask(tokens_BT[:, :-depth], None if documents_BT is None else documents_BT[:, :-depth])
-            hidden_BTD, routing = module(hidden_BTD[:, :-1], embedded_BTD, cos_TC, sin_TC, mask_B1TT)
+            hidden_BTD, routing = module(hidden_BTD[:, :-1], embedded_BTD, cos_TC, sin_TC, None, mask_B1TT)
             depths.append(hidden_BTD)
             if routing is not None:
                 routings.append(routing)
         return depths, routings
 
-    def logits(self, tokens_BT: Tensor, cache: list[Cache] | list[LatentCache] | None = None) -> Tensor:
+    def logits(self, tokens_BT: Tensor, cache: Cache | None = None) -> Tensor:
         """Logits [B, T, V] in the compute dtype."""
         return self.head(self.forward(tokens_BT, cache))
 

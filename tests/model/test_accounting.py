@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from isoflop.errors import RecipeError
 from isoflop.model import accounting
 from isoflop.model.config import ExpertConfig, LatentConfig, ModelConfig
+from isoflop.model.pages import PAGE
 from isoflop.model.transformer import Transformer
 from isoflop.recipe import from_tree
 
@@ -234,16 +235,64 @@ def test_forward_flops_are_a_third_of_a_training_token():
 
 def test_kv_bytes_equal_the_cache_that_decoding_allocates():
     model = Transformer(SMALL_GQA, torch.bfloat16)
-    held = sum(c.keys.nbytes + c.values.nbytes for c in model.new_cache(1, 100))
-    assert held == 100 * accounting.kv_bytes_per_token(SMALL_GQA, "bf16")
+    held = sum(pages.nbytes for pages in model.new_cache(1, 100).layers)
+    assert held == 3 * PAGE * accounting.kv_bytes_per_token(SMALL_GQA, "bf16")
     assert accounting.kv_bytes_per_token(DEEPSEEK_67B) == 2 * 95 * 8 * 128 * 2
 
 
 def test_kv_bytes_of_latent_attention_equal_the_cache_that_decoding_allocates():
     model = Transformer(SMALL_V3, torch.bfloat16)
-    held = sum(c.joint.nbytes for c in model.new_cache(1, 100))
-    assert held == 100 * accounting.kv_bytes_per_token(SMALL_V3, "bf16")
+    held = sum(pages.nbytes for pages in model.new_cache(1, 100).layers)
+    assert held == 3 * PAGE * accounting.kv_bytes_per_token(SMALL_V3, "bf16")
     assert accounting.kv_bytes_per_token(published("deepseek_v3")) == 2 * 61 * 576
+
+
+@pytest.mark.parametrize("config", [SMALL_GQA, SMALL_V2, SMALL_V3], ids=["gqa", "v2", "v3"])
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_decode_bytes_of_one_sequence_are_those_of_the_tensors_it_reads(config, precision, dtype):
+    model = Transformer(config, dtype)
+    model.cast_once()
+    state = {name: t for name, t in model.state_dict().items() if not name.startswith(("mtp.", "embedding."))}
+    read = sum(tensor.nbytes for tensor in state.values()) + model.embedding.weight[0].nbytes
+    if config.experts is not None:  # a token reads its own experts only
+        routed = sum(tensor.nbytes for name, tensor in state.items() if ".mlp.experts." in name)
+        read -= routed - routed * config.experts.n_active // config.experts.n_experts
+    held = sum(pages.nbytes for pages in model.new_cache(1, PAGE).layers) // 2  # the other page is nobody's
+    assert accounting.decode_bytes(config, 1, PAGE, precision) == read + held
+
+
+def test_decode_bytes_of_a_batch_count_the_experts_that_some_token_uses():
+    experts = SMALL_V3.experts
+    assert experts is not None
+    generator = torch.Generator().manual_seed(0)
+    hit = [
+        len(
+            {
+                int(e)
+                for _ in range(5)
+                for e in torch.randperm(experts.n_experts, generator=generator)[: experts.n_active]
+            }
+        )
+        for _ in range(2000)
+    ]
+    one = SMALL_V3.n_expert_layers * 3 * SMALL_V3.d_model * experts.d_expert * 2
+    growth = (
+        accounting.decode_bytes(SMALL_V3, 5, 0) - accounting.decode_bytes(SMALL_V3, 1, 0) - 4 * SMALL_V3.d_model * 2
+    )
+    assert growth / one + experts.n_active == pytest.approx(sum(hit) / len(hit), rel=0.02)
+    everyone = accounting.decode_bytes(SMALL_V3, 10_000, 0) - accounting.decode_bytes(SMALL_V3, 9_999, 0)
+    assert everyone == SMALL_V3.d_model * 2
+
+
+def test_decode_bytes_of_the_1_3b_shape_are_those_worked_out_by_hand():
+    config, d = published("dense-1.3b"), 2048
+    products = 24 * (4 * d * d + 3 * d * 5632) + d * 102_400
+    assert accounting.decode_bytes(config, 1, 0) == 2 * products + 4 * (2 * 24 + 1) * d + 2 * d
+    assert (
+        accounting.decode_bytes(config, 32, 500) - accounting.decode_bytes(config, 31, 500) == 2 * d + 500 * 4 * 24 * d
+    )
+    with pytest.raises(RecipeError, match="batch = 0 must be at least 1"):
+        accounting.decode_bytes(config, 0, 0)
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])

@@ -1,9 +1,9 @@
-"""One attention call: causal from the end, grouped heads repeated, the cache a window on its buffers."""
+"""One attention call: causal from the end, grouped heads repeated."""
 
 import pytest
 import torch
 
-from isoflop.model.attention import Cache, LatentCache, attend
+from isoflop.model.attention import attend
 
 
 def explicit(q_BHTC, k_BGSC, v_BGSC, scale=None):
@@ -38,23 +38,3 @@ def test_values_may_have_other_channels_and_the_scale_may_be_given(groups, n_new
     v = torch.randn(2, groups, n_seen, 8, generator=generator)
     exact = explicit(q, k, v, scale=0.7)
     assert ((attend(q, k, v, 0.7) - exact).abs().max() / exact.abs().max()).item() < 1e-6
-
-
-def test_latent_cache_holds_latent_then_key_and_refuses_more_than_it_holds():
-    cache = LatentCache(2, 5, 6, 4, dtype=torch.float32, device="cpu")
-    latent, key = torch.randn(2, 5, 6), torch.randn(2, 5, 4)
-    cache.append(latent[:, :3], key[:, :3])
-    held = cache.append(latent[:, 3:], key[:, 3:])
-    assert torch.equal(held[:, 0], torch.cat((latent, key), -1)) and cache.length == 5
-    with pytest.raises(AssertionError, match="cache holds 5 tokens, 6 needed"):
-        cache.append(latent[:, :1], key[:, :1])
-
-
-def test_cache_returns_what_was_put_in_and_refuses_more_than_it_holds():
-    cache = Cache(1, 2, 5, 4, dtype=torch.float32, device="cpu")
-    keys, values = torch.randn(2, 1, 2, 5, 4)
-    cache.append(keys[:, :, :3], values[:, :, :3])
-    held_keys, held_values = cache.append(keys[:, :, 3:], values[:, :, 3:])
-    assert torch.equal(held_keys, keys) and torch.equal(held_values, values)
-    with pytest.raises(AssertionError, match="cache holds 5 tokens, 6 needed"):
-        cache.append(keys[:, :, :1], values[:, :, :1])

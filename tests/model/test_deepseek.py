@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from isoflop.model.config import ExpertConfig, LatentConfig, ModelConfig, YarnConfig
+from isoflop.model.pages import PAGE
 from isoflop.model.transformer import Transformer, rotary_table, yarn_share
 
 LATENT = LatentConfig(d_kv_latent=24, d_nope=8, d_rope=6, d_value=10)
@@ -99,7 +100,7 @@ def test_cached_and_absorbed_decoding_equals_the_full_forward(config, pieces):
         cache = model.new_cache(len(tokens_BT))
         parts = [model.logits(piece_BT, cache) for piece_BT in tokens_BT.split(pieces, dim=1)]
     assert relative_error(torch.cat(parts, 1), whole) <= 1e-5
-    assert cache[0].length == config.seq_len
+    assert cache.lengths == [config.seq_len] * len(tokens_BT)
 
 
 def test_decoding_never_makes_keys_of_all_heads_again():
@@ -110,8 +111,9 @@ def test_decoding_never_makes_keys_of_all_heads_again():
         for block in model.blocks:
             block.attention.kv_up.forward = None  # the absorbed form uses its weight, never its product
         model.logits(tokens_BT[:, 12:], cache)
-    held = sum(layer.joint.numel() for layer in cache)
-    assert held == 2 * BASE.n_layers * BASE.seq_len * (LATENT.d_kv_latent + LATENT.d_rope)
+    held = sum(layer.nbytes for layer in cache.layers)
+    n_pages = 1 + 2  # one for each sequence, one for nobody
+    assert held == n_pages * PAGE * BASE.n_layers * (LATENT.d_kv_latent + LATENT.d_rope) * 4
 
 
 def dense_as_experts(config, n_experts, n_active, **changes):

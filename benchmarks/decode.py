@@ -1,0 +1,250 @@
+"""How fast the engine decodes, against what a step must read and against `transformers` on the same weights.
+
+    python benchmarks/decode.py                              10M and 100M on this CPU, batch 1 and 8
+    python benchmarks/decode.py --device cuda --size 1.3B    one shape on a GPU, batch 1, 8, 32, 128 (at most 9 minutes)
+
+The floor of a step is `accounting.decode_bytes` over the read bandwidth measured in the same run (a sum over 1 GiB, the
+best of several). Ours and theirs take turns and the best of each counts, so that a busy machine hurts both. Rates are
+tokens a second of whole `complete` or `generate` calls, prompts of 16 tokens included; both are greedy and ignore the
+end of text. Before timing, both give the same text.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from isoflop.model.accounting import count_parameters, decode_bytes
+from isoflop.model.config import ExpertConfig, LatentConfig, ModelConfig, swiglu_width
+from isoflop.model.transformer import Transformer
+from isoflop.run import commit, now, processor
+from isoflop.serving import Engine, EngineOptions, Sampling
+
+N_PROMPT = 16
+Clock = Callable[[], float]
+
+
+def dense(n_layers: int, d_model: int, n_heads: int, vocab_size: int, seq_len: int, multiple: int = 256) -> ModelConfig:
+    return ModelConfig(
+        n_layers=n_layers,
+        d_model=d_model,
+        n_heads=n_heads,
+        n_kv_heads=n_heads,
+        d_head=d_model // n_heads,
+        d_ff=swiglu_width(d_model, multiple),
+        vocab_size=vocab_size,
+        seq_len=seq_len,
+        init_std=0.05,
+    )
+
+
+CLOCKS: dict[str, Clock] = {"wall": time.perf_counter, "cpu": time.process_time}
+LATENT = LatentConfig(512, 128, 64, 128)
+SIZES = {
+    "10M": dense(7, 320, 5, 4096, 1024, 32),
+    "100M": dense(12, 768, 12, 16_384, 1024),
+    "1.3B": dense(24, 2048, 16, 102_400, 4096),
+    "7B": dense(30, 4096, 32, 102_400, 4096),
+    "moe-2.1B": replace(
+        dense(24, 1024, 8, 102_400, 4096),
+        d_head=192,
+        latent=LATENT,
+        experts=ExpertConfig(64, 6, 384, n_shared=2, routed_scale=2.5),
+        mtp_depth=1,
+    ),
+}
+
+
+def read_bytes_per_s(device: torch.device, clock: Clock) -> float:
+    """Best of several sums over 1 GiB."""
+    data = torch.ones(2**28, device=device)
+    return data.nbytes / min(seconds(data.sum, device, clock) for _ in range(6))
+
+
+def build(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> Transformer:
+    torch.manual_seed(0)
+    with torch.device(device):
+        model = Transformer(config, dtype)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.ndim > 1:
+                    parameter.normal_(0.0, config.init_std)
+    return model.eval()
+
+
+def llama(model: Transformer, dtype: torch.dtype) -> Any:
+    """The same weights in transformers' Llama."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    c = model.config
+    sizes: dict[str, Any] = {
+        "vocab_size": c.vocab_size,
+        "hidden_size": c.d_model,
+        "intermediate_size": c.d_ff,
+        "num_hidden_layers": c.n_layers,
+        "num_attention_heads": c.n_heads,
+        "num_key_value_heads": c.n_kv_heads,
+        "head_dim": c.d_head,
+        "max_position_embeddings": c.seq_len,
+        "rms_norm_eps": c.norm_eps,
+        "rope_parameters": {"rope_type": "default", "rope_theta": c.rope_base},
+        "tie_word_embeddings": False,
+        "attn_implementation": "sdpa",
+    }
+    with torch.device(model.embedding.weight.device):
+        theirs: Any = LlamaForCausalLM(LlamaConfig(**sizes))
+    width, kv = c.n_heads * c.d_head, c.n_kv_heads * c.d_head
+    state = {"model.embed_tokens.weight": model.embedding.weight, "lm_head.weight": model.head.weight}
+    state["model.norm.weight"] = model.norm.weight
+    ours = dict(model.named_parameters())
+    for layer in range(c.n_layers):
+        q, k, v = ours[f"blocks.{layer}.attention.qkv.weight"].split([width, kv, kv])
+        gate, up = ours[f"blocks.{layer}.mlp.gate_up.weight"].chunk(2)
+        named = {"self_attn.q_proj": q, "self_attn.k_proj": k, "self_attn.v_proj": v}
+        named |= {"mlp.gate_proj": gate, "mlp.up_proj": up, "mlp.down_proj": ours[f"blocks.{layer}.mlp.down.weight"]}
+        named["self_attn.o_proj"] = ours[f"blocks.{layer}.attention.out.weight"]
+        named["input_layernorm"] = ours[f"blocks.{layer}.attention_norm.weight"]
+        named["post_attention_layernorm"] = ours[f"blocks.{layer}.mlp_norm.weight"]
+        state |= {f"model.layers.{layer}.{name}.weight": weight for name, weight in named.items()}
+    theirs.load_state_dict({name: weight.detach().clone() for name, weight in state.items()})
+    return theirs.to(dtype).eval()
+
+
+def their_generate(theirs: Any, prompts_BT: torch.Tensor, n_new: int, **options: Any) -> Callable[[], torch.Tensor]:
+    from transformers import GenerationConfig
+
+    theirs.generation_config = GenerationConfig()  # no end of text
+    settings = GenerationConfig(do_sample=False, max_new_tokens=n_new, min_new_tokens=n_new, pad_token_id=0, **options)
+    mask_BT = torch.ones_like(prompts_BT)
+
+    @torch.inference_mode()
+    def run() -> torch.Tensor:
+        return theirs.generate(prompts_BT, attention_mask=mask_BT, generation_config=settings)[:, prompts_BT.shape[1] :]
+
+    return run
+
+
+def seconds(run: Callable[[], Any], device: torch.device, clock: Clock) -> float:
+    _wait(device)
+    began = clock()
+    run()
+    _wait(device)
+    return clock() - began
+
+
+def kernels_a_layer(engine: Engine, prompts: list[list[int]], device: torch.device) -> float | None:
+    """Kernels of one decoding step over the layers; only a GPU has kernels to count."""
+    if device.type != "cuda":
+        return None
+    from torch.profiler import ProfilerActivity, profile
+
+    for prompt in prompts:
+        engine.add(prompt, Sampling(max_tokens=8, temperature=0))
+    for _ in range(4):
+        engine.step()
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        engine.step()
+    while not engine.is_finished():
+        engine.step()
+    n_kernels = sum(event.count for event in profiler.key_averages() if event.device_type.name == "CUDA")
+    return n_kernels / engine.model.config.n_layers
+
+
+def measure(name: str, batch: int, bandwidth: float, device: torch.device, args: argparse.Namespace) -> dict[str, Any]:
+    config, dtype = SIZES[name], getattr(torch, args.dtype)
+    model = build(config, dtype, device)
+    generator = torch.Generator().manual_seed(1)
+    prompts_BT = torch.randint(config.vocab_size, (batch, N_PROMPT), generator=generator)
+    prompts, n_new = prompts_BT.tolist(), args.new_tokens
+    theirs = llama(model, dtype) if config.latent is None and config.experts is None and not args.alone else None
+    engine = Engine(model, None, EngineOptions(max_rows=batch, prefix_reuse=False, draft=args.draft))
+    sampling = Sampling(max_tokens=n_new, temperature=0)
+    runs: dict[str, Callable[[], Any]] = {"ours": lambda: engine.complete(prompts, sampling)}
+    if theirs is not None:
+        runs["transformers"] = their_generate(theirs, prompts_BT.to(device), n_new)
+        if device.type == "cuda":
+            runs["transformers static"] = their_generate(
+                theirs, prompts_BT.to(device), n_new, cache_implementation="static"
+            )
+    same = None
+    if theirs is not None:
+        texts = torch.tensor([one.ids for one in engine.complete(prompts, sampling)])
+        same = (texts == runs["transformers"]().cpu()).float().mean().item()
+    for run in runs.values():
+        run()
+    times: dict[str, list[float]] = {kind: [] for kind in runs}
+    for _ in range(args.rounds):
+        for kind, run in runs.items():
+            times[kind].append(seconds(run, device, CLOCKS[args.clock]))
+    rates = {kind: batch * n_new / min(values) for kind, values in times.items()}
+    context = N_PROMPT + n_new // 2
+    floor_s = decode_bytes(config, batch, context, "bf16" if dtype == torch.bfloat16 else "fp32") / bandwidth
+    found = {
+        "size": name,
+        "n_params": count_parameters(config).n_params_total,
+        "batch": batch,
+        "dtype": args.dtype,
+        "tokens_per_s": rates,
+        "spread": {kind: statistics.median(values) / min(values) - 1 for kind, values in times.items()},
+        "share_of_floor": rates["ours"] * floor_s / batch,
+        "floor_tokens_per_s": batch / floor_s,
+        "times_transformers": rates["ours"] / rates["transformers"] if theirs is not None else None,
+        "equal_tokens": same,
+        "acceptance": engine.stats.acceptance or None,
+        "kernels_a_layer": kernels_a_layer(engine, prompts, device),
+    }
+    against = f", {found['times_transformers']:.2f} x transformers" if theirs is not None else ""
+    print(
+        f"{name:>8s} batch {batch:3d}: {rates['ours']:9.1f} tokens/s, {found['share_of_floor']:.0%} of the floor"
+        + against
+        + (f", equal tokens {same:.3f}" if same is not None else ""),
+        flush=True,
+    )
+    return found
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--size", choices=SIZES, nargs="+", help="default: 10M and 100M, on a GPU 1.3B")
+    parser.add_argument("--batch", type=int, nargs="+", help="default: 1 and 8, on a GPU 1, 8, 32 and 128")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="default: float32, on a GPU bfloat16")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: with --threads 1, on a machine in use")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--new-tokens", type=int, default=64)
+    parser.add_argument("--draft", choices=["none", "mtp", "lookup"], default="none")
+    parser.add_argument("--alone", action="store_true", help="without transformers")
+    parser.add_argument("--json", help="write what was measured")
+    args = parser.parse_args()
+    device = torch.device(args.device)
+    on_gpu = device.type == "cuda"
+    args.dtype = args.dtype or ("bfloat16" if on_gpu else "float32")
+    torch.set_num_threads(args.threads)
+    bandwidth = read_bytes_per_s(device, CLOCKS[args.clock])
+    where = torch.cuda.get_device_name(device) if on_gpu else f"{processor()}, {args.threads} threads"
+    where += ", CPU time" if args.clock == "cpu" else ""
+    print(f"{where}: reads {bandwidth / 1e9:.1f} GB/s, torch {torch.__version__}, {args.dtype}", flush=True)
+    found = [
+        measure(name, batch, bandwidth, device, args)
+        for name in args.size or (["1.3B"] if on_gpu else ["10M", "100M"])
+        for batch in args.batch or ([1, 8, 32, 128] if on_gpu else [1, 8])
+    ]
+    if args.json:
+        with open(args.json, "w", encoding="utf-8") as file:
+            head = {"device": where, "read_bytes_per_s": bandwidth, "commit": commit(), "measured_at": now()}
+            json.dump({**head, "cases": found}, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""Decoding steps of repeating shapes: the smallest bucket that fits, padded, captured once, replayed afterwards.
+
+A CUDA graph replays kernels with the launch constants of its capture, so everything that is one is part of a shape:
+rows, tokens a row, pages a row. What changes from step to step (tokens, positions, slots, tables) is read from one
+buffer of numbers, which is overwritten before each replay. Without a GPU the replay is a plain call on the same buffer:
+buckets, padding and tables are the same.
+"""
+
+import bisect
+import logging
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from isoflop.model.dispatch import runs_grouped
+from isoflop.model.pages import PAGE, Layout, Span, Step, lay_out
+from isoflop.model.transformer import Transformer
+from isoflop.numerics.linear import MatmulBackend
+
+log = logging.getLogger(__name__)
+
+Run = Callable[[Tensor, Step], tuple[Tensor, ...]]
+"""Tokens and step -> results, each [N, ...]."""
+
+
+def buckets_up_to(largest: int) -> tuple[int, ...]:
+    """1, 2, 4 ... and `largest` itself."""
+    found = [1]
+    while found[-1] < largest:
+        found.append(min(2 * found[-1], largest))
+    return tuple(found)
+
+
+def can_replay(model: Transformer) -> bool:
+    """Whether a step asks the device nothing: experts as grouped products, number formats without the host's noise.
+
+    Without a GPU there is nothing that could not be called again.
+    """
+    device, experts = model.embedding.weight.device, model.config.experts
+    if device.type != "cuda":
+        return True
+    formats = [
+        (product, layer)
+        for layer in model.modules()
+        for product in layer.children()
+        if isinstance(product, MatmulBackend)
+    ]
+    if not all(backend.capturable(w) for backend, layer in formats for w in layer.parameters(recurse=False)):
+        return False
+    widths = (model.config.d_model, experts.d_expert) if experts is not None else ()
+    return experts is None or (not formats and runs_grouped(device, model.dtype, *widths))
+
+
+class Shape(NamedTuple):
+    """Every launch constant of a decoding step."""
+
+    n_rows: int
+    width: int
+    n_columns: int
+
+
+class Replay:
+    """Runs rows of a step through buckets."""
+
+    def __init__(
+        self,
+        run: Run,
+        *,
+        rows: Sequence[int],
+        columns: Sequence[int],
+        last_position: int,
+        device: torch.device,
+        one_by_one: bool = False,
+    ):
+        """`rows` and `columns` are the buckets, smallest first; the last ones hold whatever may come.
+
+        With `one_by_one`, which cannot be captured, each row attends by itself.
+        """
+        assert not (one_by_one and device.type == "cuda")
+        self._one_by_one = one_by_one
+        self._run, self._rows, self._columns = run, tuple(rows), tuple(columns)
+        self._last_position, self._device = last_position, device
+        self._recorded: dict[Shape, Recorded] = {}
+
+    def shape_of(self, rows: Sequence[Span], width: int) -> Shape:
+        """The smallest bucket that holds these rows."""
+        n_columns = max(-(-(span.start + span.n) // PAGE) for span in rows)
+        return Shape(_at_least(self._rows, len(rows)), width, _at_least(self._columns, n_columns))
+
+    def __call__(self, tokens: list[int], rows: Sequence[Span], width: int) -> tuple[Tensor, ...]:
+        """Results of the rows' tokens; `tokens` has `width` for each row."""
+        shape = self.shape_of(rows, width)
+        numbers, layout = lay_out(
+            rows,
+            width=width,
+            n_rows=shape.n_rows,
+            n_columns=shape.n_columns,
+            last_position=self._last_position,
+            in_place=False,
+            one_by_one=self._one_by_one,
+        )
+        packed = torch.tensor([*tokens, *[0] * (shape.n_rows * width - len(tokens)), *numbers], dtype=torch.int64)
+        if shape not in self._recorded:
+            log.info("decoding of %d rows x %d tokens, %d pages a row: first time", *shape)
+            self._recorded[shape] = Recorded(self._run, len(packed), self._device)
+        results = self._recorded[shape](packed, layout)
+        return tuple(result[: len(tokens)] for result in results)
+
+
+class Recorded:
+    """One shape: its buffer of numbers, and on a GPU its graph."""
+
+    def __init__(self, run: Run, n_numbers: int, device: torch.device):
+        self._numbers = torch.zeros(n_numbers, dtype=torch.int64, device=device)
+        self._run, self._graph = run, None
+
+    def __call__(self, packed: Tensor, layout: Layout) -> tuple[Tensor, ...]:
+        """Results for these numbers; on a GPU their layout is that of the capture, as it is the same for a shape."""
+        self._numbers.copy_(packed)
+        if not self._numbers.is_cuda:
+            return self._compute(layout)
+        if self._graph is None:
+            self._capture(layout)
+        self._graph.replay()  # type: ignore[union-attr]
+        return self._results
+
+    def _compute(self, layout: Layout) -> tuple[Tensor, ...]:
+        n = layout.n_tokens
+        return self._run(self._numbers[:n], layout.view(self._numbers[n:]))  # a new step: it keeps its masks
+
+    def _capture(self, layout: Layout) -> None:
+        """Warm up on another stream, as libraries choose kernels and allocate on first use, then record."""
+        current = torch.cuda.current_stream(self._numbers.device)
+        stream = torch.cuda.Stream(self._numbers.device)
+        stream.wait_stream(current)
+        with torch.cuda.stream(stream):
+            for _ in range(2):
+                self._compute(layout)
+        current.wait_stream(stream)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            self._results = self._compute(layout)
+
+
+def _at_least(buckets: Sequence[int], n: int) -> int:
+    return buckets[bisect.bisect_left(buckets, n)]

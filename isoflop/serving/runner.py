@@ -1,0 +1,218 @@
+"""A plan to logits: builds the step's numbers, runs the model over its pages, and keeps what prediction modules need.
+
+Prediction modules draft with the main model's hidden states. For each running sequence the last W = 2 D of them are
+kept (D modules): a module of depth k has entries of its own in the same pages, and entry i is final once token i + k is
+known. After each step the modules run over those last positions: they write the entries that have become final, and
+those at the very end as drafts, to be written again when the tokens are known.
+
+Shapes: N tokens of a step, R rows, W tokens of a row, M places where a token is drawn, D model, V vocabulary.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from isoflop.model.pages import PAGE, LayerPages, Span, Step, make_step
+from isoflop.model.transformer import Transformer
+from isoflop.serving.replay import Replay, buckets_up_to
+from isoflop.serving.scheduler import Plan, Row, Work
+
+
+class Ran(NamedTuple):
+    """What a plan gave, in the order of its rows and then its chunks."""
+
+    logits_MV: Tensor
+    """At every place where a token is drawn: one for each row and each of its drafts, one for each finished prompt."""
+    hidden: list[Tensor]
+    """[n, D] of each work."""
+
+
+class Runner:
+    """The model and all that it keeps of running sequences."""
+
+    def __init__(
+        self,
+        model: Transformer,
+        *,
+        n_pages: int,
+        max_rows: int,
+        n_tokens: int,
+        n_drafts: int = 0,
+        mtp: bool = False,
+        fixed: bool = False,
+        replay: bool = False,
+    ):
+        """`n_tokens` ids may be drawn; sequences have up to `n_drafts` drafts, with `mtp` from so many modules."""
+        config, n_mtp = model.config, n_drafts if mtp else 0
+        self.model, self.max_rows, self.n_tokens, self.n_mtp, self.fixed = model, max_rows, n_tokens, n_mtp, fixed
+        self._fixed_width = 1 + n_drafts
+        self.device = model.embedding.weight.device
+        self.layers = [
+            LayerPages(n_pages, config, dtype=model.dtype, device=self.device) for _ in range(config.n_layers + n_mtp)
+        ]
+        self.window = 2 * n_mtp
+        self._last_position = config.seq_len - 1
+        self._tail_SWD = torch.zeros(max_rows, self.window, config.d_model, dtype=model.dtype, device=self.device)
+        self._decode = self._mtp = None
+        if fixed or replay:
+            columns = -(-config.seq_len // PAGE)
+            self._decode = self._replay(self._decode_step, columns)
+            self._mtp = [self._replay(self._mtp_of(depth), columns) for depth in range(1, n_mtp + 1)]
+
+    def run(self, plan: Plan) -> Ran:
+        """Compute what a plan says."""
+        if self._decode is None:
+            return self._run_together(plan)
+        parts = [self._run_padded(plan.rows)] if plan.rows else []
+        chunks = [[work] for work in plan.chunks] if self.fixed else [plan.chunks] if plan.chunks else []
+        parts += [self._run_together(Plan([], works)) for works in chunks]
+        logits = [part.logits_MV for part in parts]
+        return Ran(torch.cat(logits), [hidden for part in parts for hidden in part.hidden])
+
+    def logits(self, hidden_MD: Tensor) -> Tensor:
+        """Of the ids that may be drawn."""
+        return self.model.head(hidden_MD)[:, : self.n_tokens]
+
+    def remember(self, done: Sequence[tuple[Work, int]], hidden: Sequence[Tensor]) -> None:
+        """Keep the last hidden states of each work's first `n` tokens: those that are right."""
+        for (work, n), hidden_TD in zip(done, hidden, strict=True):
+            if not self.window or work.row.slot < 0:
+                continue
+            tail_WD = self._tail_SWD[work.row.slot]
+            if work.start == work.row.n_reused:
+                tail_WD.zero_()  # another sequence's
+            joined = torch.cat((tail_WD, hidden_TD[:n]))
+            tail_WD.copy_(joined[-self.window :])
+
+    def draft(
+        self, rows: Sequence[Row], n_known: Sequence[int], choose: Callable[[Tensor, list[list[int]]], list[int]]
+    ) -> list[list[int]]:
+        """One draft of each prediction module for every row.
+
+        `n_known` tokens of a row were known before this step; `choose` draws from logits, given all drafts so far.
+        """
+        window = self.window
+        hidden_ND = self._tail_SWD[[row.slot for row in rows]].flatten(0, 1)
+        drafts: list[list[int]] = [[] for _ in rows]
+        for depth in range(1, self.n_mtp + 1):
+            tokens, spans = [], []
+            for row, known, drafted in zip(rows, n_known, drafts, strict=True):
+                last = len(row.tokens) - 1
+                text = [*row.tokens[-3 * window :], *drafted]
+                ahead = text[max(0, len(text) - window) :]  # token i + depth for the window's positions i
+                tokens += [*[0] * (window - len(ahead)), *ahead]
+                spans.append(Span(row.pages, last - window, window, (max(known - depth, 0), last)))
+            hidden_ND, logits_RV = self._run_mtp(depth, hidden_ND, tokens, spans)
+            for drafted, token in zip(drafts, choose(logits_RV, drafts), strict=True):
+                drafted.append(token)
+        return drafts
+
+    def wipe(self, pages: Sequence[int]) -> None:
+        """Forget what a broken sequence has left behind."""
+        for layer in self.layers:
+            layer.wipe(pages)
+
+    @property
+    def n_bytes(self) -> int:
+        """Of pages and tables."""
+        return sum(layer.nbytes for layer in self.layers) + self._tail_SWD.nbytes
+
+    def _run_together(self, plan: Plan) -> Ran:
+        """Rows and chunks in one pass, every row as wide as the longest draft needs."""
+        width = 1 + max((work.n_drafts for work in plan.rows), default=0)
+        spans = [Span(work.row.pages, work.start, work.n) for work in plan.rows]
+        chunks = [Span(work.row.pages, work.start, work.n) for work in plan.chunks]
+        tokens = self._row_tokens(plan.rows, width)
+        for work in plan.chunks:
+            tokens += work.row.tokens[work.start : work.start + work.n]
+        step = make_step(
+            spans, chunks, width=width, last_position=self._last_position, device=self.device, in_place=not self.fixed
+        )
+        hidden_ND = self.model.step(self._on_device(tokens), step, self.layers)
+        if self.n_mtp and plan.chunks:
+            self._mtp_over_chunks(plan.chunks, hidden_ND[width * len(plan.rows) :])
+        sizes = [*[width] * len(plan.rows), *[work.n for work in plan.chunks]]
+        pieces = hidden_ND.split(sizes)
+        places = [range(at * width, at * width + work.n) for at, work in enumerate(plan.rows)]
+        end = width * len(plan.rows)
+        for work in plan.chunks:
+            end += work.n
+            places.append(range(end - 1, end) if work.draws else range(0))
+        index = [at for place in places for at in place]
+        if len(index) < len(hidden_ND):
+            hidden_ND = hidden_ND.index_select(0, self._on_device(index))
+        works = [*plan.rows, *plan.chunks]
+        return Ran(self.logits(hidden_ND), [piece[: work.n] for piece, work in zip(pieces, works, strict=True)])
+
+    def _run_padded(self, works: Sequence[Work]) -> Ran:
+        """Rows through buckets; in the fixed mode always the same one."""
+        assert self._decode is not None
+        width = self._fixed_width if self.fixed else 1 + max(work.n_drafts for work in works)
+        spans = [Span(work.row.pages, work.start, work.n) for work in works]
+        hidden_ND, logits_NV = self._decode(self._row_tokens(works, width), spans, width)
+        index = [at * width + w for at, work in enumerate(works) for w in range(work.n)]
+        pieces = hidden_ND.split(width)
+        hidden = [piece[: work.n].clone() for piece, work in zip(pieces, works, strict=True)]
+        return Ran(logits_NV.index_select(0, self._on_device(index)), hidden)
+
+    def _row_tokens(self, works: Sequence[Work], width: int) -> list[int]:
+        tokens: list[int] = []
+        for work in works:
+            tokens += [work.row.tokens[-1], *work.row.drafts, *[0] * (width - work.n)]
+        return tokens
+
+    def _decode_step(self, tokens_N: Tensor, step: Step) -> tuple[Tensor, ...]:
+        hidden_ND = self.model.step(tokens_N, step, self.layers)
+        return hidden_ND, self.logits(hidden_ND)
+
+    def _run_mtp(self, depth: int, hidden_ND: Tensor, tokens: list[int], spans: list[Span]) -> tuple[Tensor, Tensor]:
+        """Hidden states of the windows, and logits at their ends."""
+        window = self.window
+        if self._mtp is not None:
+            self._mtp_input_ND[: len(hidden_ND)] = hidden_ND
+            hidden_ND, logits_NV = self._mtp[depth - 1](tokens, spans, window)
+            return hidden_ND.clone(), logits_NV[window - 1 :: window]
+        step = make_step(spans, width=window, last_position=self._last_position, device=self.device)
+        pages = self.layers[self.model.config.n_layers + depth - 1]
+        hidden_ND = self.model.mtp_step(depth, hidden_ND, self._on_device(tokens), step, pages)
+        return hidden_ND, self.logits(hidden_ND[window - 1 :: window])
+
+    def _mtp_over_chunks(self, works: Sequence[Work], hidden_ND: Tensor) -> None:
+        """Prediction modules over prompts: entries whose tokens are known are final."""
+        for depth in range(1, self.n_mtp + 1):
+            tokens, spans = [], []
+            for work in works:
+                ahead = work.row.tokens[work.start + depth : work.start + depth + work.n]
+                tokens += [*ahead, *[0] * (work.n - len(ahead))]
+                final = min(work.start + work.n, len(work.row.tokens) - depth)
+                spans.append(Span(work.row.pages, work.start, work.n, (work.start, final)))
+            step = make_step((), spans, device=self.device, in_place=not self.fixed)
+            pages = self.layers[self.model.config.n_layers + depth - 1]
+            hidden_ND = self.model.mtp_step(depth, hidden_ND, self._on_device(tokens), step, pages)
+
+    def _replay(self, run: Callable[[Tensor, Step], tuple[Tensor, ...]], columns: int) -> Replay:
+        return Replay(
+            run,
+            rows=(self.max_rows,) if self.fixed else buckets_up_to(self.max_rows),
+            columns=(columns,) if self.fixed else buckets_up_to(columns),
+            last_position=self._last_position,
+            device=self.device,
+            one_by_one=self.fixed and self.device.type == "cpu",
+        )
+
+    def _mtp_of(self, depth: int) -> Callable[[Tensor, Step], tuple[Tensor, ...]]:
+        pages = self.layers[self.model.config.n_layers + depth - 1]
+        if depth == 1:
+            shape = (self.max_rows * self.window, self.model.config.d_model)
+            self._mtp_input_ND = torch.zeros(shape, dtype=self.model.dtype, device=self.device)
+
+        def run(tokens_N: Tensor, step: Step) -> tuple[Tensor, ...]:
+            hidden_ND = self.model.mtp_step(depth, self._mtp_input_ND[: len(tokens_N)], tokens_N, step, pages)
+            return hidden_ND, self.logits(hidden_ND)
+
+        return run
+
+    def _on_device(self, numbers: list[int]) -> Tensor:
+        return torch.tensor(numbers, dtype=torch.int64).to(self.device, non_blocking=True)
