@@ -1,8 +1,11 @@
 """How fast a full training step is, against what the same device reaches on plain matrix products in the same run.
 
     python benchmarks/train_step.py                  three sizes on this CPU
-    python benchmarks/train_step.py --device cuda    the 125M and 1.3B classes (vocabulary 102,400, sequence 4,096)
+    python benchmarks/train_step.py --device cuda    steps of 0.5M tokens: dense 1.3B and 125M classes, MoE of 2.1B
+    python benchmarks/train_step.py --device cuda --cases 1.3B --formats bfloat16 fp8_block --bound --peer transformers
 
+Vocabulary 102,400 and sequences of 4,096 tokens on a GPU. `--bound` times the same products and attention calls with
+nothing between them (step_bound.py); `--peer` another system on the same shape (step_peers.py).
 A step is what `isoflop.training.loop.train` does: batch from disk, forward, backward, clipping, AdamW, metrics.
 Utilisation = exact FLOPs per token ("causal" convention: 6 x matmul weights + head + half of s x s attention, no
 recomputation) x tokens per second / peak; "of ceiling" divides by the best bf16/fp32 product measured here instead.
@@ -10,6 +13,8 @@ Before timing, loss and gradients of the step are compared with float64 on the s
 """
 
 import argparse
+import dataclasses
+import gc
 import json
 import tempfile
 import time
@@ -21,13 +26,16 @@ import torch
 
 from isoflop.model.accounting import flops_per_token
 from isoflop.model.attention import fastest_kernels
-from isoflop.model.config import ModelConfig, swiglu_width
+from isoflop.model.config import ExpertConfig, LatentConfig, ModelConfig, swiglu_width
 from isoflop.model.transformer import Transformer
+from isoflop.numerics.assign import assign
+from isoflop.numerics.section import NumericsSection, Rule
 from isoflop.run import commit, processor
 from isoflop.training.checkpoint import Saving
 from isoflop.training.loop import StepPlan, train
 from isoflop.training.monitor import measured_matmul_flops_per_s, peak_flops_per_s
 from isoflop.training.optim import adamw
+from isoflop.training.pretrain.workload import compiles
 from isoflop.training.workload import Workload
 
 
@@ -44,6 +52,18 @@ def config(n_layers: int, d_model: int, n_heads: int, vocab_size: int, seq_len: 
     )
 
 
+MOE = ModelConfig(
+    n_layers=12,
+    d_model=1280,
+    n_heads=10,
+    n_kv_heads=10,
+    d_head=192,
+    d_ff=5120,
+    vocab_size=102_400,
+    seq_len=4096,
+    latent=LatentConfig(512, 128, 64, 128),
+    experts=ExpertConfig(64, 6, 640, n_shared=2),
+)
 CASES = {
     "cpu": [  # name, shape, sequences of a micro-batch, sequences of a step
         ("0.1M", config(3, 48, 2, 1024, 64, 8), 8, 8),
@@ -51,10 +71,9 @@ CASES = {
         ("10M", config(7, 320, 5, 4096, 256, 32), 8, 8),
     ],
     "cuda": [
-        ("125M class", config(12, 768, 12, 102_400, 4096), 8, 8),
-        ("125M class, 0.5M tokens a step", config(12, 768, 12, 102_400, 4096), 8, 128),
-        ("1.3B class", config(24, 2048, 16, 102_400, 4096), 4, 4),
-        ("1.3B class, 0.5M tokens a step", config(24, 2048, 16, 102_400, 4096), 4, 128),
+        ("1.3B", dataclasses.replace(config(24, 2048, 16, 102_400, 4096), d_ff=5504), 4, 128),
+        ("125M", config(12, 768, 12, 102_400, 4096), 8, 128),
+        ("MoE", MOE, 4, 128),
     ],
 }
 
@@ -107,19 +126,18 @@ def check_against_float64(device: torch.device, dtype: torch.dtype, compiled: bo
     return {"loss": abs(float(loss.detach().cpu()) / float(reference.detach()) - 1), "worst_gradient": worst}
 
 
-def measure(name: str, shape: ModelConfig, micro_batch: int, sequences: int, device: torch.device, args) -> dict:
+def measure(case: tuple, format: str, device: torch.device, args) -> dict:
+    name, shape, micro_batch, sequences = case
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     torch.manual_seed(0)
-    model = Transformer(shape, dtype).to(device)
-    if device.type == "cuda":
-        torch.nn.init.normal_(model.embedding.weight, std=0.006)
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                torch.nn.init.normal_(parameter, std=0.006)
+    with device:
+        model = Transformer(shape, dtype)
+        model.initialise(torch.Generator(device).manual_seed(0))
+    if format not in ("bfloat16", "float32"):
+        assign(model, NumericsSection((Rule("blocks.*", format),)))  # type: ignore[arg-type]
+    if args.compile == "on" or (args.compile == "auto" and compiles(model)):
         for block in model.blocks:
             block.compile(dynamic=False)
-    else:
-        model.initialise(torch.Generator().manual_seed(0))
     optimizer = adamw(model, learning_rate=1e-4, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "tokens.bin"
@@ -144,7 +162,7 @@ def measure(name: str, shape: ModelConfig, micro_batch: int, sequences: int, dev
             return time.perf_counter() - began, result
 
         compile_s, _ = run(0, args.warmup, "warmup")
-        steps = max(3, round(args.tokens / workload.tokens_per_step)) if device.type == "cuda" else args.steps
+        steps = args.steps
         seconds, syncs, waits = [], 0, []
         for repeat in range(args.repeats):
             first = args.warmup + repeat * steps
@@ -173,6 +191,8 @@ def measure(name: str, shape: ModelConfig, micro_batch: int, sequences: int, dev
     ceiling = measured_matmul_flops_per_s(device, dtype, size, seconds=1.0)
     row = {
         "name": name,
+        "format": format,
+        "compile": args.compile,
         "tokens_per_step": workload.tokens_per_step,
         "micro_batch": micro_batch,
         "step_ms": step_s * 1e3,
@@ -189,10 +209,15 @@ def measure(name: str, shape: ModelConfig, micro_batch: int, sequences: int, dev
         "first_steps_s": compile_s,
         "memory_gib": torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else None,
     }
+    return row
+
+
+def _forget(device: torch.device) -> None:
+    """Give the memory of the case before back."""
+    gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    return row
 
 
 def _wait(device: torch.device) -> None:
@@ -204,22 +229,38 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--warmup", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=20, help="timed steps of a repeat on a CPU")
-    parser.add_argument("--tokens", type=float, default=6e5, help="timed tokens of a repeat on a GPU")
+    parser.add_argument("--steps", type=int, help="timed steps of a repeat (20 on a CPU, 2 on a GPU)")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--cases", nargs="+", help="names of shapes, default all")
+    parser.add_argument("--formats", nargs="+", help="of the blocks' products, default that of the activations")
+    parser.add_argument("--sequences", type=int, help="of a step, default as the case has it")
+    parser.add_argument("--compile", default="auto", choices=("auto", "on", "off"), help="torch.compile of blocks")
+    parser.add_argument("--bound", action="store_true", help="time the bare products and attention calls too")
+    parser.add_argument("--peer", choices=("transformers",), help="time another system too")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     device = torch.device(args.device)
+    args.steps = args.steps or (20 if args.device == "cpu" else 2)
+    formats = args.formats or ["bfloat16" if args.device == "cuda" else "float32"]
     dtype = torch.bfloat16 if args.device == "cuda" else torch.float32
-    errors = check_against_float64(device, dtype, compiled=args.device == "cuda")
+    errors = check_against_float64(device, dtype, compiled=args.compile == "on")
     where = torch.cuda.get_device_name() if args.device == "cuda" else processor()
     print(f"{where}, torch {torch.__version__}, commit {commit()}; against float64: {errors}", flush=True)
     rows = []
-    for case in CASES[args.device]:
-        row = measure(*case, device, args)
+    cases = [case for case in CASES[args.device] if not args.cases or case[0] in args.cases]
+    if args.sequences:
+        cases = [(*case[:3], args.sequences) for case in cases]
+    for case, format in [(case, format) for case in cases for format in [*formats, *others(args)]]:
+        _forget(device)
+        if format in ("bound", "transformers"):
+            row = other(case, format)
+            rows.append(row)
+            print(f"{case[0]} {format:16} {row['tokens_per_s']:12,.0f} tokens/s", flush=True)
+            continue
+        row = measure(case, format, device, args)
         rows.append(row)
         print(
-            f"{row['name']:32} {row['tokens_per_s']:12,.0f} tokens/s  {row['step_ms']:9.1f} ms  "
+            f"{row['name']} {format:16} {row['tokens_per_s']:12,.0f} tokens/s  {row['step_ms']:9.1f} ms  "
             f"{row['tflops_per_s_causal']:8.3f} TFLOP/s  {row['utilisation_causal']:6.1%} of peak  "
             f"{row['of_ceiling']:6.1%} of the measured {row['ceiling_tflops_per_s']:.3g} TFLOP/s  "
             f"data wait {row['data_wait_share']:.2%}, {row['synchronisations_per_step']} syncs",
@@ -227,6 +268,23 @@ def main() -> None:
         )
         if args.json:
             args.json.write_text(json.dumps({"device": where, "errors": errors, "rows": rows}, indent=1))
+
+
+def others(args) -> list[str]:
+    """What is timed beside our own formats."""
+    return (["bound"] if args.bound else []) + ([args.peer] if args.peer else [])
+
+
+def other(case: tuple, which: str) -> dict:
+    """One row of step_bound.py or step_peers.py, which only a GPU has."""
+    name, shape, micro_batch, sequences = case
+    if which == "bound":
+        from step_bound import bound_tokens_per_s
+
+        return {"name": name, "format": which, "tokens_per_s": bound_tokens_per_s(shape, micro_batch, sequences)}
+    from step_peers import transformers_tokens_per_s
+
+    return {"name": name, "format": which, "tokens_per_s": transformers_tokens_per_s(shape, micro_batch, sequences)}
 
 
 if __name__ == "__main__":

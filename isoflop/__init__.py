@@ -7,6 +7,8 @@ never import torch.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from isoflop.threads import wait_briefly
+
 if TYPE_CHECKING:
     from isoflop.alignment.dpo import run_dpo
     from isoflop.alignment.reward_model import run_reward
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
     from isoflop.training.pretrain.workload import run_pretrain
 
 __version__ = "0.1.0"
+
+wait_briefly()  # the one thing done on import: OpenMP reads it when torch is loaded, and never again
 
 __all__ = [
     "Laws",

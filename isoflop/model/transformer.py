@@ -16,13 +16,15 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from isoflop.model.attention import Spans, attend, document_mask, document_spans, takes_spans
 from isoflop.model.config import ExpertConfig, LatentConfig, ModelConfig, YarnConfig
 from isoflop.model.experts import Experts, MixtureOfExperts, Router, Routing
 from isoflop.model.loss import chunked_cross_entropy, layer_cross_entropy
 from isoflop.model.pages import Cache, Held, LayerPages, Rows, Step
+from isoflop.numerics.gated import gated_product
+from isoflop.numerics.heads import rotate, turned_heads, turned_latent_heads
+from isoflop.numerics.joined import normed, rms_norm
 from isoflop.numerics.linear import Linear
 
 
@@ -35,10 +37,11 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        if x_BTD.dtype == torch.float32:
-            return F.rms_norm(x_BTD, (x_BTD.shape[-1],), self.weight, self.eps)
-        wide = torch.promote_types(x_BTD.dtype, torch.float32)  # statistics at least in float32
-        return F.rms_norm(x_BTD.to(wide), (x_BTD.shape[-1],), self.weight, self.eps).to(x_BTD.dtype)
+        return rms_norm(x_BTD, self.weight, self.eps)
+
+    def joined(self, x_BTD: Tensor, update_BTD: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The residual stream with an update added to it, and its norm."""
+        return normed(x_BTD, update_BTD, self.weight, self.eps)
 
 
 def rotary_table(
@@ -69,15 +72,6 @@ def yarn_share(d_head: int, base: float, yarn: YarnConfig, device=None) -> Tenso
     return ((pairs - low) / max(high - low, 1e-3)).clamp(0, 1)  # a step where both bounds meet
 
 
-def rotate(x_BTHC: Tensor, cos_TC: Tensor, sin_TC: Tensor) -> Tensor:
-    """Turn channel i together with channel i + C/2 by the angle of its position."""
-    wide = torch.promote_types(x_BTHC.dtype, torch.float32)  # bf16 angles would lose far positions
-    first, second = x_BTHC.to(wide).chunk(2, dim=-1)
-    cos_T1C, sin_T1C = cos_TC[:, None], sin_TC[:, None]
-    turned = torch.cat((first * cos_T1C - second * sin_T1C, second * cos_T1C + first * sin_T1C), dim=-1)
-    return turned.to(x_BTHC.dtype)
-
-
 class Attention(nn.Module):
     """Causal self-attention; queries, keys and values come from one product."""
 
@@ -98,15 +92,13 @@ class Attention(nn.Module):
     ) -> Tensor:
         batch, n_tokens, _ = x_BTD.shape
         heads_BTHC = self.qkv(x_BTD).view(batch, n_tokens, -1, self.d_head)
-        # split, not slices: the backward of a split is one concatenation, that of a slice fills a zero tensor
-        qk_BTHC, v_BTGC = heads_BTHC.split((self.n_heads + self.n_kv_heads, self.n_kv_heads), dim=2)
-        turned_BTHC = rotate(qk_BTHC, cos_TC, sin_TC)
         if held is not None:
-            q_NHC, k_NGC = turned_BTHC[0].split((self.n_heads, self.n_kv_heads), dim=1)
+            qk_BTHC, v_BTGC = heads_BTHC.split((self.n_heads + self.n_kv_heads, self.n_kv_heads), dim=2)
+            q_NHC, k_NGC = rotate(qk_BTHC, cos_TC, sin_TC)[0].split((self.n_heads, self.n_kv_heads), dim=1)
             held.pages.write(held.step, k_NGC, v_BTGC[0])
             return self.out(held.pages.attend(held.step, q_NHC, self.scale).flatten(1))[None]
-        q_BHTC, k_BGTC = turned_BTHC.transpose(1, 2).split((self.n_heads, self.n_kv_heads), dim=1)
-        mixed_BHTC = attend(q_BHTC, k_BGTC, v_BTGC.transpose(1, 2), self.scale, mask_B1TT)
+        q_BHTC, k_BGTC, v_BGTC = turned_heads(heads_BTHC, self.n_heads, self.n_kv_heads, cos_TC, sin_TC)
+        mixed_BHTC = attend(q_BHTC, k_BGTC, v_BGTC, self.scale, mask_B1TT)
         return self.out(mixed_BHTC.transpose(1, 2).reshape(batch, n_tokens, -1))
 
 
@@ -145,17 +137,20 @@ class LatentAttention(nn.Module):
         batch, n_tokens, _ = x_BTD.shape
         sizes = self.latent
         q_BTC = self.q_up(self.q_norm(self.q_down(x_BTD))) if sizes.d_q_latent else self.q(x_BTD)
-        q_nope_BTHC, q_rope_BTHC = q_BTC.view(batch, n_tokens, self.n_heads, -1).split((sizes.d_nope, sizes.d_rope), -1)
+        q_BTHC = q_BTC.view(batch, n_tokens, self.n_heads, -1)
         latent_BTL, k_rope_BTC = self.kv_down(x_BTD).split((sizes.d_kv_latent, sizes.d_rope), -1)
         latent_BTL = self.kv_norm(latent_BTL)
-        q_rope_BTHC = rotate(q_rope_BTHC, cos_TC, sin_TC)
-        k_rope_BT1C = rotate(k_rope_BTC[:, :, None], cos_TC, sin_TC)
         if held is not None:
+            q_nope_BTHC, q_rope_BTHC = q_BTHC.split((sizes.d_nope, sizes.d_rope), -1)
+            q_rope_BTHC = rotate(q_rope_BTHC, cos_TC, sin_TC)
+            k_rope_BT1C = rotate(k_rope_BTC[:, :, None], cos_TC, sin_TC)
             # the latent is kept after its norm and the key after its turn, so nothing is computed twice
             held.pages.write(held.step, torch.cat((latent_BTL[0, :, None], k_rope_BT1C[0]), -1))
             mixed_BTHC = self._attend_held(q_nope_BTHC, q_rope_BTHC, held)
         else:
-            mixed_BTHC = self._naive(q_nope_BTHC, q_rope_BTHC, latent_BTL, k_rope_BT1C, mask_B1TT)
+            kv_BTHC = self.kv_up(latent_BTL).unflatten(-1, (self.n_heads, -1))
+            heads = turned_latent_heads(q_BTHC, kv_BTHC, k_rope_BTC, sizes.d_nope, cos_TC, sin_TC)
+            mixed_BTHC = attend(*heads, self.scale, mask_B1TT).transpose(1, 2)
         return self.out(mixed_BTHC.reshape(batch, n_tokens, -1))
 
     def _attend_held(self, q_nope_BTHC: Tensor, q_rope_BTHC: Tensor, held: Held) -> Tensor:
@@ -182,9 +177,9 @@ class LatentAttention(nn.Module):
         q_rope_BTHC: Tensor,
         latent_BTL: Tensor,
         k_rope_BT1C: Tensor,
-        mask_B1TT: Tensor | Spans | None = None,
+        mask_B1TT: Tensor | None = None,
     ) -> Tensor:
-        """Keys and values of every head, made from the latents of these tokens."""
+        """Keys and values of every head, made from the cached latents."""
         kv_BTHC = self.kv_up(latent_BTL).unflatten(-1, (self.n_heads, -1))
         k_nope_BTHC, v_BTHC = kv_BTHC.split((self.latent.d_nope, self.latent.d_value), -1)
         q_BTHC = torch.cat((q_nope_BTHC, q_rope_BTHC), -1)
@@ -218,8 +213,7 @@ class MLP(nn.Module):
         self.down = Linear(d_ff, d_model)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        gate_BTF, up_BTF = self.gate_up(x_BTD).chunk(2, dim=-1)
-        return self.down(F.silu(gate_BTF) * up_BTF)
+        return gated_product(x_BTD, self.gate_up, self.down)
 
 
 def _mixture(d_model: int, experts: ExpertConfig) -> MixtureOfExperts:
@@ -246,8 +240,9 @@ class Block(nn.Module):
         held: Held | None = None,
         mask_B1TT: Tensor | Spans | None = None,
     ) -> tuple[Tensor, Routing | None]:
-        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), cos_TC, sin_TC, held, mask_B1TT)
-        normed_BTD, routing = self.mlp_norm(x_BTD), None
+        x_BTD, normed_BTD = self.attention_norm.joined(x_BTD)
+        x_BTD, normed_BTD = self.mlp_norm.joined(x_BTD, self.attention(normed_BTD, cos_TC, sin_TC, held, mask_B1TT))
+        routing = None
         if isinstance(self.mlp, MixtureOfExperts):
             update_BTD, routing = self.mlp(normed_BTD)
         else:
@@ -443,7 +438,7 @@ class Transformer(nn.Module):
         """Logits [B, T, V] in the compute dtype."""
         return self.head(self.forward(tokens_BT, cache))
 
-    def loss_sum(self, tokens_BT: Tensor, targets_BT: Tensor, chunk_tokens: int = 4096) -> Tensor:
+    def loss_sum(self, tokens_BT: Tensor, targets_BT: Tensor, chunk_tokens: int | None = None) -> Tensor:
         """Sum over targets of the negative log-likelihood in nats, float32; targets below 0 are ignored."""
         return self._nll(self.forward(tokens_BT), targets_BT, chunk_tokens)
 
@@ -451,7 +446,7 @@ class Transformer(nn.Module):
         self,
         tokens_BT: Tensor,
         targets_BT: Tensor,
-        chunk_tokens: int = 4096,
+        chunk_tokens: int | None = None,
         *,
         with_mtp: bool = True,
         documents_BT: Tensor | None = None,
@@ -474,8 +469,11 @@ class Transformer(nn.Module):
             mtp_nats.append(self._nll(mtp_BTD, ahead_BT, chunk_tokens, k))
         return Losses(nats, mtp_nats, routings + mtp_routings)
 
-    def _nll(self, hidden_BTD: Tensor, targets_BT: Tensor, chunk_tokens: int, depth: int = 0) -> Tensor:
+    def _nll(self, hidden_BTD: Tensor, targets_BT: Tensor, chunk_tokens: int | None, depth: int = 0) -> Tensor:
         hidden_RD, targets_R = hidden_BTD.flatten(0, 1), targets_BT.flatten()
         if self.head.numerics is not None:
-            return layer_cross_entropy(self.head, hidden_RD, targets_R, chunk_tokens=chunk_tokens, depth=depth)
-        return chunked_cross_entropy(hidden_RD, self.head.weight, targets_R, chunk_tokens=chunk_tokens)
+            return layer_cross_entropy(self.head, hidden_RD, targets_R, chunk_tokens=chunk_tokens or 4096, depth=depth)
+        weight, held = self.head.weight, self.head.held[0] if self.head.held else None
+        # Larger products are faster on a GPU (docs/log.md); on a CPU the order of a sum is part of old results.
+        chunk_tokens = chunk_tokens or (8192 if hidden_RD.is_cuda else 4096)
+        return chunked_cross_entropy(hidden_RD, weight, targets_R, chunk_tokens=chunk_tokens, held=held)

@@ -12,6 +12,7 @@ from torch import nn
 from isoflop.errors import RecipeError
 from isoflop.numerics.cast import CastProduct
 from isoflop.numerics.fp8_block import Fp8BlockProduct
+from isoflop.numerics.fp8_whole import Fp8WholeProduct
 from isoflop.numerics.linear import MatmulBackend
 from isoflop.numerics.noise import NoiseKey
 from isoflop.numerics.photonic import ErrorLine, PhotonicProduct
@@ -110,6 +111,8 @@ class _Maker:
             "fp8_block": lambda _: Fp8BlockProduct(
                 section.fp8_block.block, power_of_two_scales=section.fp8_block.power_of_two_scales
             ),
+            "fp8_rowwise": lambda _: Fp8WholeProduct(per_row=True),
+            "fp8_tensorwise": lambda _: Fp8WholeProduct(per_row=False),
             "photonic": self._photonic,
         }
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from isoflop.numerics.fp8_scaled import BLOCK, ROWS, HeldFormat, ScaledFormat, scaled_gated
 from isoflop.numerics.linear import MatmulBackend
 
 LARGEST = 448.0
@@ -56,15 +57,34 @@ def _scale(largest: Tensor, power_of_two: bool) -> Tensor:
 
 
 class Fp8BlockProduct(MatmulBackend):
-    """The three products of a layer on E4M3 operands."""
+    """The three products of a layer on E4M3 operands: on tensor cores where they take them, else simulated."""
 
     def __init__(self, block: int = 128, power_of_two_scales: bool = False):
         super().__init__()
         self.block, self.power_of_two = block, power_of_two_scales
+        self.scaled = HeldFormat(ScaledFormat("block", power_of_two_scales) if block == BLOCK else None)
+
+    def hold(self, weight: Tensor, adds: bool) -> bool:
+        return self.scaled.hold(weight, adds)
+
+    def release(self) -> None:
+        self.scaled.release()
 
     def forward(self, x: Tensor, weight: Tensor, part: int = 0) -> Tensor:
+        if x.is_cuda and (y := self.scaled.linear(x, weight)) is not None:
+            return y
         y_MN = _Fp8Block.apply(x.reshape(-1, x.shape[-1]), weight, self.block, self.power_of_two)
         return y_MN.reshape(*x.shape[:-1], len(weight))  # type: ignore[union-attr]
+
+    def gated(self, x: Tensor, weight: Tensor, last: "Fp8BlockProduct", last_weight: Tensor) -> Tensor | None:
+        """A gated MLP of this format, None where tensor cores do not take it (see `scaled_gated`)."""
+        format, d_ff = self.scaled.format, last_weight.shape[1]
+        if format is None or format != last.scaled.format or d_ff % BLOCK or x.numel() // x.shape[-1] % ROWS:
+            return None
+        if not format.runs(x, weight):
+            return None
+        first, then = self.scaled, last.scaled
+        return scaled_gated(x, (weight, last_weight), (first.codes, then.codes), format.power_of_two, first.adds)
 
 
 class _Fp8Block(torch.autograd.Function):

@@ -14,7 +14,7 @@ from isoflop.errors import RecipeError
 from isoflop.optics.config import CoreConfig, OpticsError, load_preset
 from isoflop.recipe import PositiveInt, Seed, WrittenAs, check_ranges
 
-Format = Literal["float32", "bfloat16", "fp8_block", "photonic"]
+Format = Literal["float32", "bfloat16", "fp8_block", "fp8_rowwise", "fp8_tensorwise", "photonic"]
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,6 @@ A model of a few million parameters keeps an H100 busy for a millisecond a step,
 takes ten. Captured once and replayed, the same kernels run without the launches (docs/log.md has the numbers).
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -13,6 +11,7 @@ from isoflop.model.accounting import count_parameters
 from isoflop.model.dispatch import runs_grouped
 from isoflop.model.transformer import Transformer
 from isoflop.numerics.linear import MatmulBackend
+from isoflop.training.optim import prepare_state
 from isoflop.training.step import forward_backward, take_step
 from isoflop.training.workload import Workload
 
@@ -20,7 +19,7 @@ MAX_PARAMETERS = 100_000_000
 """Used by one token; above, launches no longer matter and the graph's private memory does (assumption)."""
 
 
-def can_capture(model: nn.Module, optimizer: torch.optim.AdamW, micro_batches: list[tuple[Tensor, ...]]) -> bool:
+def can_capture(model: nn.Module, optimizer: torch.optim.Optimizer, micro_batches: list[tuple[Tensor, ...]]) -> bool:
     """Whether a step is worth and fit for capture: CUDA, one micro-batch, a small model, fused AdamW.
 
     Experts must run as grouped products: looped ones ask the device how many rows each has. Noise must come from
@@ -51,7 +50,7 @@ class GraphedStep:
         self,
         workload: Workload,
         model: nn.Module,
-        optimizer: torch.optim.AdamW,
+        optimizer: torch.optim.Optimizer,
         micro_batch: tuple[Tensor, ...],
         clip_norm: float,
     ):
@@ -88,10 +87,6 @@ class GraphedStep:
 
     def _prepare_state(self) -> None:
         """Gradients and moments must exist before capture; creating them must not count as a step."""
-        state: dict[Any, Any] = self._optimizer.state
         for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
             parameter.grad = gradient
-            if not state[parameter]:
-                state[parameter]["step"] = torch.zeros((), device=parameter.device)
-                state[parameter]["exp_avg"] = torch.zeros_like(parameter)
-                state[parameter]["exp_avg_sq"] = torch.zeros_like(parameter)
+            prepare_state(self._optimizer, parameter)

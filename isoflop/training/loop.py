@@ -68,7 +68,7 @@ class LoopResult:
 def train(
     workload: Workload,
     model: nn.Module,
-    optimizer: torch.optim.AdamW,
+    optimizer: torch.optim.Optimizer,
     plan: StepPlan,
     *,
     run_dir: Path,

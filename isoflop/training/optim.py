@@ -1,7 +1,10 @@
-"""AdamW with the paper's settings, and which tensors are decayed."""
+"""AdamW with the paper's settings, which tensors are decayed, and the choice of another optimizer."""
 
 import torch
 from torch import nn
+
+from isoflop.model.transformer import Transformer
+from isoflop.training.muon import MuonWithAdamW, muon
 
 
 def adamw(
@@ -17,3 +20,29 @@ def adamw(
         {"params": [p for p in named.values() if p.ndim < 2], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=eps, fused=True)
+
+
+def optimizer_of(
+    model: Transformer,
+    name: str | None,
+    *,
+    learning_rate: float,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+) -> torch.optim.AdamW | MuonWithAdamW:
+    """`[train] optimizer` of a language model; None is AdamW."""
+    make = muon if name == "muon" else adamw
+    return make(model, learning_rate=learning_rate, betas=betas, eps=eps, weight_decay=weight_decay)
+
+
+def prepare_state(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> None:
+    """Moments as the first step would make them, for steps that are captured in a CUDA graph."""
+    if isinstance(optimizer, MuonWithAdamW) and any(parameter is matrix for matrix in optimizer.matrices):
+        optimizer.prepare(parameter)
+        return
+    state = optimizer.state[parameter]
+    if not state:
+        state["step"] = torch.zeros((), device=parameter.device)
+        state["exp_avg"] = torch.zeros_like(parameter)
+        state["exp_avg_sq"] = torch.zeros_like(parameter)

@@ -34,7 +34,7 @@ class Built(NamedTuple):
 
     workload: Workload
     model: nn.Module
-    optimizer: torch.optim.AdamW
+    optimizer: torch.optim.Optimizer
     flops_per_token: float = 0.0
     """For the share of the device's peak; 0: not measured."""
     dtype: torch.dtype = torch.float32

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from isoflop.model.transformer import Transformer
+from isoflop.numerics.step_weights import step_weights
 from isoflop.training.workload import Loss, Workload
 
 
@@ -18,14 +20,15 @@ def forward_backward(workload: Workload, model: nn.Module, micro_batches: list[t
     device = next(model.parameters()).device
     divisor = workload.divisor(micro_batches)
     total = torch.zeros((), device=device)
-    for index, micro_batch in enumerate(micro_batches):
-        for hook in workload.hooks:
-            hook.micro_batch(index)
-        on_device = tuple(tensor.to(device, non_blocking=True) for tensor in micro_batch)
-        loss = workload.loss_sum(model, on_device)
-        objective, reported = loss if isinstance(loss, Loss) else (loss, loss)
-        (objective / divisor).backward()  # gradients add up in float32, as the parameters are
-        total += reported.detach() / divisor
+    with step_weights(model, model.dtype if isinstance(model, Transformer) else None):
+        for index, micro_batch in enumerate(micro_batches):
+            for hook in workload.hooks:
+                hook.micro_batch(index)
+            on_device = tuple(tensor.to(device, non_blocking=True) for tensor in micro_batch)
+            loss = workload.loss_sum(model, on_device)
+            objective, reported = loss if isinstance(loss, Loss) else (loss, loss)
+            (objective / divisor).backward()  # gradients add up in float32, as the parameters are
+            total += reported.detach() / divisor
     return total
 
 

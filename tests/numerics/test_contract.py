@@ -26,6 +26,8 @@ FORMATS = {
     "float32": ("float32", None, 1e-6),
     "bfloat16": ("bfloat16", None, 1e-2),
     "fp8_block": ("fp8_block", None, 6e-2),
+    "fp8_rowwise": ("fp8_rowwise", None, 6e-2),
+    "fp8_tensorwise": ("fp8_tensorwise", None, 7e-2),
     "photonic": ("photonic", photonic(), 3e-2),
     "photonic 6 bit": ("photonic", photonic(input_bits=6, weight_bits=6, adc_bits=6), 8e-2),
     "photonic core": ("photonic", photonic(backward="core"), 3e-2),
@@ -241,7 +243,7 @@ def test_compiled_layers_compute_what_eager_ones_do(name):
 @pytest.mark.slow
 @ALL
 def test_layers_compiled_to_machine_code_compute_what_eager_ones_do(name):
-    if name == "fp8_block":
+    if name.startswith("fp8"):
         pytest.skip("the C++ code generator of torch 2.13 fails on padded FP8 tiles (AssertionError in codegen/cpp.py)")
     model, noise_key = model_of(name)
     x, d_y = inputs(40, 200), inputs(40, 24, seed=2)

@@ -158,6 +158,23 @@ def test_graphed_steps_on_a_noisy_core_equal_eager_ones():
         assert found[2] == pytest.approx(expected[2], abs=3e-5), "the passes before the capture must not count"
 
 
+def fp8_steps(format: str, graphed: bool) -> list[float]:
+    model = Transformer(shape(64, vocab_size=512, seq_len=64), torch.bfloat16).cuda()
+    model.initialise(torch.Generator().manual_seed(0))
+    assign(model, NumericsSection((Rule("blocks.*", format),)))
+    optimizer = adamw(model, learning_rate=1e-3, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
+    batches = [(torch.randint(512, (4, 65), generator=torch.Generator().manual_seed(i)).cuda(),) for i in range(8)]
+    assert can_capture(model, optimizer, batches[:1])
+    replay = GraphedStep(Repeat(), model, optimizer, batches[0], 1.0) if graphed else None
+    step = lambda batch: replay(batch, 1e-3) if replay else eager_step(Repeat(), model, optimizer, batch, 1e-3)
+    return [float(step(batch)[0]) for batch in batches]
+
+
+@pytest.mark.parametrize("format", ["fp8_block", "fp8_tensorwise"])
+def test_graphed_steps_quantise_the_weights_of_their_own_step(format):
+    assert fp8_steps(format, graphed=True) == pytest.approx(fp8_steps(format, graphed=False), rel=5e-3)
+
+
 def test_a_replay_draws_the_noise_of_its_own_step():
     model, noise_key, optimizer = photonic_model()
     batch = (torch.randint(512, (4, 65), generator=torch.Generator().manual_seed(0)).cuda(),)

@@ -349,7 +349,7 @@ def _sections(recipe: LadderRecipe, batch_sequences: int, warmup_steps: int, see
     train = dataclasses.asdict(recipe.train)
     limit = train.pop("max_micro_batch")
     fits = (n for n in range(min(limit, batch_sequences), 0, -1) if batch_sequences % n == 0)
-    train = {key: value for key, value in train.items() if value or key not in ("balance", "mtp")}
+    train = {key: value for key, value in train.items() if value or key not in ("balance", "mtp", "optimizer")}
     train.update(micro_batch=next(fits, 0), warmup_steps=warmup_steps, seed=seed)
     sections: dict[str, Tree] = {
         "data": dataclasses.asdict(recipe.data),

@@ -143,6 +143,8 @@ class LadderTrainSection:
     """Of AdamW, on matrices, times the learning rate."""
     clip_norm: Positive = 1.0
     """Longest gradient, over all weights together; a longer one is scaled down."""
+    optimizer: Literal["adamw", "muon"] | None = None
+    """Left out: adamw; muon: see isoflop.training.muon."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of activations and products; auto is bfloat16 on a GPU and float32 on a CPU."""
     compile: Literal["auto", "on", "off"] = "auto"

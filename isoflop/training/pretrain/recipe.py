@@ -118,12 +118,14 @@ class TrainSection:
     """Of AdamW, on matrices, times the learning rate (paper: 0.1)."""
     clip_norm: Positive = 1.0
     """Longest gradient, over all weights together; a longer one is scaled down (paper: 1)."""
+    optimizer: Literal["adamw", "muon"] | None = None
+    """Left out: adamw. muon: for the matrices of the blocks, at the same rate and decay (isoflop.training.muon)."""
     seed: Seed = 0
     """Of the weights and the order of the data."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of activations and products; auto is bfloat16 on a GPU and float32 on a CPU."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """torch.compile of each block; auto compiles long runs on a GPU."""
+    """torch.compile of each block; auto compiles long runs on a GPU that our own kernels do not cover (float32)."""
     cuda_graph: bool = True
     """Replay the steps of small models as one CUDA graph: ten times faster where launches dominate."""
     device: str = "auto"

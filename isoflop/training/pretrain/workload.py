@@ -19,6 +19,7 @@ from isoflop.errors import CheckpointError, DataError
 from isoflop.model.accounting import flops_per_token
 from isoflop.model.transformer import Transformer
 from isoflop.numerics.assign import assign, assignable, match_rules
+from isoflop.numerics.launch import has_kernels
 from isoflop.numerics.noise import NoiseKey
 from isoflop.numerics.section import numerics_text
 from isoflop.recipe import to_tree
@@ -30,7 +31,7 @@ from isoflop.training.device import choose_device
 from isoflop.training.load_run import keep_tokenizer, require_tokenizer_of
 from isoflop.training.loop import StepPlan
 from isoflop.training.monitor import Progress
-from isoflop.training.optim import adamw
+from isoflop.training.optim import optimizer_of
 from isoflop.training.pretrain.recipe import (
     WHERE_IT_RUNS,
     BalanceSection,
@@ -155,11 +156,10 @@ class Pretraining(Job):
         if recipe.model.experts is not None or recipe.model.mtp_depth > 0:
             balance, mtp = t.balance or BalanceSection(), t.mtp or MtpSection()
             terms = StepTerms(model, balance, mtp, batch_tokens=t.batch_tokens)
-        optimizer = adamw(
-            model, learning_rate=t.learning_rate, betas=(t.beta1, t.beta2), eps=t.eps, weight_decay=t.weight_decay
-        )
+        settings = {"learning_rate": t.learning_rate, "eps": t.eps, "weight_decay": t.weight_decay}
+        optimizer = optimizer_of(model, t.optimizer, betas=(t.beta1, t.beta2), **settings)
         exact = flops_per_token(recipe.model, "exact")
-        if _should_compile(recipe, device, exact * t.n_tokens):
+        if _should_compile(recipe, model, exact * t.n_tokens):
             for block in model.all_blocks():
                 block.compile(dynamic=False)
         return Built(LanguageModel(recipe, self._token_set, terms, hooks), model, optimizer, exact, dtype)
@@ -351,7 +351,16 @@ def _precision(name: str, device: torch.device) -> torch.dtype:
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
 
 
-def _should_compile(recipe: PretrainRecipe, device: torch.device, total_flops: float) -> bool:
+def _should_compile(recipe: PretrainRecipe, model: Transformer, total_flops: float) -> bool:
     if recipe.train.compile == "auto":
-        return device.type == "cuda" and total_flops > 2e15  # below, compiling takes longer than it saves
+        return compiles(model) and total_flops > 2e15  # below, compiling takes longer than it saves
     return recipe.train.compile == "on"
+
+
+def compiles(model: Transformer) -> bool:
+    """Whether compiled blocks of a long run are faster: on a GPU, where our own kernels do not join the steps already.
+
+    Measured for dense blocks, mixtures and small cells (docs/log.md 2026-11-29): then compiling costs time only.
+    """
+    weight = model.embedding.weight
+    return weight.is_cuda and not has_kernels(torch.empty(0, dtype=model.dtype, device=weight.device))

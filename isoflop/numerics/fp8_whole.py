@@ -1,0 +1,69 @@
+"""FP8 (E4M3) with one scale for each row, or one for a whole matrix: coarser than blocks, faster on Hopper.
+
+All three products of a layer run on E4M3 operands, as in `fp8_block.py`; here a scale is shared by all values that are
+summed over ("row": of an activation's token, a weight's output; the gradient of a weight has scales of columns), or by
+the whole matrix ("tensor"). Scales are found online as absmax / 448. Values far below the largest of their row lose
+bits; what that costs a model is measured by `isoflop compare`, not promised.
+
+Source: formats of `torch.nn.functional.scaled_mm`; E4M3 and online scales as arXiv 2412.19437, section 3.3.
+
+Shapes: M rows, K in, N out.
+"""
+
+import torch
+from torch import Tensor
+
+from isoflop.numerics.fp8_block import LARGEST
+from isoflop.numerics.fp8_scaled import HeldFormat, ScaledFormat
+from isoflop.numerics.linear import MatmulBackend
+
+
+def through_fp8(x_RK: Tensor, per_row: bool) -> Tensor:
+    """What is left of float32 values once they were E4M3 codes with a scale of their row or of all."""
+    if not x_RK.numel():
+        return x_RK
+    largest = x_RK.abs().amax(-1, keepdim=True) if per_row else x_RK.abs().amax()
+    scale = torch.where(largest > 0, largest / LARGEST, 1.0)  # zeros stay zeros by any scale
+    return (x_RK / scale).clamp(-LARGEST, LARGEST).to(torch.float8_e4m3fn).to(x_RK.dtype) * scale
+
+
+class Fp8WholeProduct(MatmulBackend):
+    """The three products of a layer on E4M3 operands: on tensor cores where they take them, else simulated."""
+
+    def __init__(self, per_row: bool):
+        super().__init__()
+        self.per_row = per_row
+        self.scaled = HeldFormat(ScaledFormat("row" if per_row else "tensor"))
+
+    def hold(self, weight: Tensor, adds: bool) -> bool:
+        return self.scaled.hold(weight, adds)
+
+    def release(self) -> None:
+        self.scaled.release()
+
+    def forward(self, x: Tensor, weight: Tensor, part: int = 0) -> Tensor:
+        if x.is_cuda and (y := self.scaled.linear(x, weight)) is not None:
+            return y
+        y_MN = _Fp8Whole.apply(x.reshape(-1, x.shape[-1]), weight, self.per_row)
+        return y_MN.reshape(*x.shape[:-1], len(weight))  # type: ignore[union-attr]
+
+
+class _Fp8Whole(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x_MK: Tensor, w_NK: Tensor, per_row: bool) -> Tensor:
+        ctx.save_for_backward(x_MK, w_NK)
+        ctx.per_row = per_row
+        y_MN = through_fp8(x_MK.float(), per_row) @ through_fp8(w_NK.float(), per_row).T
+        # A view: compiled by torch 2.11, an output that went through an empty cast gets no gradient.
+        return y_MN.to(x_MK.dtype).view_as(y_MN)
+
+    @staticmethod
+    def backward(ctx, d_y_MN: Tensor):  # type: ignore[override]
+        x_MK, w_NK = ctx.saved_tensors
+        d_y_MN, per_row = d_y_MN.float(), ctx.per_row
+        d_x_MK = d_w_NK = None
+        if ctx.needs_input_grad[0]:
+            d_x_MK = (through_fp8(d_y_MN, per_row) @ through_fp8(w_NK.float().T, per_row).T).to(x_MK.dtype)
+        if ctx.needs_input_grad[1]:
+            d_w_NK = through_fp8(d_y_MN.T, per_row) @ through_fp8(x_MK.float().T, per_row).T
+        return d_x_MK, d_w_NK, None

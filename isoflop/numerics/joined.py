@@ -1,0 +1,218 @@
+"""Elementwise steps of a model as single passes over memory: SwiGLU, norms with residuals, rows of experts, loss.
+
+Each function has a plain form in PyTorch, which is what a CPU, float64 and torch.compile (which joins steps by itself)
+run, and what the kernels are tested against. bf16 tensors on a GPU with Triton take the kernels.
+
+Shapes: B batch, T tokens, R rows, D d_model, F d_ff, E experts, A active experts, V vocabulary.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from isoflop.numerics.launch import block_kernels, has_kernels, launch, power_of_two, processors
+
+# SwiGLU
+
+
+def swiglu(gate_up: Tensor, weights_R1: Tensor | None = None) -> Tensor:
+    """silu(gate) * up of the two halves of the last dimension; times float32 weights of rows [R, 1], if given."""
+    if has_kernels(gate_up):
+        return _SwiGLU.apply(gate_up, weights_R1)  # type: ignore[return-value]
+    gate, up = gate_up.chunk(2, dim=-1)
+    if weights_R1 is None:
+        return F.silu(gate) * up
+    return (F.silu(gate) * up * weights_R1).to(gate_up.dtype)
+
+
+class _SwiGLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, gate_up: Tensor, weights_R1: Tensor | None) -> Tensor:
+        gate_up = gate_up.contiguous()
+        n = gate_up.shape[-1] // 2
+        out, block = gate_up.new_empty(*gate_up.shape[:-1], n), min(1024, power_of_two(n))
+        weights = None if weights_R1 is None else weights_R1.contiguous()
+        grid, weighted = (gate_up.numel() // (2 * n), -(-n // block)), weights is not None
+        launch(block_kernels().swiglu, grid, gate_up, weights, out, n, weighted=weighted, block=block)
+        ctx.save_for_backward(gate_up, weights)
+        return out
+
+    @staticmethod
+    def backward(ctx, d_out: Tensor):  # type: ignore[override]
+        gate_up, weights = ctx.saved_tensors
+        d_out, n = d_out.contiguous(), d_out.shape[-1]
+        d_gate_up, block = torch.empty_like(gate_up), min(1024, power_of_two(n))
+        d_weights = None if weights is None else torch.empty_like(weights)
+        weighted = weights is not None
+        grid = (d_out.numel() // n, 1 if weighted else -(-n // block))
+        launch(
+            block_kernels().swiglu_backward, grid,
+            d_out, gate_up, weights, d_gate_up, d_weights, n, weighted=weighted, block=block,
+        )  # fmt: skip
+        return d_gate_up, d_weights
+
+
+# A float32 product on bf16 tensor cores
+
+
+def wide_product(x: Tensor, weight: Tensor) -> Tensor:
+    """x W^T in float32 (float64 of float64), whatever the activations are: for scores that must not tie."""
+    if has_kernels(x) and weight.dtype == torch.float32:
+        return _WideProduct.apply(x, weight)  # type: ignore[return-value]
+    wide = torch.promote_types(x.dtype, torch.float32)
+    return F.linear(x.to(wide), weight.to(wide))
+
+
+def bf16_parts(x: Tensor, n_parts: int) -> list[Tensor]:
+    """bf16 tensors that add up to a float32 one: each takes 8 more bits, three all 24."""
+    parts = []
+    for _ in range(n_parts):
+        parts.append(x.to(torch.bfloat16))
+        x = x - parts[-1]
+    return parts
+
+
+class _WideProduct(torch.autograd.Function):
+    """bf16 activations times float32 weights as one bf16 product with the parts of the weights side by side.
+
+    Exact but for the order of a float32 sum; the gradient of x is rounded to bf16 anyway, so two parts do.
+    """
+
+    @staticmethod
+    def forward(ctx, x_TD: Tensor, weight_ED: Tensor) -> Tensor:
+        parts = bf16_parts(weight_ED, 3)
+        ctx.save_for_backward(x_TD, *parts[:2])
+        y_T3E = torch.mm(x_TD, torch.cat(parts).T, out_dtype=torch.float32)  # type: ignore[call-overload]
+        return y_T3E.view(len(x_TD), 3, -1).sum(1)
+
+    @staticmethod
+    def backward(ctx, d_y_TE: Tensor):  # type: ignore[override]
+        x_TD, first_ED, second_ED = ctx.saved_tensors
+        parts = bf16_parts(d_y_TE, 3)
+        d_x_TD = torch.cat((parts[0], parts[0], parts[1]), 1) @ torch.cat((first_ED, second_ED, first_ED))
+        d_weight = torch.mm(torch.cat(parts, 1).T, x_TD, out_dtype=torch.float32)  # type: ignore[call-overload]
+        return d_x_TD, d_weight.view(3, d_y_TE.shape[1], -1).sum(0)
+
+
+# Rows of a token
+
+
+def summed_rows(rows_RD: Tensor, row_TA: Tensor) -> Tensor:
+    """For each token the sum of its rows, [T, D]; no autograd."""
+    if not has_kernels(rows_RD):
+        return rows_RD[row_TA].sum(1)
+    rows_RD, row_TA = rows_RD.contiguous(), row_TA.contiguous()
+    out, n = rows_RD.new_empty(len(row_TA), rows_RD.shape[1]), rows_RD.shape[1]
+    grid, n_places = (len(row_TA),), row_TA.shape[1]
+    launch(
+        block_kernels().sum_rows, grid, rows_RD, row_TA, out, n, n_places=n_places, block=power_of_two(n), num_warps=4
+    )
+    return out
+
+
+def taken_rows(x_TD: Tensor, token_R: Tensor) -> Tensor:
+    """x[token], [R, D]; no autograd."""
+    if not has_kernels(x_TD):
+        return x_TD[token_R]
+    x_TD, n = x_TD.contiguous(), x_TD.shape[1]
+    out, token_R = x_TD.new_empty(len(token_R), n), token_R.contiguous()
+    launch(block_kernels().take_rows, (len(token_R),), x_TD, token_R, out, n, block=power_of_two(n), num_warps=4)
+    return out
+
+
+def add_to(total: Tensor, x: Tensor) -> None:
+    """total += x in place, a float32 tensor and a bf16 one of the same memory layout: PyTorch's own reads slowly."""
+    if not has_kernels(x) or not (total.is_contiguous() and x.is_contiguous()):
+        total.add_(x)
+        return
+    launch(block_kernels().add_to, (-(-total.numel() // 4096),), total, x, total.numel(), block=4096, num_warps=8)
+
+
+# Norms
+
+
+def rms_norm(x_BTD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+    """x / rms(x) * weight, the mean square in float32."""
+    if has_kernels(x_BTD):
+        return _Normed.apply(x_BTD, None, weight_D, eps)[1]  # type: ignore[index]
+    wide = torch.promote_types(x_BTD.dtype, torch.float32)  # statistics at least in float32
+    return F.rms_norm(x_BTD.to(wide), (x_BTD.shape[-1],), weight_D, eps).to(x_BTD.dtype)
+
+
+def normed(x_BTD: Tensor, update_BTD: Tensor | None, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """The residual stream x + update (x itself without an update), and its norm.
+
+    One function, because the gradient of the stream is then one pass too: what comes down the residual plus what comes
+    through the norm.
+    """
+    if has_kernels(x_BTD):
+        return _Normed.apply(x_BTD, update_BTD, weight_D, eps)  # type: ignore[return-value]
+    total_BTD = x_BTD if update_BTD is None else x_BTD + update_BTD
+    return total_BTD, rms_norm(total_BTD, weight_D, eps)
+
+
+class _Normed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, update: Tensor | None, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)  # the residual of a last norm has no gradient: no zeros for it
+        x, joined = x.contiguous(), update is not None
+        out, n = torch.empty_like(x), x.shape[-1]
+        total = torch.empty_like(x) if joined else x
+        scale_R = x.new_empty(x.numel() // n, dtype=torch.float32)
+        launch(
+            block_kernels().rms_norm, (len(scale_R),),
+            x, update.contiguous() if update is not None else None, weight_D, total, out, scale_R, n, eps,
+            joined=joined, block=power_of_two(n), num_warps=_warps(n),
+        )  # fmt: skip
+        ctx.save_for_backward(total, weight_D, scale_R)
+        ctx.joined = joined
+        return total.view_as(total), out
+
+    @staticmethod
+    def backward(ctx, d_total: Tensor | None, d_out: Tensor | None):  # type: ignore[override]
+        x, weight_D, scale_R = ctx.saved_tensors
+        if d_out is None:
+            return d_total, d_total if ctx.joined else None, None, None
+        d_out, n, n_rows = d_out.contiguous(), x.shape[-1], len(scale_R)
+        # More programs where rows are short: each waits for its row's two sums.
+        d_x, n_programs = torch.empty_like(x), min(n_rows, (8 if n <= 1024 else 4) * processors(x.device))
+        parts = x.new_empty(n_programs, n, dtype=torch.float32)
+        launch(
+            block_kernels().rms_norm_backward, (n_programs,),
+            d_out, None if d_total is None else d_total.contiguous(), x, weight_D, scale_R, d_x, parts, n_rows, n,
+            joined=d_total is not None, block=power_of_two(n), num_warps=_warps(n),
+        )  # fmt: skip
+        return d_x, d_x if ctx.joined else None, parts.sum(0).to(weight_D.dtype), None
+
+
+def _warps(n: int) -> int:
+    return 4 if n <= 2048 else 8 if n <= 4096 else 16
+
+
+# Cross-entropy
+
+
+def loss_and_gradient(logits_RV: Tensor, targets_R: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum of -log softmax(logits)[target] in float32, and its gradient, written over the logits; no autograd.
+
+    Targets below 0 are ignored.
+    """
+    if has_kernels(logits_RV) and logits_RV.is_contiguous():
+        losses_R = logits_RV.new_empty(len(logits_RV), dtype=torch.float32)
+        n, targets_R = logits_RV.shape[1], targets_R.contiguous()
+        # Large programs, few at a time: the rows that are worked on stay in the cache until they are read again.
+        block, kernel = min(4096, power_of_two(n)), block_kernels().cross_entropy
+        settings = {"deep": 4, "block": block, "num_warps": max(1, block // 256)}
+        launch(kernel, (len(logits_RV),), logits_RV, targets_R, losses_R, n, **settings)
+        return losses_R.sum(), logits_RV
+    # In float32 the logits themselves become their gradient: no second table.
+    wide_RV = logits_RV.float()
+    rows_R = torch.arange(len(targets_R), device=targets_R.device)
+    target_R = targets_R.clamp(min=0)
+    counted_R = (targets_R >= 0).to(wide_RV.dtype)
+    log_z_R1 = torch.logsumexp(wide_RV, dim=-1, keepdim=True)
+    loss = ((log_z_R1[:, 0] - wide_RV[rows_R, target_R]) * counted_R).sum()
+    gradient_RV = wide_RV.sub_(log_z_R1).exp_()
+    gradient_RV[rows_R, target_R] -= 1.0
+    gradient_RV.mul_(counted_R[:, None])
+    return loss, gradient_RV.to(logits_RV.dtype)
