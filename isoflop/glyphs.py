@@ -1,6 +1,6 @@
 """Glyphs: characters of the fonts that the plotting library installs, turned and bent at random.
 
-No file is read that does not come with matplotlib, so whoever can draw a report can train on them.
+No file is read that does not come with matplotlib, so a machine that can draw a report can train on them.
 Shapes: N images, Y X pixels, values in [0, 1].
 """
 

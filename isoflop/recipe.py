@@ -16,6 +16,7 @@ import functools
 import json
 import math
 import os
+import re
 import tempfile
 import tomllib
 import types
@@ -92,7 +93,17 @@ def load_recipe(path: str | Path | None, schema: type[T], overrides: Sequence[st
         RecipeError: file missing or not TOML, unknown key (with the nearest known one), wrong type, missing key,
             a number out of its range.
     """
-    return from_tree(read_tree(path, overrides), schema)
+    tree = read_tree(path, overrides)
+    try:
+        return from_tree(tree, schema)
+    except RecipeError as error:
+        known = [*hints_of(schema)]
+        written = [] if path is None else [key for key in read_tree(path) if key not in known]
+        text = _decoded(Path(path).read_bytes()) if path and written else ""
+        kind = re.match(r"#:schema .*?(\w+)\.json\s", text)
+        if kind is None or any(difflib.get_close_matches(key, known) for key in written):
+            raise
+        raise RecipeError(f"{path} is a {kind[1]} recipe, as its first line says: {error}") from error
 
 
 _MARKS = (codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be")

@@ -22,3 +22,14 @@ def test_links_lead_somewhere(page):
     links = re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
     missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
     assert missing == []
+
+
+def test_the_start_page_links_every_page_once():
+    docs = ROOT / "docs"
+    links = re.findall(r"\]\(([^)#]+\.md)\)", (docs / "README.md").read_text(encoding="utf-8"))
+    pages = {
+        str(path.relative_to(docs))
+        for path in (*docs.glob("*.md"), *docs.glob("keys/*.md"))
+        if path.name != "README.md"
+    }
+    assert sorted(link for link in links if not link.startswith("..")) == sorted({*pages, "studies/README.md"})

@@ -1,22 +1,52 @@
-"""README and docs are tests: every command they show exists, with its options, its recipe and its make target."""
+"""README, docs and headers of recipes are tests: the parser takes every command they show, recipes have the keys."""
 
 import contextlib
 import io
 import re
 import shlex
+from pathlib import Path
 
 import numpy as np
 import pytest
 from places import ROOT
 
+import isoflop
+from isoflop.alignment.recipe import DpoRecipe, RewardRecipe, SftRecipe
 from isoflop.cli import main as cli
+from isoflop.cli.arguments import is_override
+from isoflop.corpus.recipe import CorpusRecipe
+from isoflop.errors import IsoflopError
 from isoflop.recipe import load_recipe
 from isoflop.scaling.laws import Surface
+from isoflop.scaling.sweep.ladder import LadderRecipe
+from isoflop.tokens.shards import TokensRecipe
+from isoflop.training.pretrain.extend import ExtendRecipe
 from isoflop.training.pretrain.recipe import PretrainRecipe
 
 NAMES = ("README.md", "CONTRIBUTING.md", "docs/*.md")
 PAGES = [path for name in NAMES for path in sorted(ROOT.glob(name))]
+HEADERS = [
+    *sorted((ROOT / "recipes").rglob("*.toml")),
+    *sorted((ROOT / "recipes").rglob("*.sh")),
+    *sorted((Path(isoflop.__file__).parent / "presets").rglob("*.toml")),
+]
 OPTION = re.compile(r"--[a-z][a-z-]*")
+RECIPES = {
+    "corpus build": CorpusRecipe,
+    "tokens": TokensRecipe,
+    "ladder": LadderRecipe,
+    "sweep": LadderRecipe,
+    "inspect": PretrainRecipe,
+    "train": PretrainRecipe,
+    "extend": ExtendRecipe,
+    "sft": SftRecipe,
+    "dpo": DpoRecipe,
+    "reward": RewardRecipe,
+}
+"""Command -> the recipe that it reads; those of imaging have tests of their own."""
+WORD = r"(?:[^\s'();&,]+(?:'[^']*')?|'[^']*')"
+IN_HEADER = re.compile(rf"(?:# {{3,}}|Command: +|then: |&& )isoflop((?: {WORD})+)")
+"""Words of a command in a comment, one blank apart; a comma, a bracket or two blanks end it."""
 
 
 def blocks(text: str) -> list[str]:
@@ -37,6 +67,18 @@ def command_lines(text: str, name: str) -> list[list[str]]:
     return found
 
 
+def header_commands(text: str) -> list[list[str]]:
+    """Words after `isoflop` of every command in the comments of a recipe."""
+    comments = "\n".join(line for line in text.splitlines() if line.startswith("#"))
+    return [shlex.split(words) for words in IN_HEADER.findall(comments)]
+
+
+def command_of(words: list[str]) -> str:
+    """The command that these words begin with, of two words or of one."""
+    pair = " ".join(words[:2])
+    return pair if pair in cli.COMMANDS else words[0]
+
+
 def options_of(stage: str) -> set[str]:
     text = io.StringIO()
     with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
@@ -44,25 +86,77 @@ def options_of(stage: str) -> set[str]:
     return set(OPTION.findall(text.getvalue()))
 
 
-@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
-def test_every_isoflop_command_has_a_stage_options_and_recipes_that_exist(path):
-    for words in command_lines(path.read_text(encoding="utf-8"), "isoflop"):
-        shown = "isoflop " + " ".join(words)
-        pair = " ".join(words[:2])
-        stage = pair if pair in cli.STAGES else words[0] if words else "--help"
-        if stage.startswith("-"):
-            assert stage in ("--help", "-h"), shown
-            continue
-        if not stage.islower():  # STAGE, a placeholder
-            continue
-        assert stage in cli.STAGES, f"{path.name}: {shown}: there is no stage {stage}"
-        known = options_of(stage) | {"--help"}
-        for word in words[1:]:
-            if word.startswith("--"):
-                option = word.partition("=")[0]
-                assert option in known, f"{path.name}: {shown}: {stage} has no {option}, it has {sorted(known)}"
-            elif word.startswith("recipes/") and word.endswith(".toml"):
-                assert (ROOT / word).is_file(), f"{path.name}: {shown}: there is no {word}"
+def refusal(words: list[str]) -> str:
+    """What is wrong with a command as the real parser and the recipe reader see it; empty: nothing."""
+    stage = command_of(words) if words else ""
+    if not words or stage.startswith("-"):
+        return "" if stage in ("", "--help", "-h", "--version", "--install-completion", "--show-completion") else stage
+    if stage in cli.GROUPS and len(words) == 1:
+        return ""
+    if stage not in cli.COMMANDS:
+        return f"there is no command {stage}"
+    given = words[len(stage.split()) :]
+    options = options_of(stage) | {"--help"} if any(word.startswith("--") for word in given) else set()
+    unknown = [word for word in given if word.startswith("--") and word.partition("=")[0] not in options]
+    if unknown:
+        return f"{stage} has no {unknown[0]}"
+    missing = [word for word in given if word.startswith("recipes/") and not (ROOT / word).is_file()]
+    return f"there is no {missing[0]}" if missing else ""
+
+
+def complete(words: list[str]) -> bool:
+    """Whether a command is written out, so that the parser can read it: its arguments stand there, no placeholders."""
+    rest = words[len(command_of(words).split()) :] if words else []
+    names_an_option = rest[:1] != [] and rest[0].startswith("--") and not command_of(words).endswith("demo")
+    return bool(rest) and not names_an_option and not any(word.isupper() or "..." in word for word in rest)
+
+
+def overrides_refused(words: list[str]) -> str:
+    """Keys of a complete command that its recipe does not have."""
+    recipes = [ROOT / word for word in words if word.startswith("recipes/") and word.endswith(".toml")]
+    given = [word for word in words if is_override(word)]
+    schema = RECIPES.get(command_of(words))
+    if not recipes or not given or schema is None:
+        return ""
+    try:
+        load_recipe(recipes[0], schema, given)
+    except IsoflopError as error:
+        return str(error)
+    return ""
+
+
+COMMANDS_SHOWN = [
+    pytest.param(words, id=f"{path.relative_to(ROOT)}: {' '.join(words)}"[:120])
+    for path in PAGES
+    for words in command_lines(path.read_text(encoding="utf-8"), "isoflop")
+] + [
+    pytest.param(words, id=f"{path.relative_to(ROOT)}: {' '.join(words)}"[:120])
+    for path in HEADERS
+    for words in header_commands(path.read_text(encoding="utf-8"))
+]
+
+
+@pytest.mark.parametrize("words", COMMANDS_SHOWN)
+def test_every_isoflop_command_shown_is_one_that_the_parser_takes(words, monkeypatch):
+    if words and not command_of(words).islower():  # STAGE, a placeholder
+        return
+    assert refusal(words) == ""
+    if complete(words) and command_of(words) in cli.COMMANDS:
+        monkeypatch.chdir(ROOT)
+        command, _, _ = cli.read(words)
+        assert "--help" in words or command is cli.COMMANDS[command_of(words)]
+        assert overrides_refused(words) == ""
+
+
+def test_a_command_that_is_wrong_is_found():
+    assert refusal(["corpus", "recipes/corpus/default.toml"]) != ""
+    assert refusal(["fit", "t.csv", "--lw", "surface"]) == "fit has no --lw"
+    assert refusal(["train", "recipes/none.toml"]) == "there is no recipes/none.toml"
+    assert "ladder.minuts" in overrides_refused(["ladder", "recipes/sweep/cpu.toml", "ladder.minuts=3"])
+    assert not complete(["train", "RECIPE"]) and complete(["train", "runs/plan.toml"])
+    header = "# Command:  isoflop ladder a.toml --dry-run    (then: isoflop sweep a.toml)\n"
+    header += "# Data:     make setup && isoflop tokens b.toml, then isoflop is done\n# The sweep of isoflop demo.\n"
+    assert header_commands(header) == [["ladder", "a.toml", "--dry-run"], ["sweep", "a.toml"], ["tokens", "b.toml"]]
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)

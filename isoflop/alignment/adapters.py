@@ -30,7 +30,7 @@ class AdaptedLinear(Linear):
 
     def __init__(self, base: Linear, rank: int, scale: float):
         nn.Module.__init__(self)
-        self.weight, self.numerics = base.weight, base.numerics
+        self.weight, self.numerics, self.held = base.weight, base.numerics, base.held
         self.weight.requires_grad_(False)
         device = base.weight.device
         self.lora_a = nn.Parameter(torch.empty(rank, base.weight.shape[1], device=device))

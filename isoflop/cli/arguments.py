@@ -39,7 +39,7 @@ class Writes:
 
 
 Recipe = Annotated[Path, Parameter(metavar="RECIPE", help="TOML file; isoflop keys says what it may hold")]
-Overrides = Annotated[str, Parameter("SECTION.KEY=VALUE", help="values that go before those of the recipe")]
+Overrides = Annotated[str, Parameter("SECTION.KEY=VALUE", help="values that replace those of the recipe")]
 Json = Annotated[Path | None, Writes(".json"), Parameter(metavar="FILE", help="also write what was found as JSON")]
 Out = Annotated[Path, Writes("folder"), Parameter(metavar="DIR", help="output folder")]
 
@@ -142,7 +142,7 @@ def _unknown(word: str, group: Iterable[str], commands: Iterable[str]) -> str:
     names = [name.removeprefix(f"{group} ") for name in commands if name.startswith(group)]
     near = difflib.get_close_matches(word, [name.split(" ")[0] for name in names], 1)
     if group and not near:
-        return f"isoflop {group} is followed by {' or '.join(names)}, not by {word}: isoflop {group} {names[0]} ..."
+        return f"{word} is not a command of isoflop {group}; it has {', '.join(names)}: isoflop {group} {names[0]} ..."
     hint = f"did you mean {near[0]}?" if near else "isoflop --help lists what there is"
     return f"{word} is not a command of {f'isoflop {group}'.strip()}; {hint}"
 

@@ -82,7 +82,7 @@ class Bar:
 
 @contextlib.contextmanager
 def stop_on_signal() -> Iterator[Any]:
-    """Ctrl-C or SIGTERM asks the work to save and stop; a second one is obeyed at once."""
+    """Ctrl-C or SIGTERM asks the work to save and stop; a second one exits immediately."""
     asked = False
 
     def handle(number: int, _frame: object) -> None:
@@ -90,7 +90,7 @@ def stop_on_signal() -> Iterator[Any]:
         if asked:
             raise KeyboardInterrupt
         asked = True
-        print("isoflop: saving and stopping; once more to stop at once", file=sys.stderr)
+        print("isoflop: saving and stopping; press Ctrl-C again to exit immediately", file=sys.stderr)
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -105,5 +105,5 @@ def _judge(found: dict[str, Any], path: Path) -> None:
         raise CheckpointError(
             f"{path}: transformers computes something else: logits differ by {report['relative_difference']:.2e} of "
             f"the largest one (tolerance {report['tolerance']:.0e}), {greedy['equal']} of {greedy['prompts']} greedy "
-            f"continuations are equal; do not use the folder before this is cleared up"
+            f"continuations are equal; do not use the folder until this is resolved"
         )

@@ -1,4 +1,4 @@
-"""What a recipe may hold: keys prints it, schema writes it for editors. Both read isoflop/schemas, import no stage."""
+"""What a recipe may hold: keys prints it, schema writes it for editors. Both read isoflop/schemas only."""
 
 import difflib
 import json as json_module
@@ -9,7 +9,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from isoflop.cli.arguments import Writes
-from isoflop.cli.console import print_rows, say
+from isoflop.cli.console import say
 from isoflop.errors import RecipeError
 from isoflop.keys import KINDS, Section, sections, stored_schema
 from isoflop.recipe import write_text
@@ -26,8 +26,11 @@ def keys(
     """Every key of a recipe: meaning, unit, what it may be, default, example."""
     found = {kind: sections(stored_schema(kind)) for kind in KINDS}
     if not name:
-        print_rows((kind, " ".join(part.header for part in parts if part.header)) for kind, parts in found.items())
-        say("isoflop keys KIND, or isoflop keys SECTION, says what each key means")
+        say("Kinds of recipes and their sections:\n")
+        for kind, parts in found.items():
+            headers = " ".join(part.header for part in parts if part.header)
+            say(textwrap.fill(f"{kind:<15}{headers}", 110, initial_indent="  ", subsequent_indent=" " * 17))
+        say("\nMore: isoflop keys KIND or isoflop keys SECTION, as isoflop keys sweep or isoflop keys train.balance")
         return
     chosen = (
         {name: found[name]}

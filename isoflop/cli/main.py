@@ -1,4 +1,4 @@
-"""The command line: every command in the order of the data flow, and how it ends. It prints through cli/console.py."""
+"""The command line: every command in the order of the data flow, and exit codes. It prints through cli/console.py."""
 
 import errno
 import inspect
@@ -67,9 +67,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         else:
             command, words, options = read(arguments)
             command(*words, **options)
+        sys.stdout.flush()
     except (IsoflopError, OpticsError) as error:
         _refuse(str(error))
-    except BrokenPipeError:  # whoever read the output has seen enough
+    except BrokenPipeError:  # the reader of the output closed it, as head does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         if error.errno not in _DISK_ERRORS:
@@ -78,7 +79,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         way_out = "make room (or give another folder)" if full else "give another path"
         _refuse(f"{error}; what was saved before is intact: {way_out} and run the same command again")
     except KeyboardInterrupt:
-        print("isoflop: stopped; what was done is saved, the same command goes on from there", file=sys.stderr)
+        print(
+            "isoflop: stopped; everything done so far is saved; run the same command again to continue", file=sys.stderr
+        )
         sys.exit(130)
 
 
@@ -96,7 +99,7 @@ def read(
 
 def parser(commands: Mapping[str, Command]) -> App:
     """Cyclopts on the signatures of the commands; those of two words are in groups."""
-    defaults = Parameter(converter=converted, negative_iterable=())
+    defaults = Parameter(converter=converted, negative_iterable=(), show_default=_shown_default)
     made = App("isoflop", version=f"isoflop {version('isoflop')}", default_parameter=defaults, help_format="plaintext")
     for place, (name, command) in enumerate(commands.items()):
         group, _, last = name.rpartition(" ")
@@ -123,6 +126,12 @@ def overview() -> None:
     )
 
 
+def _shown_default(value: Any) -> str | None:
+    """As it would be typed; None: nothing to show."""
+    values = value if isinstance(value, tuple) else (value,)
+    return " ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in values if v not in ("", None)) or None
+
+
 def _refuse(message: str) -> None:
     print(f"isoflop: error: {message}", file=sys.stderr)
     sys.exit(2)
@@ -132,4 +141,4 @@ _DISK_ERRORS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM),
     *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG),
 )
-"""What the disk refuses is for the user to cure; any other error of the system is a bug and keeps its traceback."""
+"""Errors of the disk, which the user can fix; any other OSError is a bug and keeps its traceback."""

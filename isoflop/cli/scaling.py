@@ -218,7 +218,11 @@ def plan(
     from isoflop.scaling.report.plan_rows import plan_rows
 
     if ladder is not None:
-        _refuse_unused("with --ladder, which says it", vocab_size=vocab_size, seq_len=seq_len)
+        _refuse_unused("with --ladder, which sets both", vocab_size=vocab_size, seq_len=seq_len)
+    if (budget_flops is None) == (gpu_hours is None):
+        raise RecipeError(
+            "isoflop plan needs exactly one of --budget-flops and --gpu-hours, for example --budget-flops 1e21"
+        )
     made = choose.plan(
         laws,
         budget_flops=budget_flops,
@@ -278,7 +282,7 @@ def compare(
 
 
 def report(
-    study: Annotated[Path, Parameter(metavar="STUDY", help="folder of a study or of a run")],
+    study: Annotated[Path, Parameter(metavar="STUDY", help="folder of a study or of a run")] = Path("runs"),
     /,
     *,
     out: Annotated[Path | None, Writes(".html"), Parameter(metavar="FILE", help="default: STUDY/report.html")] = None,
@@ -311,10 +315,10 @@ def demo(
 
 
 def _refuse_unused(why: str, **options: Any) -> None:
-    """Options that this use of a command leaves aside. Raises RecipeError for the first that was given."""
+    """Options that this use of a command ignores. Raises RecipeError for the first that was given."""
     for name, value in options.items():
         if value:
-            raise RecipeError(f"--{name.replace('_', '-')} has no meaning {why}; leave it out")
+            raise RecipeError(f"--{name.replace('_', '-')} has no effect {why}; leave it out")
 
 
 def _ladder(recipe: Path, overrides: tuple[str, ...], *, calibrate: bool) -> Any:
@@ -332,7 +336,7 @@ def _ladder(recipe: Path, overrides: tuple[str, ...], *, calibrate: bool) -> Any
         )
     timed = bool(loaded.ladder.minutes or loaded.ladder.gpu_hours)
     if calibrate and not timed:
-        plan_ladder(loaded, data_sha256=data_sha256)  # what is wrong is said before seconds are spent on measuring
+        plan_ladder(loaded, data_sha256=data_sha256)  # fails before seconds are spent on measuring
     if not calibrate:
         if timed:
             raise RecipeError(

@@ -1,4 +1,4 @@
-"""Weighted mix of sources as a pure function: which source the i-th draw comes from, and its how-manieth draw it is.
+"""Weighted mix of sources as a pure function: the source of the i-th draw, and its index among that source's draws.
 
 Draws come in blocks of `BLOCK`; each block holds the same number of draws of each source (weights rounded to
 1/BLOCK, at least one each) in an order that depends on the seed and the block's number alone. So any position is found
@@ -55,7 +55,7 @@ class Mixture:
         return {name: int(count) / BLOCK for name, count in zip(self.names, self._counts)}
 
     def draws(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(source number, how-manieth draw of that source) for each index, both int64 like `indices`."""
+        """(source number, index among that source's draws) for each index, both int64 like `indices`."""
         sources, ranks = np.empty_like(indices), np.empty_like(indices)
         blocks, places = np.divmod(indices, BLOCK)
         for block in np.unique(blocks):
@@ -81,7 +81,7 @@ class Mixture:
 
 
 class Curriculum:
-    """Mixtures one after the other, with the interface of one: each source goes on where it was when shares change."""
+    """Mixtures one after the other, with the interface of one: a source continues where it was when shares change."""
 
     def __init__(self, stages: Sequence[tuple[int, Mapping[str, float]]], *, seed: int):
         starts = [start for start, _ in stages]
@@ -100,7 +100,7 @@ class Curriculum:
             self._offsets.append(self._offsets[-1] + self._counts(index, starts[index + 1] - starts[index]))
 
     def draws(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(source number, how-manieth draw of that source) for each index, both int64 like `indices`."""
+        """(source number, index among that source's draws) for each index, both int64 like `indices`."""
         sources, ranks = np.empty_like(indices), np.empty_like(indices)
         stages = np.searchsorted(self._starts, indices, side="right") - 1
         for stage in np.unique(stages):

@@ -72,7 +72,7 @@ def device_of(name: str, *, parity: bool) -> str:
         RecipeError: no such device, or one that no report would use.
     """
     if not parity and name != "cpu":
-        raise RecipeError(f"--device {name} has no meaning without --parity; leave it out")
+        raise RecipeError(f"--device {name} has no effect without --parity; leave it out")
     return str(choose_device(name, key="--device"))
 
 

@@ -22,7 +22,7 @@ TIMES = "\u00d7"
 def page(template: str, *, pictures: Mapping[str, str], **values: Any) -> str:
     """The whole document. `pictures` are inline SVG by name (`plot.svg_text`), the only values that are not escaped.
 
-    A value that a template names and nobody gave is an error, not an empty place.
+    A value that a template uses and nothing set is an error, not an empty place.
     """
     return _environment().get_template(template).render(contents=[], pictures=pictures, **values)
 

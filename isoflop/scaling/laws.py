@@ -6,7 +6,7 @@
         .hyper         batch and learning rate (isoflop.scaling.lr_batch_law)
         .noise, .rehearsal, .resamples     how sure they are
 
-Row i of every array in `resamples` comes from the same bootstrap resample, so that whoever plans can carry the joint
+Row i of every array in `resamples` comes from the same bootstrap resample, so that a plan can carry the joint
 uncertainty to the decision. `Laws.tree` is the JSON of a laws file, `Laws.from_tree` reads it, also older ones.
 
 Symbols: S model scale (FLOPs per token M, or parameters N), D tokens, C = S D or 6 S D training FLOPs, R resamples.

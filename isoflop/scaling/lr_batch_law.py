@@ -40,7 +40,7 @@ class PowerLaw:
             if name not in QUANTITIES:
                 close = difflib.get_close_matches(name, QUANTITIES, n=1)
                 hint = f"did you mean {close[0]}?" if close else f"use one of {', '.join(QUANTITIES)}"
-                raise RecipeError(f"exponent of {name} = {exponent}: a power law knows no such quantity; {hint}")
+                raise RecipeError(f"exponent of {name} = {exponent}: a power law has no such quantity; {hint}")
             if not math.isfinite(exponent):
                 raise RecipeError(f"exponent of {name} = {exponent} must be a finite number")
 

@@ -56,7 +56,7 @@ class Saving:
 def saved(folder: Path) -> dict[int, Path]:
     """Step -> checkpoint folder, in the order of the steps: the one place that says which folders count.
 
-    Others (`step_best`, `step_00000004.bak`) are nobody's checkpoint: not resumed from, not counted, not deleted.
+    Others (`step_best`, `step_00000004.bak`) are not checkpoints: not resumed from, not counted, not deleted.
     """
     found = {}
     for path in sorted(folder.glob("step_*")):

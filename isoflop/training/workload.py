@@ -1,4 +1,4 @@
-"""What the loop trains: where batches come from, what their loss is, and what surrounds a step. Nothing more."""
+"""What the loop trains: where batches come from, what their loss is, and hooks around a step."""
 
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol

@@ -1,7 +1,9 @@
 """The real command line on bad input: one clear message, exit code 2, no traceback; and on good input, end to end."""
 
+import contextlib
 import errno
 import json
+import os
 import re
 import subprocess
 import sys
@@ -128,6 +130,33 @@ def test_tokens_of_a_corpus_that_is_not_there_are_refused(refused, files, tmp_pa
 def test_a_pretrain_recipe_that_cannot_be_is_refused(refused, files, tmp_path, tiny_tree, command, override, message):
     arguments = ["--out", tmp_path / "out"] if command == "train" else []
     assert message in refused(command, files("recipe.toml", tiny_tree), override, *arguments)
+
+
+def test_a_recipe_of_another_kind_is_called_by_its_kind(refused, files, tiny_tree):
+    recipe = files("sweep.toml", "#:schema ../schemas/sweep.json\n" + 'study = "x"\n')
+    message = refused("train", recipe)
+    assert "sweep.toml is a sweep recipe, as its first line says: unknown key study; known keys: checkpoint" in message
+    recipe = files("own.toml", "#:schema ../schemas/pretrain.json\n" + to_toml({"trian": {"seed": 1}}))
+    assert refused("train", recipe).endswith("unknown key trian; did you mean train?")
+
+
+def test_a_reader_that_closes_the_output_ends_the_overview_without_a_traceback():
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    done = subprocess.run([sys.executable, "-m", "isoflop"], stdout=write_end, stderr=subprocess.PIPE, check=False)
+    os.close(write_end)
+    assert done.stderr == b""
+
+
+def test_help_shows_defaults_as_they_are_typed_and_none_that_are_empty(capsys):
+    with contextlib.suppress(SystemExit):
+        cli.main(["fit", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "[default: 1000]" in text and "[default: ]" not in text and '""' not in text and "()" not in text
+
+
+def test_plan_without_a_budget_names_both_options(refused):
+    assert "needs exactly one of --budget-flops and --gpu-hours" in refused("plan", "deepseek")
 
 
 def test_a_recipe_that_is_missing_or_not_toml_is_refused(refused, files, tmp_path):
@@ -438,5 +467,5 @@ def test_what_a_law_does_not_use_is_refused(refused, tmp_path):
         ("parabola", "--at-flops", "1e20"),
         ("power", "--out", str(tmp_path / "l.json")),
     ):
-        assert f"{option} has no meaning with --law {law}" in refused("fit", table, "--law", law, option, value)
-    assert "--seq-len has no meaning with --ladder" in refused("plan", "deepseek", "--ladder", table, "--seq-len", "9")
+        assert f"{option} has no effect with --law {law}" in refused("fit", table, "--law", law, option, value)
+    assert "--seq-len has no effect with --ladder" in refused("plan", "deepseek", "--ladder", table, "--seq-len", "9")

@@ -264,7 +264,7 @@ def test_bad_options_of_export_are_refused(tmp_path, refused):
     assert "the format llama is dense" in refused("export", run, "--out", out, "--format", "llama")
     assert "--device = 'tpu' is not a device" in refused("export", run, "--out", out, "--device", "tpu")
     no_report = ("--out", out, "--no-parity", "--device", "cuda")
-    assert "--device cuda has no meaning without --parity" in refused("export", run, *no_report)
+    assert "--device cuda has no effect without --parity" in refused("export", run, *no_report)
     assert not out.exists()
     assert device_of("auto", parity=True) in ("cpu", "cuda") and device_of("cpu", parity=False) == "cpu"
 

@@ -36,7 +36,7 @@ SPACE = 32
 
 
 def import_daft() -> Any:
-    """Daft, which reports its use to its makers unless told not to: it is told before it is imported.
+    """Daft, with its usage reports switched off, which must happen before it is imported.
 
     Raises:
         DataError: not installed.
@@ -79,7 +79,7 @@ def spaced(texts: Sequence[str]) -> "Iterator[pa.Array]":
     for block in _blocks(texts):
         codes_C, bounds_D = _spaced_codes(block)
         whole = codes_C.tobytes().decode("utf-32-le", "surrogatepass")
-        # every text ends with a space; it is cut off by giving it to nobody
+        # every text ends with a space, which is dropped
         rows = [whole[start : max(start, stop - 1)] for start, stop in pairwise(bounds_D.tolist())]
         yield pa.array(rows, pa.large_string())
 

@@ -1,4 +1,4 @@
-"""A small n-gram model, trained on the spot on text that one trusts, and the perplexity of documents under it.
+"""A small n-gram model, trained on the spot on reference text, and the perplexity of documents under it.
 
 Source: CCNet (Wenzek et al. 2020, arXiv 1911.00359, section 3.4) trains a 5-gram Kneser-Ney model on Wikipedia per
 language and keeps web pages by thirds of perplexity. Here: interpolated Kneser-Ney (Kneser and Ney 1995; discounts

@@ -1,7 +1,7 @@
 """JSON that is not one record a line, and CSV, as records: in bounded memory, one bad record at the cost of itself.
 
-JSON files are lists of records, records one behind the other, or one record over many lines, by whoever wrote them.
-Where a record is damaged, reading goes on at the next line that begins with a brace, and the bytes between are named.
+JSON files are lists of records, records one behind the other, or one record over many lines, from any program.
+Where a record is damaged, reading continues at the next line that begins with a brace, and the bytes between are named.
 """
 
 import csv

@@ -1,6 +1,6 @@
 """WARC and WET archives -> records, accounted for to the byte: each byte is in a record or in a range that is named.
 
-The archive is cut here by its own lengths, and a record is handed over when what follows it shows that its length is
+The archive is cut here by its own lengths, and a record is returned when what follows it shows that its length is
 right: a separator and the next record, or the end. One that lies costs itself alone: reading goes on where the next
 record begins. The HTTP response in a record is read by the standard library, its body decoded (chunks, gzip,
 deflate, br, zstd) record by record.

@@ -1,7 +1,7 @@
 """What a stage kept and dropped: counts by rule, domain and language, lengths, and a few samples of each rule.
 
 A `Tally` is filled by one task, written as plain data, and merged with those of the others. Samples are the documents
-with the smallest hash of (rule, key): the same ones whoever counts, and as good as drawn at random.
+with the smallest hash of (rule, key): the same ones in any process, and as good as drawn at random.
 """
 
 import hashlib

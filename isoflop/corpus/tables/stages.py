@@ -133,7 +133,7 @@ class Workers:
                 start(len(ended))
         except BrokenProcessPool as error:
             raise DataError(
-                f"a worker process was killed, perhaps for want of memory; what is finished is kept: run the same "
+                f"a worker process was killed, probably out of memory; finished work is kept: run the same "
                 f"command again, with workers below {self.n} or more partitions if it happens again"
             ) from error
 

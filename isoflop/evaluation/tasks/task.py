@@ -1,6 +1,6 @@
 """What a benchmark is, as plain data: items read from official files, and functions that grade outputs.
 
-Three kinds of items. A `Choice` is answered by likelihood: whoever scores it gets a context and options, and gives back
+Three kinds of items. A `Choice` is answered by likelihood: the scorer gets a context and options, and gives back
 one number per option. A `Question` is answered by generation: a prompt, where to stop, and a grader. A `Passage` is a
 text to be predicted. None of them knows a model. What many items share (header and worked examples) is `prefix`, kept
 apart so that it can be computed once; the text shown is `prefix + context`, or `prefix + prompt`.

@@ -184,7 +184,7 @@ def _result(path: Path) -> dict[str, Any]:
 
 
 def _is_pretrain(recipe_path: Path) -> bool:
-    """Whether this is the recipe of a language model; where it cannot be read, whoever loads it says so."""
+    """Whether this is the recipe of a language model; where it cannot be read, loading it raises."""
     with contextlib.suppress(RecipeError):
         return "model" in read_tree(recipe_path)
     return True

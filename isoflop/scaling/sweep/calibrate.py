@@ -3,6 +3,7 @@
 Several processes are measured at once, as a sweep will run them: two workers on two cores are slower than one alone.
 """
 
+import logging
 import multiprocessing
 import statistics
 import time
@@ -15,6 +16,8 @@ from isoflop.scaling.lr_batch_law import hyper_law
 from isoflop.scaling.sweep.ladder import LadderRecipe
 from isoflop.scaling.sweep.shapes import shape_near
 from isoflop.scaling.sweep.speed import Sample, SpeedModel
+
+log = logging.getLogger(__name__)
 
 WINDOWS = 3  # their median counts: another process that wakes up for a moment must not shrink a whole sweep
 
@@ -39,6 +42,7 @@ def measure_speed(
     from isoflop.training.device import choose_device
 
     choose_device(device)
+    log.info("measuring the speed of this device: %d shapes, %d at a time", len(shapes), workers)
     jobs = [(to_tree(config), batch) for config, batch in shapes]
     context = multiprocessing.get_context("spawn")
     with context.Pool(workers) as pool:

@@ -365,8 +365,11 @@ def _fit_into_time(recipe: LadderRecipe, speed: Speed, data_sha256: str) -> Ladd
     spec = recipe.ladder
     limit_s = 60 * spec.minutes or 3600 * spec.gpu_hours
 
+    least_s = math.inf
+
     def attempt(first: float) -> tuple[Ladder | None, bool]:
         """A ladder (None: too small for whole shapes or steps), and whether it fits."""
+        nonlocal least_s
         first = float(f"{first:.3g}")
         budgets = tuple(float(f"{first * spec.budget_ratio**index:.3g}") for index in range(spec.n_budgets))
         try:
@@ -375,6 +378,7 @@ def _fit_into_time(recipe: LadderRecipe, speed: Speed, data_sha256: str) -> Ladd
             return None, True
         seconds = ladder.wall_seconds() if spec.minutes else ladder.worker_seconds()
         assert seconds is not None
+        least_s = min(least_s, seconds)
         tokens = max(cell.n_tokens for cell in ladder.cells)
         return ladder, seconds <= limit_s and (not spec.max_tokens or tokens <= spec.max_tokens)
 
@@ -394,9 +398,14 @@ def _fit_into_time(recipe: LadderRecipe, speed: Speed, data_sha256: str) -> Ladd
         cells = (
             f"with cells of at most ladder.max_tokens = {spec.max_tokens}" if spec.max_tokens else "even the smallest"
         )
+        needed = (
+            math.ceil(1000 * least_s / (60 if spec.minutes else 3600)) / 1000 if limit_s < least_s < math.inf else 0
+        )
+        key = asked.partition(" ")[0]
+        way_out = f"the shortest sweep needs {key} = {needed:g}: give that much, or" if needed else "give more time, or"
         raise RecipeError(
-            f"{asked} is too short for {spec.n_budgets} budgets of {spec.n_sizes} sizes on this device, as fast as it "
-            f"was measured ({cells}); give more time, fewer budgets or sizes, or give the device nothing else to do"
+            f"{asked} is too short for {spec.n_budgets} budgets of {spec.n_sizes} sizes on this device at its measured "
+            f"speed ({cells}); {way_out} fewer budgets or sizes"
         )
     return best
 

@@ -146,7 +146,7 @@ def read_records(path: str | Path) -> list[RunRecord]:
     if path.is_dir():
         raise DataError(f"records {path} is a folder; give the records.jsonl of a sweep")
     if not path.is_file():
-        raise DataError(f"records {path} does not exist; run a sweep first or give the path of a .jsonl file")
+        raise DataError(f"records {path} does not exist; run isoflop sweep first, or give the path of a table")
     rows = read_json_lines(path)
     latest = latest_of_each_run(rows)
     if len(latest) < len(rows):

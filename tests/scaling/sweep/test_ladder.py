@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import re
 import subprocess
 import sys
 import tomllib
@@ -333,8 +334,10 @@ def test_sections_with_a_bad_value_are_refused():
 def test_a_time_needs_a_speed_and_enough_of_it():
     with pytest.raises(RecipeError, match="needs a measured speed"):
         plan_ladder(in_time(minutes=3.0))
-    with pytest.raises(RecipeError, match=r"ladder.minutes = 0.0001 is too short for 4 budgets of 5 sizes"):
+    with pytest.raises(RecipeError, match=r"ladder.minutes = 0.0001 is too short for 4 budgets of 5 sizes") as refused:
         plan_ladder(in_time(minutes=1e-4), SPEED)
+    named = re.search(r"the shortest sweep needs ladder.minutes = (\S+):", str(refused.value))
+    assert named and plan_ladder(in_time(minutes=float(named[1])), SPEED).cells
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

@@ -310,7 +310,7 @@ def test_control_c_saves_exits_with_130_and_the_run_goes_on_from_there(tmp_path,
     assert wait_until(lambda: size(tmp_path / "run" / "metrics.jsonl") > 0, process)
     process.send_signal(signal.SIGINT)
     code, errors = finish(process)
-    assert code == 130 and "stopped; what was done is saved" in errors and "Traceback" not in errors
+    assert code == 130 and "stopped; everything done so far is saved" in errors and "Traceback" not in errors
     (saved,) = (tmp_path / "run" / "checkpoints").glob("step_*")
     assert 0 < int(saved.name.removeprefix("step_")) < 500
     run_pretrain(recipe, tmp_path / "run")
