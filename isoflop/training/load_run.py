@@ -7,7 +7,6 @@ followed again, the tokenizer that lies there is compared with the one that the 
 import contextlib
 import dataclasses
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import NamedTuple
@@ -65,15 +64,12 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
 def keep_tokenizer(tokens: Path, run: Path) -> None:
-    """Put the tokenizer of a tokens folder into `run`/tokenizer: as links where the disk allows, they take no room."""
+    """Put the tokenizer of a tokens folder into `run`/tokenizer, where it is not there yet."""
     kept = run / "tokenizer"
     kept.mkdir(parents=True, exist_ok=True)
     for name in TOKENIZER_FILES:
         if not (kept / name).exists():
-            try:
-                os.link(tokens / name, kept / name)
-            except OSError:
-                shutil.copyfile(tokens / name, kept / name)
+            shutil.copyfile(tokens / name, kept / name)
 
 
 def tokenizer_sha256_of(run: Path) -> str:

@@ -86,7 +86,7 @@ def test_a_template_that_ends_answers_with_a_token_of_its_own_stops_there_in_tra
     from isoflop.interop.export_hf import export_run
 
     run = shutil.copytree(base, tmp_path / "run")
-    (run / "tokenizer").mkdir()
+    (run / "tokenizer").mkdir(exist_ok=True)
     backend = tokenizers.Tokenizer.from_file(str(tiny_tokens / "tokenizer.json"))
     config = json.loads((tiny_tokens / "tokenizer_config.json").read_text())
     backend.save(str(run / "tokenizer" / "tokenizer.json"))
