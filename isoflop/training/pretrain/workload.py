@@ -360,7 +360,7 @@ def _should_compile(recipe: PretrainRecipe, model: Transformer, total_flops: flo
 def compiles(model: Transformer) -> bool:
     """Whether compiled blocks of a long run are faster: on a GPU, where our own kernels do not join the steps already.
 
-    Measured for dense blocks, mixtures and small cells (docs/log.md 2026-11-29): then compiling costs time only.
+    Measured for a mixture and a small cell (docs/speed.md): then compiling costs time only.
     """
     weight = model.embedding.weight
     return weight.is_cuda and not has_kernels(torch.empty(0, dtype=model.dtype, device=weight.device))
