@@ -18,13 +18,13 @@ SPEED = SpeedModel(per_step_s=2e-3, per_layer_s=5e-4, per_flop_s=1 / 45e9, per_p
 def planned(tmp_path, monkeypatch):
     """The ladder of a demo of so many minutes on a machine as fast as SPEED."""
     monkeypatch.setattr(demo, "measure_ladder", lambda recipe: SPEED)
+    monkeypatch.setattr(demo, "ladder_on_tokens", lambda recipe: (recipe, "0" * 64))
     monkeypatch.setattr(demo, "_target_seconds", lambda recipe, budget: 60.0)
     with resources.as_file(resources.files("isoflop") / "presets") as presets:
         preset = load_recipe(presets / "demo_sweep.toml", LadderRecipe)
 
     def plan(minutes: float):
-        known = lambda recipe: (recipe, "0" * 64)
-        return demo._planned_ladder(tmp_path, preset, known, minutes=minutes, seed=3, workers=2)
+        return demo._planned_ladder(tmp_path, preset, minutes=minutes, seed=3, workers=2)
 
     return plan
 

@@ -105,10 +105,11 @@ def say(text: str) -> None:
 
 
 def report_found(found: dict[str, Any], json: Path | None, headline: str, rows: list[tuple[str, str]]) -> None:
-    print_rows(rows)
-    print(headline)
+    """Write what was found, then show it: a closed pipe costs the picture, not the file."""
     if json is not None:
         write_json(json, found)
+    print_rows(rows)
+    print(headline)
 
 
 def print_rows(rows) -> None:

@@ -41,8 +41,8 @@ def evaluate(
     from isoflop.imaging.reconstruct import evaluate as score
 
     found = score(run, overrides)
-    print_table([{key: row.get(key, "-") for key in found["scores"][0]} for row in found["scores"]])
     report_found(found, json, f"clipped pixels: {found['clipped_share']:.3%}", [])
+    print_table([{key: row.get(key, "-") for key in found["scores"][0]} for row in found["scores"]])
 
 
 def sweep(
@@ -61,8 +61,8 @@ def sweep(
     loaded = load_recipe(recipe, ImagingSweep, overrides)
     if dry_run:
         listed = [{"cell": name, "steps": made.n_steps()} for name, made in cells(loaded).items()]
-        print_table(listed)
         report_found({"cells": listed}, json, "nothing was run", [])
+        print_table(listed)
         return
     with Bar("cell") as bar, stop_on_signal() as stop, only_one(out):
         records = run_sweep(loaded, out, on_stage=bar.stage, should_stop=stop)
@@ -96,8 +96,8 @@ def demo(
 
     with Bar("cell") as bar, stop_on_signal() as stop, only_one(out):
         found = run_demo(out, minutes=minutes, seed=seed, on_stage=bar.stage, should_stop=stop)
-    print_table(found["rows"])
     report_found(found, json, f"report in {found['report']}", [])
+    print_table(found["rows"])
 
 
 STAGES = {"train": train, "evaluate": evaluate, "sweep": sweep, "report": report, "demo": demo}

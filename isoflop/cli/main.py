@@ -2,6 +2,7 @@
 
 import errno
 import inspect
+import io
 import logging
 import os
 import sys
@@ -60,6 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point. Exit codes: 0 done, 2 bad input (one message), 130 stopped by the user after saving."""
     logging.basicConfig(level=logging.WARNING, format="isoflop: %(message)s", stream=sys.stderr)
     logging.getLogger("isoflop").setLevel(logging.INFO)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a container without a locale prints ASCII
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         if arguments[:1] in ([], ["--help"], ["-h"]):

@@ -8,7 +8,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from isoflop.cli.arguments import Json, Out
-from isoflop.cli.console import Bar, flat, print_rows, report_found
+from isoflop.cli.console import Bar, flat, report_found
 from isoflop.recipe import PositiveInt, Range, Seed, load_recipe
 
 Preset = Annotated[str, Parameter(metavar="NAME", help="lin2024, lin2023, ideal or aihwkit")]
@@ -51,8 +51,8 @@ def optics_demo(
     with Bar("run") as bar:
         found = run_core_demo(out, preset=preset, seed=seed, n_train=n_train, n_test=n_test, on_progress=bar.stage)
     accuracy = found["accuracy"]
-    print_rows([("digital", f"{accuracy['digital']:.1%}")])
-    rows = [
+    rows = [("digital", f"{accuracy['digital']:.1%}")]
+    rows += [
         (f"{row['bits']} bits", f"moved {row['moved']:.1%}, trained in situ {row['in_situ']:.1%}")
         for row in accuracy["bits"]
     ]

@@ -174,8 +174,8 @@ def fit(
             at_flops=at_flops,
             form=form,
         )
-        print_law(found)
         report_found(found, json, f"{law} law of {', '.join(table.name for table in tables)}", [])
+        print_law(found)
 
 
 def plan(

@@ -73,14 +73,14 @@ def generate(
         logprobs=logprobs,
     )
     found = complete(engine, asked, sampling)
+    if json is not None:
+        write_json(json, found)
     for one in found["completions"]:
         if len(asked) > 1:
             say(f"--- {one['prompt']!r:.70}")
         say(one["text"] if one["text"] is not None else " ".join(map(str, one["ids"])))
     accepted = ", ".join(shown(share) for share in found["acceptance"] or [])
     say(f"--- {found['tokens_per_s']:.1f} tokens/s" + (f", drafts accepted: {accepted}" if accepted else ""))
-    if json is not None:
-        write_json(json, found)
 
 
 def chat(

@@ -129,8 +129,8 @@ def passkey(
     figure = passkey_figure(found)
     for ending in ("svg", "png"):
         save(figure, out / f"passkey.{ending}")
-    print_table(found["cells"])
     report_found(found, json, f"records and picture in {out}", list(flat(found["summary"])))
+    print_table(found["cells"])
 
 
 def _check_dry(recipe: "PretrainRecipe") -> None:

@@ -179,13 +179,13 @@ def compare_context(
     if not str(folder) or not folder.is_dir():
         raise DataError(f"tokens folder {str(folder)!r} of {run} is not there; give it with --tokens DIR")
     token_set = TokenSet.open(folder)
-    for trained in runs.values():
-        require_tokenizer_of(trained.run, token_set.tokenizer_sha256, folder, "give the right one: --tokens DIR")
     if token_set.vocab_size != after.config.vocab_size:
         raise DataError(
             f"{folder} has a vocabulary of {token_set.vocab_size}, the model of {run} {after.config.vocab_size}; give "
             f" the tokens folder that it was trained on with --tokens DIR"
         )
+    for trained in runs.values():
+        require_tokenizer_of(trained.run, token_set.tokenizer_sha256, folder, "give the right one: --tokens DIR")
     original = _original(runs.get("before", after))
     lengths = sorted(lengths) or default_lengths(original, after.config.seq_len)
     if lengths[-1] > after.config.seq_len:

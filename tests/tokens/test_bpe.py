@@ -208,3 +208,26 @@ def test_v3_tokenizer_is_loaded_back_with_its_rules_and_by_transformers(v3: Toke
     assert loaded.encode(V3_TEXT) == v3.encode(V3_TEXT) == other.encode(V3_TEXT, add_special_tokens=False)
     assert (loaded.sha256, loaded.fim_ids) == (v3.sha256, v3.fim_ids)
     assert other.convert_tokens_to_ids([FIM_BEGIN, FIM_HOLE, FIM_END]) == list(v3.fim_ids or ())
+
+
+SPELLED = [
+    f"The text {BOS} names {EOS} both.",
+    BOS,
+    f"x{EOS}\n{BOS}{BOS}",
+    f"{FIM_BEGIN}prefix{FIM_HOLE}suffix{FIM_END}",
+    f"\u4e2d\u6587{EOS}\u4e2d\u6587  {FIM_HOLE}1234",
+    "<|endoftext|> </s> [INST] <s>",
+]
+
+
+@pytest.mark.parametrize("rules", ["v1", "v3"])
+@pytest.mark.parametrize("text", SPELLED)
+def test_text_that_spells_a_special_token_is_text_here_and_in_transformers(tmp_path, rules, text):
+    transformers = pytest.importorskip("transformers")
+    made = train_tokenizer(["some text to learn from, twice twice"] * 3, vocab_size=270, rules=rules, fim_tokens=True)
+    made.save(tmp_path)
+    theirs = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    ids = made.encode(text)
+    assert theirs(text, add_special_tokens=False)["input_ids"] == ids
+    assert not set(ids) & {made.bos_id, made.eos_id, *(made.fim_ids or ())}
+    assert made.decode(ids) == theirs.decode(ids) == text
