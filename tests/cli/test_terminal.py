@@ -18,9 +18,8 @@ LOCALES = {
 
 
 def isoflop(*words, environment=None, **options):
-    command = [sys.executable, "-m", "isoflop", *map(str, words)]
     return subprocess.run(
-        command,
+        [sys.executable, "-m", "isoflop", *map(str, words)],
         env={**os.environ, **(environment or {})},
         stderr=subprocess.PIPE,
         text=True,
