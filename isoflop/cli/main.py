@@ -61,6 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point. Exit codes: 0 done, 2 bad input (one message), 130 stopped by the user after saving."""
     logging.basicConfig(level=logging.WARNING, format="isoflop: %(message)s", stream=sys.stderr)
     logging.getLogger("isoflop").setLevel(logging.INFO)
+    sys.stdout = sys.stdout or io.StringIO()  # closed by who started this: nobody reads
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a container without a locale prints ASCII

@@ -58,3 +58,11 @@ def test_a_full_output_costs_the_picture_and_not_the_file(tmp_path):
         ended = isoflop(*PLAN, "--out", tmp_path / "p.toml", "--json", tmp_path / "p.json", stdout=full)
     assert "Traceback" not in ended.stderr
     assert json.loads((tmp_path / "p.json").read_text())["total_flops"] > 0
+
+
+def test_a_closed_output_is_no_error(tmp_path):
+    code = "import os, sys; os.close(1); os.execv(sys.executable, [sys.executable, '-m', 'isoflop', *sys.argv[1:]])"
+    words = [*PLAN, "--out", str(tmp_path / "p.toml")]
+    ended = subprocess.run([sys.executable, "-c", code, *words], stderr=subprocess.PIPE, text=True, timeout=120)
+    assert (ended.returncode, "Traceback" in ended.stderr) == (0, False), ended.stderr
+    assert (tmp_path / "p.toml").is_file()
