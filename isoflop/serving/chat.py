@@ -39,7 +39,10 @@ class Chat:
         Raises:
             RequestError: the conversation is longer than the context.
         """
-        number = self._engine.add(self._prompt(text), self.sampling)
+        sampling = self.sampling
+        if self.is_chat:
+            sampling = dataclasses.replace(sampling, stop_ids=(*sampling.stop_ids, *self._engine.template.stop_ids))
+        number = self._engine.add(self._prompt(text), sampling)
         answer = ""
         try:
             while not self._engine.is_finished():
@@ -88,5 +91,7 @@ class Chat:
             return self._engine.encode(self.system + before + text)
         messages = [{"role": "system", "content": self.system}] if self.system else []
         for said, answer in self.turns:
+            if not answer.strip():  # nothing was said: no layout has such a turn
+                continue
             messages += [{"role": "user", "content": said}, {"role": "assistant", "content": answer}]
-        return prompt_of(self._engine.tokenizer, [*messages, {"role": "user", "content": text}])
+        return prompt_of(self._engine.template, [*messages, {"role": "user", "content": text}])

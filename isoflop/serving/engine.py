@@ -14,6 +14,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,7 @@ from isoflop.serving.sampler import Drawn, LogProbs, Place, draw, prompt_logprob
 from isoflop.serving.scheduler import Plan, Row, Scheduler, Work
 from isoflop.serving.text import TextStream
 from isoflop.serving.vocabulary import Vocabulary
+from isoflop.tokens.chat import ChatTemplate, load_template
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +63,7 @@ class Engine:
         """
         self.options = o = options or EngineOptions()
         self.model, self.tokenizer = model.eval(), tokenizer
+        self.tokenizer_folder: Path | None = None
         model.cast_once()
         prepare(model, fixed=o.fixed_shapes)
         config, device = model.config, model.embedding.weight.device
@@ -108,8 +111,17 @@ class Engine:
         """
         from isoflop.serving.load import load
 
-        model, tokenizer = load(Path(run), device=device, dtype=dtype, tokens=tokens)
-        return cls(model, tokenizer, options)
+        model, tokenizer, folder = load(Path(run), device=device, dtype=dtype, tokens=tokens)
+        engine = cls(model, tokenizer, options)
+        engine.tokenizer_folder = folder
+        return engine
+
+    @cached_property
+    def template(self) -> ChatTemplate:
+        """How a conversation is written for this model. Raises RequestError where no tokenizer was found."""
+        if self.tokenizer_folder is None:
+            raise RequestError("messages need a tokenizer, and this run has none; give --tokens DIR, or ids")
+        return load_template(self.tokenizer_folder)
 
     def add(self, prompt: str | Sequence[int], sampling: Sampling | None = None, *, salt: bytes = b"") -> int:
         """Queue a request; returns its number. Text begins with the begin-of-text token.

@@ -53,7 +53,11 @@ def text_prompt(text: str, engine: Engine) -> Prompt:
 
 def generate(engine: Engine, prompts: Sequence[Prompt], sampling: Sampling) -> dict[str, Any]:
     """Completions in the order of the prompts, tokens a second, and the share of accepted drafts by place."""
-    each = [replace(sampling, seed=sampling.seed if p.seed is None else p.seed) for p in prompts]
+    each = []
+    for prompt in prompts:
+        chats = isinstance(prompt.asked, list) and prompt.asked is not prompt.ids
+        stops = (*sampling.stop_ids, *engine.template.stop_ids) if chats else sampling.stop_ids
+        each.append(replace(sampling, seed=sampling.seed if prompt.seed is None else prompt.seed, stop_ids=stops))
     began = time.perf_counter()
     done = engine.complete([prompt.ids for prompt in prompts], each)
     seconds = time.perf_counter() - began
@@ -75,9 +79,7 @@ def _prompt(line: Any, engine: Engine) -> Prompt:
             raise RequestError(f"ids = {line['ids']!r:.60} must be a list of token ids")
         return Prompt(line["ids"], line["ids"], seed)
     if "messages" in line:
-        if engine.tokenizer is None:
-            raise RequestError("messages need a tokenizer, and this run has none; give --tokens DIR, or ids")
-        return Prompt(line["messages"], prompt_of(engine.tokenizer, line["messages"]), seed)
+        return Prompt(line["messages"], prompt_of(engine.template, line["messages"]), seed)
     if not isinstance(line["prompt"], str):
         raise RequestError(f'prompt = {line["prompt"]!r:.60} must be text; ids go under "ids"')
     return Prompt(line["prompt"], engine.encode(line["prompt"]), seed)

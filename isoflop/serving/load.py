@@ -19,9 +19,10 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 def load(
     run: Path, *, device: str = "auto", dtype: str = "auto", tokens: Path | None = None
-) -> tuple[Transformer, Tokenizer | ForeignTokenizer | None]:
-    """The newest checkpoint of a run, and its tokenizer if one is found: of `tokens`, of the run's own tokens folder,
-    or the one that was imported with it.
+) -> tuple[Transformer, Tokenizer | ForeignTokenizer | None, Path | None]:
+    """The newest checkpoint of a run, and its tokenizer with the folder it lies in, if one is found.
+
+    It is that of `tokens`, the run's own, or that of the tokens folder it was trained on.
 
     Raises:
         CheckpointError, RecipeError, DataError: no such run, device or tokens folder, or a damaged one.
@@ -29,7 +30,8 @@ def load(
     trained = find_trained(run)
     where = choose_device(device, key="--device")
     model = load_model(trained, device=where, dtype=choose_dtype(dtype, where))
-    tokenizer = _tokenizer(run, tokens, trained.tokens)
+    folder = tokens or _tokenizer_folder(run, trained.tokens)
+    tokenizer = load_tokenizer(folder) if folder else None
     n_rows = model.config.vocab_size
     if isinstance(tokenizer, Tokenizer):
         fits, has = tokenizer.vocab_size == n_rows, tokenizer.vocab_size
@@ -40,10 +42,10 @@ def load(
             f"the tokenizer has a vocabulary of {has}, the model of {run} {n_rows}; give the tokens folder that it was "
             "trained on with --tokens DIR"
         )
-    if tokens is not None:
+    if folder is not None and folder != run / "tokenizer":
         found_sha256 = tokenizer.sha256 if isinstance(tokenizer, Tokenizer) else ""
-        require_tokenizer_of(run, found_sha256, tokens, "leave --tokens out: the run has its own tokenizer")
-    return model, tokenizer
+        require_tokenizer_of(run, found_sha256, folder, "give the tokenizer that it was trained with: --tokens DIR")
+    return model, tokenizer, folder
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -61,11 +63,9 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     return _DTYPES[name]
 
 
-def _tokenizer(run: Path, tokens: Path | None, trained_on: str) -> Tokenizer | ForeignTokenizer | None:
-    if tokens is not None:
-        return load_tokenizer(tokens)
+def _tokenizer_folder(run: Path, trained_on: str) -> Path | None:
     for folder in (run / "tokenizer", Path(trained_on) if trained_on else None):
         if folder is not None and (folder / "tokenizer.json").is_file():
-            return load_tokenizer(folder)
+            return folder
     log.warning("%s: no tokenizer in %s; prompts must be token ids, or give --tokens DIR", run, trained_on or "it")
     return None
