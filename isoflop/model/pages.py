@@ -182,13 +182,6 @@ class LayerPages:
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-class Held(NamedTuple):
-    """What a layer is given in a cached step."""
-
-    pages: LayerPages
-    step: Step
-
-
 class Layout(NamedTuple):
     """What a step's numbers on the device mean: counts of them, and what only the host needs to know."""
 
