@@ -263,9 +263,8 @@ class Transformer(nn.Module):
 
     def new_cache(self, batch: int, capacity: int | None = None) -> Cache:
         """Empty pages for decoding `batch` sequences of at most `capacity` tokens (default: seq_len)."""
-        capacity = self.config.seq_len if capacity is None else capacity
         device = self.embedding.weight.device
-        return Cache(self.config, batch, capacity, n_layers=self.config.n_layers, dtype=self.dtype, device=device)
+        return Cache(self.config, batch, capacity or self.config.seq_len, dtype=self.dtype, device=device)
 
     def forward(self, tokens_BT: Tensor, cache: Cache | None = None, *, documents_BT: Tensor | None = None) -> Tensor:
         """Hidden states after the final norm, [B, T, D]. With a cache the tokens continue what it holds.
