@@ -1,6 +1,5 @@
 """A resolved recipe of alignment as a model on its device, ready to be trained; and what the run leaves at its end."""
 
-import hashlib
 import json
 import logging
 import shutil
@@ -17,8 +16,9 @@ from isoflop.model.transformer import Transformer
 from isoflop.numerics.assign import assign
 from isoflop.numerics.noise import NoiseKey
 from isoflop.recipe import write_recipe
+from isoflop.run import file_sha256
 from isoflop.training import checkpoint
-from isoflop.training.device import choose_device
+from isoflop.training.device import choose_device, choose_dtype
 from isoflop.training.saturation import watch_clipping
 from isoflop.training.step_hooks import NoiseHook, StepHook
 
@@ -46,7 +46,7 @@ def prepare(recipe: Recipe, start: Start) -> Prepared:
     if t.threads:
         torch.set_num_threads(t.threads)
     device = choose_device(t.device)
-    dtype = precision(t.precision, device)
+    dtype = choose_dtype(t.precision, device)
     model = Transformer(start.config, dtype).to(device)
     checkpoint.load(start.checkpoint, model, None)
     hooks: list[StepHook] = []
@@ -69,13 +69,6 @@ def micro_tokens(recipe: Recipe) -> int:
     return recipe.train.micro_tokens or MICRO_TOKENS
 
 
-def precision(name: str, device: torch.device) -> torch.dtype:
-    """Of activations and products."""
-    if name == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
-
-
 def write_merged(run_dir: Path, start: Start, model: Transformer) -> Path:
     """RUN/merged: the whole model as a run of its own, which export, evaluation and the next stage read.
 
@@ -88,8 +81,7 @@ def write_merged(run_dir: Path, start: Start, model: Transformer) -> Path:
 
     def write(path: Path) -> str:
         save_file(state, path)
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_sha256(path)
 
     checkpoints = folder / "checkpoints"
     if (checkpoints / "step_00000000").exists():  # half written before a crash

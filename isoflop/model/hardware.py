@@ -1,10 +1,9 @@
 """Accelerators as data, and the machine of a run: to turn GPU-hours into FLOPs and to see whether a plan fits."""
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from isoflop.errors import PlanError
+from isoflop.errors import PlanError, did_you_mean
 from isoflop.model.config import ModelConfig
 
 
@@ -39,8 +38,7 @@ def hardware(name: str) -> Hardware:
     """The accelerator of this name, in any case. Raises PlanError with the nearest known name."""
     name = name.upper()
     if name not in HARDWARE:
-        close = difflib.get_close_matches(name, HARDWARE, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(HARDWARE)}"
+        hint = did_you_mean(name, HARDWARE, f"known: {', '.join(HARDWARE)}")
         raise PlanError(f"hardware = {name!r} is unknown; {hint} Or give the budget in FLOPs")
     return HARDWARE[name]
 

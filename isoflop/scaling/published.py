@@ -6,12 +6,11 @@ priors for a plan and as lines in figures, in the same form as a fit of one's ow
 published them). Laws for batch and learning rate are in `isoflop.scaling.lr_batch_law`.
 """
 
-import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from isoflop.errors import PlanError
+from isoflop.errors import PlanError, did_you_mean
 from isoflop.scaling.laws import Allocation, Laws, Scale, Surface
 from isoflop.scaling.lr_batch_law import HYPER_LAWS
 
@@ -127,8 +126,7 @@ def published_laws(name: str) -> Laws:
             f"law {name!r} sets batch and learning rate but no size; name one of {', '.join(names())} "
             f"for the size and give {name!r} as the hyper-parameter law"
         )
-    close = difflib.get_close_matches(name, names(), n=1)
-    hint = f"did you mean {close[0]}?" if close else f"published laws: {', '.join(names())}"
+    hint = did_you_mean(name, names(), f"published laws: {', '.join(names())}")
     raise PlanError(f"law {name!r} is neither a laws file (isoflop fit writes one) nor a published law; {hint}")
 
 

@@ -26,6 +26,7 @@ from isoflop.corpus.read.sources import read_texts
 from isoflop.corpus.tables.output_folder import new_folder, read_manifest
 from isoflop.errors import DataError
 from isoflop.recipe import NotNegativeInt, Positive, PositiveInt, Processes, to_tree, write_json
+from isoflop.run import file_sha256
 from isoflop.tokens.bpe import Tokenizer, train_tokenizer
 from isoflop.tokens.documents import DocumentOptions, Texts, encode_documents
 from isoflop.tokens.documents import check as check_documents
@@ -202,7 +203,7 @@ class TokenSet:
                     f"{path} has {max(found, 0)} bytes, the manifest says {shard.n_tokens * itemsize}; "
                     "make the tokens again: isoflop tokens RECIPE"
                 )
-            if verify and _file_sha256(path) != shard.sha256:
+            if verify and file_sha256(path) != shard.sha256:
                 raise DataError(f"{path} is damaged: hash differs; make the tokens again: isoflop tokens RECIPE")
         return tokens
 
@@ -370,8 +371,3 @@ def _with_defaults(made_from: Any) -> Any:
 
 def _dtype(tokenizer: Tokenizer) -> np.dtype:
     return np.dtype(np.uint16 if tokenizer.vocab_size <= 65_536 else np.uint32)
-
-
-def _file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -27,7 +27,7 @@ from isoflop.tokens.batches import Batches
 from isoflop.tokens.shards import TokenSet
 from isoflop.training import checkpoint
 from isoflop.training.checkpoint import Saving
-from isoflop.training.device import choose_device
+from isoflop.training.device import choose_device, choose_dtype
 from isoflop.training.load_run import keep_tokenizer, require_tokenizer_of
 from isoflop.training.loop import StepPlan
 from isoflop.training.monitor import Progress
@@ -144,7 +144,7 @@ class Pretraining(Job):
         if t.threads:
             torch.set_num_threads(t.threads)
         device = choose_device(t.device)
-        dtype = _precision(t.precision, device)
+        dtype = choose_dtype(t.precision, device)
         document_start = None if recipe.data.cross_document else self._token_set.tokenizer.bos_id
         model = Transformer(recipe.model, dtype, document_start).to(device)
         hooks: list[StepHook] = []
@@ -343,12 +343,6 @@ def _with_whole_paths(recipe: PretrainRecipe) -> PretrainRecipe:
     if initial is not None:
         initial = dataclasses.replace(initial, checkpoint=str(Path(initial.checkpoint).resolve()))
     return dataclasses.replace(recipe, data=data, initial=initial)
-
-
-def _precision(name: str, device: torch.device) -> torch.dtype:
-    if name == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
 
 
 def _should_compile(recipe: PretrainRecipe, model: Transformer, total_flops: float) -> bool:
