@@ -97,26 +97,27 @@ class _WideProduct(torch.autograd.Function):
 # Rows of a token
 
 
-def summed_rows(rows_RD: Tensor, row_TA: Tensor) -> Tensor:
-    """For each token the sum of its rows, [T, D]; no autograd."""
+def summed_rows(rows_RD: Tensor, row_TA: Tensor, plus_TD: Tensor | None = None) -> Tensor:
+    """For each token the sum of its rows (and of its row of `plus`), [T, D]; no autograd."""
     if not has_kernels(rows_RD):
-        return rows_RD[row_TA].sum(1)
-    rows_RD, row_TA = rows_RD.contiguous(), row_TA.contiguous()
+        total_TD = rows_RD[row_TA].sum(1)
+        return total_TD if plus_TD is None else total_TD + plus_TD
+    rows_RD, row_TA, joined = rows_RD.contiguous(), row_TA.contiguous(), plus_TD is not None
+    plus_TD = plus_TD.contiguous() if plus_TD is not None else None
     out, n = rows_RD.new_empty(len(row_TA), rows_RD.shape[1]), rows_RD.shape[1]
-    grid, n_places = (len(row_TA),), row_TA.shape[1]
-    launch(
-        block_kernels().sum_rows, grid, rows_RD, row_TA, out, n, n_places=n_places, block=power_of_two(n), num_warps=4
-    )
+    settings = {"n_places": row_TA.shape[1], "joined": joined, "block": power_of_two(n), "num_warps": 4}
+    launch(block_kernels().sum_rows, (len(row_TA),), rows_RD, row_TA, plus_TD, out, n, **settings)
     return out
 
 
-def taken_rows(x_TD: Tensor, token_R: Tensor) -> Tensor:
-    """x[token], [R, D]; no autograd."""
+def spread_rows(x_TD: Tensor, token_R: Tensor, row_TA: Tensor) -> Tensor:
+    """Every token's row at each of its places, [R, D]: x[token], where `row_TA` is the inverse; no autograd."""
     if not has_kernels(x_TD):
         return x_TD[token_R]
-    x_TD, n = x_TD.contiguous(), x_TD.shape[1]
-    out, token_R = x_TD.new_empty(len(token_R), n), token_R.contiguous()
-    launch(block_kernels().take_rows, (len(token_R),), x_TD, token_R, out, n, block=power_of_two(n), num_warps=4)
+    x_TD, row_TA, n = x_TD.contiguous(), row_TA.contiguous(), x_TD.shape[1]
+    out = x_TD.new_empty(len(token_R), n)
+    settings = {"n_places": row_TA.shape[1], "block": power_of_two(n), "num_warps": 4}
+    launch(block_kernels().spread_rows, (len(row_TA),), x_TD, row_TA, out, n, **settings)
     return out
 
 

@@ -226,10 +226,12 @@ def turn_latent_back(
 
 
 @triton.jit
-def sum_rows(rows, places, out, n, n_places: tl.constexpr, block: tl.constexpr):
-    """out [T, D]: for each token the sum of the rows [R, D] at its places [T, n_places]."""
+def sum_rows(rows, places, plus, out, n, n_places: tl.constexpr, joined: tl.constexpr, block: tl.constexpr):
+    """out [T, D]: for each token the sum of the rows [R, D] at its places [T, n_places], and of plus [T, D]."""
     token, lane = tl.program_id(0).to(tl.int64), tl.arange(0, block)
     total = tl.zeros([block], tl.float32)
+    if joined:
+        total += tl.load(plus + token * n + lane, lane < n, 0.0).to(tl.float32)
     for index in tl.static_range(n_places):
         place = tl.load(places + token * n_places + index).to(tl.int64)
         total += tl.load(rows + place * n + lane, lane < n, 0.0).to(tl.float32)
@@ -237,11 +239,13 @@ def sum_rows(rows, places, out, n, n_places: tl.constexpr, block: tl.constexpr):
 
 
 @triton.jit
-def take_rows(rows, places, out, n, block: tl.constexpr):
-    """out [R, D]: for each row the row of `rows` [T, D] at its place [R]."""
-    row, lane = tl.program_id(0).to(tl.int64), tl.arange(0, block)
-    place = tl.load(places + row).to(tl.int64)
-    tl.store(out + row * n + lane, tl.load(rows + place * n + lane, lane < n), lane < n)
+def spread_rows(rows, places, out, n, n_places: tl.constexpr, block: tl.constexpr):
+    """out [R, D]: each row of `rows` [T, D] at its places [T, n_places]; read once, written n_places times."""
+    token, lane = tl.program_id(0).to(tl.int64), tl.arange(0, block)
+    row = tl.load(rows + token * n + lane, lane < n)
+    for index in tl.static_range(n_places):
+        place = tl.load(places + token * n_places + index).to(tl.int64)
+        tl.store(out + place * n + lane, row, lane < n)
 
 
 @triton.jit
