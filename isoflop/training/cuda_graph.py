@@ -55,7 +55,7 @@ def can_capture(
     return _repeats(workload, micro_batches) and _fits(model, micro_batches[0], parameter.device)
 
 
-def _captured(graph: torch.cuda.CUDAGraph, pool=None) -> torch.cuda.graph:
+def captured(graph: torch.cuda.CUDAGraph, pool=None) -> torch.cuda.graph:
     """Capture what runs inside; other threads may pin the next batch meanwhile."""
     return torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local")
 
@@ -107,7 +107,7 @@ class GraphedStep:
             hook.reset()  # the passes above were no steps
         if len(micro_batches) == 1:
             graph = torch.cuda.CUDAGraph()
-            with _captured(graph):
+            with captured(graph):
                 torch._foreach_zero_(self._gradients)
                 self._figures = take_step(workload, model, optimizer, [self._inputs], clip_norm=clip_norm)
             self._graphs = (graph,)
@@ -120,13 +120,13 @@ class GraphedStep:
         pool, graphs = torch.cuda.graph_pool_handle(), tuple(torch.cuda.CUDAGraph() for _ in range(3))
         total = torch.zeros((), device=self._rate.device)
         with ExitStack() as held:
-            with _captured(graphs[0], pool):
+            with captured(graphs[0], pool):
                 torch._foreach_zero_(self._gradients)
                 total.zero_()
                 held.enter_context(held_weights(model))
-            with _captured(graphs[1], pool):
+            with captured(graphs[1], pool):
                 add_gradients(self._workload, model, self._inputs, divisor, total)
-        with _captured(graphs[2], pool):
+        with captured(graphs[2], pool):
             self._figures = move_weights(self._workload, model, self._optimizer, total, clip_norm)
         return graphs
 

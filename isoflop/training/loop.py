@@ -63,6 +63,8 @@ class LoopResult:
     """Consumed in this call."""
     data_wait_s: float
     """Time in which the loop waited for a batch."""
+    stacked: int = 1
+    """Runs of the batched program that it was part of; both times are its share."""
 
 
 def train(

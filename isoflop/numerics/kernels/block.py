@@ -102,8 +102,11 @@ def turn_back(
 
 
 @triton.jit
-def rms_norm(x, update, weight, total, out, scale, n, eps, joined: tl.constexpr, block: tl.constexpr):
-    """out = t / rms(t) * weight with t = x, or x + update where `joined` (stored as `total`); scale [R] = 1 / rms."""
+def rms_norm(x, update, weight, total, out, scale, n_rows, n, eps, joined: tl.constexpr, block: tl.constexpr):
+    """out = t / rms(t) * weight with t = x, or x + update where `joined` (stored as `total`); scale [R] = 1 / rms.
+
+    Every `n_rows` rows have a row of `weight` [R / n_rows, D] of their own.
+    """
     row, lane = tl.program_id(0).to(tl.int64), tl.arange(0, block)
     inside = lane < n
     value = tl.load(x + row * n + lane, inside, 0.0).to(tl.float32)
@@ -114,7 +117,7 @@ def rms_norm(x, update, weight, total, out, scale, n, eps, joined: tl.constexpr,
         value = rounded.to(tl.float32)
     factor = 1.0 / tl.sqrt(tl.sum(value * value) / n + eps)
     tl.store(scale + row, factor)
-    w = tl.load(weight + lane, inside, 0.0).to(tl.float32)
+    w = tl.load(weight + row // n_rows * n + lane, inside, 0.0).to(tl.float32)
     tl.store(out + row * n + lane, (value * factor * w).to(out.dtype.element_ty), inside)
 
 
@@ -122,12 +125,13 @@ def rms_norm(x, update, weight, total, out, scale, n, eps, joined: tl.constexpr,
 def rms_norm_backward(
     d_out, d_total, x, weight, scale, d_x, d_weight, n_rows, n, joined: tl.constexpr, block: tl.constexpr
 ):  # fmt: skip
-    """d_x [R, D], with the residual's gradient `d_total` added where `joined`; d_weight [programs, D]: sums of rows."""
-    lane = tl.arange(0, block)
+    """d_x [R, D], with the residual's gradient `d_total` added where `joined`; d_weight [parts, programs, D]: sums of
+    the rows of a program, which all lie in one part of `n_rows` rows with its own row of `weight` [parts, D]."""
+    lane, part = tl.arange(0, block), tl.program_id(1).to(tl.int64)
     inside = lane < n
-    w = tl.load(weight + lane, inside, 0.0).to(tl.float32)
+    w = tl.load(weight + part * n + lane, inside, 0.0).to(tl.float32)
     sums = tl.zeros([block], tl.float32)
-    for row in range(tl.program_id(0).to(tl.int64), n_rows, tl.num_programs(0)):
+    for row in range(part * n_rows + tl.program_id(0), (part + 1) * n_rows, tl.num_programs(0)):
         at = row * n + lane
         factor = tl.load(scale + row)
         unit = tl.load(x + at, inside, 0.0).to(tl.float32) * factor
@@ -138,7 +142,7 @@ def rms_norm_backward(
         if joined:
             found += tl.load(d_total + at, inside, 0.0).to(tl.float32)
         tl.store(d_x + at, found.to(d_x.dtype.element_ty), inside)
-    tl.store(d_weight + tl.program_id(0) * n + lane, sums, inside)
+    tl.store(d_weight + (part * tl.num_programs(0) + tl.program_id(0)) * n + lane, sums, inside)
 
 
 @triton.jit
