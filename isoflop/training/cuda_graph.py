@@ -118,7 +118,7 @@ class GraphedStep:
     def _captured_parts(self, model: nn.Module, divisor: int | Tensor, clip_norm: float) -> tuple:
         """Before, during and after the micro-batches, in one memory pool: they always run in this order."""
         pool, graphs = torch.cuda.graph_pool_handle(), tuple(torch.cuda.CUDAGraph() for _ in range(3))
-        total = torch.zeros((), device=self._rate.device)
+        total = self._total = torch.zeros((), device=self._rate.device)  # kept: the graphs write to its memory
         with ExitStack() as held:
             with captured(graphs[0], pool):
                 torch._foreach_zero_(self._gradients)

@@ -101,11 +101,12 @@ def accumulated_steps(kind: str, graphed: bool) -> tuple[torch.Tensor, torch.Ten
             assert can_capture(workload, model, optimizer, batches)
             replay = GraphedStep(workload, model, optimizer, batches, 1.0)
         if replay is not None:
-            rows.append(replay(batches, 1e-3).tolist())
+            rows.append(replay(batches, 1e-3))
             continue
-        rows.append(take_step(workload, model, optimizer, batches, clip_norm=1.0).tolist())
+        rows.append(take_step(workload, model, optimizer, batches, clip_norm=1.0))
         optimizer.zero_grad(set_to_none=True)
-    return torch.tensor(rows), model.embedding.weight.detach().cpu()
+    # Read at the end, as the loop does: no later step may have written over the values of an earlier one.
+    return torch.stack(rows).cpu(), model.embedding.weight.detach().cpu()
 
 
 @pytest.mark.parametrize("kind", ["bfloat16", "mixture", "fp8_block", "photonic"])
