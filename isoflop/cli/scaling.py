@@ -53,6 +53,9 @@ def sweep(
     *overrides: Overrides,
     out: Out = Path("runs/sweep"),
     keep_weights: Annotated[bool, Parameter(help="keep the weights of every cell")] = False,
+    stack: Annotated[
+        int, Parameter(help="cells of one shape that are trained as one program (0: 8 on a GPU, 1 on a CPU)")
+    ] = 0,
     calibrate: Annotated[bool, Parameter(help="measure this device first, to state hours")] = True,
     json: Json = None,
 ) -> None:
@@ -79,6 +82,7 @@ def sweep(
             study=section.study,
             workers=section.ladder.workers,
             threads=section.train.threads or 1,
+            stack=stack,
             keep_weights=keep_weights,
             on_progress=bar.sweep,
             should_stop=stop,

@@ -112,6 +112,34 @@ def test_four_sizes_by_four_token_counts_save_more_than_half_and_equal_separate_
 
 
 @pytest.mark.dist
+def test_cells_that_differ_in_seed_and_rate_are_trained_as_one_program(tmp_path, tiny_tokens):
+    planned = cells_of(ladder_recipe(tiny_tokens, widths=(8, 16), ratios=(0.25, 0.5)))
+    seeded = lambda cell, seed: {**cell.sections, "train": {**cell.sections["train"], "seed": seed}}
+    cells = [dataclasses.replace(cell, sections=seeded(cell, seed)) for seed in (0, 1) for cell in planned]
+    cells += [dataclasses.replace(cell, learning_rate=2 * cell.learning_rate) for cell in planned]
+    cells.append(dataclasses.replace(planned[0], learning_rate=1e30))  # diverges and leaves the others alone
+    apart = run_sweep(cells, tmp_path / "apart", study="test", stack=1)
+    first = run_sweep(cells, tmp_path / "stacked", study="test", stack=4, should_stop=_after(3))
+    assert len(first) < len(cells)
+    stacked = run_sweep(cells, tmp_path / "stacked", study="test", stack=4)
+    assert (
+        [record.status for record in stacked] == [record.status for record in apart] == ["finished"] * 12 + ["diverged"]
+    )
+    for one, other in zip(stacked[:-1], apart[:-1], strict=True):
+        assert one.loss_nats == pytest.approx(other.loss_nats, rel=1e-5)
+        assert (one.run_id, one.steps, one.n_tokens) == (other.run_id, other.steps, other.n_tokens)
+    results = [json.loads(path.read_text("utf-8")) for path in (tmp_path / "stacked").glob("cells/*/result.json")]
+    assert sum("stacked" in result for result in results) > 6
+    assert "of 3 runs" in " ".join(record.conventions.get("wall_s", "") for record in stacked)
+
+
+def _after(calls: int):
+    """False so many times, then True."""
+    asked = iter([False] * calls)
+    return lambda: next(asked, True)
+
+
+@pytest.mark.dist
 def test_a_diverged_cell_is_recorded_as_diverged_and_the_others_go_on(tmp_path, tiny_tokens):
     mild = cells_of(ladder_recipe(tiny_tokens, widths=(8,), ratios=(0.25, 0.5)))
     wild = [dataclasses.replace(cell, learning_rate=1e30) for cell in mild]
