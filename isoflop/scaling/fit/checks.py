@@ -16,7 +16,11 @@ from isoflop.scaling.fit.table import Table
 
 CLOSE = 0.02  # labels, counts and products agree within this
 COOLED_RATE = 0.3  # a run that ends above this share of its peak learning rate was hardly cooled
-SOURCE_COLUMNS = ("dataset", "corpus", "experiment", "counting", "param_count", "loss_split", "eval_name", "tokenizer")
+HELD_OUT = ("held_out_sha256", "held_out_bytes")
+SOURCE_COLUMNS = (
+    *("dataset", "corpus", "experiment", "counting", "param_count", "loss_split", "eval_name", "tokenizer"),
+    *HELD_OUT,
+)
 RUN_COLUMNS = ("run_id", "run", "run_name")
 
 
@@ -216,6 +220,13 @@ def _several_sources(table: Table) -> list[str]:
     if name in table.columns and len(set(table.text(name).tolist())) > 1 and not table.has("bits_per_byte"):
         found.append(f"column {name} differs between rows: losses per token cannot be compared; use bits_per_byte")
     return found
+
+
+def held_out(table: Table) -> dict[str, Any]:
+    """Hash and byte count of the held-out text as fields of `Laws`, each where all rows agree on it."""
+    seen = {name: set(table.text(name).tolist()) if name in table.columns else {""} for name in HELD_OUT}
+    told = {name: values.pop() for name, values in seen.items() if len(values) == 1 and not values & {"", "nan"}}
+    return told | ({"held_out_bytes": int(float(told["held_out_bytes"]))} if "held_out_bytes" in told else {})
 
 
 def families(table: Table) -> dict[str, int]:
