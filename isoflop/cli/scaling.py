@@ -23,6 +23,8 @@ from isoflop.recipe import (
     write_recipe,
 )
 
+SameHeldOut = Annotated[bool, Parameter(help="vouch for one held-out text where laws do not say which", negative=())]
+
 
 def ladder(
     recipe: Recipe,
@@ -272,13 +274,19 @@ def compare(
     /,
     *,
     budget_flops: Annotated[Positive | None, Parameter(help="where to compare; default: largest of both")] = None,
+    records: Annotated[
+        tuple[Path, Path] | None, Parameter(metavar="A B", help="of both sweeps: the difference of equal cells too")
+    ] = None,
+    same_held_out: SameHeldOut = False,
     json: Json = None,
 ) -> None:
     """Two fits -> compute multiplier with interval, test of the exponents, a plain verdict."""
     from isoflop.scaling.plan.compare import compare_files
+    from isoflop.scaling.report.plan_rows import comparison_rows
 
-    found = compare_files(a, b, budget_flops=budget_flops).tree()
-    report_found(found, json, found["verdict"], list(flat({k: v for k, v in found.items() if k != "verdict"}, depth=2)))
+    made = compare_files(a, b, budget_flops=budget_flops, same_held_out=same_held_out, records=records)
+    report_found(made.tree(), json, made.verdict, comparison_rows(made))
+    print_warnings(made.warnings)
 
 
 def report(

@@ -1,7 +1,8 @@
-"""A plan for people: label and text of everything that was decided, in that order."""
+"""A plan and a comparison for people: label and text of everything that was decided, in that order."""
 
 from isoflop.model.config import ModelConfig
 from isoflop.scaling.plan.choose import NEAR_OPTIMAL, Plan
+from isoflop.scaling.plan.compare import Comparison
 from isoflop.scaling.plan.moe_leverage import Leverage
 
 
@@ -42,6 +43,29 @@ def plan_rows(plan: Plan) -> list[tuple[str, str]]:
         p = plan.prediction
         rows.append(("predicted", f"{p.center:.4f} {p.unit}, {p.level:.0%} interval {p.low:.4f} to {p.high:.4f}"))
         rows.append(("by law", "; ".join(f"{name} {value:.4f}" for name, value in p.by_law.items())))
+    return rows
+
+
+def comparison_rows(found: Comparison) -> list[tuple[str, str]]:
+    """A comparison for people, without its verdict and warnings."""
+    m, text = found.multiplier, found.held_out
+    by_law = "; ".join(f"{name} {value:.3g}" for name, value in m.by_law.items())
+    size = f", {text.n_bytes:,} bytes" if text.n_bytes else ""
+    rows = [
+        ("compute multiplier", f"{m.center:.3g} ({found.level:.0%} {m.low:.3g} to {m.high:.3g}); by law: {by_law}"),
+        (f"{found.loss.unit} at {found.budget_flops:.3g} FLOPs", f"A {found.loss.a:.4f}, B {found.loss.b:.4f}"),
+        (
+            "held-out text",
+            "the same by --same-held-out" if text.stated else f"the same, {(text.sha256 or '')[:12]}{size}",
+        ),
+    ]
+    for test in found.exponents:
+        interval = f"difference {test.difference:+.3f} ({test.interval[0]:+.3f} to {test.interval[1]:+.3f})"
+        rows.append((test.exponent, f"A {test.a:.3f}, B {test.b:.3f}, {interval}, p = {test.p:.2g}"))
+    for pair in found.paired:
+        m = pair.multiplier
+        worth = f", worth {m[0]:.3f} x the compute ({m[1]:.3f} to {m[2]:.3f})" if m else ""
+        rows.append((f"equal cells, {pair.group}", f"{pair.mean:+.2%} ({pair.low:+.2%} to {pair.high:+.2%}){worth}"))
     return rows
 
 
