@@ -277,6 +277,9 @@ def compare(
     records: Annotated[
         tuple[Path, Path] | None, Parameter(metavar="A B", help="of both sweeps: the difference of equal cells too")
     ] = None,
+    figure: Annotated[
+        Path | None, Writes(".png"), Parameter(metavar="FILE", help="also draw the runs of --records and the laws")
+    ] = None,
     same_held_out: SameHeldOut = False,
     json: Json = None,
 ) -> None:
@@ -284,7 +287,14 @@ def compare(
     from isoflop.scaling.plan.compare import compare_files
     from isoflop.scaling.report.plan_rows import comparison_rows
 
+    if records is None:
+        _refuse_unused("without --records, whose runs it shows", figure=figure)
     made = compare_files(a, b, budget_flops=budget_flops, same_held_out=same_held_out, records=records)
+    if figure is not None and records is not None:
+        from isoflop.pages.plot import save
+        from isoflop.scaling.report.comparison_figure import comparison_figure
+
+        save(comparison_figure((a, b), records), figure)
     report_found(made.tree(), json, made.verdict, comparison_rows(made))
     print_warnings(made.warnings)
 

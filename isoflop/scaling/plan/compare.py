@@ -28,7 +28,7 @@ from isoflop.scaling.fit.table import Table
 from isoflop.scaling.laws import Laws
 from isoflop.scaling.plan.allocate import best_split
 from isoflop.scaling.plan.held_out import HeldOut, check_held_out, check_tokenizers
-from isoflop.scaling.plan.paired import PairedDifference, cells_by_setting, paired_differences
+from isoflop.scaling.plan.paired import CELL, PairedDifference, cells_by_setting, paired_differences
 from isoflop.scaling.plan.predict import law_losses
 from isoflop.scaling.published import load_laws
 
@@ -134,7 +134,7 @@ def compare_files(
     With the records of both sweeps (A, B) it also states the mean difference of equal cells.
 
     Raises:
-        PlanError: a file is missing or no laws file, and whatever `compare` refuses; records without a cell in common.
+        PlanError: a file is missing or no laws file, and whatever `compare` refuses; records that hold a cell twice.
     """
     laws_a, laws_b = load_laws(a), load_laws(b)
     if budget_flops is None:
@@ -150,6 +150,9 @@ def compare_files(
     measured = {f"records {path}": held_out_of(table) for path, table in zip(records, tables)}
     check_held_out(_sides(laws_a, laws_b) | measured, stated=same_held_out)
     paired = paired_differences(cells_a, cells_b, laws_a, level)
+    if not paired:
+        none = f"the records have no finished cell in common (same {', '.join(CELL)}): only the laws are compared"
+        return dataclasses.replace(found, warnings=[*found.warnings, none])
     return dataclasses.replace(found, paired=paired, verdict=f"{found.verdict} {paired[0].text}")
 
 

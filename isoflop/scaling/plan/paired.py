@@ -72,11 +72,7 @@ def cells_by_setting(path: str | Path, loss: str) -> dict[tuple[Any, ...], RunRe
 def paired_differences(
     a: Mapping[tuple[Any, ...], RunRecord], b: Mapping[tuple[Any, ...], RunRecord], laws_a: Laws, level: float
 ) -> list[PairedDifference]:
-    """Differences of equal cells: of all, then by budget, then by domain.
-
-    Raises:
-        PlanError: no cell in common.
-    """
+    """Differences of equal cells: of all, then by budget, then by domain; nothing where no cell is common."""
     groups: dict[str, dict[tuple[Any, ...], list[float]]] = defaultdict(lambda: defaultdict(list))
     budgets: dict[str, float] = {}
     common = sorted(a.keys() & b.keys(), key=lambda setting: a[setting].budget_flops or 0.0)
@@ -93,11 +89,6 @@ def paired_differences(
         for domain, loss in (a[setting].bits_per_byte_by_domain or {}).items():
             if domain in theirs:
                 groups[domain][witness].append(math.log(theirs[domain] / loss))
-    if not common:
-        raise PlanError(
-            f"--records have no finished cell in common (same {', '.join(CELL)}); leave them out, or sweep one "
-            "ladder twice"
-        )
     return [_difference(name, witnesses, budgets.get(name), laws_a, level) for name, witnesses in groups.items()]
 
 

@@ -2,6 +2,8 @@
 
 import copy
 import dataclasses
+import json
+import re
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from law_examples import TRUTH, example_laws, fitted_laws
 from places import SHARED
 from scipy import stats
 
+from isoflop.cli import main as cli
 from isoflop.errors import FitError, PlanError
 from isoflop.recipe import write_json
 from isoflop.scaling.fit.joint import fit
@@ -175,6 +178,23 @@ def test_equal_cells_state_their_mean_difference_in_loss_and_in_compute(tmp_path
     assert "Of 50 equal cells (10 shapes and seeds) B's loss differs by -1.01%" in found.verdict
 
 
+def test_the_command_shows_what_was_compared_and_draws_the_runs_that_it_is_given(tmp_path, capsys):
+    pytest.importorskip("matplotlib", reason="figures need matplotlib: pip install isoflop[report]")
+    records = [paired_records(tmp_path, *of, HELD_OUT) for of in (("a", 1.0), ("bb", 0.99))]
+    for path in records:
+        fit(read_records(path), bootstrap=200).write(path.with_suffix(".json"))
+    command = ["compare", *(str(path.with_suffix(".json")) for path in records), "--figure", str(tmp_path / "c.png")]
+    with pytest.raises(SystemExit):
+        cli.main(command)
+    assert "--figure has no effect without --records" in capsys.readouterr().err
+    cli.main([*command, "--records", *map(str, records), "--json", str(tmp_path / "c.json")])
+    shown = capsys.readouterr().out
+    assert re.search(r"held-out text +the same, eeeeeeeeeeee, 178,000 bytes", shown)
+    assert re.search(r"equal cells, 9e\+14 FLOPs +-1.01% \(-1.01% to -1.01%\), worth 1\.", shown)
+    assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
+    assert len(json.loads((tmp_path / "c.json").read_text(encoding="utf-8"))["paired"]) == 8
+
+
 def test_the_interval_of_equal_cells_is_students_over_witnesses(tmp_path):
     records = [paired_records(tmp_path, *of, HELD_OUT, noise=0.01) for of in (("a", 1.0), ("bb", 1.0))]
     fit(read_records(records[0]), bootstrap=200).write(tmp_path / "a.json")
@@ -198,8 +218,10 @@ def test_equal_cells_need_one_run_per_cell_of_the_same_text_on_both_sides(tmp_pa
         paired_records(tmp_path, "text", 1.0, OTHER_TEXT), "different held-out text .* records .*text.jsonl on dddd"
     )
     refused(paired_records(tmp_path, "silent", 1.0, {}), "are not in records .*silent.jsonl")
-    refused(paired_records(tmp_path, "far", 1.0, HELD_OUT, seeds=(7,)), "no finished cell in common")
     refused(paired_records(tmp_path, "twice", 1.0, HELD_OUT, seeds=(1, 1.0)), "two finished cells of d_model")
+    far = paired_records(tmp_path, "far", 1.0, HELD_OUT, seeds=(7,))
+    found = compare_files(tmp_path / "a.json", tmp_path / "a.json", records=(base, far))
+    assert not found.paired and any("no finished cell in common" in text for text in found.warnings)
 
 
 @pytest.mark.parametrize(
