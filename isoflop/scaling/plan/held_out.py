@@ -36,7 +36,7 @@ def check_held_out(sides: Mapping[str, Mapping[str, Any]], *, stated: bool) -> H
         texts = " and ".join(f"{name} on {_shown(told)}" for name, told in sides.items())
         raise PlanError(
             f"losses on different held-out text cannot be compared: {texts}; measure both sweeps on the same documents "
-            '(sources with split = "valid") and the same part of them (validate.max_tokens)'
+            '(sources with split = "valid") and the same part of them (validate.max_tokens = 0 takes all)'
         )
     silent = [name for name, told in sides.items() if not all(told.get(key) for key in HELD_OUT)]
     if silent and not stated:

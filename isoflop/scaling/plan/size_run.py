@@ -196,22 +196,17 @@ def memory_plan(draft: Draft, run: Run, template: Tree) -> MemoryPlan:
 def _what_fits(draft: Draft, run: Run, limit: float) -> list[str]:
     """Sharding, more devices, larger devices, a smaller budget: the least of each that holds one sequence."""
     n_gpus, stage = draft.machine.n_gpus, 3 if draft.machine.zero_stage is None else draft.machine.zero_stage
+    memory = functools.partial(training_memory, precision=draft.machine.precision, micro_batch=1)
 
     def fits(config: ModelConfig, room: float = limit, n: int = n_gpus, stage: int = stage) -> bool:
-        parts = training_memory(
-            config, precision=draft.machine.precision, micro_batch=1, world_size=n, zero_stage=stage
-        )
-        return parts.total_bytes <= MEMORY_SHARE * room
+        return memory(config, world_size=n, zero_stage=stage).total_bytes <= MEMORY_SHARE * room
 
     budget = draft.laws.flops_factor * run.split.scale * run.split.n_tokens
     devices = sorted(HARDWARE.values(), key=lambda device: device.memory_bytes)
+    more = (n_gpus << k for k in range(1, 11))
     ways = [
         (f"zero_stage = {n}" for n in range(stage + 1, 4) if n_gpus > 1 and fits(run.config, stage=n)),
-        (
-            f"{n} devices with zero_stage = 3"
-            for n in (n_gpus << k for k in range(1, 11))
-            if fits(run.config, n=n, stage=3)
-        ),
+        (f"{n} devices with zero_stage = 3" for n in more if fits(run.config, n=n, stage=3)),
         (f"{n_gpus} x {device.name}" for device in devices if fits(run.config, device.memory_bytes)),
         (f"a budget of {c:.1e} FLOPs" for c in (budget / 2**k for k in range(1, 40)) if fits(draft.at(c).config)),
     ]
