@@ -16,11 +16,7 @@ from isoflop.scaling.fit.table import Table
 
 CLOSE = 0.02  # labels, counts and products agree within this
 COOLED_RATE = 0.3  # a run that ends above this share of its peak learning rate was hardly cooled
-HELD_OUT = ("held_out_sha256", "held_out_bytes")
-SOURCE_COLUMNS = (
-    *("dataset", "corpus", "experiment", "counting", "param_count", "loss_split", "eval_name", "tokenizer"),
-    *HELD_OUT,
-)
+SOURCE_COLUMNS = ("dataset", "corpus", "experiment", "counting", "param_count", "loss_split", "eval_name", "tokenizer")
 RUN_COLUMNS = ("run_id", "run", "run_name")
 
 
@@ -209,7 +205,7 @@ def _duplicates(table: Table) -> list[str]:
 
 def _several_sources(table: Table) -> list[str]:
     found = []
-    for name in (name for name in SOURCE_COLUMNS if name in table.columns):
+    for name in (name for name in (*SOURCE_COLUMNS, *HELD_OUT) if name in table.columns):
         values = Counter(table.text(name).tolist())
         if len(values) > 1:
             shown = ", ".join(f"{value} ({count})" for value, count in values.most_common(4))
@@ -220,6 +216,10 @@ def _several_sources(table: Table) -> list[str]:
     if name in table.columns and len(set(table.text(name).tolist())) > 1 and not table.has("bits_per_byte"):
         found.append(f"column {name} differs between rows: losses per token cannot be compared; use bits_per_byte")
     return found
+
+
+HELD_OUT = ("held_out_sha256", "held_out_bytes")
+"""What records say of the text that their loss was measured on."""
 
 
 def held_out(table: Table) -> dict[str, Any]:
