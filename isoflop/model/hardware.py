@@ -43,6 +43,9 @@ def hardware(name: str) -> Hardware:
     return HARDWARE[name]
 
 
+TRAINS_ON_GPUS = 1
+"""Devices that one `isoflop train` uses today; a plan for more says so."""
+
 Speed = Callable[[ModelConfig, int], float]
 """(shape, batch_tokens) -> tokens per second of one device."""
 
@@ -58,8 +61,9 @@ class Machine:
     """Achieved share of the peak, FLOPs counted with output head and full attention; measure it (0.4: assumption)."""
     memory_gib: float = 0.0
     """Memory of one device, GiB; 0: that of `hardware`."""
-    zero_stage: int = 0
-    """Sharding over the devices: 0 nothing, 1 optimizer state, 2 gradients too, 3 weights too."""
+    zero_stage: int | None = None
+    """Sharding over the devices: 0 nothing, 1 optimizer state, 2 gradients too, 3 weights too; None: the least that
+    fits."""
     precision: str = "bf16"
     max_micro_batch: int = 16
     """Most sequences of one forward pass on a device."""

@@ -3,7 +3,8 @@
 In: a corpus folder (`train/DOMAIN.jsonl.zst`, `valid/DOMAIN.jsonl.zst`). Out: a folder with `tokenizer.json`,
 `manifest.json` and `SPLIT.DOMAIN.bin`. Each document is stored as BOS, its text tokens, EOS (isoflop.tokens.documents
 says what else a training document may become). The manifest counts the text bytes of each shard, so that bits per byte
-are exact, and hashes everything.
+are exact, and hashes everything; the held-out text also as text, so that two tokenizers know that they are measured on
+the same one.
 """
 
 import hashlib
@@ -131,6 +132,9 @@ def build_tokens(
         complete = all((out / item["path"]).is_file() for item in found.get("shards", []))
         if complete and _with_defaults(found.get("made_from")) == made_from:
             log.info("%s is up to date: same corpus, same tokenizer options", out)
+            if "held_out_sha256" not in found:  # written by an older version
+                found["held_out_sha256"] = held_out_sha256(corpus, files)
+                write_json(out / "manifest.json", found)
             return {**found, "reused": True}
     with new_folder(out, "data_sha256") as work:
         if recipe.reuse_tokenizer:
@@ -149,6 +153,7 @@ def build_tokens(
             "n_tokenizer_tokens": tokenizer.n_tokens,
             "dtype": _dtype(tokenizer).name,
             "data_sha256": data_sha256,
+            "held_out_sha256": held_out_sha256(corpus, files),
             "shards": [asdict(shard) for shard in shards],
             "bytes_per_token": sum(s.n_bytes for s in shards) / sum(s.n_tokens for s in shards),
             "compression": {f"{s.split} {s.domain}": s.bytes_per_text_token for s in shards},
@@ -170,6 +175,7 @@ class TokenSet:
         self.vocab_size: int = manifest["vocab_size"]
         self.tokenizer_sha256: str = manifest["tokenizer_sha256"]
         self.data_sha256: str = manifest["data_sha256"]
+        self.held_out_sha256: str | None = manifest.get("held_out_sha256")
 
     @classmethod
     def open(cls, folder: str | Path, *, tokenizer_sha256: str = "", verify: bool = False) -> "TokenSet":
@@ -232,6 +238,13 @@ class TokenSet:
     def token_bytes(self) -> np.ndarray:
         """Text bytes per token id, int32 (vocab_size,)."""
         return self.tokenizer.token_bytes
+
+
+def held_out_sha256(corpus: Path, files: list[dict[str, Any]]) -> str:
+    """SHA-256 of the held-out documents as a set: neither domains, their order nor the tokenizer enter."""
+    paths = [corpus / item["path"] for item in files if item["split"] == "valid"]
+    digests = sorted(hashlib.sha256(text.encode()).digest() for path in paths for text in read_texts(path))
+    return hashlib.sha256(b"".join(digests)).hexdigest()
 
 
 def _train(

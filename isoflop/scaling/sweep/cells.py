@@ -224,6 +224,8 @@ def record_of_run(
         expert_load=result.get("expert_load"),
         max_violation_global=result.get("max_violation_global"),
         eval_name=f"held-out split of data {result['data_sha256'][:12]}",
+        held_out_sha256=result.get("held_out_sha256"),
+        held_out_bytes=result.get("n_bytes"),
         conventions={**conventions(train["schedule"], config), "numerics": result["numerics"], **_stacked(result)},
         **{key: result[key] for key in _RESULT_KEYS},
     )

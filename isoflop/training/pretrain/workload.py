@@ -209,6 +209,7 @@ class Pretraining(Job):
             "numerics": numerics_text(recipe.numerics, precision),
             "tokenizer_sha256": tokens.tokenizer_sha256,
             "data_sha256": tokens.data_sha256,
+            "held_out_sha256": tokens.held_out_sha256,
             "trajectory": self.trajectory,
             **validation,
         }

@@ -23,6 +23,7 @@ from isoflop.scaling.sweep.ladder import LadderRecipe, ladder_on_tokens, plan_la
 from isoflop.scaling.sweep.records import read_records
 from isoflop.scaling.sweep.run import run_sweep
 from isoflop.scaling.sweep.shapes import shape
+from isoflop.tokens.shards import TokenSet
 from isoflop.training.pretrain.recipe import PretrainRecipe
 from isoflop.training.pretrain.workload import run_pretrain
 
@@ -71,6 +72,9 @@ def test_four_sizes_by_four_token_counts_save_more_than_half_and_equal_separate_
     seen = []
     records = run_sweep(cells, tmp_path, study="test", workers=2, on_progress=seen.append)
     assert [record.run_id for record in records] == [cell.cell_id for cell in cells]
+    held_out = TokenSet.open(tiny_tokens).held_out_sha256
+    assert {record.held_out_sha256 for record in records} == {held_out} and len(held_out or "") == 64
+    assert all((record.held_out_bytes or 0) > 500 for record in records)
     assert seen[-1].cells_done == 16 and seen[-1].flops_done == pytest.approx(seen[-1].flops_total)
 
     spent = json.loads((tmp_path / "sweep.json").read_text(encoding="utf-8"))
