@@ -215,6 +215,7 @@ def plan(
 ) -> None:
     """Laws and a budget -> shape, tokens, batch, rate, memory, hours, and the predicted loss."""
     from isoflop.scaling.plan import choose
+    from isoflop.scaling.plan.curve import sweep_curves
     from isoflop.scaling.report.plan_rows import plan_rows
 
     if ladder is not None:
@@ -245,6 +246,7 @@ def plan(
         max_epochs=max_epochs,
         serve_tokens=serve_tokens,
         dense_laws=dense,
+        curves=None if ladder is None else sweep_curves(ladder.parent),
     )
     made.write(out)
     found = made.tree()

@@ -21,6 +21,7 @@ from isoflop.model.attention import fastest_kernels
 from isoflop.recipe import write_json, write_recipe
 from isoflop.run import commit, now, processor
 from isoflop.training import checkpoint
+from isoflop.training.forecast import LossForecast
 from isoflop.training.loop import LoopResult, Saving, StepPlan, train, validated
 from isoflop.training.monitor import Progress, Watch, peak_flops_per_s
 from isoflop.training.step import ONE_PROCESS, Layout
@@ -40,6 +41,8 @@ class Built(NamedTuple):
     dtype: torch.dtype = torch.float32
     """Of the products that the peak is for."""
     layout: Layout = ONE_PROCESS
+    forecast: LossForecast | None = None
+    """Of a run with a curve of its own."""
 
 
 class Job(Protocol):
@@ -126,6 +129,7 @@ def run(
     device = next(iter(model.state_dict().values())).device
     peak, peak_source = peak_flops_per_s(device, built.dtype) if flops_per_token else (None, None)
     plan = dataclasses.replace(job.plan, stop_at=stop_at)
+    alone = start_from is None and stop_at is None  # a run that shares a trunk has only a part of its curve
     state = {
         **job.identity,
         "precision": str(built.dtype).removeprefix("torch."),
@@ -144,7 +148,7 @@ def run(
                 saving=dataclasses.replace(job.saving, at_steps=keep_steps),
                 state=state,
                 start_step=start_step,
-                watch=Watch(on_progress, should_stop, flops_per_token, peak),
+                watch=Watch(on_progress, should_stop, flops_per_token, peak, built.forecast if alone else None),
                 layout=built.layout,
             )
     else:  # solved, not trained by steps: its checkpoint is what others read

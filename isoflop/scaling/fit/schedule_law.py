@@ -51,10 +51,10 @@ def fit_schedule_law(curves: Sequence[Curve]) -> ScheduleLaw:
 
     low, peak = float(measured_S.min()), max(curve.schedule.peak for curve in curves)
     total = max(float(curve.schedule.sums[-1]) for curve in curves)
-    A = 0.2 * low * total ** USUAL["alpha"]
+    alpha, beta, gamma = USUAL.values()
+    decline = [0.8 * low, np.log(0.2 * low * total**alpha), alpha]
     starts = [
-        [0.8 * low, np.log(A), USUAL["alpha"], np.log(gain * low / peak), np.log(speed * peak ** (USUAL["gamma"] - 1))]
-        + [USUAL["beta"], USUAL["gamma"]]
+        [*decline, np.log(gain * low / peak), np.log(speed * peak ** (gamma - 1.0)), beta, gamma]
         for gain in (0.03, 0.1)
         for speed in (0.01, 0.1)
     ]
@@ -62,7 +62,9 @@ def fit_schedule_law(curves: Sequence[Curve]) -> ScheduleLaw:
         np.array([0.0, -30.0, 0.05, -30.0, -30.0, 0.05, 0.0]),
         np.array([low, 30.0, 2.0, 30.0, 30.0, 2.0, 2.0]),
     )
-    theta, cost = least_squares(residuals, np.array(starts), weight_S[None], bounds=bounds, max_steps=100, relative_decrease=1e-5)
+    theta, cost = least_squares(
+        residuals, np.array(starts), weight_S[None], bounds=bounds, max_steps=100, relative_decrease=1e-5
+    )
     return ScheduleLaw(*map(float, _constants(theta[[np.argmin(cost)]])[0]))
 
 
