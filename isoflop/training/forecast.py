@@ -194,7 +194,7 @@ class LossForecast:
             cause = f"data.curriculum changes at step {near[0]}"
         elif self._resumed_at and first - recent <= self._resumed_at < last:
             cause = f"the run was resumed at step {self._resumed_at}: other software, device or data than before"
-        elif worst["loss_nats"] - mean > 10 * average(lines)[2]:
+        elif worst["loss_nats"] - mean > 10 * np.median([noise for _, _, noise in self._blocks]):
             cause = f"a bad batch: step {worst['step']} had a loss of {worst['loss_nats']:.3f}"
         else:
             cause = "usual causes are a learning rate that is too high, other data, a bad batch, a restart"
