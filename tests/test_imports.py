@@ -52,7 +52,7 @@ MAY_IMPORT |= {"cli": {*MAY_IMPORT}, "__main__": {"cli"}}
 
 RUNS_TRAINING = {"calibrate", "run", "worker"}
 """Modules of scaling/sweep/ that drive training; all others take from training/ only what is plain."""
-PLAIN = {("training", "schedule"), ("training", "pretrain", "recipe")}
+PLAIN = {("training", name) for name in ("schedule", "schedule_law", "forecast")} | {("training", "pretrain", "recipe")}
 """Modules of training/ that never import torch."""
 
 OPTIONAL = {

@@ -230,6 +230,7 @@ def plan(
 ) -> None:
     """Laws and a budget -> shape, tokens, batch, rate, memory, hours, and the predicted loss."""
     from isoflop.scaling.plan import choose
+    from isoflop.scaling.plan.curve import sweep_curves
     from isoflop.scaling.report.plan_rows import next_step, plan_rows
 
     if ladder is not None:
@@ -266,6 +267,7 @@ def plan(
         serve_tokens=serve_tokens,
         dense_laws=dense,
         same_held_out=same_held_out,
+        curves=None if ladder is None else sweep_curves(ladder.parent),
     )
     headline = "no recipe: it does not fit"
     if not made.memory.refusal:
