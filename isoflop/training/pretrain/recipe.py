@@ -192,6 +192,14 @@ class PretrainRecipe:
             cooldown_fraction=t.cooldown_fraction,
         )
 
+    def computed_as(self) -> dict[str, Any]:
+        """What `isoflop.model.accounting` needs to know of the formats to forecast memory, on a GPU unless float32."""
+        if self.train.precision == "float32":
+            return {"precision": "fp32"}
+        rules = self.numerics.rules if self.numerics is not None and self.model.experts is None else ()
+        blocks = [rule.format for rule in rules if rule.modules in ("*", "blocks.*")]
+        return {"precision": "bf16", "step": "fp8" if blocks and blocks[-1].startswith("fp8") else None}
+
 
 def check(recipe: PretrainRecipe) -> None:
     """Ranges, and rules between keys. Raises RecipeError naming the key, the value, the rule and a way out."""
