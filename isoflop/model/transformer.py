@@ -93,9 +93,7 @@ class Attention(nn.Module):
         batch, n_tokens, _ = x_BTD.shape
         heads_BTHC = self.qkv(x_BTD).view(batch, n_tokens, -1, self.d_head)
         if held is not None:
-            qk_BTHC, v_BTGC = heads_BTHC.split((self.n_heads + self.n_kv_heads, self.n_kv_heads), dim=2)
-            q_NHC, k_NGC = rotate(qk_BTHC, cos_TC, sin_TC)[0].split((self.n_heads, self.n_kv_heads), dim=1)
-            held.pages.write(held.step, k_NGC, v_BTGC[0])
+            q_NHC = held.pages.write_heads(held.step, heads_BTHC[0], cos_TC, sin_TC)
             return self.out(held.pages.attend(held.step, q_NHC, self.scale).flatten(1))[None]
         q_BHTC, k_BGTC, v_BGTC = turned_heads(heads_BTHC, self.n_heads, self.n_kv_heads, cos_TC, sin_TC)
         mixed_BHTC = attend(q_BHTC, k_BGTC, v_BGTC, self.scale, mask_B1TT)
@@ -371,7 +369,7 @@ class Transformer(nn.Module):
 
     def step(self, tokens_N: Tensor, step: Step, layers: Sequence[LayerPages]) -> Tensor:
         """Hidden states after the final norm of a step's tokens, [N, D]; what they leave behind is written to pages."""
-        cos_NC, sin_NC = self._angles_at(step.positions_N)
+        cos_NC, sin_NC = self.angles_at(step.positions_N)
         x_BND = self.embedding(tokens_N[None]).to(self.dtype)
         for block, pages in zip(self.blocks, layers):
             x_BND, _ = block(x_BND, cos_NC, sin_NC, Held(pages, step))
@@ -382,7 +380,7 @@ class Transformer(nn.Module):
 
         Position i takes what the head reads at depth - 1, `hidden_ND`, and token i + depth, as in training.
         """
-        cos_NC, sin_NC = self._angles_at(step.positions_N)
+        cos_NC, sin_NC = self.angles_at(step.positions_N)
         embedded_BND = self.embedding(tokens_N[None]).to(self.dtype)
         return self.mtp[depth - 1](hidden_ND[None], embedded_BND, cos_NC, sin_NC, Held(pages, step))[0][0]
 
@@ -401,7 +399,7 @@ class Transformer(nn.Module):
         assert end <= self.config.seq_len, f"{end} tokens, the model was built for {self.config.seq_len}"
         return self.get_buffer("cos")[:end], self.get_buffer("sin")[:end]
 
-    def _angles_at(self, positions_N: Tensor) -> tuple[Tensor, Tensor]:
+    def angles_at(self, positions_N: Tensor) -> tuple[Tensor, Tensor]:
         cos, sin = self.get_buffer("cos"), self.get_buffer("sin")
         return cos.index_select(0, positions_N), sin.index_select(0, positions_N)
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from isoflop.model.few_rows import run_step
 from isoflop.model.pages import PAGE, LayerPages, Span, Step, make_step
 from isoflop.model.transformer import Transformer
 from isoflop.serving.replay import Replay, buckets_up_to
@@ -130,7 +131,7 @@ class Runner:
         step = make_step(
             spans, chunks, width=width, last_position=self._last_position, device=self.device, in_place=not self.fixed
         )
-        hidden_ND = self.model.step(self._on_device(tokens), step, self.layers)
+        hidden_ND = run_step(self.model, self._on_device(tokens), step, self.layers)
         if self.n_mtp and plan.chunks:
             self._mtp_over_chunks(plan.chunks, hidden_ND[width * len(plan.rows) :])
         sizes = [*[width] * len(plan.rows), *[work.n for work in plan.chunks]]
@@ -164,7 +165,7 @@ class Runner:
         return tokens
 
     def _decode_step(self, tokens_N: Tensor, step: Step) -> tuple[Tensor, ...]:
-        hidden_ND = self.model.step(tokens_N, step, self.layers)
+        hidden_ND = run_step(self.model, tokens_N, step, self.layers)
         return hidden_ND, self.logits(hidden_ND)
 
     def _run_mtp(self, depth: int, hidden_ND: Tensor, tokens: list[int], spans: list[Span]) -> tuple[Tensor, Tensor]:

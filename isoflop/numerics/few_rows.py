@@ -1,0 +1,208 @@
+"""Products, pages and experts of a decoding step of a few tokens, each in one kernel (kernels/decode.py).
+
+For bf16 on a GPU. The plain forms of the same are the modules of `isoflop.model`, which compute everything else; tests
+hold both together, in float32 through Triton's interpreter, in bf16 and against float64 on a GPU.
+
+Shapes: N tokens, D in, F out, H query heads, G key/value heads, C channels of a head, L channels of a latent, R rows of
+W tokens, P pages of a row, E experts, A active experts, V channels of a value.
+"""
+
+import functools
+import importlib
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from isoflop.numerics.launch import launch, power_of_two
+
+MOST_ROWS = 8
+"""Tokens up to which products of few rows are worth their own kernel (measured, docs/log.md)."""
+SPLIT_PAGES = 4
+"""Pages whose keys one program attends to (assumption: 256 keys, the start of a program is then a small part)."""
+
+
+class Norm(NamedTuple):
+    """Of an RMSNorm: its weight in float32, and what is added to the mean square."""
+
+    weight: Tensor
+    eps: float
+
+
+def product(
+    x_ND: Tensor,
+    weight_FD: Tensor,
+    other: Tensor | None = None,
+    *,
+    norm: Norm | None = None,
+    update_ND: Tensor | None = None,
+    gated: bool = False,
+    dtype: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor]:
+    """x + update, and norm(x + update) W^T [N, F]; `gated`: silu(first half) * second half of it.
+
+    Rows of `other` follow those of the weight. Without an update the first result is x itself.
+    """
+    n_tokens, n_in = x_ND.shape
+    n_out = len(weight_FD) // 2 if gated else len(weight_FD) + (0 if other is None else len(other))
+    total_ND = x_ND if update_ND is None else torch.empty_like(x_ND)
+    out_NF = x_ND.new_empty(n_tokens, n_out, dtype=dtype or x_ND.dtype)
+    gain, eps = norm or (None, 0.0)
+    tile, depth, warps = _tiles(n_tokens, n_in, n_out)
+    n_first = n_out if other is None else len(weight_FD)
+    launch(
+        _kernels().products, (-(-n_first // tile) + -(-(n_out - n_first) // tile),),
+        x_ND, update_ND, gain, total_ND, weight_FD, other, out_NF, n_tokens, n_out, n_first, eps,
+        n_in=n_in, rows=1 if n_tokens == 1 else 16, two=other is not None, joined=update_ND is not None,
+        normed=norm is not None, gated=gated, tile=tile, depth=depth, num_warps=warps,
+    )  # fmt: skip
+    return total_ND, out_NF
+
+
+def _tiles(n_tokens: int, n_in: int, n_out: int) -> tuple[int, int, int]:
+    """Rows of the weight that a program multiplies, its columns at a time, and its warps (measured, docs/log.md)."""
+    if n_tokens == 1:
+        return 4 if n_out >= 512 else 1, min(1024, power_of_two(n_in)), 4
+    return 16, min(256, power_of_two(n_in)), 4
+
+
+def turn_and_write(
+    qkv_NHC: Tensor, cos_NC: Tensor, sin_NC: Tensor, slots_N: Tensor, keys: Tensor, values: Tensor
+) -> Tensor:
+    """Turned queries [N, H, C] of a joint product [N, H + 2 G, C]; turned keys and values go to their slots.
+
+    Pages are [n_pages, PAGE, G, C]; a slot is a token's place in them.
+    """
+    n_tokens, n_all, width = qkv_NHC.shape
+    n_groups = keys.shape[2]
+    n_heads, half = n_all - 2 * n_groups, width // 2
+    q_NHC = qkv_NHC.new_empty(n_tokens, n_heads, width)
+    launch(
+        _kernels().turn_and_write, (n_tokens, n_all),
+        qkv_NHC.contiguous(), cos_NC, sin_NC, slots_N, q_NHC, keys, values, n_heads, n_groups, half,
+        channels=power_of_two(half), num_warps=1,
+    )  # fmt: skip
+    return q_NHC
+
+
+def absorb_and_write(
+    joint_NX: Tensor,
+    norm: Norm,
+    up: Tensor,
+    sizes: tuple[int, int, int],
+    angles: tuple[Tensor, Tensor],
+    slots_N: Tensor,
+    keys: Tensor,
+) -> Tensor:
+    """Queries [N, H, L + rope] against latents, of the joint product [N, H (nope + rope) + L + rope].
+
+    `sizes`: heads, nope and value; `up` is the weight [H (nope + value), L] that makes keys and values of latents. The
+    normed latent and the turned key go to their slots.
+    """
+    (n_heads, d_nope, d_value), (cos_NC, sin_NC) = sizes, angles
+    n_tokens, d_latent, half, block = len(joint_NX), up.shape[1], cos_NC.shape[1], 64
+    q_NHL = joint_NX.new_empty(n_tokens, n_heads, d_latent + 2 * half)
+    launch(
+        _kernels().absorb_and_write, (n_tokens, 1 + n_heads * -(-d_latent // block)),
+        joint_NX, norm.weight, up, cos_NC, sin_NC, slots_N, q_NHL, keys,
+        n_heads, d_nope, d_value, d_latent, half, norm.eps,
+        heads=power_of_two(n_heads), nopes=power_of_two(d_nope), latents=power_of_two(d_latent),
+        channels=power_of_two(half), block=block, num_warps=4,
+    )  # fmt: skip
+    return q_NHL
+
+
+def attend_pages(
+    q_NHC: Tensor, keys: Tensor, values: Tensor, table_RP: Tensor, before_R: Tensor, scale: float | None
+) -> Tensor:
+    """Attention of R rows of W queries to their pages, [N, H, V]: query w of a row sees before + w + 1 keys.
+
+    Pages are [n_pages, PAGE, G, C]; values may be the first channels of the keys, which are then read once.
+    """
+    n_tokens, n_heads, d_key = q_NHC.shape
+    page, n_groups, d_value = values.shape[1:]
+    n_rows, n_columns = table_RP.shape
+    width, sharing, latent = n_tokens // n_rows, n_heads // n_groups, d_key != d_value
+    queries, n_splits = min(64, power_of_two(sharing * width)), -(-n_columns // SPLIT_PAGES)
+    is_split = n_splits > 1
+    out = q_NHC.new_empty(n_tokens, n_heads, d_value)
+    parts = stats = None
+    if is_split:
+        parts = q_NHC.new_empty(n_tokens, n_heads, n_splits, d_value, dtype=torch.float32)
+        stats = q_NHC.new_empty(n_tokens, n_heads, n_splits, 2, dtype=torch.float32)
+    factor = (d_key**-0.5 if scale is None else scale) / math.log(2)
+    launch(
+        _kernels().attend_pages, (n_rows, n_groups * -(-sharing * width // queries), n_splits),
+        q_NHC.contiguous(), keys, values, table_RP, before_R, out, parts, stats,
+        n_heads, n_groups, n_columns, n_splits, d_key, d_value, factor,
+        width=width, sharing=sharing, queries=queries, channels=power_of_two(d_value),
+        ropes=power_of_two(d_key - d_value) if latent else 0, page=page, split_pages=SPLIT_PAGES,
+        block=32 if latent else page, is_split=is_split, num_warps=4, num_stages=2,
+    )  # fmt: skip
+    if is_split:
+        splits, block = power_of_two(n_splits), min(128, power_of_two(d_value))
+        launch(
+            _kernels().merge_splits, (n_tokens, n_heads, -(-d_value // block)),
+            parts, stats, before_R, out, n_heads, n_columns, n_splits, d_value,
+            width=width, page=page, split_pages=SPLIT_PAGES, splits=splits, block=block, num_warps=4,
+        )  # fmt: skip
+    return out
+
+
+def values_up(mixed_NHL: Tensor, up: Tensor, d_nope: int) -> Tensor:
+    """Values [N, H, V] of mixed latents, by each head's last rows of `up` [H (nope + V), L]."""
+    n_tokens, n_heads, d_latent = mixed_NHL.shape
+    d_value, tile = len(up) // n_heads - d_nope, 16
+    out_NHV = mixed_NHL.new_empty(n_tokens, n_heads, d_value)
+    launch(
+        _kernels().values_up, (n_tokens, n_heads, -(-d_value // tile)),
+        mixed_NHL, up, out_NHV, n_heads, d_nope, d_value, d_latent,
+        tile=tile, latents=power_of_two(d_latent), num_warps=4,
+    )  # fmt: skip
+    return out_NHV
+
+
+class Mixture(NamedTuple):
+    """Weights of a layer's experts and how they are chosen (`model.config.ExpertConfig`)."""
+
+    router: Tensor
+    bias: Tensor | None
+    gate_up: Tensor
+    down: Tensor
+    shared_gate_up: Tensor | None
+    shared_down: Tensor | None
+    n_active: int
+    sigmoid: bool
+    normalise: bool
+    routed_scale: float
+
+
+def mixture(x_ND: Tensor, update_ND: Tensor, norm: Norm, of: Mixture) -> tuple[Tensor, Tensor]:
+    """x + update, and what experts and shared experts make of its norm, [N, D]; scores in float32."""
+    total_ND, scores_NE = product(x_ND, of.router, norm=norm, update_ND=update_ND, dtype=torch.float32)
+    (n_tokens, n_in), (n_experts, _, n_inner) = x_ND.shape, of.down.shape
+    n_shared, tile = 0 if of.shared_down is None else of.shared_down.shape[1], 4
+    assert n_inner % tile == 0, n_inner
+    inner_NF = x_ND.new_empty(n_tokens, of.n_active * n_inner + n_shared)
+    chosen_NA = x_ND.new_empty(n_tokens, of.n_active, dtype=torch.int32)
+    launch(
+        _kernels().experts_up, (n_tokens, -(-inner_NF.shape[1] // tile)),
+        total_ND, norm.weight, scores_NE, of.bias, of.gate_up, of.shared_gate_up, inner_NF, chosen_NA,
+        n_experts, n_inner, n_shared, of.routed_scale, norm.eps,
+        n_in=n_in, n_active=of.n_active, biased=of.bias is not None, sigmoid=of.sigmoid, normalise=of.normalise,
+        experts=power_of_two(n_experts), tile=tile, depth=min(512, power_of_two(n_in)), num_warps=4,
+    )  # fmt: skip
+    out_ND = torch.empty_like(x_ND)
+    launch(
+        _kernels().experts_down, (n_tokens, -(-n_in // tile)),
+        inner_NF, chosen_NA, of.down, of.shared_down, out_ND, n_in,
+        n_inner=n_inner, n_shared=n_shared, n_active=of.n_active,
+        tile=tile, depth=min(1024, power_of_two(n_inner)), num_warps=4,
+    )  # fmt: skip
+    return total_ND, out_ND
+
+
+@functools.cache
+def _kernels() -> Any:
+    return importlib.import_module("isoflop.numerics.kernels.decode")
