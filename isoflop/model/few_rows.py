@@ -45,6 +45,13 @@ def run_step(model: Transformer, tokens_N: Tensor, step: Step, layers: Sequence[
     return normed(x_ND, update_ND, *_norm(model.norm))[1]
 
 
+def run_head(model: Transformer, hidden_ND: Tensor, n_tokens: int) -> Tensor:
+    """Logits [N, n_tokens] of the ids below `n_tokens`."""
+    if len(hidden_ND) > MOST_ROWS or model.head.numerics is not None or not has_kernels(hidden_ND):
+        return model.head(hidden_ND)[:, :n_tokens]
+    return product(hidden_ND, model.head.weight[:n_tokens])[1]
+
+
 def _block(
     block: Block,
     x_ND: Tensor,

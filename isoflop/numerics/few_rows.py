@@ -140,7 +140,7 @@ def attend_pages(
         ropes=power_of_two(d_key - d_value) if latent else 0, page=page, split_pages=SPLIT_PAGES,
         block=32 if latent else page, is_split=is_split, num_warps=4, num_stages=2,
     )  # fmt: skip
-    if is_split:
+    if parts is not None:
         splits, block = power_of_two(n_splits), min(128, power_of_two(d_value))
         launch(
             _kernels().merge_splits, (n_tokens, n_heads, -(-d_value // block)),
