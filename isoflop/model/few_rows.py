@@ -22,14 +22,14 @@ from isoflop.numerics.linear import Linear
 
 
 def takes(model: Transformer, step: Step) -> bool:
-    """Whether this step of this model is computed here: rows only, in bf16, by plain products and ungrouped experts."""
+    """Whether this step is computed here: rows only, on a GPU, with plain products and ungrouped experts."""
     if step.rows is None or step.chunks or step.rows.n_tokens > MOST_ROWS or step.rows.one_by_one:
         return False
     experts = model.config.experts
     if experts is not None and (experts.n_groups > 1 or experts.d_expert % 4):
         return False
     weight = model.head.weight
-    return has_kernels(weight) and not any(
+    return has_kernels(weight, wide=True) and not any(
         layer.numerics is not None for layer in model.modules() if isinstance(layer, (Linear, Experts))
     )
 
@@ -47,7 +47,7 @@ def run_step(model: Transformer, tokens_N: Tensor, step: Step, layers: Sequence[
 
 def run_head(model: Transformer, hidden_ND: Tensor, n_tokens: int) -> Tensor:
     """Logits [N, n_tokens] of the ids below `n_tokens`."""
-    if len(hidden_ND) > MOST_ROWS or model.head.numerics is not None or not has_kernels(hidden_ND):
+    if len(hidden_ND) > MOST_ROWS or model.head.numerics is not None or not has_kernels(hidden_ND, wide=True):
         return model.head(hidden_ND)[:, :n_tokens]
     return product(hidden_ND, model.head.weight[:n_tokens])[1]
 

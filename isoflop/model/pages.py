@@ -128,7 +128,7 @@ class LayerPages:
 
     def write_heads(self, step: Step, heads_NHC: Tensor, cos_NC: Tensor, sin_NC: Tensor) -> Tensor:
         """Turned queries [N, H, C] of a joint product [N, H + 2 G, C]; turned keys and values go to their places."""
-        if has_kernels(heads_NHC):
+        if has_kernels(heads_NHC, wide=True):
             return turn_and_write(heads_NHC, cos_NC, sin_NC, step.slots_N, self.keys, self.values)
         n_groups = self.keys.shape[2]
         qk_NHC, v_NGC = heads_NHC.split((heads_NHC.shape[1] - n_groups, n_groups), dim=1)
@@ -171,7 +171,7 @@ class LayerPages:
         if rows.one_by_one:
             pairs = zip(rows.one_by_one, q_NHC.split(rows.width), strict=True)
             return torch.cat([self.attend_rows(row, q_WHC, scale) for row, q_WHC in pairs])
-        if has_kernels(q_NHC):
+        if has_kernels(q_NHC, wide=True):
             return attend_pages(q_NHC, self.keys, self.values, rows.table_RP, rows.before_R, scale)
         k_RSGC, v_RSGC = self.of_rows(rows)
         n_rows, n_seen, n_groups, _ = k_RSGC.shape

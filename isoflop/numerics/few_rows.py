@@ -1,7 +1,7 @@
 """Products, pages and experts of a decoding step of a few tokens, each in one kernel (kernels/decode.py).
 
-For bf16 on a GPU. The plain forms of the same are the modules of `isoflop.model`, which compute everything else; tests
-hold both together, in float32 through Triton's interpreter, in bf16 and against float64 on a GPU.
+For bf16 and float32 on a GPU. The plain forms of the same are the modules of `isoflop.model`, which compute everything
+else; tests hold both together, in float32 through Triton's interpreter, and in both formats on a GPU.
 
 Shapes: N tokens, D in, F out, H query heads, G key/value heads, C channels of a head, L channels of a latent, R rows of
 W tokens, P pages of a row, E experts, A active experts, V channels of a value.
@@ -51,11 +51,12 @@ def product(
     gain, eps = norm or (None, 0.0)
     tile, depth, warps = _tiles(n_tokens, n_in, n_out)
     n_first = n_out if other is None else len(weight_FD)
-    launch(
-        _kernels().products, (-(-n_first // tile) + -(-(n_out - n_first) // tile),),
+    _launch(
+        few_rows_kernels().products, (-(-n_first // tile) + -(-(n_out - n_first) // tile),),
         x_ND, update_ND, gain, total_ND, weight_FD, other, out_NF, n_tokens, n_out, n_first, eps,
         n_in=n_in, rows=1 if n_tokens == 1 else 16, two=other is not None, joined=update_ND is not None,
-        normed=norm is not None, gated=gated, tile=tile, depth=depth, num_warps=warps,
+        normed=norm is not None, gated=gated, tile=tile, depth=depth, lines=power_of_two(-(-n_in // 64)),
+        num_warps=warps,
     )  # fmt: skip
     return total_ND, out_NF
 
@@ -78,8 +79,8 @@ def turn_and_write(
     n_groups = keys.shape[2]
     n_heads, half = n_all - 2 * n_groups, width // 2
     q_NHC = qkv_NHC.new_empty(n_tokens, n_heads, width)
-    launch(
-        _kernels().turn_and_write, (n_tokens, n_all),
+    _launch(
+        few_rows_kernels().turn_and_write, (n_tokens, n_all),
         qkv_NHC.contiguous(), cos_NC, sin_NC, slots_N, q_NHC, keys, values, n_heads, n_groups, half,
         channels=power_of_two(half), num_warps=1,
     )  # fmt: skip
@@ -103,8 +104,8 @@ def absorb_and_write(
     (n_heads, d_nope, d_value), (cos_NC, sin_NC) = sizes, angles
     n_tokens, d_latent, half, block = len(joint_NX), up.shape[1], cos_NC.shape[1], 64
     q_NHL = joint_NX.new_empty(n_tokens, n_heads, d_latent + 2 * half)
-    launch(
-        _kernels().absorb_and_write, (n_tokens, 1 + n_heads * -(-d_latent // block)),
+    _launch(
+        few_rows_kernels().absorb_and_write, (n_tokens, 1 + n_heads * -(-d_latent // block)),
         joint_NX, norm.weight, up, cos_NC, sin_NC, slots_N, q_NHL, keys,
         n_heads, d_nope, d_value, d_latent, half, norm.eps,
         heads=power_of_two(n_heads), nopes=power_of_two(d_nope), latents=power_of_two(d_latent),
@@ -132,8 +133,8 @@ def attend_pages(
         parts = q_NHC.new_empty(n_tokens, n_heads, n_splits, d_value, dtype=torch.float32)
         stats = q_NHC.new_empty(n_tokens, n_heads, n_splits, 2, dtype=torch.float32)
     factor = (d_key**-0.5 if scale is None else scale) / math.log(2)
-    launch(
-        _kernels().attend_pages, (n_rows, n_groups * -(-sharing * width // queries), n_splits),
+    _launch(
+        few_rows_kernels().attend_pages, (n_rows, n_groups * -(-sharing * width // queries), n_splits),
         q_NHC.contiguous(), keys, values, table_RP, before_R, out, parts, stats,
         n_heads, n_groups, n_columns, n_splits, d_key, d_value, factor,
         width=width, sharing=sharing, queries=queries, channels=power_of_two(d_value),
@@ -142,8 +143,8 @@ def attend_pages(
     )  # fmt: skip
     if parts is not None:
         splits, block = power_of_two(n_splits), min(128, power_of_two(d_value))
-        launch(
-            _kernels().merge_splits, (n_tokens, n_heads, -(-d_value // block)),
+        _launch(
+            few_rows_kernels().merge_splits, (n_tokens, n_heads, -(-d_value // block)),
             parts, stats, before_R, out, n_heads, n_columns, n_splits, d_value,
             width=width, page=page, split_pages=SPLIT_PAGES, splits=splits, block=block, num_warps=4,
         )  # fmt: skip
@@ -155,8 +156,8 @@ def values_up(mixed_NHL: Tensor, up: Tensor, d_nope: int) -> Tensor:
     n_tokens, n_heads, d_latent = mixed_NHL.shape
     d_value, tile = len(up) // n_heads - d_nope, 16
     out_NHV = mixed_NHL.new_empty(n_tokens, n_heads, d_value)
-    launch(
-        _kernels().values_up, (n_tokens, n_heads, -(-d_value // tile)),
+    _launch(
+        few_rows_kernels().values_up, (n_tokens, n_heads, -(-d_value // tile)),
         mixed_NHL, up, out_NHV, n_heads, d_nope, d_value, d_latent,
         tile=tile, latents=power_of_two(d_latent), num_warps=4,
     )  # fmt: skip
@@ -186,16 +187,16 @@ def mixture(x_ND: Tensor, update_ND: Tensor, norm: Norm, of: Mixture) -> tuple[T
     assert n_inner % tile == 0, n_inner
     inner_NF = x_ND.new_empty(n_tokens, of.n_active * n_inner + n_shared)
     chosen_NA = x_ND.new_empty(n_tokens, of.n_active, dtype=torch.int32)
-    launch(
-        _kernels().experts_up, (n_tokens, -(-inner_NF.shape[1] // tile)),
+    _launch(
+        few_rows_kernels().experts_up, (n_tokens, -(-inner_NF.shape[1] // tile)),
         total_ND, norm.weight, scores_NE, of.bias, of.gate_up, of.shared_gate_up, inner_NF, chosen_NA,
         n_experts, n_inner, n_shared, of.routed_scale, norm.eps,
         n_in=n_in, n_active=of.n_active, biased=of.bias is not None, sigmoid=of.sigmoid, normalise=of.normalise,
         experts=power_of_two(n_experts), tile=tile, depth=min(512, power_of_two(n_in)), num_warps=4,
     )  # fmt: skip
     out_ND = torch.empty_like(x_ND)
-    launch(
-        _kernels().experts_down, (n_tokens, -(-n_in // tile)),
+    _launch(
+        few_rows_kernels().experts_down, (n_tokens, -(-n_in // tile)),
         inner_NF, chosen_NA, of.down, of.shared_down, out_ND, n_in,
         n_inner=n_inner, n_shared=n_shared, n_active=of.n_active,
         tile=tile, depth=min(1024, power_of_two(n_inner)), num_warps=4,
@@ -203,6 +204,18 @@ def mixture(x_ND: Tensor, update_ND: Tensor, norm: Norm, of: Mixture) -> tuple[T
     return total_ND, out_ND
 
 
+def _launch(kernel: Any, grid: tuple[int, ...], x: Tensor, *arguments: Any, **settings: Any) -> None:
+    early = _may_overlap(x.device)
+    launch(kernel, grid, x, *arguments, early=early, launch_pdl=early, **settings)
+
+
 @functools.cache
-def _kernels() -> Any:
+def _may_overlap(device: torch.device) -> bool:
+    """Whether a kernel can begin before the one in front of it has ended: on Hopper and later."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 9
+
+
+@functools.cache
+def few_rows_kernels() -> Any:
+    """The module of kernels, imported where one is launched: CPUs have no Triton."""
     return importlib.import_module("isoflop.numerics.kernels.decode")

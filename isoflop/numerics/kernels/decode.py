@@ -1,7 +1,8 @@
 """What a decoding step of a few tokens does between two reads of weights: products of few rows, pages, experts.
 
 Such a step is bound by reading weights once, and by the start of each kernel. So products take what stands before them
-(residual, norm) and behind them (gate, weight of an expert) into the same kernel, and every operand is read once.
+(residual, norm) and behind them (gate, weight of an expert) into the same kernel, and every operand is read once. Where
+kernels may begin `early`, each starts while the one before it runs, and products fetch their weights meanwhile.
 Arithmetic is float32 between loads and stores.
 
 Shapes: N tokens (at most 16), D in, F out, H query heads, G key/value heads, C channels of a head, L channels of a
@@ -13,10 +14,26 @@ import triton.language as tl  # pyright: ignore[reportMissingImports]
 
 
 @triton.jit
+def _wait(early: tl.constexpr):
+    """Let the next kernel begin, and wait for the one before: nothing that it wrote may be read earlier."""
+    if early:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+
+
+@triton.jit
+def _fetch(rows, n: tl.constexpr, lines: tl.constexpr):
+    """Begin to bring rows [tile, 1] of n values into the cache, 128 bytes at a time (64 values of bf16)."""
+    at = rows + tl.minimum(tl.arange(0, lines) * 64, n - 1)[None, :]
+    asm: tl.constexpr = "prefetch.global.L2 [$1]; mov.u32 $0, 0;"
+    tl.inline_asm_elementwise(asm, "=r,l", [at.to(tl.int64)], tl.int32, False, 1)
+
+
+@triton.jit
 def products(
     x, update, gain, total, weight, other, out, n_rows, n_out, n_first, eps, n_in: tl.constexpr,
     rows: tl.constexpr, two: tl.constexpr, joined: tl.constexpr, normed: tl.constexpr, gated: tl.constexpr,
-    tile: tl.constexpr, depth: tl.constexpr,
+    tile: tl.constexpr, depth: tl.constexpr, lines: tl.constexpr, early: tl.constexpr,
 ):  # fmt: skip
     """out [N, F] = norm(x + update) W^T, or silu(first half) * second half of it; the sum itself goes to `total`.
 
@@ -30,6 +47,13 @@ def products(
         first -= (n_first + tile - 1) // tile * tile
     place = first + tl.arange(0, tile)
     at, inside_n = place[:, None].to(tl.int64) * n_in, (place < end)[:, None]
+    if early:  # weights do not wait for what comes before
+        tl.extra.cuda.gdc_launch_dependents()
+        near = tl.minimum(place, end - 1)[:, None].to(tl.int64) * n_in
+        _fetch(base + near, n_in, lines)
+        if gated:
+            _fetch(base + n_out * n_in + near, n_in, lines)
+        tl.extra.cuda.gdc_wait()
     if rows == 1:
         sums, ups, squares = (
             tl.zeros([tile, depth], tl.float32),
@@ -85,9 +109,10 @@ def products(
 
 @triton.jit
 def turn_and_write(
-    qkv, cos, sin, slots, q_out, keys, values, n_heads, n_groups, half, channels: tl.constexpr
+    qkv, cos, sin, slots, q_out, keys, values, n_heads, n_groups, half, channels: tl.constexpr, early: tl.constexpr
 ):  # fmt: skip
     """One head of one token: queries turned to q_out [N, H, C], keys turned and values to their slots of the pages."""
+    _wait(early)
     token, head = tl.program_id(0), tl.program_id(1)
     channel = tl.arange(0, channels)
     inside, width = channel < half, 2 * half
@@ -114,6 +139,7 @@ def turn_and_write(
 def absorb_and_write(
     x, gain, up, cos, sin, slots, q_out, keys, n_heads, d_nope, d_value, d_latent, half, eps,
     heads: tl.constexpr, nopes: tl.constexpr, latents: tl.constexpr, channels: tl.constexpr, block: tl.constexpr,
+    early: tl.constexpr,
 ):  # fmt: skip
     """Latent attention between its first product and its pages. x [N, H (nope + rope) + latent + rope].
 
@@ -121,6 +147,7 @@ def absorb_and_write(
     head's rows of `up` [H (nope + value), L]; the first turns the rotary parts and writes latent and key to the pages.
     q_out [N, H, L + rope].
     """
+    _wait(early)
     token, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
     d_query, d_key = d_nope + 2 * half, d_latent + 2 * half
     x += token * (n_heads * d_query + d_key)
@@ -160,7 +187,7 @@ def absorb_and_write(
 def attend_pages(
     q, keys, values, table, before, out, parts, stats, n_heads, n_groups, n_columns, n_splits, d_key, d_value, scale,
     width: tl.constexpr, sharing: tl.constexpr, queries: tl.constexpr, channels: tl.constexpr, ropes: tl.constexpr,
-    page: tl.constexpr, split_pages: tl.constexpr, block: tl.constexpr, is_split: tl.constexpr,
+    page: tl.constexpr, split_pages: tl.constexpr, block: tl.constexpr, is_split: tl.constexpr, early: tl.constexpr,
 ):  # fmt: skip
     """Attention of rows of W queries to their pages, for one group of heads and `split_pages` pages of keys.
 
@@ -169,6 +196,7 @@ def attend_pages(
     or unfinished, with their maximum (base 2) and sum, to parts [N, H, splits, V] and stats [N, H, splits, 2].
     A split is so many pages whatever the batch and the longest row: a row's sums do not depend on others.
     """
+    _wait(early)
     row, split = tl.program_id(0), tl.program_id(2)
     n_blocks = tl.cdiv(sharing * width, queries)
     group, j = tl.program_id(1) // n_blocks, tl.program_id(1) % n_blocks * queries + tl.arange(0, queries)
@@ -228,8 +256,10 @@ def attend_pages(
 def merge_splits(
     parts, stats, before, out, n_heads, n_columns, n_splits, d_value,
     width: tl.constexpr, page: tl.constexpr, split_pages: tl.constexpr, splits: tl.constexpr, block: tl.constexpr,
+    early: tl.constexpr,
 ):  # fmt: skip
     """out [N, H, V] of one token and head, `block` channels, from the splits that its row has."""
+    _wait(early)
     token, head = tl.program_id(0), tl.program_id(1)
     c, split = tl.program_id(2) * block + tl.arange(0, block), tl.arange(0, splits)
     n_keys = tl.minimum(tl.maximum(tl.load(before + token // width) + width, 1), n_columns * page)
@@ -246,9 +276,10 @@ def merge_splits(
 
 @triton.jit
 def values_up(
-    mixed, up, out, n_heads, d_nope, d_value, d_latent, tile: tl.constexpr, latents: tl.constexpr
+    mixed, up, out, n_heads, d_nope, d_value, d_latent, tile: tl.constexpr, latents: tl.constexpr, early: tl.constexpr
 ):  # fmt: skip
     """out [N, H, value]: mixed latents [N, H, L] times each head's last rows of `up` [H (nope + value), L]."""
+    _wait(early)
     token, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     v, lane = tl.program_id(2) * tile + tl.arange(0, tile), tl.arange(0, latents)
     rows = up + (head * (d_nope + d_value) + d_nope + v)[:, None] * d_latent + lane[None, :]
@@ -262,12 +293,13 @@ def values_up(
 def experts_up(
     x, gain, scores, bias, gate_up, shared, inner, chosen, n_experts, n_inner, n_shared, routed_scale, eps,
     n_in: tl.constexpr, n_active: tl.constexpr, biased: tl.constexpr, sigmoid: tl.constexpr,
-    normalise: tl.constexpr, experts: tl.constexpr, tile: tl.constexpr, depth: tl.constexpr,
+    normalise: tl.constexpr, experts: tl.constexpr, tile: tl.constexpr, depth: tl.constexpr, early: tl.constexpr,
 ):  # fmt: skip
     """inner [N, A F + shared F]: weighted SwiGLUs of norm(x) in the experts that `scores` [N, E] choose.
 
     Each program chooses by itself, from E numbers; the first of an expert notes it in chosen [N, A].
     """
+    _wait(early)
     token, first = tl.program_id(0).to(tl.int64), tl.program_id(1) * tile
     e = tl.arange(0, experts)
     score = tl.load(scores + token * n_experts + e, e < n_experts, float("-inf"))
@@ -326,9 +358,10 @@ def experts_up(
 @triton.jit
 def experts_down(
     inner, chosen, down, shared, out, n_out, n_inner: tl.constexpr, n_shared: tl.constexpr,
-    n_active: tl.constexpr, tile: tl.constexpr, depth: tl.constexpr,
+    n_active: tl.constexpr, tile: tl.constexpr, depth: tl.constexpr, early: tl.constexpr,
 ):  # fmt: skip
     """out [N, D]: the chosen experts' and the shared ones' last products of `inner`, added up."""
+    _wait(early)
     token, d = tl.program_id(0).to(tl.int64), tl.program_id(1) * tile + tl.arange(0, tile)
     lane, inside = tl.arange(0, depth), (d < n_out)[:, None]
     source = inner + token * (n_active * n_inner + n_shared)
@@ -346,3 +379,38 @@ def experts_down(
         h = tl.load(source + n_active * n_inner + k, k < n_shared, 0.0).to(tl.float32)
         sums += w.to(tl.float32) * h[None, :]
     tl.store(out + token * n_out + d, tl.sum(sums, 1).to(out.dtype.element_ty), d < n_out)
+
+
+@triton.jit
+def gumbel(keys, out, n, stream, first: tl.constexpr, second: tl.constexpr, block: tl.constexpr):
+    """out [R, n]: Gumbel noise by Philox 4x64-10 of keys [R, 2], seed and position; `block` counters a program.
+
+    `first` and `second` are the generator's multipliers. As serving/noise.py, which numpy computes.
+    """
+    row, counter = tl.program_id(0).to(tl.int64), tl.program_id(1) * block + tl.arange(0, block)
+    a = (counter + 1).to(tl.uint64)
+    b = tl.load(keys + 2 * row + 1).to(tl.uint64, bitcast=True) + tl.zeros_like(a)
+    c, d = tl.zeros_like(a), tl.zeros_like(a)
+    key, other = tl.load(keys + 2 * row).to(tl.uint64, bitcast=True), stream.to(tl.uint64)
+    for _ in tl.static_range(10):
+        high_a, low_a = tl.umulhi(a, tl.full([block], first, tl.uint64)), a * tl.full([block], first, tl.uint64)
+        high_c, low_c = tl.umulhi(c, tl.full([block], second, tl.uint64)), c * tl.full([block], second, tl.uint64)
+        a, b, c, d = high_c ^ b ^ key, low_c, high_a ^ d ^ other, low_a
+        key += tl.full([], 0x9E3779B97F4A7C15, tl.uint64)
+        other += tl.full([], 0xBB67AE8584CAA73B, tl.uint64)
+    at = out + row * n
+    _store_gumbel(at, a, 8 * counter, n)
+    _store_gumbel(at, b, 8 * counter + 2, n)
+    _store_gumbel(at, c, 8 * counter + 4, n)
+    _store_gumbel(at, d, 8 * counter + 6, n)
+
+
+@triton.jit
+def _store_gumbel(out, word, place, n):
+    """Both halves of 64 bits, the low one first, as -log(-log(1 - u)) at `place` and behind it."""
+    for half in tl.static_range(2):
+        bits = ((word >> (32 * half)) & 0xFFFFFFFF).to(tl.uint32)
+        u = tl.minimum((bits.to(tl.float32) + 0.5) * 2.3283064365386963e-10, 0.99999994039535522)
+        rest = 1.0 - u  # log(1 - u) without losing what rounding took of u (Kahan): small u wins
+        exact = tl.where(rest == 1.0, u, -tl.log(rest) * (u / tl.where(rest == 1.0, 1.0, 1.0 - rest)))
+        tl.store(out + place + half, -tl.log(exact), place + half < n)
