@@ -9,11 +9,12 @@ Shapes: N tokens, D model, H heads, C channels of a head.
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from isoflop.model.experts import Experts, MixtureOfExperts
 from isoflop.model.pages import LayerPages, Step
-from isoflop.model.transformer import MLP, Attention, Block, LatentAttention, RMSNorm, Transformer
+from isoflop.model.transformer import MLP, Attention, Block, LatentAttention, MTPModule, RMSNorm, Transformer
 from isoflop.numerics import few_rows
 from isoflop.numerics.few_rows import MOST_ROWS, Mixture, Norm, product
 from isoflop.numerics.joined import normed
@@ -43,6 +44,20 @@ def run_step(model: Transformer, tokens_N: Tensor, step: Step, layers: Sequence[
     for block, pages in zip(model.blocks, layers):
         x_ND, update_ND = _block(block, x_ND, update_ND, angles, step, pages)  # type: ignore[arg-type]
     return normed(x_ND, update_ND, *_norm(model.norm))[1]
+
+
+def run_mtp_step(
+    model: Transformer, depth: int, hidden_ND: Tensor, tokens_N: Tensor, step: Step, pages: LayerPages
+) -> Tensor:
+    """`model.mtp_step`, here where that is possible."""
+    if not takes(model, step):
+        return model.mtp_step(depth, hidden_ND, tokens_N, step, pages)
+    module: MTPModule = model.mtp[depth - 1]  # type: ignore[assignment]
+    embedded_ND = module.embedding_norm(model.embedding(tokens_N).to(model.dtype))
+    joined_NX = torch.cat((embedded_ND, module.hidden_norm(hidden_ND)), dim=-1)
+    x_ND = product(joined_NX, module.project.weight)[1]
+    x_ND, update_ND = _block(module.block, x_ND, None, model.angles_at(step.positions_N), step, pages)
+    return normed(x_ND, update_ND, *_norm(module.norm))[1]
 
 
 def run_head(model: Transformer, hidden_ND: Tensor, n_tokens: int) -> Tensor:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from isoflop.model.few_rows import run_head, run_step
+from isoflop.model.few_rows import run_head, run_mtp_step, run_step
 from isoflop.model.pages import PAGE, LayerPages, Span, Step, make_step
 from isoflop.model.transformer import Transformer
 from isoflop.serving.replay import Replay, buckets_up_to
@@ -249,7 +249,7 @@ class Runner:
             return hidden_ND.clone(), logits_NV[window - 1 :: window]
         step = make_step(spans, width=window, last_position=self._last_position, device=self.device)
         pages = self.layers[self.model.config.n_layers + depth - 1]
-        hidden_ND = self.model.mtp_step(depth, hidden_ND, self._on_device(tokens), step, pages)
+        hidden_ND = run_mtp_step(self.model, depth, hidden_ND, self._on_device(tokens), step, pages)
         return hidden_ND, self.logits(hidden_ND[window - 1 :: window])
 
     def _mtp_over_chunks(self, works: Sequence[Work], hidden_ND: Tensor) -> None:
@@ -263,7 +263,7 @@ class Runner:
                 spans.append(Span(work.row.pages, work.start, work.n, (work.start, final)))
             step = make_step((), spans, device=self.device, in_place=not self.fixed)
             pages = self.layers[self.model.config.n_layers + depth - 1]
-            hidden_ND = self.model.mtp_step(depth, hidden_ND, self._on_device(tokens), step, pages)
+            hidden_ND = run_mtp_step(self.model, depth, hidden_ND, self._on_device(tokens), step, pages)
 
     def _replay(self, run: Callable[[Tensor, Step], tuple[Tensor, ...]], columns: int) -> Replay:
         return Replay(
@@ -283,8 +283,8 @@ class Runner:
             self._mtp_input_ND = torch.zeros(shape, dtype=self.model.dtype, device=self.device)
 
         def run(tokens_N: Tensor, step: Step) -> tuple[Tensor, ...]:
-            hidden_ND = self.model.mtp_step(depth, self._mtp_input_ND[: len(tokens_N)], tokens_N, step, pages)
-            return hidden_ND, self.logits(hidden_ND)
+            hidden_ND = run_mtp_step(self.model, depth, self._mtp_input_ND[: len(tokens_N)], tokens_N, step, pages)
+            return hidden_ND, run_head(self.model, hidden_ND, self.n_tokens)
 
         return run
 

@@ -116,6 +116,33 @@ def test_interpreted_step_of_kernels_is_the_model_s(name, lengths, width, interp
     assert max(of_kernels) < 2e-6
 
 
+def mtp_errors(dtype, device):
+    """Of a prediction module's step through kernels and of a plain one, against float64."""
+    config = dataclasses.replace(SMALL, experts=UNGROUPED, mtp_depth=1)
+    model, exact = Transformer(config, dtype), Transformer(config, torch.float64).double()
+    model.load_state_dict(build(config).state_dict())
+    model.cast_once()
+    exact.load_state_dict(model.state_dict())
+    rows, generator = spans((70,), 2), torch.Generator().manual_seed(3)
+    tokens_N = torch.randint(0, config.vocab_size, (2,), generator=generator).to(device)
+    hidden_ND = torch.randn(2, config.d_model, generator=generator).to(device, dtype)
+    found = []
+    for one, run in ((exact, Transformer.mtp_step), (model, steps.run_mtp_step), (model, Transformer.mtp_step)):
+        one.to(device)
+        step = make_step(rows, width=2, device=device, in_place=False)
+        layer = filled(one, 3, dtype)[0]
+        with pytest.MonkeyPatch.context() as patch, torch.inference_mode():
+            if run is Transformer.mtp_step:
+                patch.setattr(pages, "has_kernels", lambda x, wide=False: False)
+            found.append(run(one, 1, hidden_ND.to(one.dtype), tokens_N, step, layer))
+    return [relative_error(one, found[0]) for one in found[1:]]
+
+
+@pytest.mark.skipif(not INTERPRETS, reason="run by the next test, in a process whose Triton interprets")
+def test_interpreted_step_of_a_prediction_module_is_the_model_s(interpreted):
+    assert mtp_errors(torch.float32, "cpu")[0] < 2e-6
+
+
 SEEDS = [(3, 0), (2**63 + 5, 17), (2**64 - 1, 2**31)]
 
 
@@ -135,7 +162,7 @@ def test_in_triton_s_interpreter_a_step_of_kernels_is_the_model_s():
     """In a process of its own: whether Triton interprets is settled when it is imported."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "interpreted"]
     done = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
-    assert done.returncode == 0 and f"{2 * len(MODELS) + 1} passed" in done.stdout, done.stdout[-4000:]
+    assert done.returncode == 0 and f"{2 * len(MODELS) + 2} passed" in done.stdout, done.stdout[-4000:]
 
 
 @pytest.mark.gpu
@@ -147,6 +174,14 @@ def test_on_a_gpu_a_step_of_kernels_is_the_model_s(name, dtype, lengths, width):
     of_kernels, plain = compare(MODELS[name], lengths, width, dtype, "cuda")
     for error, allowed in zip(of_kernels, plain, strict=True):
         assert error < (3e-6 if dtype == torch.float32 else 1.3 * allowed + 1e-3), (of_kernels, plain)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_a_step_of_a_prediction_module_is_the_model_s():
+    assert mtp_errors(torch.float32, "cuda")[0] < 3e-6
+    of_kernels, plain = mtp_errors(torch.bfloat16, "cuda")
+    assert of_kernels < 1.3 * plain + 1e-3
 
 
 @pytest.mark.gpu
