@@ -6,12 +6,14 @@
 
 The floor of a step is `accounting.decode_bytes` over the read bandwidth measured in the same run (a sum over 1 GiB, the
 best of several). Ours and theirs take turns and the best of each counts, so that a busy machine hurts both. Rates are
-tokens a second of whole `complete` or `generate` calls, prompts of 16 tokens included; both are greedy and ignore the
-end of text. Before timing, both give the same text. On a GPU transformers generates in three ways: with its growing
-cache, with its static one, compiled (at batch 1: compiling takes half a minute), and by `generate_batch`.
+tokens a second of whole `complete` or `generate` calls, prompts of 16 tokens included; on a GPU, where a prompt costs
+as much as many steps, those of the steps alone: the time of a call less that of one for a single token. All are greedy
+and ignore the end of text. Before timing, both give the same text. On a GPU transformers generates in three ways: with
+its growing cache, with its static one, compiled (at batch 1: compiling takes half a minute), and by `generate_batch`.
 """
 
 import argparse
+import gc
 import json
 import statistics
 import time
@@ -119,15 +121,16 @@ def llama(model: Transformer, dtype: torch.dtype) -> Any:
     return theirs.to(dtype).eval()
 
 
-def their_generate(theirs: Any, prompts_BT: torch.Tensor, n_new: int, **options: Any) -> Callable[[], torch.Tensor]:
+def their_generate(theirs: Any, prompts_BT: torch.Tensor, **options: Any) -> Callable[[int], torch.Tensor]:
     from transformers import GenerationConfig
 
     theirs.generation_config = GenerationConfig()  # no end of text
-    settings = GenerationConfig(do_sample=False, max_new_tokens=n_new, min_new_tokens=n_new, pad_token_id=0, **options)
     mask_BT = torch.ones_like(prompts_BT)
 
     @torch.inference_mode()
-    def run() -> torch.Tensor:
+    def run(n_new: int) -> torch.Tensor:
+        lengths = {"max_new_tokens": n_new, "min_new_tokens": n_new}
+        settings = GenerationConfig(do_sample=False, pad_token_id=0, **lengths, **options)
         return theirs.generate(prompts_BT, attention_mask=mask_BT, generation_config=settings)[:, prompts_BT.shape[1] :]
 
     return run
@@ -141,24 +144,24 @@ def seconds(run: Callable[[], Any], device: torch.device, clock: Clock) -> float
     return clock() - began
 
 
-def their_batch(theirs: Any, prompts: list[list[int]], n_new: int) -> Callable[[], Any]:
+def their_batch(theirs: Any, prompts: list[list[int]]) -> Callable[[int], Any]:
     """Their continuous batching, which takes prompts of any length as our engine does."""
     from transformers import ContinuousBatchingConfig, GenerationConfig
 
-    settings = GenerationConfig(do_sample=False, max_new_tokens=n_new, eos_token_id=-1, pad_token_id=0)
     room = ContinuousBatchingConfig(num_blocks=2 * len(prompts), max_batch_tokens=max(512, 32 * len(prompts)))
-    first = [True]
+    warm = [False]
 
-    def run() -> Any:
-        warmup, first[0] = first[0], False
+    def run(n_new: int) -> Any:
+        settings = GenerationConfig(do_sample=False, max_new_tokens=n_new, eos_token_id=-1, pad_token_id=0)
         found = theirs.generate_batch(
             prompts,
             generation_config=settings,
             continuous_batching_config=room,
             persistent_manager=True,
-            warmup=warmup,
+            warmup=not warm[0],
             max_new_tokens=n_new,
         )
+        warm[0] = True
         assert all(len(one.generated_tokens) == n_new for one in found.values()), "other lengths"
         return found
 
@@ -212,6 +215,7 @@ def memory_of(engine: Engine, prompts: list[list[int]], device: torch.device) ->
 
 
 def measure(name: str, batch: int, bandwidth: float, device: torch.device, args: argparse.Namespace) -> dict[str, Any]:
+    gc.collect()  # the model before this one
     config, dtype = SIZES[name], getattr(torch, args.dtype)
     model = build(config, dtype, device)
     generator = torch.Generator().manual_seed(1)
@@ -221,33 +225,38 @@ def measure(name: str, batch: int, bandwidth: float, device: torch.device, args:
     engine = Engine(model, None, options)
     memory = memory_of(engine, prompts, device)
     theirs = llama(model, dtype) if config.latent is None and config.experts is None and not args.alone else None
-    sampling = Sampling(max_tokens=n_new, temperature=0)
-    runs: dict[str, Callable[[], Any]] = {"ours": lambda: engine.complete(prompts, sampling)}
+    greedy = [Sampling(max_tokens=n, temperature=0) for n in range(n_new + 1)]
+    runs: dict[str, Callable[[int], Any]] = {"ours": lambda n: engine.complete(prompts, greedy[n])}
     if theirs is not None:
-        runs["transformers"] = their_generate(theirs, prompts_BT.to(device), n_new)
+        runs["transformers"] = their_generate(theirs, prompts_BT.to(device))
         if device.type == "cuda":
-            runs["generate_batch"] = their_batch(theirs, prompts, n_new)
+            runs["generate_batch"] = their_batch(theirs, prompts)
         if device.type == "cuda" and batch == 1:
-            runs["static, compiled"] = their_generate(
-                theirs, prompts_BT.to(device), n_new, cache_implementation="static"
-            )
+            runs["static, compiled"] = their_generate(theirs, prompts_BT.to(device), cache_implementation="static")
     same = None
     if theirs is not None:
-        texts = torch.tensor([one.ids for one in engine.complete(prompts, sampling)])
-        same = (texts == runs["transformers"]().cpu()).float().mean().item()
+        texts = torch.tensor([one.ids for one in runs["ours"](n_new)])
+        same = (texts == runs["transformers"](n_new).cpu()).float().mean().item()
     for kind in [*runs]:
         try:
-            runs[kind]()
+            runs[kind](n_new)
         except (RuntimeError, ValueError, ImportError, AttributeError, AssertionError, TypeError) as error:
             if kind == "ours":
                 raise
             print(f"{kind} does not run here: {type(error).__name__}: {str(error)[:300]}", flush=True)
             del runs[kind]
     times: dict[str, list[float]] = {kind: [] for kind in runs}
+    firsts: dict[str, list[float]] = {kind: [] for kind in runs}
     for _ in range(args.rounds):
         for kind, run in runs.items():
-            times[kind].append(seconds(run, device, CLOCKS[args.clock]))
-    rates = {kind: batch * n_new / min(values) for kind, values in times.items()}
+            firsts[kind].append(seconds(lambda run=run: run(1), device, CLOCKS[args.clock]))
+            times[kind].append(seconds(lambda run=run: run(n_new), device, CLOCKS[args.clock]))
+    rates = {
+        kind: batch * (n_new - 1) / (min(values) - min(firsts[kind]))
+        if device.type == "cuda"
+        else batch * n_new / min(values)
+        for kind, values in times.items()
+    }
     kernels = kernels_of(engine, prompts, device)
     context = N_PROMPT + n_new // 2
     floor_s = decode_bytes(config, batch, context, "bf16" if dtype == torch.bfloat16 else "fp32") / bandwidth
@@ -257,6 +266,7 @@ def measure(name: str, batch: int, bandwidth: float, device: torch.device, args:
         "batch": batch,
         "dtype": args.dtype,
         "tokens_per_s": rates,
+        "first_token_s": {kind: min(values) for kind, values in firsts.items()},
         "spread": {kind: statistics.median(values) / min(values) - 1 for kind, values in times.items()},
         "share_of_floor": rates["ours"] * floor_s / batch,
         "floor_tokens_per_s": batch / floor_s,

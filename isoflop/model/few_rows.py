@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from isoflop.model.experts import Experts, MixtureOfExperts
 from isoflop.model.pages import LayerPages, Step
@@ -62,9 +63,10 @@ def run_mtp_step(
 
 def run_head(model: Transformer, hidden_ND: Tensor, n_tokens: int) -> Tensor:
     """Logits [N, n_tokens] of the ids below `n_tokens`."""
-    if len(hidden_ND) > MOST_ROWS or model.head.numerics is not None or not has_kernels(hidden_ND, wide=True):
-        return model.head(hidden_ND)[:, :n_tokens]
-    return product(hidden_ND, model.head.weight[:n_tokens])[1]
+    head = model.head
+    if head.numerics is not None:
+        return head(hidden_ND)[:, :n_tokens]
+    return F.linear(hidden_ND, head.weight[:n_tokens].to(hidden_ND.dtype))
 
 
 def _block(

@@ -14,11 +14,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from isoflop.numerics.launch import launch, power_of_two
+from isoflop.numerics.joined import normed, swiglu
+from isoflop.numerics.launch import has_kernels, launch, power_of_two
 
 MOST_ROWS = 8
-"""Tokens up to which products of few rows are worth their own kernel (measured, docs/log.md)."""
+"""Tokens up to which a step is computed here; experts above are better grouped (assumption)."""
 SPLIT_PAGES = 4
 """Pages whose keys one program attends to (assumption: 256 keys, the start of a program is then a small part)."""
 
@@ -38,34 +40,77 @@ def product(
     norm: Norm | None = None,
     update_ND: Tensor | None = None,
     gated: bool = False,
-    dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
     """x + update, and norm(x + update) W^T [N, F]; `gated`: silu(first half) * second half of it.
 
-    Rows of `other` follow those of the weight. Without an update the first result is x itself.
+    Rows of `other` follow those of the weight. Without an update the first result is x itself. Several tokens are
+    cuBLAS's business (docs/log.md).
     """
+    if len(x_ND) == 1:
+        return _product(x_ND, weight_FD, other, norm=norm, update_ND=update_ND, gated=gated)
+    assert norm is not None or update_ND is None
+    total_ND, h_ND = (x_ND, x_ND) if norm is None else normed(x_ND, update_ND, norm.weight, norm.eps)
+    y_NF = F.linear(h_ND, weight_FD)
+    if other is not None:
+        y_NF = torch.cat((y_NF, F.linear(h_ND, other)), 1)
+    return total_ND, swiglu(y_NF) if gated else y_NF
+
+
+def _product(
+    x_ND: Tensor,
+    weight_FD: Tensor,
+    other: Tensor | None,
+    *,
+    norm: Norm | None,
+    update_ND: Tensor | None,
+    gated: bool,
+    dtype: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor]:
+    """In one kernel, where every token reads the weights."""
     n_tokens, n_in = x_ND.shape
     n_out = len(weight_FD) // 2 if gated else len(weight_FD) + (0 if other is None else len(other))
     total_ND = x_ND if update_ND is None else torch.empty_like(x_ND)
     out_NF = x_ND.new_empty(n_tokens, n_out, dtype=dtype or x_ND.dtype)
     gain, eps = norm or (None, 0.0)
-    tile, depth, warps = _tiles(n_tokens, n_in, n_out)
+    tile, depth, stages, warps = _tiles(n_in, n_out, gated)
     n_first = n_out if other is None else len(weight_FD)
     _launch(
-        few_rows_kernels().products, (-(-n_first // tile) + -(-(n_out - n_first) // tile),),
-        x_ND, update_ND, gain, total_ND, weight_FD, other, out_NF, n_tokens, n_out, n_first, eps,
-        n_in=n_in, rows=1 if n_tokens == 1 else 16, two=other is not None, joined=update_ND is not None,
-        normed=norm is not None, gated=gated, tile=tile, depth=depth, lines=power_of_two(-(-n_in // 64)),
-        num_warps=warps,
+        few_rows_kernels().products, (-(-n_first // tile) + -(-(n_out - n_first) // tile), n_tokens),
+        x_ND, update_ND, gain, total_ND, weight_FD, other, out_NF, n_out, n_first, eps,
+        n_in=n_in, two=other is not None, joined=update_ND is not None, normed=norm is not None, gated=gated,
+        tile=tile, depth=depth, stages=stages, lines=power_of_two(-(-n_in // 64)), num_warps=warps,
     )  # fmt: skip
     return total_ND, out_NF
 
 
-def _tiles(n_tokens: int, n_in: int, n_out: int) -> tuple[int, int, int]:
-    """Rows of the weight that a program multiplies, its columns at a time, and its warps (measured, docs/log.md)."""
-    if n_tokens == 1:
-        return 4 if n_out >= 512 else 1, min(1024, power_of_two(n_in)), 4
-    return 16, min(256, power_of_two(n_in)), 4
+def _tiles(n_in: int, n_out: int, gated: bool) -> tuple[int, int, int, int]:
+    """Rows of the weight of a program, columns at a time, those in flight, and warps (measured, docs/log.md)."""
+    if n_out < 512:
+        return 1, min(1024, power_of_two(n_in)), 2, 4
+    return 8, min(512, power_of_two(n_in)), 4, 4
+
+
+BLOCK = 2048
+"""Logits of which one program finds the largest (assumption)."""
+
+
+def most_likely(logits_NV: Tensor) -> Tensor:
+    """The first id of each row's largest logit, and that logit, [N, 2] in float64, which holds ids exactly.
+
+    Logits that are no numbers show in it as one that is not finite.
+    """
+    if not has_kernels(logits_NV, wide=True) or not logits_NV.is_contiguous():
+        best_N, ids_N = logits_NV.max(-1)
+        return torch.stack((ids_N.double(), best_N.double()), 1)
+    n_rows, n = logits_NV.shape
+    n_blocks = -(-n // BLOCK)
+    best_NK = logits_NV.new_empty(n_rows, n_blocks, dtype=torch.float32)
+    ids_NK = logits_NV.new_empty(n_rows, n_blocks, dtype=torch.int32)
+    out_N2 = logits_NV.new_empty(n_rows, 2, dtype=torch.float64)
+    kernels = few_rows_kernels()
+    _launch(kernels.best_of_blocks, (n_rows, n_blocks), logits_NV, best_NK, ids_NK, n, n_blocks, block=BLOCK)
+    _launch(kernels.best_of_row, (n_rows,), best_NK, ids_NK, out_N2, n_blocks, blocks=power_of_two(n_blocks))
+    return out_N2
 
 
 def turn_and_write(
@@ -164,6 +209,12 @@ def values_up(mixed_NHL: Tensor, up: Tensor, d_nope: int) -> Tensor:
     return out_NHV
 
 
+EXPERTS_UP = (4, 512, 3, 4)
+"""As `_tiles` of a mixture's first product."""
+EXPERTS_DOWN = (4, 1024, 4)
+"""Rows, columns and warps of its last one."""
+
+
 class Mixture(NamedTuple):
     """Weights of a layer's experts and how they are chosen (`model.config.ExpertConfig`)."""
 
@@ -181,9 +232,12 @@ class Mixture(NamedTuple):
 
 def mixture(x_ND: Tensor, update_ND: Tensor, norm: Norm, of: Mixture) -> tuple[Tensor, Tensor]:
     """x + update, and what experts and shared experts make of its norm, [N, D]; scores in float32."""
-    total_ND, scores_NE = product(x_ND, of.router, norm=norm, update_ND=update_ND, dtype=torch.float32)
+    total_ND, scores_NE = _product(
+        x_ND, of.router, None, norm=norm, update_ND=update_ND, gated=False, dtype=torch.float32
+    )
     (n_tokens, n_in), (n_experts, _, n_inner) = x_ND.shape, of.down.shape
-    n_shared, tile = 0 if of.shared_down is None else of.shared_down.shape[1], 4
+    n_shared = 0 if of.shared_down is None else of.shared_down.shape[1]
+    tile, depth, stages, warps = EXPERTS_UP
     assert n_inner % tile == 0, n_inner
     inner_NF = x_ND.new_empty(n_tokens, of.n_active * n_inner + n_shared)
     chosen_NA = x_ND.new_empty(n_tokens, of.n_active, dtype=torch.int32)
@@ -191,15 +245,16 @@ def mixture(x_ND: Tensor, update_ND: Tensor, norm: Norm, of: Mixture) -> tuple[T
         few_rows_kernels().experts_up, (n_tokens, -(-inner_NF.shape[1] // tile)),
         total_ND, norm.weight, scores_NE, of.bias, of.gate_up, of.shared_gate_up, inner_NF, chosen_NA,
         n_experts, n_inner, n_shared, of.routed_scale, norm.eps,
-        n_in=n_in, n_active=of.n_active, biased=of.bias is not None, sigmoid=of.sigmoid, normalise=of.normalise,
-        experts=power_of_two(n_experts), tile=tile, depth=min(512, power_of_two(n_in)), num_warps=4,
+        n_in=n_in, n_active=of.n_active, biased=of.bias is not None, sigmoid=of.sigmoid, sharing=n_shared > 0,
+        normalise=of.normalise, experts=power_of_two(n_experts), tile=tile, depth=min(depth, power_of_two(n_in)),
+        stages=stages, num_warps=warps,
     )  # fmt: skip
-    out_ND = torch.empty_like(x_ND)
+    out_ND, (tile, depth, warps) = torch.empty_like(x_ND), EXPERTS_DOWN
     _launch(
         few_rows_kernels().experts_down, (n_tokens, -(-n_in // tile)),
         inner_NF, chosen_NA, of.down, of.shared_down, out_ND, n_in,
         n_inner=n_inner, n_shared=n_shared, n_active=of.n_active,
-        tile=tile, depth=min(1024, power_of_two(n_inner)), num_warps=4,
+        tile=tile, depth=min(depth, power_of_two(n_inner)), num_warps=warps,
     )  # fmt: skip
     return total_ND, out_ND
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from isoflop.model.few_rows import run_head, run_mtp_step, run_step
 from isoflop.model.pages import PAGE, LayerPages, Span, Step, make_step
 from isoflop.model.transformer import Transformer
+from isoflop.numerics.few_rows import most_likely
 from isoflop.serving.replay import Replay, buckets_up_to
 from isoflop.serving.scheduler import Plan, Row, Work
 
@@ -237,8 +238,7 @@ class Runner:
     def _decode_step(self, tokens_N: Tensor, step: Step) -> tuple[Tensor, ...]:
         hidden_ND = run_step(self.model, tokens_N, step, self.layers)
         logits_NV = run_head(self.model, hidden_ND, self.n_tokens)
-        best, best_id = logits_NV.max(-1)  # of numbers and NaN it is NaN
-        return hidden_ND, logits_NV, torch.stack((best_id.double(), best.double()), 1)  # ids are exact in float64
+        return hidden_ND, logits_NV, most_likely(logits_NV)
 
     def _run_mtp(self, depth: int, hidden_ND: Tensor, tokens: list[int], spans: list[Span]) -> tuple[Tensor, Tensor]:
         """Hidden states of the windows, and logits at their ends."""

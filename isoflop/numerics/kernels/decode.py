@@ -31,80 +31,84 @@ def _fetch(rows, n: tl.constexpr, lines: tl.constexpr):
 
 @triton.jit
 def products(
-    x, update, gain, total, weight, other, out, n_rows, n_out, n_first, eps, n_in: tl.constexpr,
-    rows: tl.constexpr, two: tl.constexpr, joined: tl.constexpr, normed: tl.constexpr, gated: tl.constexpr,
-    tile: tl.constexpr, depth: tl.constexpr, lines: tl.constexpr, early: tl.constexpr,
+    x, update, gain, total, weight, other, out, n_out, n_first, eps, n_in: tl.constexpr,
+    two: tl.constexpr, joined: tl.constexpr, normed: tl.constexpr, gated: tl.constexpr,
+    tile: tl.constexpr, depth: tl.constexpr, stages: tl.constexpr, lines: tl.constexpr, early: tl.constexpr,
 ):  # fmt: skip
     """out [N, F] = norm(x + update) W^T, or silu(first half) * second half of it; the sum itself goes to `total`.
 
-    The first `n_first` rows of W are those of `weight` [n_first, D], the others of `other`. The scale of a norm is a
-    number for each token, so it multiplies the result; `rows` is 1, or 16 for the tensor cores.
+    The first `n_first` rows of W are those of `weight` [n_first, D], the others of `other`. Each token reads all of
+    them: that is for one token, or for few rows. The scale of a norm is one number, so it multiplies the result.
     """
-    first, lane, row = tl.program_id(0) * tile, tl.arange(0, depth), tl.arange(0, rows)
+    first, token, lane = tl.program_id(0) * tile, tl.program_id(1), tl.arange(0, depth)
     base, ahead, end = weight, 0, n_first
     if two and first >= n_first:  # rounded up to whole tiles
         base, ahead, end = other, n_first, n_out - n_first
         first -= (n_first + tile - 1) // tile * tile
     place = first + tl.arange(0, tile)
-    at, inside_n = place[:, None].to(tl.int64) * n_in, (place < end)[:, None]
+    inside_n = (place < end)[:, None]
+    base += tl.minimum(place, end - 1)[:, None].to(tl.int64) * n_in
     if early:  # weights do not wait for what comes before
         tl.extra.cuda.gdc_launch_dependents()
-        near = tl.minimum(place, end - 1)[:, None].to(tl.int64) * n_in
-        _fetch(base + near, n_in, lines)
+        _fetch(base, n_in, lines)
         if gated:
-            _fetch(base + n_out * n_in + near, n_in, lines)
+            _fetch(base + n_out * n_in, n_in, lines)
         tl.extra.cuda.gdc_wait()
-    if rows == 1:
-        sums, ups, squares = (
-            tl.zeros([tile, depth], tl.float32),
-            tl.zeros([tile, depth], tl.float32),
-            tl.zeros([1, depth], tl.float32),
-        )
-    else:
-        sums, ups, squares = (
-            tl.zeros([rows, tile], tl.float32),
-            tl.zeros([rows, tile], tl.float32),
-            tl.zeros([rows], tl.float32),
-        )
-    for start in range(0, n_in, depth):
+    x += token * n_in
+    if joined:
+        update += token * n_in
+    sums, ups = tl.zeros([tile, depth], tl.float32), tl.zeros([tile, depth], tl.float32)
+    squares = tl.zeros([depth], tl.float32)
+    for start in tl.range(0, n_in, depth, num_stages=stages):
         k = start + lane
-        inside = (k < n_in)[None, :]
-        w = tl.load(base + at + k[None, :], inside_n & inside, 0.0)
-        if gated:
-            w_up = tl.load(base + n_out * n_in + at + k[None, :], inside_n & inside, 0.0)
-        here, held = row[:, None] * n_in + k[None, :], (row < n_rows)[:, None] & inside
-        h = tl.load(x + here, held, 0.0)
+        inside = inside_n if n_in % depth == 0 else inside_n & (k < n_in)[None, :]
+        w = tl.load(base + k[None, :], inside, 0.0).to(tl.float32)
+        h = tl.load(x + k, k < n_in, 0.0)
         if joined:
-            h = (h.to(tl.float32) + tl.load(update + here, held, 0.0).to(tl.float32)).to(x.dtype.element_ty)
-            tl.store(total + here, h, held & (tl.program_id(0) == 0))
+            h = (h.to(tl.float32) + tl.load(update + k, k < n_in, 0.0).to(tl.float32)).to(x.dtype.element_ty)
         h = h.to(tl.float32)
         if normed:
-            if rows == 1:
-                squares += h * h
-            else:
-                squares += tl.sum(h * h, 1)
-            h *= tl.load(gain + k, k < n_in, 0.0)[None, :]
-        if rows == 1:
-            sums += w.to(tl.float32) * h
-            if gated:
-                ups += w_up.to(tl.float32) * h
-        else:
-            h = h.to(w.dtype)
-            sums = tl.dot(h, tl.trans(w), sums, input_precision="ieee")
-            if gated:
-                ups = tl.dot(h, tl.trans(w_up), ups, input_precision="ieee")
-    if rows == 1:
-        y, y_up, square = tl.sum(sums, 1)[None, :], tl.sum(ups, 1)[None, :], tl.sum(squares, 1)
-    else:
-        y, y_up, square = sums, ups, squares
+            squares += h * h
+            h *= tl.load(gain + k, k < n_in, 0.0)
+        sums += w * h[None, :]
+        if gated:
+            ups += tl.load(base + n_out * n_in + k[None, :], inside, 0.0).to(tl.float32) * h[None, :]
+    y, y_up = tl.sum(sums, 1), tl.sum(ups, 1)
     if normed:
-        scale = tl.rsqrt(square / n_in + eps)[:, None]
+        scale = tl.rsqrt(tl.sum(squares) / n_in + eps)
         y *= scale
         y_up *= scale
     if gated:
         y = y * tl.sigmoid(y) * y_up
-    keep = (row < n_rows)[:, None] & (place < end)[None, :]
-    tl.store(out + row[:, None] * n_out + (ahead + place)[None, :], y.to(out.dtype.element_ty), keep)
+    tl.store(out + token * n_out + ahead + place, y.to(out.dtype.element_ty), place < end)
+    if joined and tl.program_id(0) == 0:
+        for start in range(0, n_in, depth):
+            k = start + lane
+            h = tl.load(x + k, k < n_in, 0.0).to(tl.float32) + tl.load(update + k, k < n_in, 0.0).to(tl.float32)
+            tl.store(total + token * n_in + k, h.to(x.dtype.element_ty), k < n_in)
+
+
+@triton.jit
+def best_of_blocks(logits, best, ids, n, n_blocks, block: tl.constexpr, early: tl.constexpr):
+    """Largest logit of each `block` of a row [N, n], and the first place that has it, [N, blocks]."""
+    _wait(early)
+    row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    place = part * block + tl.arange(0, block)
+    x = tl.load(logits + row * n + place, place < n, float("-inf")).to(tl.float32)
+    x = tl.where(x != x, float("inf"), x)  # what is no number must show
+    tl.store(best + row * n_blocks + part, tl.max(x, 0))
+    tl.store(ids + row * n_blocks + part, part * block + tl.argmax(x, 0))
+
+
+@triton.jit
+def best_of_row(best, ids, out, n_blocks, blocks: tl.constexpr, early: tl.constexpr):
+    """out [N, 2], float64: the first place of the largest logit, and that logit."""
+    _wait(early)
+    row, part = tl.program_id(0), tl.arange(0, blocks)
+    x = tl.load(best + row * n_blocks + part, part < n_blocks, float("-inf"))
+    place = tl.load(ids + row * n_blocks + tl.argmax(x, 0))
+    tl.store(out + 2 * row, place.to(tl.float64))
+    tl.store(out + 2 * row + 1, tl.max(x, 0).to(tl.float64))
 
 
 @triton.jit
@@ -292,8 +296,9 @@ def values_up(
 @triton.jit
 def experts_up(
     x, gain, scores, bias, gate_up, shared, inner, chosen, n_experts, n_inner, n_shared, routed_scale, eps,
-    n_in: tl.constexpr, n_active: tl.constexpr, biased: tl.constexpr, sigmoid: tl.constexpr,
-    normalise: tl.constexpr, experts: tl.constexpr, tile: tl.constexpr, depth: tl.constexpr, early: tl.constexpr,
+    n_in: tl.constexpr, n_active: tl.constexpr, biased: tl.constexpr, sigmoid: tl.constexpr, sharing: tl.constexpr,
+    normalise: tl.constexpr, experts: tl.constexpr, tile: tl.constexpr, depth: tl.constexpr, stages: tl.constexpr,
+    early: tl.constexpr,
 ):  # fmt: skip
     """inner [N, A F + shared F]: weighted SwiGLUs of norm(x) in the experts that `scores` [N, E] choose.
 
@@ -324,22 +329,18 @@ def experts_up(
     if normalise:
         share /= together
     n_routed, width = n_active * n_inner, n_active * n_inner + n_shared
-    if first < n_routed:
-        f, end = first % n_inner + tl.arange(0, tile), n_inner
-        base = gate_up + mine.to(tl.int64) * 2 * n_inner * n_in
-        share *= routed_scale
-        tl.store(chosen + token * n_active + slot, mine, first % n_inner == 0)
-    else:
-        f, end = first - n_routed + tl.arange(0, tile), n_shared
-        base = shared
-        share = 1.0
+    f, end = first % n_inner + tl.arange(0, tile), n_inner
+    base, share = gate_up + mine.to(tl.int64) * 2 * n_inner * n_in, share * routed_scale
+    tl.store(chosen + token * n_active + slot, mine, (first < n_routed) & (first % n_inner == 0))
+    if sharing and first >= n_routed:
+        f, end, base, share = first - n_routed + tl.arange(0, tile), n_shared, shared, 1.0
     lane = tl.arange(0, depth)
     sums, ups, squares = (
         tl.zeros([tile, depth], tl.float32),
         tl.zeros([tile, depth], tl.float32),
         tl.zeros([depth], tl.float32),
     )
-    for start in range(0, n_in, depth):
+    for start in tl.range(0, n_in, depth, num_stages=stages):
         k = start + lane
         inside = (f < end)[:, None] & (k < n_in)[None, :]
         w = tl.load(base + f[:, None] * n_in + k[None, :], inside, 0.0).to(tl.float32)
@@ -373,11 +374,12 @@ def experts_down(
             w = tl.load(base + d[:, None] * n_inner + k[None, :], inside & (k < n_inner)[None, :], 0.0)
             h = tl.load(source + a * n_inner + k, k < n_inner, 0.0).to(tl.float32)
             sums += w.to(tl.float32) * h[None, :]
-    for start in range(0, n_shared, depth):
-        k = start + lane
-        w = tl.load(shared + d[:, None] * n_shared + k[None, :], inside & (k < n_shared)[None, :], 0.0)
-        h = tl.load(source + n_active * n_inner + k, k < n_shared, 0.0).to(tl.float32)
-        sums += w.to(tl.float32) * h[None, :]
+    if n_shared > 0:
+        for start in range(0, n_shared, depth):
+            k = start + lane
+            w = tl.load(shared + d[:, None] * n_shared + k[None, :], inside & (k < n_shared)[None, :], 0.0)
+            h = tl.load(source + n_active * n_inner + k, k < n_shared, 0.0).to(tl.float32)
+            sums += w.to(tl.float32) * h[None, :]
     tl.store(out + token * n_out + d, tl.sum(sums, 1).to(out.dtype.element_ty), d < n_out)
 
 
