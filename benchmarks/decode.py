@@ -8,16 +8,17 @@ The floor of a step is `accounting.decode_bytes` over the read bandwidth measure
 best of several). Ours and theirs take turns and the best of each counts, so that a busy machine hurts both. Rates are
 tokens a second of whole `complete` or `generate` calls, prompts of 16 tokens included; on a GPU, where a prompt costs
 as much as many steps, those of the steps alone: the time of a call less that of one for a single token. All are greedy
-and ignore the end of text. Before timing, both give the same text. On a GPU transformers generates in three ways: with
-its growing cache, with its static one, compiled (at batch 1: compiling takes half a minute), and by `generate_batch`.
+and ignore the end of text. Before timing, both give the same text. With `--peers` transformers also generates with its
+static cache, compiled (which takes half a minute), and by its continuous batching, the heart of `generate_batch`.
 """
 
 import argparse
+import contextlib
 import gc
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -144,28 +145,32 @@ def seconds(run: Callable[[], Any], device: torch.device, clock: Clock) -> float
     return clock() - began
 
 
-def their_batch(theirs: Any, prompts: list[list[int]]) -> Callable[[int], Any]:
-    """Their continuous batching, which takes prompts of any length as our engine does."""
+@contextlib.contextmanager
+def their_batch(theirs: Any, prompts: list[list[int]]) -> Iterator[Callable[[int], Any]]:
+    """Their continuous batching, which takes prompts of any length as our engine does; one manager for all runs."""
     from transformers import ContinuousBatchingConfig, GenerationConfig
 
+    settings = GenerationConfig(do_sample=False, max_new_tokens=64, eos_token_id=-1, pad_token_id=0)
     room = ContinuousBatchingConfig(num_blocks=2 * len(prompts), max_batch_tokens=max(512, 32 * len(prompts)))
-    warm = [False]
+    manager = theirs.init_continuous_batching(generation_config=settings, continuous_batching_config=room)
+    manager.warmup()
+    manager.start()
 
-    def run(n_new: int) -> Any:
-        settings = GenerationConfig(do_sample=False, max_new_tokens=n_new, eos_token_id=-1, pad_token_id=0)
-        found = theirs.generate_batch(
-            prompts,
-            generation_config=settings,
-            continuous_batching_config=room,
-            persistent_manager=True,
-            warmup=not warm[0],
-            max_new_tokens=n_new,
-        )
-        warm[0] = True
-        assert all(len(one.generated_tokens) == n_new for one in found.values()), "other lengths"
+    def run(n_new: int) -> list[Any]:
+        manager.add_requests(inputs=prompts, max_new_tokens=n_new)
+        found, deadline = [], time.monotonic() + 20
+        while len(found) < len(prompts):
+            if not manager.is_running() or time.monotonic() > deadline:
+                raise RuntimeError(f"{len(found)} of {len(prompts)} requests came back")
+            result = manager.get_result(timeout=1)
+            if result is not None and result.is_finished():
+                found.append(result)
         return found
 
-    return run
+    try:
+        yield run
+    finally:
+        manager.stop(block=True, timeout=5)
 
 
 def kernels_of(engine: Engine, prompts: list[list[int]], device: torch.device) -> list[tuple[str, int, float]] | None:
@@ -227,12 +232,13 @@ def measure(name: str, batch: int, bandwidth: float, device: torch.device, args:
     theirs = llama(model, dtype) if config.latent is None and config.experts is None and not args.alone else None
     greedy = [Sampling(max_tokens=n, temperature=0) for n in range(n_new + 1)]
     runs: dict[str, Callable[[int], Any]] = {"ours": lambda n: engine.complete(prompts, greedy[n])}
+    peers = contextlib.ExitStack()
     if theirs is not None:
         runs["transformers"] = their_generate(theirs, prompts_BT.to(device))
-        if device.type == "cuda":
-            runs["generate_batch"] = their_batch(theirs, prompts)
-        if device.type == "cuda" and batch == 1:
-            runs["static, compiled"] = their_generate(theirs, prompts_BT.to(device), cache_implementation="static")
+        if "static" in args.peers:
+            runs["static"] = their_generate(theirs, prompts_BT.to(device), cache_implementation="static")
+        if "generate_batch" in args.peers:
+            runs["generate_batch"] = peers.enter_context(their_batch(theirs, prompts))
     same = None
     if theirs is not None:
         texts = torch.tensor([one.ids for one in runs["ours"](n_new)])
@@ -257,6 +263,7 @@ def measure(name: str, batch: int, bandwidth: float, device: torch.device, args:
         else batch * n_new / min(values)
         for kind, values in times.items()
     }
+    peers.close()
     kernels = kernels_of(engine, prompts, device)
     context = N_PROMPT + n_new // 2
     floor_s = decode_bytes(config, batch, context, "bf16" if dtype == torch.bfloat16 else "fp32") / bandwidth
@@ -272,6 +279,7 @@ def measure(name: str, batch: int, bandwidth: float, device: torch.device, args:
         "floor_tokens_per_s": batch / floor_s,
         "times_transformers": rates["ours"] / rates["transformers"] if "transformers" in rates else None,
         "equal_tokens": same,
+        "their_attention": None if theirs is None else theirs.config._attn_implementation,
         "acceptance": engine.stats.acceptance or None,
         "kernels_a_layer": sum(row[1] for row in kernels) / config.n_layers if kernels else None,
         "kernels": kernels,
@@ -282,7 +290,8 @@ def measure(name: str, batch: int, bandwidth: float, device: torch.device, args:
         f"{name:>8s} batch {batch:3d}: {rates['ours']:9.1f} tokens/s, {found['share_of_floor']:.0%} of the floor"
         + against
         + (f", equal tokens {same:.3f}" if same is not None else "")
-        + "".join(f", {kind} {rate:.1f}" for kind, rate in rates.items() if kind != "ours"),
+        + "".join(f", {kind} {rate:.1f}" for kind, rate in rates.items() if kind != "ours")
+        + (f" ({found['their_attention']})" if theirs is not None else ""),
         flush=True,
     )
     if kernels:
@@ -311,6 +320,7 @@ def main() -> None:
     parser.add_argument("--draft", choices=["none", "mtp", "lookup"], default="none")
     parser.add_argument("--cache-gib", type=int, default=0, help="memory for pages; on a GPU 16")
     parser.add_argument("--alone", action="store_true", help="without transformers")
+    parser.add_argument("--peers", choices=["static", "generate_batch"], nargs="*", default=[])
     parser.add_argument("--json", help="write what was measured")
     args = parser.parse_args()
     device = torch.device(args.device)

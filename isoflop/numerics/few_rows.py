@@ -87,7 +87,9 @@ def _tiles(n_in: int, n_out: int, gated: bool) -> tuple[int, int, int, int]:
     """Rows of the weight of a program, columns at a time, those in flight, and warps (measured, docs/log.md)."""
     if n_out < 512:
         return 1, min(1024, power_of_two(n_in)), 2, 4
-    return 8, min(512, power_of_two(n_in)), 4, 4
+    if n_in > 4096:
+        return (16, 512, 3, 8) if n_in > 8192 else (1, 2048, 1, 4)
+    return 4, min(1024, power_of_two(n_in)), 3 if gated and n_in > 2048 else 1, 4
 
 
 BLOCK = 2048
@@ -209,9 +211,9 @@ def values_up(mixed_NHL: Tensor, up: Tensor, d_nope: int) -> Tensor:
     return out_NHV
 
 
-EXPERTS_UP = (4, 512, 3, 4)
-"""As `_tiles` of a mixture's first product."""
-EXPERTS_DOWN = (4, 1024, 4)
+EXPERTS_UP = (8, 256, 4, 4)
+"""As `_tiles` of a mixture's first product (measured, docs/log.md)."""
+EXPERTS_DOWN = (1, 1024, 2)
 """Rows, columns and warps of its last one."""
 
 

@@ -7,8 +7,10 @@ import torch
 from serving_models import MODELS, count_ties, fresh, prompts_of
 from test_deepseek import BASE, SIGMOID, build
 
+from isoflop.model.config import ModelConfig
 from isoflop.model.transformer import Transformer
 from isoflop.serving import Engine, EngineOptions, Sampling
+from isoflop.serving.memory import needed_bytes
 
 pytestmark = [
     pytest.mark.gpu,
@@ -68,3 +70,16 @@ def test_bfloat16_experts_through_graphs_stay_near_the_exact_model(n):
         raw = torch.tensor([logprob.raw for logprob in one.logprobs], device="cuda")
         errors += (logits_TV.gather(1, tokens[len(one.prompt_ids) :, None])[:, 0] - raw).abs().tolist()
     assert sorted(errors)[len(errors) // 2] < 0.03
+
+
+def test_peak_memory_is_what_was_forecast():
+    config = ModelConfig(4, 512, 8, 8, 64, 1408, 8192, 2048, init_std=0.05)
+    model = Transformer(config, torch.bfloat16).cuda()
+    model.initialise(torch.Generator().manual_seed(0))
+    engine = Engine(model, None, EngineOptions(cache_bytes=2**32, max_rows=8))
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    prompts = prompts_of(8, config, shortest=1000, longest=1024)
+    engine.complete(prompts, Sampling(max_tokens=20, temperature=0.7, top_p=0.9))
+    needed = needed_bytes(model, n_pages=engine.pool.n_pages, max_rows=8, budget=engine.scheduler.budget)
+    assert torch.cuda.max_memory_allocated() == pytest.approx(needed, rel=0.05)
