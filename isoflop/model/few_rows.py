@@ -27,8 +27,7 @@ def takes(model: Transformer, step: Step) -> bool:
     """Whether this step is computed here: rows only, on a GPU, with plain products and ungrouped experts."""
     if step.rows is None or step.chunks or step.rows.n_tokens > MOST_ROWS or step.rows.one_by_one:
         return False
-    experts = model.config.experts
-    if experts is not None and (experts.n_groups > 1 or experts.d_expert % 4):
+    if model.config.experts is not None and model.config.experts.n_groups > 1:
         return False
     weight = model.head.weight
     return has_kernels(weight, wide=True) and not any(

@@ -239,8 +239,8 @@ def mixture(x_ND: Tensor, update_ND: Tensor, norm: Norm, of: Mixture) -> tuple[T
     )
     (n_tokens, n_in), (n_experts, _, n_inner) = x_ND.shape, of.down.shape
     n_shared = 0 if of.shared_down is None else of.shared_down.shape[1]
-    tile, depth, stages, warps = EXPERTS_UP
-    assert n_inner % tile == 0, n_inner
+    widest, depth, stages, warps = EXPERTS_UP
+    tile = math.gcd(widest, n_inner)  # a program stays within an expert
     inner_NF = x_ND.new_empty(n_tokens, of.n_active * n_inner + n_shared)
     chosen_NA = x_ND.new_empty(n_tokens, of.n_active, dtype=torch.int32)
     _launch(
