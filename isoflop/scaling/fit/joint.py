@@ -144,6 +144,7 @@ def fit(
         largest_budget_flops=float(compute.max()),
         conventions=_conventions(runs, table, scale, loss),
         warnings=(*warnings, *notes),
+        inferences=tuple(table.inferences),
     )
 
 
