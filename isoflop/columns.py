@@ -29,8 +29,41 @@ POWERS |= {"thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 NUMBER = re.compile(r"([+-]?)(\d[\d.,'\u2019_\s]*|[.,]\d+)(?:[eE]([+-]?\d+))?\s*([A-Za-z]*)")
 GROUPED = re.compile(r"\d{1,3}(?:,\d{2,3})*,\d{3}|\d{1,3}(?P<mark>[.'\u2019_\s])\d{3}(?:(?P=mark)\d{3})*")
 """A whole number with thousands separators (commas also as in India)."""
+POWER_OF_TEN = re.compile(r"\s*[x*\u00d7\u00b7]\s*10\^\{?([+-]?\d+)\}?")
+SIGNS = {0x2212: "-"}
 DOUBT = "may be a decimal mark or a thousands separator: write numbers with a decimal point only"
 BOOLEANS = {"true": 1.0, "false": 0.0}
+OTHER_NAMES = {
+    "n_params": ("params", "n", "n_opt", "parameters", "num_params", "model_size", "params_no_emb", "n_params_total"),
+    "flops_per_token": ("m", "m_opt", "flops_token"),
+    "n_tokens": ("tokens", "d", "d_opt", "num_tokens", "train_tokens", "tokens_trained", "total_tokens", "tokens_seen"),
+    "total_flops": ("flops", "c", "compute", "flops_logged", "train_flops", "flops_bin", "budget"),
+    "budget_flops": ("flops_bin", "budget", "budget_label", "flops", "c", "compute"),
+    "loss_nats": (
+        *("loss", "l", "val_loss", "loss_val", "loss_opt", "final_loss", "loss_validation", "eval_loss", "test_loss"),
+        *("validation_loss", "valid_loss", "final_val_loss", "val_loss_nats"),
+    ),
+    "bits_per_byte": ("bpb", "val_bpb", "bits_byte"),
+    "perplexity": ("ppl", "val_ppl", "perplexity", "val_perplexity", "eval_perplexity", "eval_ppl"),
+    "learning_rate": ("lr", "eta", "peak_lr", "max_lr"),
+    "batch_tokens": ("batch", "batch_size", "bs", "batch_seqs"),
+    "unique_tokens": ("unique", "corpus_tokens"),
+    "n_params_active": ("active_params", "n_act", "dense_parameter_count", "params_active"),
+    "n_experts": ("num_experts", "experts", "e", "n_routed_experts", "num_local_experts"),
+    "n_active": ("k", "top_k", "num_experts_per_tok"),
+    "n_shared": ("num_shared", "n_shared_experts", "shared_experts"),
+    "d_expert": ("moe_intermediate_size", "expert_width"),
+    "granularity": ("g",),
+    "activated_share": ("activation_ratio", "a"),
+}
+"""How others call what laws are fitted to, in small letters, _ for anything else; only used to suggest a mapping."""
+UNIT_IN_NAME = {
+    "bits_per_byte": r"bpb|bits?[ _/-]*(per|/)[ _/-]*byte",
+    "perplexity": r"ppl|perplexity",
+    "loss_nats": r"nats?",
+    "bits per token": r"bits?",
+}
+"""What a name says of the unit of a loss, the first that fits."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +137,27 @@ def parts_of(columns: Iterable[str], expression: str) -> list[str]:
     return parts + [""] * (len(parts) % 2 == 0)
 
 
+def likely_column(columns: Mapping[str, np.ndarray], ours: str) -> str:
+    """The numeric column that `ours` is likely to be, as --map names it; empty where none is."""
+    plain = {
+        re.sub(r"[^a-z0-9]+", "_", re.sub(r"[(\[].*", "", name.lower())).strip("_"): name
+        for name, column in columns.items()
+        if column.dtype.kind == "f"
+    }
+    close = difflib.get_close_matches(ours, plain, n=1, cutoff=0.75)
+    other = next((other for other in OTHER_NAMES.get(ours, ()) if other in plain), close[0] if close else "")
+    if not other and ours == "bits_per_byte":
+        other = next((low for low in plain if "bpb" in low), "")
+    name = plain.get(other, "")
+    return f'"{name}"' if "," in name else name
+
+
+def unit_in(name: str) -> str:
+    """What a name, or a cell that names a unit, says of the unit of a loss; empty where it says nothing."""
+    said = (u for u, words in UNIT_IN_NAME.items() if re.search(rf"(?i)(?<![a-z])({words})(?![a-z])", name))
+    return next(said, "")
+
+
 def last_rows(names: Sequence[np.ndarray]) -> np.ndarray:
     """Indices of the last row of each name (one or more columns), in the order of the first ones; unnamed rows stay."""
     keys = zip(*(column.tolist() for column in names))
@@ -113,7 +167,7 @@ def last_rows(names: Sequence[np.ndarray]) -> np.ndarray:
 
 def _read(text: str, decimal: str | None) -> float | None:
     """The number that a cell spells where `decimal` is its file's decimal mark (None: in doubt); None: no number."""
-    text = text.strip().replace("\u2212", "-")
+    text = POWER_OF_TEN.sub(r"e\1", text.strip().translate(SIGNS))
     if text.lower() in MISSING:
         return math.nan
     if decimal != "," and "_" not in text:

@@ -21,6 +21,7 @@ SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars", " ": 
 COMMENTS = ("#", "%", "//")
 RULE = re.compile(r"[|+:= -]*---[|+:= -]*|[|+:= -]*===[|+:= -]*")
 """A line drawn between the rows of a table in Markdown or plain text."""
+MOST_TITLES = 3
 INSTALL = "needs {}: pip install 'isoflop[tables]', or save it as CSV"
 
 Lines = Sequence[tuple[str, Sequence[object]]]
@@ -47,6 +48,8 @@ def read_rows(path: Path) -> Rows:
         return _read_sheet(path)
     if raw.startswith(b"PAR1"):
         return _read_parquet(path)
+    if raw.startswith((b"\x1f\x8b", b"BZh", b"\x28\xb5\x2f\xfd", b"\xfd7zXZ")):
+        raise DataError(f"table {path} is compressed; unpack it and give the file inside")
     text, notes = _decoded(path, raw)
     start = text.lstrip()[:1]
     named = path.suffix.lower() in (".jsonl", ".ndjson", ".json")
@@ -131,12 +134,12 @@ def _read_sheet(path: Path) -> Rows:
         ]
         for name, rows in sheets.items()
     }
-    named = [name for name, lines in tables.items() if len(lines) > 1]
+    named = sorted((name for name in tables if tables[name]), key=lambda name: -_n_filled(tables[name]))
     if not named:
         return Rows([], [])
-    others = [repr(name) for name in named[1:]]
-    left = f", not {', '.join(others)}: save another sheet as CSV to read it" if others else ""
-    return _under_header(path, tables[named[0]], [f"{path.name}: sheet {named[0]!r} is read{left}"] if others else [])
+    others = ", ".join(map(repr, named[1:]))
+    notes = [f"{path.name}: sheet {named[0]!r} is read, the fullest, not {others}: save one as CSV to read it"]
+    return _under_header(path, tables[named[0]], notes if others else [])
 
 
 def _read_parquet(path: Path) -> Rows:
@@ -163,7 +166,7 @@ def _split(path: Path, text: str, usual: str, notes: list[str]) -> tuple[str, Li
     tried: dict[str, list[tuple[str, list[str]]]] = {}
     for separator in stated[1] if stated else dict.fromkeys([usual, *SEPARATORS]):
         given = (re.sub(r"[ \t]+", " ", line).strip(" ") for line in plain) if separator == " " else iter(plain)
-        reader = csv.reader(given, delimiter=separator, strict=True)
+        reader = csv.reader(given, delimiter=separator, strict=True, skipinitialspace=True)
         lines = []
         try:
             for row in reader:
@@ -179,8 +182,9 @@ def _split(path: Path, text: str, usual: str, notes: list[str]) -> tuple[str, Li
         tried[separator] = lines[1:] if stated else lines
     below = {separator: _below_titles(lines) for separator, lines in tried.items()}
     even = [s for s, lines in below.items() if lines and {len(row) for _, row in lines} == {len(lines[0][1])}]
-    several = [s for s in even if len(below[s][0][1]) > 1] or [s for s in tried if s != " "]
-    best = max(several, key=lambda s: len(below[s][0][1]) if below[s] else 0)
+    several = [s for s in even if len(below[s][0][1]) > 1]
+    marked = [s for s in several if s != " "] or several or [s for s in tried if s != " "]  # spaces as a last resort
+    best = max(marked, key=lambda s: len(below[s][0][1]) if below[s] else 0)
     lines = tried[best]
     if comments and below[best] and all(map(_is_number, below[best][0][1])):
         header = next(csv.reader([re.sub(r"[ \t]+", " ", comments[-1])], delimiter=best))
@@ -214,7 +218,7 @@ def _below_titles(lines: Lines) -> Lines:
     """Without the first lines of one filled cell where a line below has more."""
     widest = max((sum(map(_filled, row)) for _, row in lines), default=0)
     start = next((i for i, (_, row) in enumerate(lines) if widest == 1 or sum(map(_filled, row)) > 1), 0)
-    return lines[start:]
+    return lines[start:] if start <= MOST_TITLES else lines
 
 
 def _under_header(path: Path, lines: Lines, notes: list[str], split_by: str = "") -> Rows:
@@ -245,6 +249,10 @@ def _under_header(path: Path, lines: Lines, notes: list[str], split_by: str = ""
             raise DataError(f"table {path} has two columns named {name} ({places}); rename or remove one of them")
     rows = [{names[i]: _stripped(row[i]) for i in wanted} for _, row in below[1:]]
     return Rows(rows, [place for place, _ in below[1:]], notes)
+
+
+def _n_filled(lines: Lines) -> int:
+    return sum(map(_filled, (cell for _, row in lines for cell in row)))
 
 
 def _stripped(cell: object) -> object:

@@ -12,13 +12,12 @@ import numpy as np
 
 from isoflop.errors import FitError
 from isoflop.numerics.section import by_rule
-from isoflop.scaling.fit.table import Table
+from isoflop.scaling.fit.table import RUN_COLUMNS, Table
 from isoflop.scaling.fit.units import check_units
 
 CLOSE = 0.02  # labels, counts and products agree within this
 COOLED_RATE = 0.3  # a run that ends above this share of its peak learning rate was hardly cooled
 SOURCE_COLUMNS = ("dataset", "corpus", "experiment", "counting", "param_count", "loss_split", "eval_name", "tokenizer")
-RUN_COLUMNS = ("run_id", "run", "run_name")
 SCHEDULES = ("schedule", "lr_schedule", "lr_scheduler", "lr_scheduler_type", "scheduler")
 UNFINISHED = {"diverged", "crashed", "failed", "killed", "running", "preempted", "oom"}
 """States of runs whose last loss is no final one."""

@@ -17,44 +17,23 @@ from typing import Any
 
 import numpy as np
 
-from isoflop.columns import Columns, columns_of_rows, last_rows, parts_of, product_of, read_columns
+from isoflop.columns import (
+    OTHER_NAMES,
+    Columns,
+    columns_of_rows,
+    last_rows,
+    likely_column,
+    parts_of,
+    product_of,
+    read_columns,
+    unit_in,
+)
 from isoflop.errors import DataError, FitError
 from isoflop.scaling.sweep.records import RunRecord
 
 logger = logging.getLogger(__name__)
 
-# How other people call our columns, in small letters with _ for anything else; only used to suggest a mapping.
-OTHER_NAMES = {
-    "n_params": ("params", "n", "n_opt", "parameters", "num_params", "model_size", "params_no_emb", "n_params_total"),
-    "flops_per_token": ("m", "m_opt", "flops_token"),
-    "n_tokens": ("tokens", "d", "d_opt", "num_tokens", "train_tokens", "tokens_trained", "total_tokens", "tokens_seen"),
-    "total_flops": ("flops", "c", "compute", "flops_logged", "train_flops", "flops_bin", "budget"),
-    "budget_flops": ("flops_bin", "budget", "budget_label", "flops", "c", "compute"),
-    "loss_nats": (
-        *("loss", "l", "val_loss", "loss_val", "loss_opt", "final_loss", "loss_validation", "eval_loss", "test_loss"),
-        *("validation_loss", "valid_loss", "final_val_loss", "val_loss_nats"),
-    ),
-    "bits_per_byte": ("bpb", "val_bpb", "bits_byte"),
-    "perplexity": ("ppl", "val_ppl", "perplexity", "val_perplexity", "eval_perplexity", "eval_ppl"),
-    "learning_rate": ("lr", "eta", "peak_lr", "max_lr"),
-    "batch_tokens": ("batch", "batch_size", "bs", "batch_seqs"),
-    "unique_tokens": ("unique", "corpus_tokens"),
-    "n_params_active": ("active_params", "n_act", "dense_parameter_count", "params_active"),
-    "n_experts": ("num_experts", "experts", "e", "n_routed_experts", "num_local_experts"),
-    "n_active": ("k", "top_k", "num_experts_per_tok"),
-    "n_shared": ("num_shared", "n_shared_experts", "shared_experts"),
-    "d_expert": ("moe_intermediate_size", "expert_width"),
-    "granularity": ("g",),
-    "activated_share": ("activation_ratio", "a"),
-}
 LOSSES = ("loss_nats", "bits_per_byte")
-UNIT_IN_NAME = {
-    "bits_per_byte": r"bpb|bits?[ _/-]*(per|/)[ _/-]*byte",
-    "perplexity": r"ppl|perplexity",
-    "loss_nats": r"nats?",
-    "bits per token": r"bits?",
-}
-"""What a column's own name says of its unit, the first that fits."""
 RUN_COLUMNS = ("run_id", "run", "run_name", "Name", "name")
 STEP_COLUMNS = ("step", "_step", "global_step", "trainer/global_step", "train/step", "iteration", "iter", "Step")
 
@@ -198,7 +177,7 @@ class Table:
         """The error for a law that needs `names` (alternatives written as 'a or b')."""
         options = [option for name in names for option in name.split(" or ")]
         more = [name for name in ("n_params", "n_tokens", "loss_nats", "bits_per_byte") if name not in self.columns]
-        guesses = {option: self._guess(option) for option in dict.fromkeys([*options, *more])}
+        guesses = {option: likely_column(self.columns, option) for option in dict.fromkeys([*options, *more])}
         pairs = [f"{ours}={theirs}" for ours, theirs in guesses.items() if theirs]
         way = f"try --map '{','.join(pairs)}'" if pairs else "name them with --map ours=theirs"
         return FitError(
@@ -288,10 +267,7 @@ class Table:
         """Refuse a loss whose own name states another unit, unless a product converts it."""
         if ours not in (*LOSSES, "perplexity") or len(parts) > 1:
             return
-        said = (
-            unit for unit, words in UNIT_IN_NAME.items() if re.search(rf"(?i)(?<![a-z])({words})(?![a-z])", parts[0])
-        )
-        unit = next(said, ours)
+        unit = unit_in(parts[0]) or ours
         if unit != ours:
             way = f"--map {unit}={parts[0]}" if unit in OTHER_NAMES else f"--map loss_nats={parts[0]}*0.693147"
             raise FitError(
@@ -312,20 +288,6 @@ class Table:
         table.conventions.update(loss_nats="= ln(perplexity)", unit="perplexity")
         said = "perplexity is fitted as loss_nats, its logarithm; predictions are perplexities again"
         return dataclasses.replace(table, inferences=[*self.inferences, said])
-
-    def _guess(self, ours: str) -> str:
-        """The column that `ours` is likely to be, as --map names it; empty: none, or the table has it by our name."""
-        plain = {
-            re.sub(r"[^a-z0-9]+", "_", re.sub(r"[(\[].*", "", name.lower())).strip("_"): name
-            for name, column in self.columns.items()
-            if column.dtype.kind == "f"
-        }
-        close = difflib.get_close_matches(ours, plain, n=1, cutoff=0.75)
-        other = next((other for other in OTHER_NAMES.get(ours, ()) if other in plain), close[0] if close else "")
-        if not other and ours == "bits_per_byte":
-            other = next((low for low in plain if "bpb" in low), "")
-        name = plain.get(other, "")
-        return f'"{name}"' if "," in name else name
 
 
 def read_table(paths: str | Path | Sequence[str | Path]) -> Table:

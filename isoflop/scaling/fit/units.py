@@ -6,6 +6,7 @@ is refused with its column, row, value and a way out; what only looks so is a wa
 
 import numpy as np
 
+from isoflop.columns import unit_in
 from isoflop.errors import FitError
 from isoflop.scaling.fit.table import LOSSES, Table
 
@@ -13,13 +14,6 @@ LEAST_COUNT = 1e4  # assumption: nobody fits laws to models of fewer parameters,
 MOST_NATS = 12.5  # ln of 268,000: worse than guessing from the largest vocabularies
 LEAST_FAILED = 5.0  # assumption, nats: a group of rows above the others and this may as well be runs that failed
 LEAST_STEP = np.log(1.3)  # two units of loss are further apart (bits and nats 1.44, nats and bits per byte about 3)
-UNITS = {
-    "loss_nats": ("nats", "nat", "nats/token", "nats per token"),
-    "bits_per_byte": ("bpb", "bits/byte", "bits per byte", "bits_per_byte"),
-    "perplexity": ("ppl", "perplexity"),
-    "bits per token": ("bits", "bit", "bits/token", "bits per token"),
-}
-"""Spellings of a unit in a column that names it."""
 
 
 def check_units(table: Table) -> list[str]:
@@ -83,10 +77,9 @@ def _named_units(table: Table) -> list[str]:
     """A text column `unit`, `units` or `loss_unit` against the columns that are fitted."""
     column = next((name for name in ("loss_unit", "unit", "units") if name in table.columns), None)
     ours = next((name for name in LOSSES if table.has(name)), None)
-    if column is None or ours is None or f"= {ours}" in table.conventions.get(ours, ""):
+    if column is None or ours is None or "*" in table.conventions.get(ours, ""):
         return []
-    known = {spelt: unit for unit, spellings in UNITS.items() for spelt in spellings}
-    named = [known.get(text.strip().lower(), "") for text in table.text(column).tolist()]
+    named = [unit_in(text) for text in table.text(column).tolist()]
     named = ["loss_nats" if unit == table.conventions.get("unit") else unit for unit in named]
     wrong = next((row for row, unit in enumerate(named) if unit and unit != ours), None)
     if wrong is None:
@@ -157,7 +150,9 @@ def _two_units(table: Table) -> list[str]:
                 f"{'above' if few is upper else 'below'} the others of like size and tokens: in another unit, or on "
                 "another text? convert them, or fit one kind with --where"
             )
-            if few is upper and np.exp(np.median(level[few])) > LEAST_FAILED:
+            as_perplexity = np.log(np.maximum(level[few], 1e-9)) - (level - step - residual)[few]
+            parallel = residual[few].std() < step / 15 or np.abs(as_perplexity).max() < 0.1
+            if few is upper and np.exp(np.median(level[few])) > LEAST_FAILED and not parallel:
                 return [f"{said}; or they are runs that failed"]
             raise FitError(said)
     return []
