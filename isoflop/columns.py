@@ -47,6 +47,7 @@ OTHER_NAMES = {
     "perplexity": ("ppl", "val_ppl", "perplexity", "val_perplexity", "eval_perplexity", "eval_ppl"),
     "learning_rate": ("lr", "eta", "peak_lr", "max_lr"),
     "batch_tokens": ("batch", "batch_size", "bs", "batch_seqs"),
+    "error": ("err", "error_rate", "top1_error"),
     "unique_tokens": ("unique", "corpus_tokens"),
     "n_params_active": ("active_params", "n_act", "dense_parameter_count", "params_active"),
     "n_experts": ("num_experts", "experts", "e", "n_routed_experts", "num_local_experts"),

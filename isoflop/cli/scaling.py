@@ -101,7 +101,9 @@ def sweep(
 def fit(
     *tables: Annotated[Path, Parameter("TABLE", help="records.jsonl, or a table of runs", required=True)],
     law: Annotated[
-        Literal["all", "parabola", "surface", "lstar", "hyper", "power", "experts"],
+        Literal[
+            "all", "parabola", "surface", "lstar", "hyper", "power", "experts", "repeated", "overtraining", "error"
+        ],
         Parameter(help="one law; all fits every law and writes laws.json"),
     ] = "all",
     map: Annotated[
@@ -126,6 +128,9 @@ def fit(
         Literal["", "clark", "joint", "granularity", "leverage"],
         Parameter(help="law of experts; empty: every one that the columns allow"),
     ] = "",
+    base: Annotated[
+        str, Parameter(metavar="LAWS", help="of fresh tokens, for --law repeated; default: fitted to rows of one pass")
+    ] = "",
     seed: Seed = 0,
     out: Annotated[Path, Writes(".json"), Parameter(metavar="FILE", help="laws file of --law all")] = Path(
         "runs/laws.json"
@@ -142,6 +147,7 @@ def fit(
             "with --law all: name one law, as in --law parabola",
             at_flops=at_flops,
             form=form,
+            base=base,
             interpolation=interpolation != "auto",
             group=group != "setting",
         )
@@ -156,6 +162,7 @@ def fit(
             group=group != "setting" and law != "surface",
             interpolation=interpolation != "auto" and law not in ("parabola", "lstar"),
             form=form if law != "experts" else "",
+            base=base if law != "repeated" else "",
             out=out != Path("runs/laws.json"),
         )
         found = run_fit(
@@ -168,6 +175,7 @@ def fit(
             group=group,
             at_flops=at_flops,
             form=form,
+            base=base,
         )
         report_found(found, json, f"{law} law of {', '.join(table.name for table in tables)}", [])
         print_law(found)

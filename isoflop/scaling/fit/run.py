@@ -18,13 +18,16 @@ from isoflop.scaling.fit.experts import fit_experts
 from isoflop.scaling.fit.isoflop import group_budgets
 from isoflop.scaling.fit.lr_batch import fit_hyper
 from isoflop.scaling.fit.one_law import OneLaw
+from isoflop.scaling.fit.overtraining import fit_error, fit_overtraining
 from isoflop.scaling.fit.power_law import check_sizes, fit_curves, fit_lstar, fit_parabola, fit_power
+from isoflop.scaling.fit.repeated import fit_repeated
 from isoflop.scaling.fit.selection import load_table
 from isoflop.scaling.fit.surface import fit_surface
 from isoflop.scaling.fit.table import LOSSES, Table
 from isoflop.scaling.laws import Laws
+from isoflop.scaling.published import load_laws
 
-Law = Literal["parabola", "surface", "lstar", "hyper", "power", "experts"]
+Law = Literal["parabola", "surface", "lstar", "hyper", "power", "experts", "repeated", "overtraining", "error"]
 LAWS = get_args(Law)
 
 
@@ -67,6 +70,7 @@ def run_fit(
     group: str = "setting",
     at_flops: float | None = None,
     form: str = "",
+    base: str = "",
 ) -> dict[str, Any]:
     """Fit one law to tables on disk, as `isoflop fit` does.
 
@@ -84,6 +88,7 @@ def run_fit(
         group=group,
         at_flops=at_flops,
         form=form,
+        base=base,
     )
 
 
@@ -99,12 +104,14 @@ def fit_table(
     loss: str | None = None,
     scale: str | None = None,
     form: str = "",
+    base: str = "",
 ) -> dict[str, Any]:
     """Fit one law to a table; the result holds the law's numbers, `warnings` and `conventions`.
 
     `group`: what one bootstrap draw of the surface is (row, setting or budget). `interpolation`: how the bottom of an
     IsoFLOP curve is found (auto, parabola, akima). `at_flops`: where the optimum of the surface or the loss of lstar is
     stated. `form`: which law of experts (clark, joint, granularity, leverage; empty: every one that the columns allow).
+    `base`: laws of fresh tokens for the law of repeated ones, a file or a published name; empty: rows of one pass.
 
     Raises:
         FitError: unknown law, a missing column, or runs that cannot carry the law.
@@ -127,6 +134,12 @@ def fit_table(
         fit = fit_power(table, bootstrap=bootstrap, seed=seed, scale=scale)
     elif law == "experts":
         fit = fit_experts(table, bootstrap=bootstrap, seed=seed, form=form, loss=loss)
+    elif law == "repeated":
+        laws = load_laws(base) if base else None
+        fit = fit_repeated(table, base=laws, bootstrap=bootstrap, seed=seed, loss=loss)
+    elif law in ("overtraining", "error"):
+        fit_one = fit_overtraining if law == "overtraining" else fit_error
+        fit = fit_one(table, bootstrap=bootstrap, seed=seed, loss=loss)
     elif law == "lstar":
         fit = _fit_lstar_table(
             table,
@@ -165,6 +178,10 @@ def _columns_read(table: Table, law: str, loss: str | None, scale: str | None) -
     compute = [name for name in ("total_flops", "budget_flops") if table.has(name)][:1]
     if law in ("hyper", "experts"):
         return []  # they sort their own rows
+    if law in ("repeated", "overtraining"):
+        return [*scales, "n_tokens", *(["unique_tokens"] if law == "repeated" else []), *([loss] if loss else [])]
+    if law == "error":
+        return ["error", *([loss] if loss else [])]
     if law == "power":
         return [*scales, "n_tokens", *compute]
     derived = len(scales) + table.has("n_tokens") < 2
