@@ -75,7 +75,7 @@ def print_law(found: dict[str, Any]) -> None:
                 interval = intervals.get(key) or fit.get(f"{key}_interval_95")
                 rows.append((key, shown(value) + (f"  (95%: {shown(interval)})" if interval else "")))
         print_rows(rows)
-    for part in ("optimum", "learning_rate", "batch", "own_law", "regret"):
+    for part in ("optimum", "dense", "learning_rate", "batch", "own_law", "regret"):
         print_rows(flat(found.get(part) or {}, f"{part}.", depth=3))
     vertices = [vertex for vertex in found.get("vertices") or () if "budget_flops" in vertex]
     print_table([_vertex_row(Vertex(**vertex)) for vertex in vertices])
