@@ -164,6 +164,7 @@ def _split(path: Path, text: str, usual: str, notes: list[str]) -> tuple[str, Li
     stated = re.match(r"sep=([,;\t|])\r?\n", text)  # a first line that spreadsheets write and understand
     plain, comments = _without_comments(list(io.StringIO(text, newline="")), notes, path)
     tried: dict[str, list[tuple[str, list[str]]]] = {}
+    broken = ""
     for separator in stated[1] if stated else dict.fromkeys([usual, *SEPARATORS]):
         given = (re.sub(r"[ \t]+", " ", line).strip(" ") for line in plain) if separator == " " else iter(plain)
         reader = csv.reader(given, delimiter=separator, strict=True, skipinitialspace=True)
@@ -173,18 +174,17 @@ def _split(path: Path, text: str, usual: str, notes: list[str]) -> tuple[str, Li
                 if any(cell.strip() for cell in row):
                     lines.append((f"{path.name} line {reader.line_num}", [*row]))
         except csv.Error as error:
-            if separator == usual:
-                raise DataError(
-                    f"table {path} line {reader.line_num} is not CSV text ({error}); close the quotes, or save it as "
-                    "UTF-8 CSV"
-                ) from error
+            broken = broken or f"line {reader.line_num} is not CSV text ({error}); close the quotes"
             continue
         tried[separator] = lines[1:] if stated else lines
     below = {separator: _below_titles(lines) for separator, lines in tried.items()}
     even = [s for s, lines in below.items() if lines and {len(row) for _, row in lines} == {len(lines[0][1])}]
     several = [s for s in even if len(below[s][0][1]) > 1]
+    if broken and not several:
+        raise DataError(f"table {path} {broken}, or save it as UTF-8 CSV")
     marked = [s for s in several if s != " "] or several or [s for s in tried if s != " "]  # spaces as a last resort
-    best = max(marked, key=lambda s: len(below[s][0][1]) if below[s] else 0)
+    untitled = [s for s in marked if len(below[s]) == len(tried[s])] or marked
+    best = max(untitled, key=lambda s: len(below[s][0][1]) if below[s] else 0)
     lines = tried[best]
     if comments and below[best] and all(map(_is_number, below[best][0][1])):
         header = next(csv.reader([re.sub(r"[ \t]+", " ", comments[-1])], delimiter=best))

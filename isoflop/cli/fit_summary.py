@@ -89,10 +89,11 @@ def print_predictions(found: dict[str, Any], inferences: Iterable[str]) -> None:
     """Losses with intervals, the laws side by side, one line a run; the reason where there is none."""
     say(f"loss in {found['unit'].replace('_', ' ')}, {found['level']:.0%} interval")
     rows = found["predictions"]
+    size = "flops_per_token" if any("flops_per_token" in row for row in rows) else "n_params"
     print_table(
         [
             {
-                **{key: _short(row[key]) for key in ("n_params", "n_tokens", "total_flops")},
+                **{key: _short(row.get(key)) for key in (size, "n_tokens", "total_flops")},
                 **{key: _loss(row[key]) for key in ("center", "low", "high")},
                 **{
                     name: _loss(row["by_law"].get(name))

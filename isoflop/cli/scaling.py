@@ -213,10 +213,10 @@ def predict(
         _refuse_unused("with --runs", **{name.replace("total", "budget"): value for name, value in given.items()})
     found, inferences = forecast(laws, [given] if runs is None else runs, mapping=map, level=level)
     done = sum(row["center"] is not None for row in found["predictions"])
+    if runs is None and not done:
+        raise RecipeError(f"no prediction: {found['predictions'][0]['reason']}")
     report_found(found, json, f"{done} of {len(found['predictions'])} runs predicted", [])
     print_predictions(found, inferences)
-    if not done:
-        raise RecipeError(f"no run can be predicted: {found['predictions'][0]['reason']}")
 
 
 def plan(

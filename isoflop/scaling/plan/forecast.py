@@ -4,6 +4,7 @@ Laws and a table of runs go in, or rows that name sizes, tokens or compute; one 
 order. A row that can't be predicted keeps its place with the reason.
 """
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -89,11 +90,18 @@ def _run(laws: Laws, given: Mapping[str, float], flops: float | None) -> tuple[f
     needed = f"{laws.scale} and n_tokens, or compute with one of them or alone"
     if "n_params" in given and laws.scale != "n_params":
         needed += "; the laws count size in FLOPs per token: fit them with --map n_params=... to predict by parameters"
-    raise PlanError(f"{', '.join(given) or 'nothing'} is known, a prediction needs {needed}")
+    raise PlanError(f"known: {', '.join(given) or 'nothing'}; a prediction needs {needed}")
 
 
 def _as_numbers(table: Table, names: Sequence[str]) -> Table:
     """With text columns as numbers: a cell that is none costs its own row, not the table."""
-    numbers = {name: [as_number(cell) for cell in table.text(name).tolist()] for name in names}
-    columns = {name: np.array([math.nan if v is None else v for v in values]) for name, values in numbers.items()}
-    return table.adding(**columns)
+    columns, said = {}, []
+    for name in names:
+        values = [as_number(cell) for cell in table.text(name).tolist()]
+        columns[name] = np.array([math.nan if value is None else value for value in values])
+        row = next((row for row, value in enumerate(values) if value is not None), 0)
+        said.append(
+            f"{table.cell(name, row)} read as {columns[name][row]:.15g}, and other cells of this column one by one"
+        )
+    table = table.adding(**columns)
+    return dataclasses.replace(table, inferences=[*table.inferences, *said])

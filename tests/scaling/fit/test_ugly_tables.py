@@ -77,6 +77,13 @@ HISTORY = [
 GOOD = {
     "plain commas": ("t.csv", text(), {}),
     "semicolons and decimal commas": ("t.csv", text(grouped("", ","), sep=";"), {"said": "semicolons"}),
+    "semicolons between numbers of two commas each": (
+        "t.txt",
+        text(
+            [[f"{x:.6e}".replace(".", ",") for x in row[:2]] + [str(row[2]).replace(".", ",")] for row in RUNS], sep=";"
+        ),
+        {"said": "semicolons"},
+    ),
     "tabs in a .tsv": ("t.tsv", text(sep="\t"), {}),
     "tabs in a .txt": ("t.txt", text(sep="\t"), {"said": "tabs"}),
     "aligned by spaces": ("t.txt", "".join(f"{a:>14}{b:>16}  {c}\n" for a, b, c in [HEAD, *WHOLE]), {"said": "spaces"}),
