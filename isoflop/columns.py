@@ -121,7 +121,8 @@ def product_of(columns: Mapping[str, np.ndarray], expression: str) -> np.ndarray
         other = factor(part)
         if value.dtype.kind != "f" or other.dtype.kind != "f":
             raise FitError(f"--map {expression!r}: a product needs numeric columns; name numeric ones")
-        value = value * other if operator == "*" else value / other
+        with np.errstate(over="ignore", divide="ignore", invalid="ignore"):  # such rows are left out and named later
+            value = value * other if operator == "*" else value / other
     return value
 
 

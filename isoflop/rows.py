@@ -93,8 +93,10 @@ def _read_json(path: Path, text: str) -> Rows:
 
     try:
         tree = json.loads(text, object_pairs_hook=row_of)
-    except ValueError:
+    except ValueError as error:
         tree = None
+        if text.lstrip().startswith("[") or "\n" not in text.strip():
+            raise DataError(f"table {path} is not JSON ({error}); export it again") from error
     if isinstance(tree, dict) and {"columns", "data"} <= {*tree}:
         tree = [dict(zip(tree["columns"], row)) for row in tree["data"]]
     elif isinstance(tree, dict) and tree and all(isinstance(value, (dict, list)) for value in tree.values()):
@@ -150,8 +152,10 @@ def _read_parquet(path: Path) -> Rows:
         raise DataError(f"table {path} is Parquet, which {INSTALL.format('pyarrow')}") from error
     try:
         rows = pyarrow.parquet.read_table(path).to_pylist()
-    except pyarrow.ArrowException as error:
-        raise DataError(f"table {path} is damaged Parquet ({str(error)[:80]}); write it again") from error
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"table {path} is damaged Parquet ({str(error).splitlines()[0][:80]}); write it again"
+        ) from error
     return Rows(rows, [f"{path.name} row {number}" for number in range(1, len(rows) + 1)])
 
 

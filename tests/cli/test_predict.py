@@ -125,7 +125,10 @@ def test_laws_that_count_flops_per_token_name_what_they_need(fitted, capsys):
         (["--n-params", "7e9", "--map", "n_params=N"], "--map has no effect without --runs"),
         (["--runs", "t.csv", "--n-tokens", "1e9"], "--n-tokens has no effect with --runs"),
         (["--runs", "none.csv"], "none.csv does not exist"),
-        (["--n-params", "7e9", "--n-tokens", "1e9", "--level", "2"], "--level = 2.0 must be at least 0.5 and at most 0.999"),
+        (
+            ["--n-params", "7e9", "--n-tokens", "1e9", "--level", "2"],
+            "--level = 2.0 must be at least 0.5 and at most 0.999",
+        ),
     ],
 )
 def test_what_cannot_be_asked_is_refused_in_a_sentence(fitted, capsys, options, message):

@@ -13,7 +13,8 @@ from isoflop.scaling.fit.table import LOSSES, Table
 LEAST_COUNT = 1e4  # assumption: nobody fits laws to models of fewer parameters, or runs of fewer tokens
 MOST_NATS = 12.5  # ln of 268,000: worse than guessing from the largest vocabularies
 LEAST_FAILED = 5.0  # assumption, nats: a group of rows above the others and this may as well be runs that failed
-LEAST_STEP = np.log(1.3)  # two units of loss are further apart (bits and nats 1.44, nats and bits per byte about 3)
+LEAST_STEP = np.log(1.3)
+UNIT_FACTORS = ((1.4, 1.5), (2.0, 4.5))  # bits and nats 1.44; nats per token and bits per byte 2.9 at 4.2 bytes a token
 
 
 def check_units(table: Table) -> list[str]:
@@ -115,8 +116,8 @@ def _two_units(table: Table) -> list[str]:
     """Losses that fall into two parallel groups over size and tokens: half in nats, half in bits, say.
 
     ln L is fitted by a smooth function of ln N and ln D plus one step for a group of rows; groups and fit are improved
-    in turn. Refused where the step is at least a factor 1.3, leaves little else, and the smaller group is no lone run
-    above the others, which is one that failed.
+    in turn. Where a step of at least a factor 1.3 leaves little else it is said; refused where it is that between two
+    units, and the upper group does not look like runs that failed.
     """
     loss = next((name for name in LOSSES if table.has(name)), None)
     if loss is None or not table.has("n_params", "n_tokens"):
@@ -144,15 +145,16 @@ def _two_units(table: Table) -> list[str]:
         few = upper if 2 * upper.sum() <= len(upper) else ~upper
         lone = few.sum() < 2 and few is upper
         if step > LEAST_STEP and residual.std() < step / 8 and (plain**2).mean() > 9 * residual.var() and not lone:
-            row = int(few.argmax())
+            row, factor = int(few.argmax()), float(np.exp(step))
             said = (
-                f"{table.cell(loss, rows[row])} and {int(few.sum())} of {len(rows)} rows are {np.exp(step):.3g} times "
+                f"{table.cell(loss, rows[row])} and {int(few.sum())} of {len(rows)} rows are {factor:.3g} times "
                 f"{'above' if few is upper else 'below'} the others of like size and tokens: in another unit, or on "
                 "another text? convert them, or fit one kind with --where"
             )
-            as_perplexity = np.log(np.maximum(level[few], 1e-9)) - (level - step - residual)[few]
-            parallel = residual[few].std() < step / 15 or np.abs(as_perplexity).max() < 0.1
-            if few is upper and np.exp(np.median(level[few])) > LEAST_FAILED and not parallel:
-                return [f"{said}; or they are runs that failed"]
-            raise FitError(said)
+            below = (level - step - residual)[few]
+            perplexity = np.abs(np.log(np.maximum(level[few], 1e-9)) - below).max() < 0.1
+            failed = few is upper and np.median(level[few]) > np.log(LEAST_FAILED) and residual[few].std() > step / 15
+            if perplexity or (not failed and any(low < factor < high for low, high in UNIT_FACTORS)):
+                raise FitError(said)
+            return [f"{said}; or they are runs that failed"]
     return []
