@@ -160,13 +160,15 @@ class Table:
         step = next((name for name in STEP_COLUMNS if self.has(name)), None)
         if run is None or step is None or "cooled" in self.columns:
             return self
-        names, steps = self.text(run).tolist(), self.columns[step]
-        last: dict[str, float] = {}
-        for name, at in zip(names, steps):
-            last[name] = max(at, last.get(name, -np.inf))
-        keep = np.array([not name or not at < last[name] for name, at in zip(names, steps)])
-        if keep.all():
+        names, steps = self.text(run), self.columns[step]
+        groups = [np.flatnonzero(names == name) for name in np.unique(names) if name]
+        strides = [np.diff(np.unique(steps[rows])) for rows in groups]
+        even = [np.isclose(stride[:-1], stride[0]).all() for stride in strides if len(stride) > 1]
+        if not even or np.mean(even) < 0.5:  # a ladder of lengths grows by factors, checkpoints come at even steps
             return self
+        keep = np.ones(self.n_rows, dtype=bool)
+        for rows in groups:
+            keep[rows] = ~(steps[rows] < np.nanmax(steps[rows], initial=-np.inf))
         said = (
             f"{int((~keep).sum())} rows left out: checkpoints before the last {step} of their {run} (the first: "
             f"{self.place(int((~keep).argmax()))}), whose rate was still up; --map cooled=1 keeps them"

@@ -318,3 +318,16 @@ def test_one_strange_value_is_named_or_costs_its_row_with_a_word(tmp_path, colum
             law == "power" and column == "loss_nats"
         )
         assert not read or any(f"1 rows left out: {column}" in text for text in result["warnings"]), law
+
+
+@pytest.mark.parametrize("seed", [6, 13, 20, 24])
+def test_few_runs_of_one_ratio_with_rounded_losses_are_an_answer_or_one_sentence(seed):
+    sizes = 10 ** np.random.default_rng(seed).uniform(6, 9, 6)
+    loss = np.round(TRUTH.loss(sizes, 20 * sizes), 1)
+    table = Table({"n_params": sizes, "n_tokens": 20 * sizes, "loss_nats": loss})
+    try:
+        found = fit_table(table, "surface", bootstrap=20)
+    except FitError as refused:
+        assert "\n" not in str(refused)
+    else:
+        assert any("change only together" in text for text in found["warnings"])
