@@ -15,7 +15,8 @@ NEXT_FACTOR = 10
 def print_laws(laws: Laws, out: Path, tables: Iterable[Path]) -> None:
     """All laws of a sweep, and the command that plans with them, with the sweep's own ladder if it lies by `tables`."""
     largest = laws.largest_budget_flops or 0.0
-    say(f"{laws.n_runs} runs at {len(laws.budgets)} budgets, up to {largest:.3g} FLOPs")
+    at = f" at {len(laws.budgets)} budgets" if laws.budgets else ""
+    say(f"{laws.n_runs} runs{at}, up to {largest:.3g} FLOPs")
     size = "M" if laws.scale == "flops_per_token" else "N"
     unit = {"flops_per_token": "FLOPs per token", "n_params": "parameters"}[laws.scale]
     say(f"loss: {laws.loss.replace('_', ' ')}; {size}: {unit}; D: tokens; C: FLOPs")

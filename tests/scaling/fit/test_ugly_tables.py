@@ -169,6 +169,13 @@ GOOD = {
         text(HISTORY, ("Name", "_step", *HEAD)),
         {"said": "48 rows left out: checkpoints before the last _step of their Name (the first: t.csv line 2)"},
     ),
+    "runs of one name whose lengths grow by factors": (
+        "t.csv",
+        more(
+            ["run", "step"], [[f"width {i // 6}" for i in range(24)], [str(4**i) for _ in range(4) for i in range(6)]]
+        ),
+        {"warned": "appear at several values of step"},
+    ),
     "runs at a constant rate among cooled ones": (
         "t.csv",
         more(["lr_schedule"], [["constant" if i in (2, 9) else "cosine" for i in range(24)]]),
