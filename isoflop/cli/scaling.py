@@ -1,4 +1,4 @@
-"""The commands of a scaling study: ladder, sweep, fit, plan, score, compare, report, demo."""
+"""The commands of a scaling study: ladder, sweep, fit, predict, plan, score, compare, report, demo."""
 
 import dataclasses
 import json as json_module
@@ -107,10 +107,17 @@ def sweep(
 def fit(
     *tables: Annotated[Path, Parameter("TABLE", help="records.jsonl, or a table of runs", required=True)],
     law: Annotated[
-        Literal["all", "parabola", "surface", "lstar", "hyper", "power", "experts"],
-        Parameter(help="one law; all fits every law to the records of a sweep and writes laws.json"),
+        Literal[
+            "all", "parabola", "surface", "lstar", "hyper", "power", "experts", "repeated", "overtraining", "error"
+        ],
+        Parameter(help="one law; all fits every law and writes laws.json"),
     ] = "all",
-    map: Annotated[str, Parameter(metavar="OURS=THEIRS,...", help="column names; products: a=b*c")] = "",
+    map: Annotated[
+        str,
+        Parameter(
+            metavar="OURS=THEIRS,...", help="column names, as n_params=params,loss_nats=val/loss; products: a=b*c"
+        ),
+    ] = "",
     where: Annotated[
         tuple[str, ...],
         Parameter(metavar="COLUMN(=|<|>)VALUE", help="keep these rows; repeat to narrow"),
@@ -127,61 +134,95 @@ def fit(
         Literal["", "clark", "joint", "granularity", "leverage"],
         Parameter(help="law of experts; empty: every one that the columns allow"),
     ] = "",
+    base: Annotated[
+        str, Parameter(metavar="LAWS", help="of fresh tokens, for --law repeated; default: fitted to rows of one pass")
+    ] = "",
     seed: Seed = 0,
     out: Annotated[Path, Writes(".json"), Parameter(metavar="FILE", help="laws file of --law all")] = Path(
         "runs/laws.json"
     ),
     json: Json = None,
 ) -> None:
-    """Records or any table of runs -> fitted laws with intervals."""
+    """Records or any table of runs (CSV, JSON, Excel, Parquet) -> fitted laws with intervals."""
     from isoflop.cli.fit_summary import print_law, print_laws
-    from isoflop.scaling.fit.run import run_fit
+    from isoflop.scaling.fit.run import fit_files, run_fit
 
+    chosen = {"mapping": map, "where": where, "drop_highest_loss": drop_highest_loss, "weights": weights}
     if law == "all":
-        from isoflop.scaling.fit import joint
-        from isoflop.scaling.sweep.records import read_records
-
         _refuse_unused(
-            "with --law all, which fits every law to whole records of a sweep: name one law, as in --law parabola",
-            map=map,
-            where=where,
-            drop_highest_loss=drop_highest_loss,
-            weights=weights,
+            "with --law all: name one law, as in --law parabola",
             at_flops=at_flops,
             form=form,
+            base=base,
             interpolation=interpolation != "auto",
             group=group != "setting",
         )
-        records = [record for table in tables for record in read_records(table)]
-        laws = joint.fit(records, bootstrap=bootstrap, seed=seed)
+        laws = fit_files(list(tables), **chosen, bootstrap=bootstrap, seed=seed)
         laws.write(out)
         report_found(laws.tree(), json, f"laws in {out}", [])
         print_laws(laws, out, tables)
     else:
         _refuse_unused(
             f"with --law {law}",
-            at_flops=at_flops if law != "surface" else None,
+            at_flops=at_flops if law not in ("surface", "lstar") else None,
             group=group != "setting" and law != "surface",
             interpolation=interpolation != "auto" and law not in ("parabola", "lstar"),
             form=form if law != "experts" else "",
+            base=base if law != "repeated" else "",
             out=out != Path("runs/laws.json"),
         )
         found = run_fit(
             list(tables),
             law,
-            mapping=map,
-            where=where,
-            drop_highest_loss=drop_highest_loss,
-            weights=weights,
+            **chosen,
             bootstrap=bootstrap,
             seed=seed,
             interpolation=interpolation,
             group=group,
             at_flops=at_flops,
             form=form,
+            base=base,
         )
         report_found(found, json, f"{law} law of {', '.join(table.name for table in tables)}", [])
         print_law(found)
+
+
+def predict(
+    laws: Annotated[str, Parameter(metavar="LAWS", help="laws.json, as isoflop fit writes it")] = "runs/laws.json",
+    /,
+    *,
+    n_params: Annotated[Positive | None, Parameter(help="of a run, as the laws count them")] = None,
+    flops_per_token: Annotated[Positive | None, Parameter(help="of a run, where the laws count size so")] = None,
+    n_tokens: Annotated[Positive | None, Parameter(help="of a run")] = None,
+    budget_flops: Annotated[Positive | None, Parameter(help="alone: a run at the optimum of this compute")] = None,
+    runs: Annotated[Path | None, Parameter(metavar="TABLE", help="one prediction for every row")] = None,
+    map: Annotated[str, Parameter(metavar="OURS=THEIRS,...", help="column names of TABLE")] = "",
+    level: Annotated[float, Range(at_least=0.5, at_most=0.999), Parameter(help="of the interval")] = 0.9,
+    json: Json = None,
+) -> None:
+    """Laws and a run, a budget or a table of runs -> the loss with its interval, the laws side by side."""
+    from isoflop.cli.fit_summary import print_predictions
+    from isoflop.scaling.plan.forecast import forecast
+
+    sizes = {
+        "n_params": n_params,
+        "flops_per_token": flops_per_token,
+        "n_tokens": n_tokens,
+        "total_flops": budget_flops,
+    }
+    given = {name: value for name, value in sizes.items() if value is not None}
+    if runs is None:
+        _refuse_unused("without --runs", map=map)
+        if not given:
+            raise RecipeError("isoflop predict needs --n-params and --n-tokens, or --budget-flops, or --runs TABLE")
+    else:
+        _refuse_unused("with --runs", **{name.replace("total", "budget"): value for name, value in given.items()})
+    found, inferences = forecast(laws, [given] if runs is None else runs, mapping=map, level=level)
+    done = sum(row["center"] is not None for row in found["predictions"])
+    if runs is None and not done:
+        raise RecipeError(f"no prediction: {found['predictions'][0]['reason']}")
+    report_found(found, json, f"{done} of {len(found['predictions'])} runs predicted", [])
+    print_predictions(found, inferences)
 
 
 def plan(
@@ -230,6 +271,7 @@ def plan(
 ) -> None:
     """Laws and a budget -> shape, tokens, batch, rate, memory, hours, and the predicted loss."""
     from isoflop.scaling.plan import choose
+    from isoflop.scaling.plan.curve import sweep_curves
     from isoflop.scaling.report.plan_rows import next_step, plan_rows
 
     if ladder is not None:
@@ -266,6 +308,7 @@ def plan(
         serve_tokens=serve_tokens,
         dense_laws=dense,
         same_held_out=same_held_out,
+        curves=None if ladder is None else sweep_curves(ladder.parent),
     )
     headline = "no recipe: it does not fit"
     if not made.memory.refusal:

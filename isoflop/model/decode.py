@@ -26,22 +26,6 @@ class Cached(NamedTuple):
     step: Step
 
 
-def attend_cached(
-    cached: Cached,
-    heads_NHC: Tensor,
-    n_heads: int,
-    n_kv_heads: int,
-    cos_NC: Tensor,
-    sin_NC: Tensor,
-    scale: float | None,
-) -> Tensor:
-    """Attention of a step's queries, keys and values [N, H + 2 G, C] (one product's), [N, H, C]."""
-    qk_NHC, v_NGC = heads_NHC.split((n_heads + n_kv_heads, n_kv_heads), dim=1)
-    q_NHC, k_NGC = rotate(qk_NHC, cos_NC, sin_NC).split((n_heads, n_kv_heads), dim=1)
-    cached.pages.write(cached.step, k_NGC, v_NGC)
-    return cached.pages.attend(cached.step, q_NHC, scale)
-
-
 class LatentDecoding(NamedTuple):
     """Latent attention to pages.
 

@@ -5,7 +5,7 @@ step computes some tokens of several sequences at once, laid out in one flat row
 (decoding and the verification of drafts), then chunks of prompts. Nothing is ever moved: to take tokens back, their
 sequence is made shorter, and what comes next overwrites them. Page 0 belongs to nobody; padded rows write there.
 
-The products with pages are plain PyTorch here. On a GPU the R rows are what a decode kernel is for: all it needs
+The products with pages are plain PyTorch here. On a GPU the R rows take kernels (numerics/few_rows.py): all they need
 (pages, `table_RP`, `before_R`) is on the device, and no shape depends on how long a sequence is.
 
 Shapes: N tokens of a step, R rows, W tokens of a row, P pages of a row, S tokens attended to, H query heads, G
@@ -23,6 +23,9 @@ from torch.nn import functional as F
 
 from isoflop.model.attention import attend
 from isoflop.model.config import ModelConfig
+from isoflop.numerics.few_rows import attend_pages, turn_and_write
+from isoflop.numerics.heads import rotate
+from isoflop.numerics.launch import has_kernels
 
 PAGE = 64
 """Tokens of a page: 72 KiB of a 576-channel latent in bf16, as the published latent kernels have it."""
@@ -123,6 +126,17 @@ class LayerPages:
         if v_NGC is not None:
             self._values_by_slot.index_copy_(0, step.slots_N, v_NGC)
 
+    def write_heads(self, step: Step, heads_NHC: Tensor, cos_NC: Tensor, sin_NC: Tensor) -> Tensor:
+        """Turned queries [N, H, C] of a joint product [N, H + 2 G, C]; turned keys and values go to their places."""
+        if has_kernels(heads_NHC, wide=True):
+            return turn_and_write(heads_NHC, cos_NC, sin_NC, step.slots_N, self.keys, self.values)
+        n_groups = self.keys.shape[2]
+        qk_NHC, v_NGC = heads_NHC.split((heads_NHC.shape[1] - n_groups, n_groups), dim=1)
+        turned_NHC = rotate(qk_NHC[None], cos_NC, sin_NC)[0]
+        q_NHC, k_NGC = turned_NHC.split((turned_NHC.shape[1] - n_groups, n_groups), dim=1)
+        self.write(step, k_NGC, v_NGC)
+        return q_NHC
+
     def wipe(self, pages: Sequence[int]) -> None:
         """Forget values that are no numbers: what is masked is still multiplied, by zero."""
         self.keys[list(pages)] = 0
@@ -157,6 +171,8 @@ class LayerPages:
         if rows.one_by_one:
             pairs = zip(rows.one_by_one, q_NHC.split(rows.width), strict=True)
             return torch.cat([self.attend_rows(row, q_WHC, scale) for row, q_WHC in pairs])
+        if has_kernels(q_NHC, wide=True):
+            return attend_pages(q_NHC, self.keys, self.values, rows.table_RP, rows.before_R, scale)
         k_RSGC, v_RSGC = self.of_rows(rows)
         n_rows, n_seen, n_groups, _ = k_RSGC.shape
         n_heads, width = q_NHC.shape[1], rows.width

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from isoflop.model.attention import Spans, attend, document_mask, document_spans, takes_spans
 from isoflop.model.config import ExpertConfig, LatentConfig, ModelConfig, YarnConfig
-from isoflop.model.decode import Cached, LatentDecoding, attend_cached
+from isoflop.model.decode import Cached, LatentDecoding
 from isoflop.model.experts import Experts, MixtureOfExperts, Router, Routing
 from isoflop.model.loss import chunked_cross_entropy, layer_cross_entropy
 from isoflop.model.pages import Cache, LayerPages, Step
@@ -90,8 +90,8 @@ class Attention(nn.Module):
         batch, n_tokens, _ = x_BTD.shape
         heads_BTHC = self.qkv(x_BTD).view(batch, n_tokens, -1, self.d_head)
         if isinstance(seen, Cached):
-            mixed_NHC = attend_cached(seen, heads_BTHC[0], self.n_heads, self.n_kv_heads, cos_TC, sin_TC, self.scale)
-            return self.out(mixed_NHC.flatten(1))[None]
+            q_NHC = seen.pages.write_heads(seen.step, heads_BTHC[0], cos_TC, sin_TC)
+            return self.out(seen.pages.attend(seen.step, q_NHC, self.scale).flatten(1))[None]
         q_BHTC, k_BGTC, v_BGTC = turned_heads(heads_BTHC, self.n_heads, self.n_kv_heads, cos_TC, sin_TC)
         mixed_BHTC = attend(q_BHTC, k_BGTC, v_BGTC, self.scale, seen)
         return self.out(mixed_BHTC.transpose(1, 2).reshape(batch, n_tokens, -1))
@@ -289,7 +289,7 @@ class Transformer(nn.Module):
 
     def step(self, tokens_N: Tensor, step: Step, layers: Sequence[LayerPages]) -> Tensor:
         """Hidden states after the final norm of a step's tokens, [N, D]; what they leave behind is written to pages."""
-        cos_NC, sin_NC = self._angles_at(step.positions_N)
+        cos_NC, sin_NC = self.angles_at(step.positions_N)
         x_BND = self.embedding(tokens_N[None]).to(self.dtype)
         for block, pages in zip(self.blocks, layers):
             x_BND, _ = block(x_BND, cos_NC, sin_NC, Cached(pages, step))
@@ -300,7 +300,7 @@ class Transformer(nn.Module):
 
         Position i takes what the head reads at depth - 1, `hidden_ND`, and token i + depth, as in training.
         """
-        cos_NC, sin_NC = self._angles_at(step.positions_N)
+        cos_NC, sin_NC = self.angles_at(step.positions_N)
         embedded_BND = self.embedding(tokens_N[None]).to(self.dtype)
         return self.mtp[depth - 1](hidden_ND[None], embedded_BND, cos_NC, sin_NC, Cached(pages, step))[0][0]
 
@@ -319,7 +319,7 @@ class Transformer(nn.Module):
         assert end <= self.config.seq_len, f"{end} tokens, the model was built for {self.config.seq_len}"
         return self.get_buffer("cos")[:end], self.get_buffer("sin")[:end]
 
-    def _angles_at(self, positions_N: Tensor) -> tuple[Tensor, Tensor]:
+    def angles_at(self, positions_N: Tensor) -> tuple[Tensor, Tensor]:
         cos, sin = self.get_buffer("cos"), self.get_buffer("sin")
         return cos.index_select(0, positions_N), sin.index_select(0, positions_N)
 

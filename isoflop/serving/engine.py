@@ -33,7 +33,7 @@ from isoflop.serving.products import prepare
 from isoflop.serving.replay import can_replay
 from isoflop.serving.request import Sampling, check_prompt, check_sampling
 from isoflop.serving.runner import Ran, Runner
-from isoflop.serving.sampler import Drawn, LogProbs, Place, draw, prompt_logprobs
+from isoflop.serving.sampler import Drawn, LogProbs, Place, draw, is_plain, most_likely, prompt_logprobs
 from isoflop.serving.scheduler import Plan, Row, Scheduler, Work
 from isoflop.serving.text import TextStream
 from isoflop.serving.vocabulary import Vocabulary
@@ -174,8 +174,9 @@ class Engine:
         if not works:
             assert self.is_finished(), "requests wait, nothing runs, and none is admitted"
             return []
-        ran = self.runner.run(plan)
-        drawn = self._draw(plan, ran)
+        greedy = all(self._is_greedy(self._requests[work.row.number]) for work in works)
+        ran = self.runner.run(plan, greedy=greedy)
+        drawn = self._draw(plan, ran) if ran.best is None else most_likely(*ran.best.read())
         n_known = {work.row.number: len(work.row.tokens) for work in works}
         outputs, place = [], 0
         for work, hidden in zip(works, ran.hidden, strict=True):
@@ -277,6 +278,13 @@ class Engine:
                 mask = request.matcher.masks(())[0] if request.matcher is not None else None
                 places.append(self._place(request, work.row.tokens, mask))
         return draw(ran.logits_MV, places) if places else Drawn([], [], [])
+
+    def _is_greedy(self, request: _Request) -> bool:
+        """Whether its tokens are the most likely ones, and nothing more is asked about them."""
+        sampling = request.sampling
+        return (
+            sampling.temperature == 0 and sampling.logprobs is None and request.matcher is None and is_plain(sampling)
+        )
 
     def _place(self, request: _Request, tokens: list[int], mask: np.ndarray | None = None) -> Place:
         return Place(request.sampling, request.seed, tokens, request.row.n_prompt, mask)

@@ -21,6 +21,7 @@ from isoflop.model.attention import fastest_kernels
 from isoflop.recipe import write_json, write_recipe
 from isoflop.run import commit, now, processor
 from isoflop.training import checkpoint
+from isoflop.training.forecast import LossForecast
 from isoflop.training.loop import LoopResult, Saving, StepPlan, train, validated
 from isoflop.training.monitor import Progress, Watch, peak_flops_per_s
 from isoflop.training.step import ONE_PROCESS, Layout
@@ -40,6 +41,8 @@ class Built(NamedTuple):
     dtype: torch.dtype = torch.float32
     """Of the products that the peak is for."""
     layout: Layout = ONE_PROCESS
+    forecast: LossForecast | None = None
+    """Of a run with a curve of its own."""
 
 
 class Job(Protocol):
@@ -166,6 +169,7 @@ def open_run(
     job.keep(run_dir)
     device = next(iter(model.state_dict().values())).device
     peak = peak_flops_per_s(device, built.dtype) if built.flops_per_token else (None, None)
+    alone = start_from is None and stop_at is None  # a run that shares a trunk has only a part of its curve
     state = {
         **job.identity,
         "precision": str(built.dtype).removeprefix("torch."),
@@ -173,7 +177,12 @@ def open_run(
         "started_at": started_at,
         "wall_s": earlier_s,
     }
-    watch = dataclasses.replace(watch, flops_per_token=built.flops_per_token, peak_flops_per_s=peak[0])
+    watch = dataclasses.replace(
+        watch,
+        flops_per_token=built.flops_per_token,
+        peak_flops_per_s=peak[0],
+        forecast=built.forecast if alone else None,
+    )
     saving = dataclasses.replace(job.saving, at_steps=keep_steps)
     plan = dataclasses.replace(job.plan, stop_at=stop_at)
     return Opened(job, run_dir, built, plan, saving, state, start_step, watch, peak)

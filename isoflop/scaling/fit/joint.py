@@ -145,6 +145,7 @@ def fit(
         conventions=_conventions(runs, table, scale, loss),
         **held_out(table),
         warnings=(*warnings, *notes),
+        inferences=tuple(table.inferences),
     )
 
 

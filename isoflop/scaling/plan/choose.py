@@ -22,6 +22,7 @@ from isoflop.recipe import from_tree, write_json, write_recipe
 from isoflop.run import now
 from isoflop.scaling.laws import Laws
 from isoflop.scaling.lr_batch_law import HyperChoice, HyperLaw, hyper_law
+from isoflop.scaling.plan.curve import SweepCurves, predicted_curve
 from isoflop.scaling.plan.predict import Prediction, central_loss, predict
 from isoflop.scaling.plan.size_run import Draft, MemoryPlan, Run, memory_plan
 from isoflop.scaling.published import LAWS, LawsSource, load_laws
@@ -161,6 +162,7 @@ def plan(
     family: Family = DENSE,
     dense_laws: LawsSource | None = None,
     same_held_out: bool = False,
+    curves: SweepCurves | None = None,
 ) -> Plan:
     """Decide one run for a compute budget, given in FLOPs or in GPU-hours (of all devices together) of a machine.
 
@@ -180,6 +182,7 @@ def plan(
         family: what the shapes are made of; a mixture of experts gets its expected leverage over dense models.
         dense_laws: laws of a dense sweep of one's own, against which the leverage is also measured.
         same_held_out: vouches that both were measured on one text, where laws do not say on which.
+        curves: what the loss curves of the sweep say, for the predicted curve of the run.
 
     A plan that does not fit the memory says so in `memory.refusal`, with what would fit, and is not written.
 
@@ -234,6 +237,8 @@ def plan(
     else:
         prediction = predict(found, run.scale, run.n_tokens, level=level, unique_tokens=unique_tokens)
         recipe["prediction"] = _stated(prediction, found, paper_flops, exact, largest_sweep_flops_exact)
+        if curve := predicted_curve(found, prediction, recipe, run.scale, curves):
+            recipe["prediction"]["curve"] = curve
     near = _near_optimal(found, run, draft, total_flops, unique_tokens)
     if not near:
         warnings.append("no list of near-optimal plans: these laws give an allocation but no loss")

@@ -2,11 +2,16 @@
 
 from pathlib import Path
 
+import numpy as np
+
 from isoflop.model.config import ModelConfig
 from isoflop.model.hardware import TRAINS_ON_GPUS
 from isoflop.scaling.plan.choose import NEAR_OPTIMAL, Plan
 from isoflop.scaling.plan.compare import Comparison
 from isoflop.scaling.plan.moe_leverage import Leverage
+
+SHOWN = (0.1, 0.25, 0.5, 0.8, 0.9, 1.0)
+"""Shares of the steps at which the predicted curve is stated."""
 
 
 def plan_rows(plan: Plan) -> list[tuple[str, str]]:
@@ -55,6 +60,10 @@ def plan_rows(plan: Plan) -> list[tuple[str, str]]:
     if plan.prediction is not None:
         p = plan.prediction
         rows.append(("predicted", f"{p.center:.4f} {p.unit}, {p.level:.0%} interval {p.low:.4f} to {p.high:.4f}"))
+        if curve := plan.recipe["prediction"].get("curve"):
+            at = [(share, np.interp(share * plan.steps, curve["steps"], curve["of_final"])) for share in SHOWN]
+            text = ", ".join(f"{p.center * of_final:.3f} at {share:.0%}" for share, of_final in at)
+            rows.append(("predicted curve", f"{text} of the steps"))
         rows.append(("by law", "; ".join(f"{name} {value:.4f}" for name, value in p.by_law.items())))
     if plan.rough_loss:
         losses = plan.rough_loss.values()
