@@ -80,6 +80,7 @@ def can_stack(members: Sequence[Member]) -> bool:
         same = alike == (first.plan.n_steps, first.plan.end, first.plan.clip_norm)
         same = same and member.workload.tokens_per_step == first.workload.tokens_per_step
         plain = not member.workload.hooks and not plan.validate_every and stackable(member.model)
+        plain = plain and type(member.optimizer) is torch.optim.AdamW
         return same and plain and member.model.config == first.model.config
 
     return all(map(fits, members))
