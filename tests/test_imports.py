@@ -38,7 +38,7 @@ MAY_IMPORT = FLOORS | {
     "training": {*GROUND, "numerics", "model", "tokens"},
     "serving": {*GROUND, "numerics", "model", "tokens", "training"},
     "sandbox": {"errors", "run"},
-    "alignment": {*GROUND, "pages", "corpus", "tokens", "numerics", "model", "training"},
+    "alignment": {*GROUND, "pages", "corpus", "tokens", "numerics", "model", "training", "serving"},
     "evaluation": {*GROUND, "pages", "sandbox", "corpus", "tokens", "model", "training"},
     "scaling": {*GROUND, "columns", "pages", "numerics", "model", "tokens", "training"},
     "interop": {*GROUND, "model", "tokens", "training", "alignment"},

@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from isoflop.cli.arguments import Json, Out, Overrides, Recipe, Writes
 from isoflop.cli.console import Bar, flat, print_rows, print_table, print_warnings, report_found, say, stop_on_signal
-from isoflop.errors import RecipeError
+from isoflop.errors import PlanError, RecipeError
 from isoflop.recipe import (
     NotNegative,
     NotNegativeInt,
@@ -22,6 +22,8 @@ from isoflop.recipe import (
     read_tree,
     write_recipe,
 )
+
+SameHeldOut = Annotated[bool, Parameter(help="vouch for one held-out text where laws do not say which", negative=())]
 
 
 def ladder(
@@ -53,6 +55,9 @@ def sweep(
     *overrides: Overrides,
     out: Out = Path("runs/sweep"),
     keep_weights: Annotated[bool, Parameter(help="keep the weights of every cell")] = False,
+    stack: Annotated[
+        int, Parameter(help="cells of one shape that are trained as one program (0: 8 on a GPU, 1 on a CPU)")
+    ] = 0,
     calibrate: Annotated[bool, Parameter(help="measure this device first, to state hours")] = True,
     json: Json = None,
 ) -> None:
@@ -79,6 +84,7 @@ def sweep(
             study=section.study,
             workers=section.ladder.workers,
             threads=section.train.threads or 1,
+            stack=stack,
             keep_weights=keep_weights,
             on_progress=bar.sweep,
             should_stop=stop,
@@ -183,14 +189,20 @@ def plan(
     /,
     *,
     budget_flops: Annotated[Positive | None, Parameter(help="training FLOPs as the laws count them")] = None,
-    gpu_hours: Annotated[Positive | None, Parameter(help="instead of FLOPs; needs --hardware")] = None,
+    gpu_hours: Annotated[Positive | None, Parameter(help="instead of FLOPs: hours x devices; needs --hardware")] = None,
+    hours: Annotated[Positive | None, Parameter(help="instead: on all --n-gpus together")] = None,
+    days: Annotated[Positive | None, Parameter(help="instead: on all --n-gpus together")] = None,
     hardware: Annotated[str, Parameter(help="for example h100")] = "",
-    n_gpus: Annotated[PositiveInt, Parameter(help="devices that train")] = 1,
+    n_gpus: Annotated[PositiveInt, Parameter(alias="--gpus", help="devices that train")] = 1,
     utilisation: Annotated[
         float, Range(above=0, at_most=1), Parameter(help="achieved share of the peak; measure it")
     ] = 0.4,
     memory_gib: Annotated[NotNegative, Parameter(help="of one device; 0: from --hardware")] = 0.0,
-    zero_stage: Annotated[int, Range(at_least=0, at_most=3), Parameter(help="what is sharded: 0, 1, 2, 3")] = 0,
+    zero_stage: Annotated[
+        int | None,
+        Range(at_least=0, at_most=3),
+        Parameter(help="what is sharded: 0, 1, 2, 3; default: as little as fits"),
+    ] = None,
     price: Annotated[NotNegative, Parameter(help="per GPU-hour")] = 0.0,
     max_micro_batch: Annotated[PositiveInt, Parameter(help="most sequences of a forward pass on a device")] = 16,
     ladder: Annotated[
@@ -203,9 +215,12 @@ def plan(
     ] = None,
     vocab_size: Annotated[PositiveInt | None, Parameter(help="default: that of --ladder, else 102,400")] = None,
     seq_len: Annotated[PositiveInt | None, Parameter(help="default: that of --ladder, else 4,096")] = None,
-    unique_tokens: Annotated[Positive | None, Parameter(help="tokens of the corpus: repeats count less")] = None,
+    unique_tokens: Annotated[
+        Positive | None, Parameter(alias="--tokens", help="tokens at hand, of the corpus: repeats count less")
+    ] = None,
     max_epochs: Annotated[Positive | None, Parameter(help="most passes over unique_tokens")] = None,
     serve_tokens: Annotated[NotNegative, Parameter(help="tokens to be served: smaller, longer-trained models")] = 0.0,
+    same_held_out: SameHeldOut = False,
     hyper: Annotated[str, Parameter(help="law of batch and rate by name; default: that of LAWS")] = "",
     level: Annotated[float, Range(at_least=0.5, at_most=0.999), Parameter(help="of the interval")] = 0.9,
     out: Annotated[Path, Writes(".toml"), Parameter(metavar="FILE", help="recipe that isoflop train runs")] = Path(
@@ -216,14 +231,19 @@ def plan(
     """Laws and a budget -> shape, tokens, batch, rate, memory, hours, and the predicted loss."""
     from isoflop.scaling.plan import choose
     from isoflop.scaling.plan.curve import sweep_curves
-    from isoflop.scaling.report.plan_rows import plan_rows
+    from isoflop.scaling.report.plan_rows import next_step, plan_rows
 
     if ladder is not None:
         _refuse_unused("with --ladder, which sets both", vocab_size=vocab_size, seq_len=seq_len)
-    if (budget_flops is None) == (gpu_hours is None):
+    if dense is None:
+        _refuse_unused("without --dense, whose laws are compared", same_held_out=same_held_out)
+    if sum(budget is not None for budget in (budget_flops, gpu_hours, hours, days)) != 1:
         raise RecipeError(
-            "isoflop plan needs exactly one of --budget-flops and --gpu-hours, for example --budget-flops 1e21"
+            "isoflop plan needs exactly one of --budget-flops, --gpu-hours, --hours and --days, for example "
+            "--budget-flops 1e21, or --days 14 --gpus 8 --hardware h100"
         )
+    if hours or days:
+        gpu_hours = n_gpus * (hours or 24 * (days or 0.0))
     made = choose.plan(
         laws,
         budget_flops=budget_flops,
@@ -247,11 +267,16 @@ def plan(
         serve_tokens=serve_tokens,
         dense_laws=dense,
         curves=None if ladder is None else sweep_curves(ladder.parent),
+        same_held_out=same_held_out,
     )
-    made.write(out)
-    found = made.tree()
-    report_found(found, json, f"recipe in {out}; run it: isoflop train {out}", plan_rows(made))
+    headline = "no recipe: it does not fit"
+    if not made.memory.refusal:
+        made.write(out)
+        headline = f"recipe in {out}; {next_step(made, out)}"
+    report_found(made.tree(), json, headline, plan_rows(made))
     print_warnings(made.warnings)
+    if made.memory.refusal:
+        raise PlanError(made.memory.refusal)
 
 
 def score(
@@ -274,13 +299,29 @@ def compare(
     /,
     *,
     budget_flops: Annotated[Positive | None, Parameter(help="where to compare; default: largest of both")] = None,
+    records: Annotated[
+        tuple[Path, Path] | None, Parameter(metavar="A B", help="of both sweeps: the difference of equal cells too")
+    ] = None,
+    figure: Annotated[
+        Path | None, Writes(".png"), Parameter(metavar="FILE", help="also draw the runs of --records and the laws")
+    ] = None,
+    same_held_out: SameHeldOut = False,
     json: Json = None,
 ) -> None:
     """Two fits -> compute multiplier with interval, test of the exponents, a plain verdict."""
     from isoflop.scaling.plan.compare import compare_files
+    from isoflop.scaling.report.plan_rows import comparison_rows
 
-    found = compare_files(a, b, budget_flops=budget_flops).tree()
-    report_found(found, json, found["verdict"], list(flat({k: v for k, v in found.items() if k != "verdict"}, depth=2)))
+    if records is None:
+        _refuse_unused("without --records, whose runs it shows", figure=figure)
+    made = compare_files(a, b, budget_flops=budget_flops, same_held_out=same_held_out, records=records)
+    if figure is not None and records is not None:
+        from isoflop.pages.plot import save
+        from isoflop.scaling.report.comparison_figure import comparison_figure
+
+        save(comparison_figure((a, b), records), figure)
+    report_found(made.tree(), json, made.verdict, comparison_rows(made))
+    print_warnings(made.warnings)
 
 
 def report(

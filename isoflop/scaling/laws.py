@@ -187,6 +187,9 @@ class Laws:
     """Most compute of any run, as the laws count it."""
     largest_budget_flops_exact: float | None = None
     """With the output head."""
+    held_out_sha256: str = ""
+    """Of the held-out text that every run was measured on; empty where they differ or do not say."""
+    held_out_bytes: int | None = None
     conventions: dict[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     name: str = "laws"
@@ -357,7 +360,8 @@ def lstar_loss(constants: np.ndarray, total_flops: Any, reference_flops: float =
 
 _PLAIN = (
     *("scale", "loss", "name", "source", "grade", "published_hyper", "n_runs", "budgets", "largest_budget_flops"),
-    *("largest_budget_flops_exact", "conventions", "warnings", "floor_prior", "bootstrap"),
+    *("largest_budget_flops_exact", "held_out_sha256", "held_out_bytes"),
+    *("conventions", "warnings", "floor_prior", "bootstrap"),
 )
 """Fields that are plain data under the same key."""
 

@@ -156,7 +156,7 @@ def test_help_shows_defaults_as_they_are_typed_and_none_that_are_empty(capsys):
 
 
 def test_plan_without_a_budget_names_both_options(refused):
-    assert "needs exactly one of --budget-flops and --gpu-hours" in refused("plan", "deepseek")
+    assert "needs exactly one of --budget-flops, --gpu-hours, --hours and --days" in refused("plan", "deepseek")
 
 
 def test_a_recipe_that_is_missing_or_not_toml_is_refused(refused, files, tmp_path):

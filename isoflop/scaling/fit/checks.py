@@ -205,7 +205,7 @@ def _duplicates(table: Table) -> list[str]:
 
 def _several_sources(table: Table) -> list[str]:
     found = []
-    for name in (name for name in SOURCE_COLUMNS if name in table.columns):
+    for name in (name for name in (*SOURCE_COLUMNS, *HELD_OUT) if name in table.columns):
         values = Counter(table.text(name).tolist())
         if len(values) > 1:
             shown = ", ".join(f"{value} ({count})" for value, count in values.most_common(4))
@@ -216,6 +216,17 @@ def _several_sources(table: Table) -> list[str]:
     if name in table.columns and len(set(table.text(name).tolist())) > 1 and not table.has("bits_per_byte"):
         found.append(f"column {name} differs between rows: losses per token cannot be compared; use bits_per_byte")
     return found
+
+
+HELD_OUT = ("held_out_sha256", "held_out_bytes")
+"""What records say of the text that their loss was measured on."""
+
+
+def held_out(table: Table) -> dict[str, Any]:
+    """Hash and byte count of the held-out text as fields of `Laws`, each where all rows agree on it."""
+    seen = {name: set(table.text(name).tolist()) if name in table.columns else {""} for name in HELD_OUT}
+    told = {name: values.pop() for name, values in seen.items() if len(values) == 1 and not values & {"", "nan"}}
+    return told | ({"held_out_bytes": int(float(told["held_out_bytes"]))} if "held_out_bytes" in told else {})
 
 
 def families(table: Table) -> dict[str, int]:

@@ -127,7 +127,7 @@ class TrainSection:
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile of each block; auto compiles long runs on a GPU that our own kernels do not cover (float32)."""
     cuda_graph: bool = True
-    """Replay the steps of small models as one CUDA graph: ten times faster where launches dominate."""
+    """Replay optimizer steps as CUDA graphs where they can be captured; ten times faster where launches dominate."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1 ..."""
     threads: Processes = 0

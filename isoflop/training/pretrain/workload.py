@@ -26,7 +26,7 @@ from isoflop.tokens.batches import Batches
 from isoflop.tokens.shards import TokenSet
 from isoflop.training import checkpoint
 from isoflop.training.checkpoint import Saving
-from isoflop.training.device import choose_device
+from isoflop.training.device import choose_device, choose_dtype
 from isoflop.training.forecast import BLOCKS, Interval, LossForecast, usual_gain
 from isoflop.training.load_run import keep_tokenizer, require_tokenizer_of
 from isoflop.training.loop import StepPlan
@@ -137,7 +137,7 @@ class Pretraining(Job):
         if t.threads:
             torch.set_num_threads(t.threads)
         device = choose_device(t.device)
-        dtype = _precision(t.precision, device)
+        dtype = choose_dtype(t.precision, device)
         document_start = None if recipe.data.cross_document else self._token_set.tokenizer.bos_id
         model = Transformer(recipe.model, dtype, document_start).to(device)
         hooks: list[StepHook] = []
@@ -203,6 +203,7 @@ class Pretraining(Job):
             "numerics": numerics_text(recipe.numerics, precision),
             "tokenizer_sha256": tokens.tokenizer_sha256,
             "data_sha256": tokens.data_sha256,
+            "held_out_sha256": tokens.held_out_sha256,
             "trajectory": self.trajectory,
             **validation,
         }
@@ -340,10 +341,12 @@ def _with_whole_paths(recipe: PretrainRecipe) -> PretrainRecipe:
 
 
 def _forecast(recipe: PretrainRecipe) -> LossForecast | None:
-    """An onlooker for a run long enough; the plan's curve, where there is one, says more about it."""
+    """An onlooker for a run long enough; the plan's curve, where it is for this run, says more about it."""
     n_steps, curve = recipe.n_steps(), (recipe.prediction or {}).get("curve") or {}
     if n_steps < 2 * BLOCKS:
         return None
+    if curve and curve["steps"][-1] != n_steps:  # planned for more or fewer steps
+        curve = {}
     nats = curve.get("final_nats")
     return LossForecast(
         [recipe.rate(step) for step in range(n_steps)],
@@ -351,12 +354,6 @@ def _forecast(recipe: PretrainRecipe) -> LossForecast | None:
         stages=[stage * recipe.model.seq_len // recipe.train.batch_tokens for stage, _ in _stages(recipe)[1:]],
         planned=Interval(*nats) if nats else None,
     )
-
-
-def _precision(name: str, device: torch.device) -> torch.dtype:
-    if name == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
 
 
 def _should_compile(recipe: PretrainRecipe, model: Transformer, total_flops: float) -> bool:
