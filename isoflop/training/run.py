@@ -169,7 +169,6 @@ def open_run(
     job.keep(run_dir)
     device = next(iter(model.state_dict().values())).device
     peak = peak_flops_per_s(device, built.dtype) if built.flops_per_token else (None, None)
-    alone = start_from is None and stop_at is None  # a run that shares a trunk has only a part of its curve
     state = {
         **job.identity,
         "precision": str(built.dtype).removeprefix("torch."),
@@ -177,11 +176,9 @@ def open_run(
         "started_at": started_at,
         "wall_s": earlier_s,
     }
+    forecast = built.forecast if start_from is None and stop_at is None else None  # a trunk's is but a part of a curve
     watch = dataclasses.replace(
-        watch,
-        flops_per_token=built.flops_per_token,
-        peak_flops_per_s=peak[0],
-        forecast=built.forecast if alone else None,
+        watch, flops_per_token=built.flops_per_token, peak_flops_per_s=peak[0], forecast=forecast
     )
     saving = dataclasses.replace(job.saving, at_steps=keep_steps)
     plan = dataclasses.replace(job.plan, stop_at=stop_at)
