@@ -198,13 +198,6 @@ class LayerPages:
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-class Held(NamedTuple):
-    """What a layer is given in a cached step."""
-
-    pages: LayerPages
-    step: Step
-
-
 class Layout(NamedTuple):
     """What a step's numbers on the device mean: counts of them, and what only the host needs to know."""
 
@@ -299,32 +292,20 @@ def _first_slot(pages: Sequence[int]) -> int | None:
 
 
 class Cache:
-    """Pages of a batch of sequences that are decoded side by side, each with a length of its own."""
+    """Pages of a batch of sequences that are decoded side by side."""
 
-    def __init__(self, config: ModelConfig, batch: int, capacity: int, *, n_layers: int, dtype: torch.dtype, device):
+    def __init__(self, config: ModelConfig, batch: int, capacity: int, *, dtype: torch.dtype, device):
         per_row = -(-capacity // PAGE)
-        self.capacity, self.device = capacity, device
+        self.capacity, self.device, self.length = capacity, device, 0
         self.pages = [list(range(1 + row * per_row, 1 + (row + 1) * per_row)) for row in range(batch)]
-        self.lengths = [0] * batch
-        self.layers = [LayerPages(1 + batch * per_row, config, dtype=dtype, device=device) for _ in range(n_layers)]
+        n_pages = 1 + batch * per_row
+        self.layers = [LayerPages(n_pages, config, dtype=dtype, device=device) for _ in range(config.n_layers)]
 
     def extend(self, n_tokens: int) -> Step:
         """The step that appends `n_tokens` to every sequence."""
-        assert max(self.lengths) + n_tokens <= self.capacity, (
-            f"cache holds {self.capacity} tokens, {max(self.lengths) + n_tokens} needed"
-        )
-        spans = [Span(pages, start, n_tokens) for pages, start in zip(self.pages, self.lengths, strict=True)]
-        self.lengths = [length + n_tokens for length in self.lengths]
+        start, self.length = self.length, self.length + n_tokens
+        assert self.length <= self.capacity, f"cache holds {self.capacity} tokens, {self.length} needed"
+        spans = [Span(pages, start, n_tokens) for pages in self.pages]
         if n_tokens <= SHORT:
             return make_step(spans, width=n_tokens, device=self.device)
         return make_step((), spans, device=self.device)
-
-    def rollback(self, lengths: Sequence[int]) -> None:
-        """Take tokens back: from now on sequence b holds `lengths[b]` tokens."""
-        assert all(0 <= new <= old for new, old in zip(lengths, self.lengths, strict=True)), (lengths, self.lengths)
-        self.lengths = list(lengths)
-
-    def keep(self, sequences: Sequence[int]) -> None:
-        """Go on with these sequences only, in this order; their pages stay where they are."""
-        self.pages = [self.pages[index] for index in sequences]
-        self.lengths = [self.lengths[index] for index in sequences]
