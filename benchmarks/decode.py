@@ -14,6 +14,7 @@ static cache, compiled (which takes half a minute), and by its continuous batchi
 
 import argparse
 import contextlib
+import functools
 import gc
 import json
 import statistics
@@ -219,6 +220,20 @@ def memory_of(engine: Engine, prompts: list[list[int]], device: torch.device) ->
     return found
 
 
+def time_all(
+    runs: dict[str, Callable[[int], Any]], n_new: int, n_rounds: int, device: torch.device, clock: Clock
+) -> dict[str, tuple[list[float], list[float]]]:
+    """Seconds for one token and for all of them, of each kind in turn, once warm."""
+    for run in runs.values():
+        run(n_new)
+    found: dict[str, tuple[list[float], list[float]]] = {kind: ([], []) for kind in runs}
+    for _ in range(n_rounds):
+        for kind, run in runs.items():
+            for seen, n in zip(found[kind], (1, n_new), strict=True):
+                seen.append(seconds(functools.partial(run, n), device, clock))
+    return found
+
+
 def measure(name: str, batch: int, bandwidth: float, device: torch.device, args: argparse.Namespace) -> dict[str, Any]:
     gc.collect()  # the model before this one
     config, dtype = SIZES[name], getattr(torch, args.dtype)
@@ -232,38 +247,22 @@ def measure(name: str, batch: int, bandwidth: float, device: torch.device, args:
     theirs = llama(model, dtype) if config.latent is None and config.experts is None and not args.alone else None
     greedy = [Sampling(max_tokens=n, temperature=0) for n in range(n_new + 1)]
     runs: dict[str, Callable[[int], Any]] = {"ours": lambda n: engine.complete(prompts, greedy[n])}
-    peers = contextlib.ExitStack()
     if theirs is not None:
         runs["transformers"] = their_generate(theirs, prompts_BT.to(device))
         if "static" in args.peers:
             runs["static"] = their_generate(theirs, prompts_BT.to(device), cache_implementation="static")
-        if "generate_batch" in args.peers:
-            runs["generate_batch"] = peers.enter_context(their_batch(theirs, prompts))
     same = None
     if theirs is not None:
         texts = torch.tensor([one.ids for one in runs["ours"](n_new)])
         same = (texts == runs["transformers"](n_new).cpu()).float().mean().item()
-    for kind in [*runs]:
-        try:
-            runs[kind](n_new)
-        except (RuntimeError, ValueError, ImportError, AttributeError, AssertionError, TypeError) as error:
-            if kind == "ours":
-                raise
-            print(f"{kind} does not run here: {type(error).__name__}: {str(error)[:300]}", flush=True)
-            del runs[kind]
-    times: dict[str, list[float]] = {kind: [] for kind in runs}
-    firsts: dict[str, list[float]] = {kind: [] for kind in runs}
-    for _ in range(args.rounds):
-        for kind, run in runs.items():
-            firsts[kind].append(seconds(lambda run=run: run(1), device, CLOCKS[args.clock]))
-            times[kind].append(seconds(lambda run=run: run(n_new), device, CLOCKS[args.clock]))
+    clock, on_gpu = CLOCKS[args.clock], device.type == "cuda"
+    timed = time_all(runs, n_new, args.rounds, device, clock)
+    if theirs is not None and "generate_batch" in args.peers:  # last, as it changes their model's attention
+        with their_batch(theirs, prompts) as run:
+            timed |= time_all({"generate_batch": run}, n_new, args.rounds, device, clock)
     rates = {
-        kind: batch * (n_new - 1) / (min(values) - min(firsts[kind]))
-        if device.type == "cuda"
-        else batch * n_new / min(values)
-        for kind, values in times.items()
+        kind: batch * (n_new - on_gpu) / (min(times) - on_gpu * min(firsts)) for kind, (firsts, times) in timed.items()
     }
-    peers.close()
     kernels = kernels_of(engine, prompts, device)
     context = N_PROMPT + n_new // 2
     floor_s = decode_bytes(config, batch, context, "bf16" if dtype == torch.bfloat16 else "fp32") / bandwidth
@@ -273,8 +272,8 @@ def measure(name: str, batch: int, bandwidth: float, device: torch.device, args:
         "batch": batch,
         "dtype": args.dtype,
         "tokens_per_s": rates,
-        "first_token_s": {kind: min(values) for kind, values in firsts.items()},
-        "spread": {kind: statistics.median(values) / min(values) - 1 for kind, values in times.items()},
+        "first_token_s": {kind: min(firsts) for kind, (firsts, _) in timed.items()},
+        "spread": {kind: statistics.median(times) / min(times) - 1 for kind, (_, times) in timed.items()},
         "share_of_floor": rates["ours"] * floor_s / batch,
         "floor_tokens_per_s": batch / floor_s,
         "times_transformers": rates["ours"] / rates["transformers"] if "transformers" in rates else None,

@@ -112,14 +112,23 @@ class Runner:
 
     def remember(self, done: Sequence[tuple[Work, int]], hidden: Sequence[Tensor]) -> None:
         """Keep the last hidden states of each work's first `n` tokens: those that are right."""
-        for (work, n), hidden_TD in zip(done, hidden, strict=True):
-            if not self.window or work.row.slot < 0:
-                continue
-            tail_WD = self._tail_SWD[work.row.slot]
-            if work.start == work.row.n_reused:
-                tail_WD.zero_()  # another sequence's
-            joined = torch.cat((tail_WD, hidden_TD[:n]))
-            tail_WD.copy_(joined[-self.window :])
+        kept = [(w, n, h) for (w, n), h in zip(done, hidden, strict=True) if self.window and w.row.slot >= 0]
+        if not kept:
+            return
+        before_ND = self._tail_SWD.flatten(0, 1)
+        nothing = len(before_ND)  # a row of zeros, for what a sequence has not begun with
+        found, index, end = [], [], nothing + 1
+        for work, n, hidden_TD in kept:
+            n_new = min(n, self.window)
+            first = work.row.slot * self.window
+            fresh = work.start == work.row.n_reused  # what is in the slot is another sequence's
+            index += [nothing if fresh else first + at for at in range(n_new, self.window)]
+            index += range(end, end + n_new)
+            found.append(hidden_TD[n - n_new : n])
+            end += n_new
+        source_ND = torch.cat((before_ND, before_ND.new_zeros(1, before_ND.shape[1]), *found))
+        tails_RWD = source_ND.index_select(0, self._on_device(index)).unflatten(0, (-1, self.window))
+        self._tail_SWD.index_copy_(0, self._on_device([work.row.slot for work, _, _ in kept]), tails_RWD)
 
     def draft(
         self, rows: Sequence[Row], n_known: Sequence[int], choose: Callable[[Tensor, list[list[int]]], list[int]]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from test_deepseek import BASE, LATENT, SIGMOID, SOFTMAX, build
+from torch.nn import functional as F
 
 from isoflop.model import few_rows as steps
 from isoflop.model import pages
@@ -17,6 +18,7 @@ from isoflop.model.config import ModelConfig
 from isoflop.model.few_rows import run_step
 from isoflop.model.pages import PAGE, Span, make_step
 from isoflop.model.transformer import Transformer
+from isoflop.numerics import few_rows
 from isoflop.numerics.error import relative_error
 from isoflop.serving import noise
 
@@ -143,6 +145,35 @@ def test_interpreted_step_of_a_prediction_module_is_the_model_s(interpreted):
     assert mtp_errors(torch.float32, "cpu")[0] < 2e-6
 
 
+PRODUCTS = [(2, 600, 96, False), (1, 1040, 96, True), (1, 514, 4100, False), (1, 1040, 8200, True), (1, 40, 130, False)]
+"""Tokens (all in one kernel), rows and columns of the weight, gated: one of each kind of tiles."""
+
+
+def product_error(n_tokens, n_out, n_in, gated, dtype, device):
+    """Of a product with norm and update and two weights, or gated, against float64."""
+    generator = torch.Generator().manual_seed(5)
+    x, update, first, second, gain = (
+        torch.randn(size, generator=generator).to(device, dtype)
+        for size in ((n_tokens, n_in), (n_tokens, n_in), (n_out, n_in), (n_out // 2, n_in), (n_in,))
+    )
+    first, second = first / n_in**0.5, second / n_in**0.5
+    second, norm = None if gated else second, few_rows.Norm(gain.float(), 1e-6)
+    total, y = few_rows._product(x, first, second, norm=norm, update_ND=update, gated=gated)
+    assert torch.equal(total, x + update)
+    wide = total.double()
+    wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-6) * gain.double()
+    exact = wide @ torch.cat((first, first[:0] if second is None else second)).double().T
+    if gated:
+        gate, up = exact.chunk(2, -1)
+        exact = F.silu(gate) * up
+    return relative_error(y, exact)
+
+
+@pytest.mark.skipif(not INTERPRETS, reason="run by the next test, in a process whose Triton interprets")
+def test_interpreted_products_in_tiles_of_every_kind_are_exact(interpreted):
+    assert all(product_error(*sizes, torch.float32, "cpu") < 2e-6 for sizes in PRODUCTS)
+
+
 SEEDS = [(3, 0), (2**63 + 5, 17), (2**64 - 1, 2**31)]
 
 
@@ -162,7 +193,7 @@ def test_in_triton_s_interpreter_a_step_of_kernels_is_the_model_s():
     """In a process of its own: whether Triton interprets is settled when it is imported."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "interpreted"]
     done = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
-    assert done.returncode == 0 and f"{2 * len(MODELS) + 2} passed" in done.stdout, done.stdout[-4000:]
+    assert done.returncode == 0 and f"{2 * len(MODELS) + 3} passed" in done.stdout, done.stdout[-4000:]
 
 
 @pytest.mark.gpu
@@ -174,6 +205,14 @@ def test_on_a_gpu_a_step_of_kernels_is_the_model_s(name, dtype, lengths, width):
     of_kernels, plain = compare(MODELS[name], lengths, width, dtype, "cuda")
     for error, allowed in zip(of_kernels, plain, strict=True):
         assert error < (3e-6 if dtype == torch.float32 else 1.3 * allowed + 1e-3), (of_kernels, plain)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_products_in_tiles_of_every_kind_are_exact():
+    for sizes in PRODUCTS:
+        assert product_error(*sizes, torch.float32, "cuda") < 3e-6
+        assert product_error(*sizes, torch.bfloat16, "cuda") < 5e-3
 
 
 @pytest.mark.gpu
