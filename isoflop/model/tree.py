@@ -64,7 +64,7 @@ class TreePages(LayerPages):
 
     def __init__(self, n_slots: int, config: ModelConfig, *, dtype: torch.dtype, device):
         super().__init__(-(-n_slots // PAGE), config, dtype=dtype, device=device)
-        self.keys, self.values = self._keys_by_slot[:, None], self._values_by_slot[:, None]
+        self.keys, self.values = self._keys_by_slot.unsqueeze(1), self._values_by_slot.unsqueeze(1)
 
     def attend(self, step: Step, q_NHC: Tensor, scale: float | None) -> Tensor:
         """Attention of all tokens of a step, [N, H, C]; their keys are written already."""
@@ -76,7 +76,8 @@ class TreePages(LayerPages):
                 parts.append(self.attend_rows(rows, q_QHC, scale))
                 continue
             heads = (q_QHC.unflatten(0, (-1, rows.width)), *self.of_rows(rows))
-            parts.append(attend(*(x.transpose(1, 2) for x in heads), scale).transpose(1, 2).flatten(0, 1))
+            q_RHWC, k_RGSC, v_RGSC = (x.transpose(1, 2) for x in heads)
+            parts.append(attend(q_RHWC, k_RGSC, v_RGSC, scale).transpose(1, 2).flatten(0, 1))
         return torch.cat(parts).index_select(0, step.back_N)
 
 
