@@ -3,9 +3,9 @@
 Sequences are sorted and their common beginnings found: a forest whose nodes are runs of tokens, each continuing its
 parent. Options of a question share its context, questions of a subject share the worked examples, in whatever order and
 by whoever they were asked. The forest is walked depth first and cut into parts of a token budget; what later parts
-attend to stays where it was written.
+attend to is kept.
 
-No torch here. Slots are places in the memory of keys and values, one a token.
+No torch here. Slots are places in the memory of keys and values, one a token, counted anew in every part.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-SHARED_LEAST = 8
+SHARED_LEAST = 4
 """A beginning shorter than this is computed again: a node of few tokens costs more than it saves (assumption)."""
 
 
@@ -38,7 +38,7 @@ class Node:
     places: list[tuple[int, int, int]] = field(default_factory=list)
     """(sequence, first, last): it is asked what follows its tokens first to last (exclusive), which lie in here."""
     slots: np.ndarray | None = None
-    """Of its own tokens, while they are held."""
+    """Of its own tokens in the part that is computed, while they are held."""
 
     @property
     def n_tokens(self) -> int:
@@ -82,30 +82,34 @@ def grow(sequences: Sequence[Asked]) -> list[Node]:
     return _depth_first(nodes)
 
 
-def cut(nodes: Sequence[Node], budget: int, n_slots: int) -> Iterator[list[Node]]:
-    """What forward passes compute: nodes of at most `budget` tokens, or one; their slots are set while it is used.
+def cut(nodes: Sequence[Node], budget: int) -> Iterator[tuple[np.ndarray, list[Node]]]:
+    """What forward passes compute: (slots of the part before that are kept, nodes of at most `budget` tokens, or one).
 
-    A node's slots are free again once all below it is done; `n_slots` is the budget and the longest sequence.
+    A part's slots are those that are kept, in the order given, and then its own tokens; they are set while it is used.
     """
-    free = list(range(n_slots))
     held: list[Node] = []
+    kept, n = np.zeros(0, dtype=np.int64), 0
     part: list[Node] = []
-    n = 0
     for node in nodes:
         if part and n + node.n_tokens > budget:
-            yield part
-            needed = set(node.path())
+            yield kept, part
+            needed = {*node.path()}
             for done in [*held, *part]:
                 if done not in needed:
-                    free += _slots_of(done).tolist()
                     done.slots = None
-            held, part, n = [one for one in [*held, *part] if one in needed], [], 0
-        node.slots = np.array(free[len(free) - node.n_tokens :], dtype=np.int64)
-        del free[len(free) - node.n_tokens :]
+            held = [one for one in [*held, *part] if one in needed]
+            kept = np.concatenate([np.zeros(0, dtype=np.int64), *(_slots_of(one) for one in held)])
+            n = 0
+            for one in held:
+                one.slots = np.arange(n, n + one.n_tokens)
+                n += one.n_tokens
+            part, n = [], 0
+        first = len(kept) + n
+        node.slots = np.arange(first, first + node.n_tokens)
         part.append(node)
         n += node.n_tokens
     if part:
-        yield part
+        yield kept, part
 
 
 def path_slots(node: Node) -> np.ndarray:

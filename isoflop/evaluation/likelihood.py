@@ -19,10 +19,10 @@ from isoflop.evaluation.forest import Asked, Node, cut, grow, path_slots
 from isoflop.model.transformer import Transformer
 from isoflop.model.tree import Run, TreePages, tree_step
 
-HEAD_VALUES = 2**26
-"""Logits that exist at once: 256 MiB of float32 (assumption)."""
-BUDGET_TOKENS = {"cpu": 4096, "cuda": 32768}
-"""Tokens of a forward pass (assumption: the widest activation of a 7B model is then 1.4 GB of bf16)."""
+HEAD_VALUES = {"cpu": 2**21, "cuda": 2**28}
+"""Logits that exist at once: on a CPU what its caches hold, on a GPU 1 GiB of float32 (assumption)."""
+BUDGET_TOKENS = {"cpu": 1024, "cuda": 32768}
+"""Tokens of a forward pass (assumption: caches again; the widest activation of a 7B model is 1.4 GB of bf16)."""
 
 
 class Score(NamedTuple):
@@ -54,9 +54,8 @@ def score(model: Transformer, sequences: Sequence[Asked], *, budget: int = 0) ->
     device = model.embedding.weight.device
     longest = max((len(sequence.tokens) - 1 for sequence in sequences), default=0)
     budget = max(budget or BUDGET_TOKENS[device.type], longest)
-    n_slots = budget + longest
     config = model.config
-    layers = [TreePages(n_slots, config, dtype=model.dtype, device=device) for _ in range(config.n_layers)]
+    layers = [TreePages(config, dtype=model.dtype, device=device) for _ in range(config.n_layers)]
     nats, missing = np.zeros(len(sequences)), np.array([sequence.n_scored for sequence in sequences])
     greedy = np.ones(len(sequences), dtype=bool)
 
@@ -70,9 +69,9 @@ def score(model: Transformer, sequences: Sequence[Asked], *, budget: int = 0) ->
                 yield Score(number, float(nats[number]), bool(greedy[number]))
 
     waiting: _Read | None = None
-    for nodes in cut(grow(sequences), budget, n_slots):
+    for kept, nodes in cut(grow(sequences), budget):
         runs = [Run(node.tokens[node.start : node.end], path_slots(node)) for node in nodes]
-        tokens_N, step = tree_step(runs, is_latent=config.latent is not None, device=device)
+        tokens_N, step = tree_step(kept, runs, is_latent=config.latent is not None, device=device)
         hidden_ND = model.step(tokens_N, step, layers)
         following = _ask(model, hidden_ND, nodes, sequences)
         if waiting is not None:
@@ -110,11 +109,11 @@ def _ask(model: Transformer, hidden_ND: Tensor, nodes: Sequence[Node], sequences
     sizes = [len(places_M), len(row_A), len(row_A)]
     places_on, rows_on, targets_on = numbers.to(hidden_ND.device, non_blocking=True).split(sizes)
     hidden_MD, found = hidden_ND.index_select(0, places_on), []
-    n_rows = max(1, HEAD_VALUES // model.config.vocab_size)
+    n_rows = max(1, HEAD_VALUES[hidden_ND.device.type] // model.config.vocab_size)
     for start in range(0, len(hidden_MD), n_rows):
         low, high = np.searchsorted(row_A, [start, start + n_rows])
-        logits_MV = model.head(hidden_MD[start : start + n_rows]).float()
+        log_p_MV = model.head(hidden_MD[start : start + n_rows]).log_softmax(-1, dtype=torch.float32)
         rows, wanted = rows_on[low:high] - start, targets_on[low:high]
-        log_p_A = logits_MV[rows, wanted] - logits_MV.logsumexp(-1)[rows]
-        found.append(torch.stack((log_p_A, (logits_MV.argmax(-1)[rows] == wanted).float())))
+        is_best_A = log_p_MV.argmax(-1)[rows] == wanted
+        found.append(torch.stack((log_p_MV[rows, wanted], is_best_A.float())))
     return _Read(owners_A, torch.cat(found, 1))

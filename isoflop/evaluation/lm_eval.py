@@ -1,3 +1,4 @@
+# pyright: reportMissingImports=false
 """Any task of lm-eval on our runs: its `TemplateLM` over the same scorer and engine that our own tasks use.
 
     lm_eval.simple_evaluate(model=IsoflopLM("runs/target"), tasks=["lambada_openai"])

@@ -52,7 +52,10 @@ class Block(NamedTuple):
 
 @dataclass
 class TreeStep(Step):
-    """A step over runs; `chunks` are the same runs one by one, which latent attention reads."""
+    """A step over runs; its slots are those of the step before that are kept.
+
+    `chunks` are the same runs one by one, which latent attention reads.
+    """
 
     blocks: tuple[Block, ...] = ()
     back_N: Tensor | None = None
@@ -60,11 +63,23 @@ class TreeStep(Step):
 
 
 class TreePages(LayerPages):
-    """Keys and values of a layer, a page of which is one token: tables and chunks hold slots."""
+    """Keys and values of a layer, a page of which is one token: tables and chunks hold slots.
 
-    def __init__(self, n_slots: int, config: ModelConfig, *, dtype: torch.dtype, device):
-        super().__init__(-(-n_slots // PAGE), config, dtype=dtype, device=device)
+    They are those of the last step: what it kept of the step before, then its own.
+    """
+
+    def __init__(self, config: ModelConfig, *, dtype: torch.dtype, device):
+        super().__init__(0, config, dtype=dtype, device=device)
         self.keys, self.values = self._keys_by_slot.unsqueeze(1), self._values_by_slot.unsqueeze(1)
+
+    def write(self, step: Step, k_NGC: Tensor, v_NGC: Tensor | None = None) -> None:
+        """Forget what is not kept, and put the new tokens of a step behind the rest."""
+        n_values = self.values.shape[-1]
+        self.keys = torch.cat((self.keys.index_select(0, step.slots_N), k_NGC.unsqueeze(1)))
+        if v_NGC is not None:
+            self.values = torch.cat((self.values.index_select(0, step.slots_N), v_NGC.unsqueeze(1)))
+        else:
+            self.values = self.keys[..., :n_values]
 
     def attend(self, step: Step, q_NHC: Tensor, scale: float | None) -> Tensor:
         """Attention of all tokens of a step, [N, H, C]; their keys are written already."""
@@ -81,15 +96,15 @@ class TreePages(LayerPages):
         return torch.cat(parts).index_select(0, step.back_N)
 
 
-def tree_step(runs: Sequence[Run], *, is_latent: bool, device) -> tuple[Tensor, TreeStep]:
-    """Tokens [N] and the step of these runs, in one transfer to the device.
+def tree_step(kept: np.ndarray, runs: Sequence[Run], *, is_latent: bool, device) -> tuple[Tensor, TreeStep]:
+    """Tokens [N] and the step of these runs, behind the kept slots of the step before, in one transfer to the device.
 
     Latent attention takes them one by one: its keys are made from what is kept, which padding would multiply.
     """
     numbers: list[np.ndarray] = [
         np.concatenate([run.tokens for run in runs]),
         np.concatenate([np.arange(run.start, len(run.slots)) for run in runs]),
-        np.concatenate([run.slots[run.start :] for run in runs]),
+        kept,
     ]
     shapes: list[tuple[bool, int]] = []
     if is_latent:

@@ -21,7 +21,7 @@ def run_of(folder: Path, tokens: Path, *, config: ModelConfig = CONFIG, seed: in
 
 def official_files(folder: Path, n: int = 24) -> Path:
     """Rows in the formats of some benchmarks, made up."""
-    words = "seed tide harbour lantern meadow iron violet thunder river copper".split()
+    words = ["seed", "tide", "harbour", "lantern", "meadow", "iron", "violet", "thunder", "river", "copper"]
 
     def text(at: int, length: int) -> str:
         return " ".join(words[(at * 7 + 3 * i + i * i) % len(words)] for i in range(length))
