@@ -38,7 +38,10 @@ from isoflop.training import checkpoint
 from isoflop.training.optim import adamw
 
 SIZES = {
-    "10m": ModelConfig(8, 256, 8, 8, 32, 704, 8192, 2048),
+    "10m": ModelConfig(8, 256, 8, 8, 32, 704, 8192, 2048),  # 6.4M in blocks
+    "10m-wide": ModelConfig(
+        6, 160, 5, 5, 32, 448, 24576, 2048
+    ),  # 1.9M in blocks, as small models of large vocabularies
     "1.3b": ModelConfig(24, 2048, 16, 16, 128, 5504, 102400, 2048, init_std=0.02),
 }
 Request = tuple[tuple[str, str], list[int], list[int]]

@@ -92,8 +92,10 @@ def score_items(
         for number, item, wanted in _wanted(prompts, some, seq_len, whole_text, unconditional):
             answer = answers[number] = {"item": number, "n_cut": 0}
             empty = [at for _, at, _, rest in wanted if not rest]
+            if isinstance(item, Choice):  # a blank alone is no option either: it has no length
+                empty += [at for at, option in enumerate(item.options) if not option.strip()]
             if not wanted or empty:
-                what = f"option {empty[0]}" if wanted and isinstance(item, Choice) else "the text"
+                what = f"option {empty[0] + 1}" if isinstance(item, Choice) else "the text"
                 yield {**answer, "problem": f"{what} has no tokens"}
                 continue
             missing[number] = len(wanted)

@@ -21,7 +21,7 @@ from isoflop.model.tree import Run, TreePages, tree_step
 
 HEAD_VALUES = {"cpu": 2**21, "cuda": 2**28}
 """Logits that exist at once: on a CPU what its caches hold, on a GPU 1 GiB of float32 (assumption)."""
-BUDGET_TOKENS = {"cpu": 1024, "cuda": 32768}
+BUDGET_TOKENS = {"cpu": 2048, "cuda": 32768}
 """Tokens of a forward pass (assumption: caches again; the widest activation of a 7B model is 1.4 GB of bf16)."""
 
 

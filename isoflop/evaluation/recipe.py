@@ -49,7 +49,7 @@ class LikelihoodSection:
     metrics: tuple[Literal["acc", "acc_norm", "acc_bytes", "acc_token", "acc_whole_text", "acc_mutual_info"], ...] = ()
     """Accuracies by other normalisations, beside those of a task."""
     budget_tokens: NotNegativeInt = 0
-    """Tokens of a forward pass; changes no result but rounding. 0: 32,768 on a GPU, 1,024 on a CPU."""
+    """Tokens of a forward pass; changes no result but rounding. 0: 32,768 on a GPU, 2,048 on a CPU."""
 
 
 @dataclass(frozen=True)

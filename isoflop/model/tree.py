@@ -22,7 +22,7 @@ from isoflop.model.pages import PAGE, Chunk, LayerPages, Rows, Step
 
 MOST_KEYS = 2**18
 """Keys of a block, padding included: they are copied once a layer (assumption: 1 GiB at 2,048 channels of bf16)."""
-WASTE, WASTE_PAIRS = 1.25, 2**14
+WASTE, WASTE_PAIRS = 1.25, 2**12
 """A block may have so many times the pairs of query and key that its runs have, and so many more (assumption)."""
 
 
