@@ -40,7 +40,7 @@ MAY_IMPORT = FLOORS | {
     "serving": {*GROUND, "numerics", "model", "tokens", "training"},
     "sandbox": {"errors", "run"},
     "alignment": {*GROUND, "pages", "corpus", "tokens", "numerics", "model", "training", "serving"},
-    "evaluation": {*GROUND, "pages", "sandbox", "corpus", "tokens", "model", "training"},
+    "evaluation": {*GROUND, "pages", "sandbox", "corpus", "tokens", "model", "training", "serving"},
     "scaling": {*GROUND, "columns", "pages", "numerics", "model", "tokens", "training"},
     "interop": {*GROUND, "model", "tokens", "training", "alignment"},
     "in_situ": {"errors", "glyphs", "numerics", "training"},
@@ -62,6 +62,8 @@ OPTIONAL = {
 }
 KERNELS = {"optics.kernels", "numerics.kernels.block", "numerics.kernels.decode", "numerics.kernels.quantise"}
 """Modules of Triton kernels, which import it as they are imported: by a function, on a GPU."""
+ADAPTERS = {"evaluation.lm_eval": {"lm_eval"}}
+"""Modules for users of another package, who import it anyway."""
 BASE = {"torch", "numpy", "scipy", "safetensors", "tokenizers", "zstandard", "tqdm"} | {
     *("pydantic", "pydantic_core", "typing_extensions", "cyclopts", "jinja2", "markupsafe"),
 }
@@ -133,6 +135,8 @@ def test_only_base_dependencies_are_imported_at_module_level(path):
         package = module.split(".")[0]
         if package == "triton":
             assert name_of(path) in KERNELS
+        elif package in ADAPTERS.get(name_of(path), ()):
+            assert top
         elif package in OPTIONAL:
             assert not top, f"{name_of(path)} imports {module} at module level; it is an extra: import it in a function"
         else:

@@ -13,6 +13,7 @@ from isoflop.alignment.demo import DemoRecipe
 from isoflop.alignment.recipe import DpoRecipe, RewardRecipe, SftRecipe
 from isoflop.alignment.recipe import check as check_align
 from isoflop.corpus.recipe import CorpusRecipe
+from isoflop.evaluation.recipe import EvalRecipe
 from isoflop.imaging.config import ImagingRecipe
 from isoflop.imaging.sweep import ImagingSweep
 from isoflop.model.accounting import count_parameters
@@ -43,6 +44,7 @@ SCHEMAS = {
     "dpo": DpoRecipe,
     "reward": RewardRecipe,
     "align demo": DemoRecipe,
+    "eval": EvalRecipe,
 }
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 
-from isoflop.cli import align, convert, corpus, imaging, keys, optics, scaling, serving, train
+from isoflop.cli import align, convert, corpus, evaluate, imaging, keys, optics, scaling, serving, train
 from isoflop.cli.arguments import check, converted, sentence
 from isoflop.cli.console import print_rows, say
 from isoflop.errors import IsoflopError, RecipeError
@@ -36,6 +36,7 @@ COMMANDS: dict[str, Command] = {
     "dpo": align.dpo,
     "reward": align.reward,
     "align demo": align.align_demo,
+    "eval": evaluate.evaluate,
     "generate": serving.generate,
     "chat": serving.chat,
     "score": scaling.score,

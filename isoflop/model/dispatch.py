@@ -83,7 +83,7 @@ class _Unpermute(torch.autograd.Function):
     @staticmethod
     def backward(ctx, d_y_TD: Tensor):  # type: ignore[override]
         token_R, row_TA = ctx.saved_tensors
-        return spread_rows(d_y_TD, token_R, row_TA), None, None, d_y_TD
+        return spread_rows(d_y_TD, token_R, row_TA), None, None, d_y_TD if ctx.needs_input_grad[3] else None
 
 
 def runs_grouped(device: torch.device, dtype: torch.dtype, *widths: int) -> bool:

@@ -244,7 +244,7 @@ class _Scheduler:
         if not ready:
             return []
         job = max(ready, key=lambda job: (job.start_from is not None, job.flops))
-        if job.tries:
+        if job.tries or not _stackable(job.cell):
             return [job]
         most = min(self.stack, STACKED_PARAMETERS // count_parameters(job.cell.config).n_params_total)
         alike = [other for other in ready if other.kind == job.kind and not other.tries and other is not job]
@@ -319,6 +319,13 @@ class _Scheduler:
         cells_open = sum(self.jobs[cell_id].state != "finished" for cell_id in self.open)
         names = ", ".join(job.name for worker in pool for job in worker.jobs)
         return SweepProgress(len(self.cells) - cells_open, len(self.cells), so_far, self.total, left, names)
+
+
+def _stackable(cell: Cell) -> bool:
+    """What `isoflop.training.stack` can train as one program, as far as a recipe says it."""
+    config, sections = cell.config, cell.sections
+    plain = config.experts is None and not config.mtp_depth and "numerics" not in sections
+    return plain and sections["train"].get("optimizer") != "muon" and not sections["validate"].get("every_steps")
 
 
 def _stack_of(cells: list[Cell]) -> int:

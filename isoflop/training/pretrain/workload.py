@@ -341,10 +341,12 @@ def _with_whole_paths(recipe: PretrainRecipe) -> PretrainRecipe:
 
 
 def _forecast(recipe: PretrainRecipe) -> LossForecast | None:
-    """An onlooker for a run long enough; the plan's curve, where there is one, says more about it."""
+    """An onlooker for a run long enough; the plan's curve, where it is for this run, says more about it."""
     n_steps, curve = recipe.n_steps(), (recipe.prediction or {}).get("curve") or {}
     if n_steps < 2 * BLOCKS:
         return None
+    if curve and curve["steps"][-1] != n_steps:  # planned for more or fewer steps
+        curve = {}
     nats = curve.get("final_nats")
     return LossForecast(
         [recipe.rate(step) for step in range(n_steps)],
