@@ -29,7 +29,7 @@ from isoflop.serving.drafts import look_up
 from isoflop.serving.grammar import Grammars, Matcher
 from isoflop.serving.memory import n_pages_for
 from isoflop.serving.options import Completion, EngineOptions, Finish, Output, Stats
-from isoflop.serving.products import prepare
+from isoflop.serving.products import hold_weights, prepare
 from isoflop.serving.replay import can_replay
 from isoflop.serving.request import Sampling, check_prompt, check_sampling
 from isoflop.serving.runner import Ran, Runner
@@ -261,6 +261,7 @@ class Engine:
         with torch.no_grad():
             for name, tensor in state.items():
                 ours[name].copy_(tensor)
+        hold_weights(self.model)
         self.pool.forget_all()
 
     def _draw(self, plan: Plan, ran: Ran) -> Drawn:
