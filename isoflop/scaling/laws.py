@@ -4,7 +4,8 @@
         .lstar         L* = E + k C^-g, loss at the optimum
         .allocation    S* = n_coefficient C^n_exponent, D* likewise, with the vertices of the IsoFLOP curves
         .hyper         batch and learning rate (isoflop.scaling.lr_batch_law)
-        .noise, .rehearsal, .resamples     how sure they are
+        .bottoms       the same through the bottoms of the IsoFLOP curves
+        .noise, .rehearsals, .resamples     how sure they are
 
 Row i of every array in `resamples` comes from the same bootstrap resample, so that a plan can carry the joint
 uncertainty to the decision. `Laws.tree` is the JSON of a laws file, `Laws.from_tree` reads it, also older ones.
@@ -16,7 +17,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -35,6 +36,8 @@ FLOPS_FACTOR = {"n_params": 6.0, "flops_per_token": 1.0}
 CONSTANTS = ("E", "A", "B", "alpha", "beta")
 POOLED = ("log_huber", "varpro", "published")
 """Surfaces that take part in a prediction; `published` stands alone."""
+AT_OPTIMUM = ("lstar", "bottoms")
+"""Laws that know the best loss of a compute only."""
 MIN_RESAMPLES = 100
 """Below this, percentiles of a 90% interval rest on a handful of values (assumption)."""
 
@@ -141,15 +144,17 @@ class Allocation:
 
 @dataclass(frozen=True)
 class Noise:
-    """Of one run around the least-squares surface."""
+    """Of one run: how far its loss lies off what equal runs or its neighbours say."""
 
     relative_sd: float
     degrees_of_freedom: int | None = None
+    source: str | None = None
+    """What it was taken from: repeats, bowls or surface."""
 
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """Fitted without the largest budget, its cells near the optimum predicted."""
+    """Fitted without the largest runs, those near the optimum predicted."""
 
     relative_error: float
     """predicted / measured - 1."""
@@ -172,9 +177,17 @@ class Laws:
     surfaces: dict[str, Surface] = field(default_factory=dict)
     allocation: Allocation | None = None
     lstar: LossAtOptimum | None = None
+    """Of all IsoFLOP curves fitted together."""
+    bottoms: LossAtOptimum | None = None
+    """Through the bottoms of the IsoFLOP curves."""
     hyper: RateBatchFit | None = None
     noise: Noise | None = None
     rehearsal: Rehearsal | None = None
+    """Without the largest budget."""
+    rehearsals: tuple[Rehearsal, ...] = ()
+    """All of them: fitted below one compute, runs beyond it predicted."""
+    steepening: float | None = None
+    """How much faster ln L falls with ln C at the end of the sweep than the laws say there; 0 where it does not."""
     resamples: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
     """By law; a row that failed is NaN."""
     floor_prior: dict[str, object] | None = None
@@ -221,10 +234,11 @@ class Laws:
         return {f"surface_{name}": self.surfaces[name].constants for name in POOLED if name in self.surfaces}
 
     def constants(self) -> dict[str, np.ndarray]:
-        """Central constants of every law of loss: the surfaces, and E, k, g of L*(C)."""
+        """Central constants of every law of loss: the surfaces, and E, k, g of the laws at the optimum."""
         found = self.surface_constants()
-        if self.lstar:
-            found["lstar"] = np.array([self.lstar.E, self.lstar.k, self.lstar.g], dtype=float)
+        for name in AT_OPTIMUM:
+            if law := getattr(self, name):
+                found[name] = np.array([law.E, law.k, law.g], dtype=float)
         return found
 
     def draws(self) -> dict[str, np.ndarray]:
@@ -232,7 +246,7 @@ class Laws:
 
         Rows in which any law failed are left out of all. Raises PlanError if fewer than `MIN_RESAMPLES` remain.
         """
-        names = [name for name in ("surface_log_huber", "surface_varpro", "lstar") if name in self.resamples]
+        names = [name for name in ("surface_log_huber", "surface_varpro", *AT_OPTIMUM) if name in self.resamples]
         rows = {name: self.resamples[name] for name in names}
         if not rows or len({len(values) for values in rows.values()}) != 1:
             raise PlanError(
@@ -249,14 +263,34 @@ class Laws:
 
     def optimum_losses(self, constants: Mapping[str, np.ndarray], total_flops: Any) -> dict[str, np.ndarray]:
         """Best loss at compute C by law. Shapes: constants (..., 5) or (..., 3); C broadcasts against (...)."""
-        reference = float((self.lstar.reference_flops if self.lstar else 0.0) or 1.0)
         losses = {}
         for name, values in constants.items():
-            if name == "lstar":
-                losses[name] = lstar_loss(values, total_flops, reference)
+            if name in AT_OPTIMUM:
+                law = getattr(self, name)
+                losses[name] = lstar_loss(values, total_flops, law.reference_flops if law else 1.0)
             else:
                 losses[name] = surface_loss(values, *surface_optimum(values, total_flops, self.flops_factor))
         return losses
+
+    def losses(
+        self,
+        constants: Mapping[str, np.ndarray],
+        scale: Any,
+        n_tokens: Any,
+        surface: Callable[..., np.ndarray] | None = None,
+    ) -> dict[str, np.ndarray]:
+        """Loss of runs by each law; to laws at the optimum the surfaces' mean penalty off it is added.
+
+        `surface`: constants, scale, tokens -> loss, in place of `surface_loss`.
+        """
+        best = self.optimum_losses(constants, self.flops_factor * np.asarray(scale) * n_tokens)
+        found = {
+            name: (surface or surface_loss)(values, scale, n_tokens)
+            for name, values in constants.items()
+            if name not in AT_OPTIMUM
+        }
+        penalty = np.mean([found[name] - best[name] for name in found], axis=0) if found else 0.0
+        return found | {name: best[name] + penalty for name in constants if name in AT_OPTIMUM}
 
     def tree(self) -> dict[str, Any]:
         """Plain data, as in a laws file."""
@@ -264,16 +298,18 @@ class Laws:
             "surface": {name: _plain(surface) for name, surface in self.surfaces.items()},
             "parabola": self.allocation and _plain(self.allocation),
             "lstar": self.lstar and _plain(self.lstar),
+            "bottoms": self.bottoms and _plain(self.bottoms),
             "noise": self.noise and _plain(self.noise),
             "resamples": {name: rows.tolist() for name, rows in self.resamples.items()},
             "leave_out": self.rehearsal and _plain(self.rehearsal),
+            "rehearsals": [_plain(one) for one in self.rehearsals],
             "hyper": self.hyper and self.hyper.tree(),
         }
         given = {name: getattr(self, name) for name in _PLAIN}
         given |= {} if self.published else {"name": None}
         tree = {"law_set": 1, "format": FORMAT, **given, **parts}
         kept = () if self.published else ("floor_prior", "leave_out", "resamples", "conventions", "warnings")
-        return {name: value for name, value in tree.items() if name in kept or value not in (None, "", {}, ())}
+        return {name: value for name, value in tree.items() if name in kept or value not in (None, "", {}, (), [])}
 
     @classmethod
     def from_tree(cls, tree: Mapping[str, Any], *, name: str = "laws", sha256: str = "") -> "Laws":
@@ -313,9 +349,11 @@ class Laws:
             },
             allocation=allocation,
             lstar=part(LossAtOptimum, "lstar"),
+            bottoms=part(LossAtOptimum, "bottoms"),
             hyper=RateBatchFit.from_tree(tree["hyper"]) if tree.get("hyper") else None,
             noise=part(Noise, "noise"),
             rehearsal=part(Rehearsal, "leave_out"),
+            rehearsals=tuple(_read(Rehearsal, one, f"laws {name}: rehearsals") for one in tree.get("rehearsals") or ()),
             resamples={key: _rows(rows) for key, rows in (tree.get("resamples") or {}).items() if rows},
         )
 
@@ -362,7 +400,7 @@ def lstar_loss(constants: np.ndarray, total_flops: Any, reference_flops: float =
 
 _PLAIN = (
     *("scale", "loss", "name", "source", "grade", "published_hyper", "n_runs", "budgets", "largest_budget_flops"),
-    *("largest_budget_flops_exact", "held_out_sha256", "held_out_bytes"),
+    *("largest_budget_flops_exact", "held_out_sha256", "held_out_bytes", "steepening"),
     *("conventions", "warnings", "inferences", "floor_prior", "bootstrap"),
 )
 """Fields that are plain data under the same key."""

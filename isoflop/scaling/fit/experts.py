@@ -25,8 +25,8 @@ from isoflop.scaling.fit.expert_runs import (
     rows_for,
     undetermined,
 )
-from isoflop.scaling.fit.least_squares import least_squares
 from isoflop.scaling.fit.one_law import OneLaw
+from isoflop.scaling.fit.solver import least_squares
 from isoflop.scaling.fit.table import Table
 
 PRIORS = {"clark": "clark_sbase", "joint": "joint", "granularity": "granularity", "leverage": "ling_leverage"}

@@ -23,6 +23,7 @@ SAME_BUDGET = 1.10  # rows belong to one budget while neighbours in compute diff
 WIDEST_BUDGET = 1.5  # a chain of neighbours wider than this is a cloud of runs, not a budget
 FLAT = 1e-9  # losses that differ by less than this share are equal but for rounding
 LEAST_SPREAD = 0.02  # decades (5%) that sizes must span before a bowl over them means anything
+NEAR = 4.0  # sizes within this factor of the trend of optima: there a bowl is a parabola, and laws of loss agree
 EDGE_SLACK = 0.25  # of the tested width; further outside, no standard error excuses a vertex
 Power = float | list[float]
 """A number of a fitted power law: exponent, coefficient, standard deviation, or an interval."""
@@ -46,6 +47,11 @@ class Budget:
     @property
     def n_sizes(self) -> int:
         return len(np.unique(self.scale))
+
+    def select(self, keep: np.ndarray) -> "Budget":
+        """The runs where `keep` is true."""
+        parts = {name: getattr(self, name)[keep] for name in ("scale", "tokens", "loss", "weight", "rows")}
+        return dataclasses.replace(self, **parts)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,6 +182,31 @@ def find_vertices(budgets: list[Budget], bottom: FindBottom = find_vertex) -> tu
             )
         )
     return rows, warnings
+
+
+def near_optimum(budgets: list[Budget], factor: float = NEAR) -> list[Budget]:
+    """The runs of each budget within `factor` of the optimal size, or the three sizes nearest to it.
+
+    The optimum is a straight line through the bottoms over ln C, found in turn with the runs near it; at first, through
+    the sizes of lowest loss.
+    """
+    ln_c = np.log([budget.total_flops for budget in budgets])
+    places = np.log([budget.scale[budget.loss.argmin()] for budget in budgets])
+    near = budgets
+    for _ in range(3):
+        fine = np.isfinite(places)
+        if fine.sum() < 2:
+            break
+        slope, intercept = lines(ln_c[fine], places[None, fine], np.ones((1, fine.sum())))
+        places, near = np.full(len(budgets), np.nan), []
+        for index, (budget, optimum) in enumerate(zip(budgets, slope[0] * ln_c + intercept[0])):
+            off = np.abs(np.log(budget.scale) - optimum)
+            keep = off <= max(np.log(factor), np.sort(off[np.unique(budget.scale, return_index=True)[1]])[:3][-1])
+            near.append(budget.select(keep))
+            place = quadratic_vertices(np.log(near[-1].scale), near[-1].loss, near[-1].weight[None])[0][0]
+            if abs(place - optimum) <= np.log(factor):
+                places[index] = place
+    return near
 
 
 def lines(x: np.ndarray, y_RB: np.ndarray, weight_RB: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -2,8 +2,10 @@
 
 The caller says what value, gradient and curvature its objective has at given parameters; every row walks downhill
 inside the bounds on its own. `Damping` says how boldly: less after a step that gained, more after one that did not.
+`least_squares` needs no formulas: it evaluates the residuals at complex parameters, a hair off the real axis
+(complex-step differentiation), so they must be analytic in the parameters (no abs, max or comparisons).
 
-Shapes: R problems (starts or resamples), P parameters.
+Shapes: R problems (starts or resamples), P parameters, S rows.
 """
 
 from collections.abc import Callable
@@ -15,6 +17,10 @@ Derivatives = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray, n
 """(theta of some rows, which rows) -> value (R), gradient (RP), curvature (RPP, or what `Damped` makes a system of)."""
 Damped = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """(curvature, damping (R)) -> the matrix of the step, RPP."""
+Residuals = Callable[[np.ndarray], np.ndarray]
+"""Parameters (R, P), real or complex -> residuals (R, S)."""
+
+_HAIR = 1e-30  # complex steps have no cancellation, so the step may be as small as floats allow
 
 
 @dataclass(frozen=True)
@@ -33,8 +39,9 @@ class Damping:
     """A row rests after so many steps in a row that gained next to nothing."""
     least: float = 0.0
     """Damping grows from here at least."""
-    together: bool = False
-    """Rows rest when all of them would."""
+
+
+_PACE = Damping(start=1e-2, shrink=0.2, grow=6.0, most=1e12, longest_step=3.0, patience=5)
 
 
 def ridge(curvature_RPP: np.ndarray, damping_R: np.ndarray) -> np.ndarray:
@@ -72,6 +79,46 @@ def descend(
     return theta, value, converged
 
 
+def least_squares(
+    residuals: Residuals,
+    theta_RP: np.ndarray,
+    weight_RS: np.ndarray,
+    *,
+    bounds: tuple[np.ndarray, np.ndarray],
+    free: np.ndarray | None = None,
+    target_RS: np.ndarray | None = None,
+    max_steps: int = 200,
+    relative_decrease: float = 1e-11,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Descend from every row of `theta_RP` inside `bounds` (lower, upper); `free` (P, bool) says what moves.
+
+    Weights may be one row for all; `target_RS` is taken from what `residuals` returns. Returns theta (R, P) and the
+    weighted sum of squares (R,); where residuals are not finite the cost is infinity.
+    """
+    whole = np.clip(np.array(theta_RP, dtype=float), *bounds)
+    moving = np.flatnonzero(np.ones(whole.shape[1], dtype=bool) if free is None else free)
+    n_rows = weight_RS.shape[-1]
+    weight_RS = np.broadcast_to(weight_RS, (len(whole), n_rows))
+    target_RS = np.broadcast_to(0.0 if target_RS is None else target_RS, (len(whole), n_rows))
+
+    def derivatives(theta: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        at = whole[rows]
+        at[:, moving] = theta
+        return _derivatives(residuals, at, weight_RS[rows], target_RS[rows], moving)
+
+    lower, upper = (np.broadcast_to(bound, whole.shape[1:])[moving] for bound in bounds)
+    whole[:, moving], cost, _ = descend(
+        derivatives,
+        whole[:, moving],
+        (lower, upper),
+        _PACE,
+        max_steps=max_steps,
+        relative_decrease=relative_decrease,
+        chunk_rows=max(1, 100_000 // (n_rows * max(1, len(moving)))),
+    )
+    return whole, cost
+
+
 def _descend(
     derivatives: Derivatives,
     theta: np.ndarray,
@@ -98,8 +145,6 @@ def _descend(
         grown = np.minimum(np.maximum(damping[active], pace.least) * pace.grow, pace.most)
         damping[active] = np.where(better, damping[active] * pace.shrink, grown)
         small = gain <= relative_decrease * np.abs(value[active])
-        if pace.together:
-            small[:] = small.all()
         still[active] = np.where(small, still[active] + 1, 0)
         active = active[still[active] < pace.patience]
         if not len(active):
@@ -123,3 +168,23 @@ def _steps(
         return -np.linalg.solve(system, wanted)[:, :, 0]
     except np.linalg.LinAlgError:  # damping below rounding on rows that leave a direction open: the shortest step
         return -(np.linalg.pinv(system, hermitian=True) @ wanted)[:, :, 0]
+
+
+def _derivatives(
+    residuals: Residuals, theta: np.ndarray, weight: np.ndarray, target: np.ndarray, moving: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Cost (R), half its gradient (R, P') and half its Gauss-Newton Hessian (R, P', P') in the moving parameters."""
+    n_problems, n_moving = len(theta), len(moving)
+    shifted = np.repeat(theta[None].astype(complex), n_moving, axis=0)
+    shifted[np.arange(n_moving), :, moving] += 1j * _HAIR
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        found = residuals(shifted.reshape(n_moving * n_problems, -1)).reshape(n_moving, n_problems, -1)
+    slope_PRS, residual_RS = np.imag(found) / _HAIR, np.real(found[0]) - target
+    fine = np.isfinite(residual_RS).all(axis=1) & np.isfinite(slope_PRS).all(axis=(0, 2))
+    residual_RS = np.where(fine[:, None], residual_RS, 0.0)
+    slope_PRS = np.where(fine[None, :, None], slope_PRS, 0.0)
+    cost = np.where(fine, (weight * residual_RS**2).sum(axis=1), np.inf)
+    weighted_PRS = slope_PRS * weight
+    gradient = np.einsum("prs,rs->rp", weighted_PRS, residual_RS)
+    curvature = np.einsum("prs,qrs->rpq", weighted_PRS, slope_PRS, optimize=True)
+    return cost, gradient, curvature

@@ -1,15 +1,20 @@
 """What a run will reach: loss of a model scale and token count from fitted laws, with an interval.
 
-`Laws` + scale + tokens -> `Prediction`. The one idea: the laws (two fits of the surface, and loss against
-compute) are evaluated on the same bootstrap resamples and pooled, so that the interval holds their disagreement; the
-noise of one run is added, and it is widened by the miss of a rehearsal (fit without the largest budget, predict it).
+`Laws` + scale + tokens -> `Prediction`. The one idea: three things may be wrong, and each is known from the runs. The
+constants: all laws are evaluated on the same bootstrap resamples, and they disagree. The noise of one run. And the
+recipe drifts: what held over the sweep holds less, the further one goes. How fast is known before any run is seen from
+public series (`drift.json`, written by benchmarks/forecast.py), and is corrected by the sweep's own rehearsals (fitted
+below one compute, runs beyond it predicted), which also say how much each law counts.
 
 Symbols: S model scale (FLOPs per token M, or parameters N), D tokens, C = S D or 6 S D training FLOPs, R resamples.
 """
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
@@ -19,6 +24,11 @@ from isoflop.errors import PlanError
 from isoflop.scaling.laws import Laws, surface_loss
 from isoflop.scaling.published import LawsSource, load_laws
 
+PRIOR_WITNESSES, MOST_WITNESSES = 12.0, 6
+"""Rehearsals that the prior of the drift counts as, and that a sweep's own count as at most (they are nested)."""
+LEAST_REHEARSED = 1.35  # assumption: predicting less far than this times the compute rehearses nothing
+VOTES = {"surface_log_huber": 0.5, "surface_varpro": 0.5}
+"""Of a law before it is weighed, else 1: two surfaces through the same runs make the same mistakes."""
 REPEAT_TOKENS, REPEAT_SCALE = 15.387756, 5.309743
 """Decay constants of repeated data and of excess size (arXiv 2305.16264, section 5; they are poorly determined)."""
 
@@ -43,7 +53,8 @@ class Prediction:
     by_law_interval: dict[str, tuple[float, float]] = field(default_factory=dict)
     """Interval of each law alone, from its resamples, without run noise."""
     components: dict[str, Any] = field(default_factory=dict)
-    """Half-widths (relative) by cause, extrapolation factor, effective tokens."""
+    """Relative standard deviations by cause (`noise`, `constants`, `drift`, `steepening`), what they rest on, and the
+    extrapolation factor and effective tokens."""
 
     @property
     def relative_width(self) -> float:
@@ -100,16 +111,12 @@ def law_losses(
     repeat_scale: float = REPEAT_SCALE,
 ) -> dict[str, np.ndarray]:
     """Loss of one run by each law; to L*(C), which holds at the optimum only, the surfaces' mean penalty is added."""
-    total_flops = laws.flops_factor * scale * n_tokens
-    best = laws.optimum_losses(constants, total_flops)
-    losses, penalties = {}, []
-    for name, values in constants.items():
-        if name != "lstar":
-            losses[name] = repeated_loss(values, scale, n_tokens, unique_tokens, repeat_scale=repeat_scale)
-            penalties.append(losses[name] - best[name])
-    if "lstar" in constants:
-        losses["lstar"] = best["lstar"] + (np.mean(penalties, axis=0) if penalties else 0.0)
-    return losses
+    return laws.losses(
+        constants,
+        scale,
+        n_tokens,
+        lambda values, size, tokens: repeated_loss(values, size, tokens, unique_tokens, repeat_scale=repeat_scale),
+    )
 
 
 def central_loss(laws: Laws, scale: float, n_tokens: float, unique_tokens: float | None = None) -> float:
@@ -125,15 +132,17 @@ def predict(
     *,
     level: float = 0.9,
     unique_tokens: float | None = None,
+    drift: float | None = None,
 ) -> Prediction:
     """Predicted loss of a run of model scale S on D tokens, with an interval for one run.
 
-    Each law counts by 1 / sd of its own resamples at this run (at least the noise of one run), because far from the
-    data a law that the runs do not fix should not have a full vote. The centre is the weighted mean of the laws'
-    centres. The interval pools the laws over joint resamples, spreads each value by the noise of one run, and is
-    widened in quadrature by the rehearsal: its relative miss, scaled by ln(extrapolation of the target) /
-    ln(extrapolation of the rehearsal), less what resamples and noise already explain, taken as one standard deviation.
-    With repeated data, half of the pool uses repeated tokens only and half also the decay of excess size (see
+    A law counts by its vote over the square of what it may miss: its rehearsals' misses per e-fold of compute (with the
+    prior of the drift as `PRIOR_WITNESSES` more) as far as the target lies beyond the sweep, its resamples' spread, and
+    the noise of one run. The centre is the weighted mean of the laws' centres. The interval is that of a normal law
+    whose variance is the sum of `constants` (spread of the laws' weighted mean over the resamples, and of the laws
+    about it), `noise`, `drift` (rehearsed likewise by the weighted mean), and of `steepening` where the sweep's loss
+    fell faster at its end. `drift`: its prior, relative per e-fold of compute; from `drift.json` unless given. With
+    repeated data, half of the pool uses repeated tokens only and half also the decay of excess size (see
     `repeated_loss`).
 
     Raises:
@@ -155,43 +164,47 @@ def predict(
     many = [law_losses(laws, resamples, scale, n_tokens, unique_tokens, repeat_scale=decay) for decay in variants]
     samples = {name: np.concatenate([one[name] for one in many]) for name in many[0]}
     noise = laws.noise_sd
-    weights = _weights(samples, noise)
+    prior = drift_prior(bool(laws.budgets)) if drift is None else drift
+    extrapolation = total_flops / laws.largest_budget_flops if laws.largest_budget_flops else None
+    distance = max(math.log(extrapolation or 1.0), 0.0)
+    rates = {name: _rate(_misses(laws, {name: 1.0}), prior) for name in by_law}
+    doubt = {name: (rates[name] * distance) ** 2 + _spread(values) ** 2 + noise**2 for name, values in samples.items()}
+    total = sum(VOTES.get(name, 1.0) / doubt[name] for name in by_law)
+    weights = {name: VOTES.get(name, 1.0) / doubt[name] / total for name in by_law}
     center = sum(weights[name] * by_law[name] for name in by_law)
-    tails = [(1 - level) / 2, (1 + level) / 2]
-    low_fit, high_fit = _pooled_quantiles(samples, weights, 0.0, tails)
-    low_run, high_run = _pooled_quantiles(samples, weights, noise, tails)
-    z = NormalDist().inv_cdf(tails[1])
-    fit_sd = (high_fit - low_fit) / 2 / z / center
-    miss, miss_factor = _rehearsal(laws, total_flops)
-    unexplained = math.sqrt(max(miss**2 - fit_sd**2 - (noise * miss_factor) ** 2, 0.0))
-    extra = z * unexplained * center
-    low = center - math.hypot(max(center - low_run, 0.0), extra)
-    high = center + math.hypot(max(high_run - center, 0.0), extra)
-    components: dict[str, Any] = {
+    misses = _misses(laws, weights)
+    causes = {
+        "noise": noise,
+        "constants": math.hypot(
+            _spread(np.sum([weights[name] * samples[name] for name in samples], axis=0)),
+            math.sqrt(sum(weights[name] * (by_law[name] / center - 1) ** 2 for name in by_law)),
+        ),
+        "drift": _rate(misses, prior) * distance,
+        "steepening": (laws.steepening or 0.0) * distance / 2,
+    }
+    half = NormalDist().inv_cdf((1 + level) / 2) * math.hypot(*causes.values()) * center
+    components: dict[str, Any] = causes | {
+        "drift_per_efold": _rate(misses, prior),
+        "drift_prior": prior,
+        "rehearsals": len(misses),
+        "rehearsed_drift": _rehearsed(misses),
         "resamples": len(next(iter(resamples.values()))),
         "weights": weights,
-        "fit_sd": fit_sd,
         "laws_spread": (max(by_law.values()) - min(by_law.values())) / center,
-        "run_noise_sd": noise,
-        "rehearsal_miss_scaled": miss,
-        "rehearsal_miss_unexplained": unexplained,
-        "rehearsal_extrapolation": laws.rehearsal.extrapolation_factor if laws.rehearsal else None,
-        "extrapolation": total_flops / laws.largest_budget_flops if laws.largest_budget_flops else None,
+        "extrapolation": extrapolation,
         "penalty_off_optimum": center - _mean(laws.optimum_losses(central, total_flops), weights),
     }
     if unique_tokens is not None:
         components["epochs"] = n_tokens / unique_tokens
         components["effective_tokens"] = float(effective(n_tokens, unique_tokens, REPEAT_TOKENS))
         components["repetition_penalty"] = center - _mean(law_losses(laws, central, scale, n_tokens), weights)
-    intervals = {}
-    for name, values_R in samples.items():
-        lower, upper = np.quantile(values_R, tails)
-        intervals[name] = (float(lower), float(upper))
+    tails = [(1 - level) / 2, (1 + level) / 2]
+    intervals = {name: tuple(np.quantile(values, tails).tolist()) for name, values in samples.items()}
     return Prediction(
         unit=laws.loss,
         center=center,
-        low=low,
-        high=high,
+        low=center - half,
+        high=center + half,
         level=level,
         scale=float(scale),
         n_tokens=float(n_tokens),
@@ -202,36 +215,44 @@ def predict(
     )
 
 
-def _weights(samples: Mapping[str, np.ndarray], noise: float) -> dict[str, float]:
-    """1 / relative sd of each law's resamples, at least the noise of one run, adding up to 1."""
-    spread = {name: max(float(values.std() / abs(values.mean())), noise, 1e-6) for name, values in samples.items()}
-    total = sum(1 / sd for sd in spread.values())
-    return {name: 1 / sd / total for name, sd in spread.items()}
+@cache
+def drift_prior(budgets: bool) -> float:
+    """How fast forecasts drift in public series, per e-fold of compute: from IsoFLOP curves, or from other tables."""
+    tree = json.loads(Path(__file__).with_name("drift.json").read_text(encoding="utf-8"))
+    return tree["curves" if budgets else "tables"]["drift_per_efold"]
+
+
+def _misses(laws: Laws, weights: Mapping[str, float]) -> np.ndarray:
+    """What the weighted laws missed in each rehearsal beyond noise, and over how many e-folds, shape (n, 2)."""
+    found = []
+    for one in laws.rehearsals or filter(None, [laws.rehearsal]):
+        part = {name: weight for name, weight in weights.items() if name in (one.by_law or {})}
+        if part and one.by_law and one.measured and one.n_cells and one.extrapolation_factor >= LEAST_REHEARSED:
+            miss = (
+                sum(weight * one.by_law[name] for name, weight in part.items()) / sum(part.values()) / one.measured - 1
+            )
+            left = math.sqrt(max(miss**2 - laws.noise_sd**2 / one.n_cells, 0.0))
+            found.append((left, math.log(one.extrapolation_factor)))
+    return np.array(found).reshape(-1, 2)
+
+
+def _rate(misses: np.ndarray, prior: float) -> float:
+    """Drift per e-fold: the prior and the rehearsals, each counting as its witnesses."""
+    own = min(len(misses), MOST_WITNESSES)
+    squares = PRIOR_WITNESSES * prior**2 + own * _rehearsed(misses) ** 2
+    return math.sqrt(squares / (PRIOR_WITNESSES + own))
+
+
+def _rehearsed(misses: np.ndarray) -> float:
+    """Drift per e-fold of the rehearsals alone; the far ones say more of it."""
+    return math.sqrt((misses[:, 0] ** 2).sum() / (misses[:, 1] ** 2).sum()) if len(misses) else 0.0
 
 
 def _mean(losses: Mapping[str, np.ndarray], weights: Mapping[str, float]) -> float:
     return float(sum(weights[name] * float(value) for name, value in losses.items()))
 
 
-def _pooled_quantiles(
-    samples: Mapping[str, np.ndarray], weights: Mapping[str, float], relative_sd: float, tails: list[float]
-) -> tuple[float, float]:
-    """Weighted quantiles over all laws, each value spread over quantiles of a normal (no random numbers)."""
-    steps = 33 if relative_sd else 1
-    quantiles = np.array([NormalDist().inv_cdf((i + 0.5) / steps) for i in range(steps)])
-    values = [(v[:, None] * (1 + relative_sd * quantiles[None, :])).ravel() for v in samples.values()]
-    weight = [np.full(len(v), weights[name] / len(v)) for name, v in zip(samples, values, strict=True)]
-    pooled, pooled_weight = np.concatenate(values), np.concatenate(weight)
-    order = np.argsort(pooled)
-    position = np.cumsum(pooled_weight[order]) - pooled_weight[order] / 2
-    low, high = np.interp(tails, position, pooled[order])
-    return float(low), float(high)
-
-
-def _rehearsal(laws: Laws, total_flops: float) -> tuple[float, float]:
-    """The miss of the rehearsal at the target, and the factor that it was scaled by."""
-    largest, own = laws.largest_budget_flops, laws.rehearsal.extrapolation_factor if laws.rehearsal else None
-    if laws.rehearsal is None or not own or own <= 1 or not largest or total_flops <= largest:
-        return 0.0, 0.0
-    factor = math.log(total_flops / largest) / math.log(own)
-    return abs(laws.rehearsal.relative_error) * factor, factor
+def _spread(samples: np.ndarray) -> float:
+    """Relative standard deviation, from the 90% interval (a few resamples may be far off)."""
+    low, middle, high = np.quantile(samples, [0.05, 0.5, 0.95])
+    return float((high - low) / middle / 2 / NormalDist().inv_cdf(0.95))

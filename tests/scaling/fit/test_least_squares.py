@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.optimize
 
-from isoflop.scaling.fit.least_squares import least_squares
+from isoflop.scaling.fit.solver import least_squares
 
 X = np.linspace(0.0, 4.0, 25)
 TRUTH = np.array([1.3, -0.7, 0.4])

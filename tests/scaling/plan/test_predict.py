@@ -80,23 +80,36 @@ def test_a_law_that_the_runs_do_not_fix_has_less_weight():
     assert weights["lstar"] < 0.2 < weights["surface_log_huber"]
 
 
-def test_a_rehearsal_miss_that_noise_explains_adds_nothing():
+def rehearsed(relative_error, factor=3.0, count=6):
+    """LAWS with rehearsals that all missed by as much."""
+    one = {"relative_error": relative_error, "extrapolation_factor": factor, "n_cells": 3, "measured": 1.0}
+    one["by_law"] = dict.fromkeys(("surface_log_huber", "surface_varpro", "lstar"), 1 + relative_error)
+    return {**LAWS, "rehearsals": [one] * count}
+
+
+def test_a_rehearsal_miss_that_noise_explains_says_that_nothing_drifts():
     scale, n_tokens = _optimum(3e15)
-    small = {**LAWS, "leave_out": {**LAWS["leave_out"], "relative_error": 1e-4}}
-    assert predict(small, scale, n_tokens).components["rehearsal_miss_unexplained"] == 0
-    assert predict(small, scale, n_tokens).low == predict({**LAWS, "leave_out": {}}, scale, n_tokens).low
+    small = predict(rehearsed(1e-4), scale, n_tokens, drift=0.01)
+    assert small.components["rehearsed_drift"] == 0
+    assert (
+        0
+        < small.components["drift"]
+        < predict({**LAWS, "leave_out": {}}, scale, n_tokens, drift=0.01).components["drift"]
+    )
 
 
-def test_run_noise_and_a_missed_rehearsal_widen_the_interval():
+def test_the_interval_is_the_sum_of_its_causes():
     scale, n_tokens = _optimum(3e15)
     before = predict(LAWS, scale, n_tokens)
     noisy = predict({**LAWS, "noise": {"relative_sd": 0.02}}, scale, n_tokens)
-    missed = {**LAWS, "leave_out": {**LAWS["leave_out"], "relative_error": 0.02}}
-    rehearsed = predict(missed, scale, n_tokens)
+    missed = predict(rehearsed(0.05), scale, n_tokens, drift=0.002)
     assert noisy.relative_width > before.relative_width + 0.02
-    assert rehearsed.relative_width > before.relative_width + 0.02
-    # ln 10 (target over largest budget) against ln 3 (largest over second largest budget)
-    assert rehearsed.components["rehearsal_miss_scaled"] == pytest.approx(0.02 * np.log(10) / np.log(3), rel=1e-3)
+    assert missed.relative_width > before.relative_width + 0.02
+    causes = [missed.components[name] for name in ("noise", "constants", "drift", "steepening")]
+    assert missed.relative_width == pytest.approx(2 * 1.6449 * np.sqrt(np.square(causes).sum()), rel=1e-4)
+    # ten e-folds' worth of compute at what 18 witnesses say: 12 of the prior, 6 of 0.05 over ln 3
+    own = (0.05**2 - LAWS["noise"]["relative_sd"] ** 2 / 3) / np.log(3) ** 2
+    assert missed.components["drift"] == pytest.approx(np.log(10) * np.sqrt((12 * 0.002**2 + 6 * own) / 18), rel=1e-6)
 
 
 def test_the_interval_grows_with_the_level():
