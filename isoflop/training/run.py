@@ -9,7 +9,7 @@ import dataclasses
 import json
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -23,7 +23,6 @@ from isoflop.run import commit, now, processor
 from isoflop.training import checkpoint
 from isoflop.training.loop import LoopResult, Saving, StepPlan, train, validated
 from isoflop.training.monitor import Progress, Watch, peak_flops_per_s
-from isoflop.training.stack import Member, can_stack, train_stacked
 from isoflop.training.step import ONE_PROCESS, Layout
 from isoflop.training.workload import Workload
 
@@ -98,41 +97,13 @@ def run(
     Raises:
         CheckpointError: the folder holds another run, all checkpoints are damaged, or the disk is full.
     """
-    if (finished := _finished(job, run_dir, stop_at)) is not None:
+    if (finished := finished_result(job, run_dir, stop_at)) is not None:
         return finished
-    opened = _open(job, run_dir, start_from, stop_at, keep_steps, Watch(on_progress, should_stop))
-    return _conclude(opened, _trained(opened))
+    opened = open_run(job, run_dir, start_from, stop_at, keep_steps, Watch(on_progress, should_stop))
+    return conclude(opened, trained(opened))
 
 
-def run_stacked(
-    jobs: Sequence[Job],
-    run_dirs: Sequence[Path],
-    *,
-    start_from: Sequence[Path | None],
-    stop_at: int | None = None,
-    keep_steps: frozenset[int] = frozenset(),
-    on_progress: Sequence[Callable[[Progress], None] | None],
-    should_stop: Callable[[], bool] = lambda: False,
-) -> list[dict[str, Any]]:
-    """`run` of several jobs, as one batched program where they can be stacked from the same step, else one by one."""
-    results = [_finished(job, run_dir, stop_at) for job, run_dir in zip(jobs, run_dirs, strict=True)]
-    missing = [index for index, result in enumerate(results) if result is None]
-    opened = [
-        _open(jobs[i], run_dirs[i], start_from[i], stop_at, keep_steps, Watch(on_progress[i], should_stop))
-        for i in missing
-    ]
-    members = [each.member() for each in opened]
-    if len(opened) > 1 and len({each.start_step for each in opened}) == 1 and can_stack(members):
-        with fastest_kernels(opened[0].device):
-            loops = train_stacked(members, start_step=opened[0].start_step)
-    else:
-        loops = map(_trained, opened)
-    for index, each, loop in zip(missing, opened, loops):
-        results[index] = _conclude(each, loop)
-    return [result for result in results if result is not None]
-
-
-def _finished(job: Job, run_dir: Path, stop_at: int | None) -> dict[str, Any] | None:
+def finished_result(job: Job, run_dir: Path, stop_at: int | None) -> dict[str, Any] | None:
     """The result that lies in the folder, where the run has ended."""
     result_path = run_dir / "result.json"
     if not result_path.is_file() or stop_at is not None:
@@ -145,7 +116,7 @@ def _finished(job: Job, run_dir: Path, stop_at: int | None) -> dict[str, Any] | 
 
 
 @dataclasses.dataclass(frozen=True)
-class _Opened:
+class Opened:
     """A run that can begin, from its first step or from a checkpoint."""
 
     job: Job
@@ -163,20 +134,16 @@ class _Opened:
     def device(self) -> torch.device:
         return next(iter(self.built.model.state_dict().values())).device
 
-    def member(self) -> Member:
-        built = self.built
-        parts = (built.workload, built.model, built.optimizer, self.plan, self.run_dir, self.saving, self.state)
-        return Member(*parts, self.watch)  # type: ignore[arg-type]
 
-
-def _open(
+def open_run(
     job: Job,
     run_dir: Path,
     start_from: Path | None,
     stop_at: int | None,
     keep_steps: frozenset[int],
     watch: Watch,
-) -> _Opened:
+) -> Opened:
+    """Model, optimizer and state of the step that the run goes on from; its folder holds the recipe afterwards."""
     started_at, earlier_s, start_step, first_step = now(), 0.0, 0, 0
     built = job.build()
     model, optimizer = built.model, built.optimizer
@@ -209,10 +176,11 @@ def _open(
     watch = dataclasses.replace(watch, flops_per_token=built.flops_per_token, peak_flops_per_s=peak[0])
     saving = dataclasses.replace(job.saving, at_steps=keep_steps)
     plan = dataclasses.replace(job.plan, stop_at=stop_at)
-    return _Opened(job, run_dir, built, plan, saving, state, start_step, watch, peak)
+    return Opened(job, run_dir, built, plan, saving, state, start_step, watch, peak)
 
 
-def _trained(opened: _Opened) -> LoopResult:
+def trained(opened: Opened) -> LoopResult:
+    """Train it to the end of its plan."""
     built = opened.built
     if not opened.plan.n_steps:  # solved, not trained by steps: its checkpoint is what others read
         folder, state = opened.run_dir / "checkpoints", opened.state
@@ -233,7 +201,8 @@ def _trained(opened: _Opened) -> LoopResult:
         )
 
 
-def _conclude(opened: _Opened, loop: LoopResult) -> dict[str, Any]:
+def conclude(opened: Opened, loop: LoopResult) -> dict[str, Any]:
+    """The result of a run whose loop has ended, written to its folder where the run has ended too."""
     built, workload, device, state = opened.built, opened.built.workload, opened.device, opened.state
     figures = {
         "status": loop.status,

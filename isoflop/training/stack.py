@@ -5,7 +5,7 @@ run keeps its own files and numbers: those of `loop.train`, up to the order of s
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,14 +14,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from isoflop.model.attention import fastest_kernels
 from isoflop.model.stacked import StackedTransformer, stackable
 from isoflop.model.transformer import Transformer
 from isoflop.training import checkpoint
 from isoflop.training.checkpoint import Saving
 from isoflop.training.cuda_graph import MAX_PARAMETERS, captured
 from isoflop.training.loop import LoopResult, Status, StepPlan
-from isoflop.training.monitor import Reporter, Watch
+from isoflop.training.monitor import Progress, Reporter, Watch
 from isoflop.training.optim import prepare_state
+from isoflop.training.run import Job, Opened, conclude, finished_result, open_run, trained
 from isoflop.training.step import move_weights
 from isoflop.training.workload import Workload
 
@@ -54,6 +56,43 @@ def can_stack(members: Sequence[Member]) -> bool:
         return same and plain and member.model.config == first.model.config
 
     return all(map(fits, members))
+
+
+def run_stacked(
+    jobs: Sequence[Job],
+    run_dirs: Sequence[Path],
+    *,
+    start_from: Sequence[Path | None],
+    stop_at: int | None = None,
+    keep_steps: frozenset[int] = frozenset(),
+    on_progress: Sequence[Callable[[Progress], None] | None],
+    should_stop: Callable[[], bool] = lambda: False,
+) -> list[dict[str, Any]]:
+    """`run` of several jobs, as one batched program where they can be stacked from the same step, else one by one.
+
+    Raises CheckpointError as `run` does.
+    """
+    results = [finished_result(job, run_dir, stop_at) for job, run_dir in zip(jobs, run_dirs, strict=True)]
+    missing = [index for index, result in enumerate(results) if result is None]
+    opened = [
+        open_run(jobs[i], run_dirs[i], start_from[i], stop_at, keep_steps, Watch(on_progress[i], should_stop))
+        for i in missing
+    ]
+    members = [_member(each) for each in opened]
+    if len(opened) > 1 and len({each.start_step for each in opened}) == 1 and can_stack(members):
+        with fastest_kernels(opened[0].device):
+            loops = train_stacked(members, start_step=opened[0].start_step)
+    else:
+        loops = map(trained, opened)
+    for index, each, loop in zip(missing, opened, loops):
+        results[index] = conclude(each, loop)
+    return [result for result in results if result is not None]
+
+
+def _member(opened: Opened) -> Member:
+    built = opened.built
+    parts = (built.workload, built.model, built.optimizer, opened.plan, opened.run_dir, opened.saving, opened.state)
+    return Member(*parts, opened.watch)  # type: ignore[arg-type]
 
 
 def train_stacked(members: Sequence[Member], *, start_step: int) -> list[LoopResult]:

@@ -16,8 +16,7 @@ from isoflop.training.loop import StepPlan, train
 from isoflop.training.monitor import NOBODY, Watch
 from isoflop.training.optim import adamw
 from isoflop.training.pretrain.workload import Pretraining, run_pretrain
-from isoflop.training.run import run_stacked
-from isoflop.training.stack import Member, can_stack, train_stacked
+from isoflop.training.stack import Member, can_stack, run_stacked, train_stacked
 from isoflop.training.workload import Workload
 
 SHAPE = ModelConfig(2, 16, 4, 2, 4, 24, 48, 12, init_std=0.2)

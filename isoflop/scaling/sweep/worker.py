@@ -58,7 +58,7 @@ def work(pipe: Connection, threads: int, parent: int, number: int) -> None:
 def _run(jobs: list[dict[str, Any]], pipe: Connection, orphaned) -> list[dict[str, Any]]:
     from isoflop.training.pretrain.recipe import PretrainRecipe
     from isoflop.training.pretrain.workload import Pretraining
-    from isoflop.training.run import run_stacked
+    from isoflop.training.stack import run_stacked
 
     recipes = [from_tree(job["recipe"], PretrainRecipe) for job in jobs]
     run_dirs = [Path(job["run_dir"]) for job in jobs]
