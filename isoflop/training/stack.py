@@ -53,7 +53,10 @@ def run_stacked(
     on_progress: Sequence[Callable[[Progress], None] | None],
     should_stop: Callable[[], bool] = lambda: False,
 ) -> list[dict[str, Any]]:
-    """`run` of several jobs, as one batched program where they can be stacked from the same step, else one by one."""
+    """`run` of several jobs, as one batched program where they can be stacked from the same step, else one by one.
+
+    Raises CheckpointError as `run` does.
+    """
     results = [finished_result(job, run_dir, stop_at) for job, run_dir in zip(jobs, run_dirs, strict=True)]
     missing = [index for index, result in enumerate(results) if result is None]
     opened = [
@@ -84,43 +87,6 @@ def can_stack(members: Sequence[Member]) -> bool:
         return same and plain and member.model.config == first.model.config
 
     return all(map(fits, members))
-
-
-def run_stacked(
-    jobs: Sequence[Job],
-    run_dirs: Sequence[Path],
-    *,
-    start_from: Sequence[Path | None],
-    stop_at: int | None = None,
-    keep_steps: frozenset[int] = frozenset(),
-    on_progress: Sequence[Callable[[Progress], None] | None],
-    should_stop: Callable[[], bool] = lambda: False,
-) -> list[dict[str, Any]]:
-    """`run` of several jobs, as one batched program where they can be stacked from the same step, else one by one.
-
-    Raises CheckpointError as `run` does.
-    """
-    results = [finished_result(job, run_dir, stop_at) for job, run_dir in zip(jobs, run_dirs, strict=True)]
-    missing = [index for index, result in enumerate(results) if result is None]
-    opened = [
-        open_run(jobs[i], run_dirs[i], start_from[i], stop_at, keep_steps, Watch(on_progress[i], should_stop))
-        for i in missing
-    ]
-    members = [_member(each) for each in opened]
-    if len(opened) > 1 and len({each.start_step for each in opened}) == 1 and can_stack(members):
-        with fastest_kernels(opened[0].device):
-            loops = train_stacked(members, start_step=opened[0].start_step)
-    else:
-        loops = map(trained, opened)
-    for index, each, loop in zip(missing, opened, loops):
-        results[index] = conclude(each, loop)
-    return [result for result in results if result is not None]
-
-
-def _member(opened: Opened) -> Member:
-    built = opened.built
-    parts = (built.workload, built.model, built.optimizer, opened.plan, opened.run_dir, opened.saving, opened.state)
-    return Member(*parts, opened.watch)  # type: ignore[arg-type]
 
 
 def train_stacked(members: Sequence[Member], *, start_step: int) -> list[LoopResult]:
