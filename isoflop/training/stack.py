@@ -43,21 +43,6 @@ class Member(NamedTuple):
     watch: Watch
 
 
-def can_stack(members: Sequence[Member]) -> bool:
-    """Whether these runs can be one program: equal shapes and lengths, nothing around their steps or during the run."""
-    first = members[0]
-
-    def fits(member: Member) -> bool:
-        plan, alike = member.plan, (member.plan.n_steps, member.plan.end, member.plan.clip_norm)
-        same = alike == (first.plan.n_steps, first.plan.end, first.plan.clip_norm)
-        same = same and member.workload.tokens_per_step == first.workload.tokens_per_step
-        plain = not member.workload.hooks and not plan.validate_every and stackable(member.model)
-        plain = plain and type(member.optimizer) is torch.optim.AdamW
-        return same and plain and member.model.config == first.model.config
-
-    return all(map(fits, members))
-
-
 def run_stacked(
     jobs: Sequence[Job],
     run_dirs: Sequence[Path],
@@ -89,10 +74,19 @@ def run_stacked(
     return [result for result in results if result is not None]
 
 
-def _member(opened: Opened) -> Member:
-    built = opened.built
-    parts = (built.workload, built.model, built.optimizer, opened.plan, opened.run_dir, opened.saving, opened.state)
-    return Member(*parts, opened.watch)  # type: ignore[arg-type]
+def can_stack(members: Sequence[Member]) -> bool:
+    """Whether these runs can be one program: equal shapes and lengths, nothing around their steps or during the run."""
+    first = members[0]
+
+    def fits(member: Member) -> bool:
+        plan, alike = member.plan, (member.plan.n_steps, member.plan.end, member.plan.clip_norm)
+        same = alike == (first.plan.n_steps, first.plan.end, first.plan.clip_norm)
+        same = same and member.workload.tokens_per_step == first.workload.tokens_per_step
+        plain = not member.workload.hooks and not plan.validate_every and stackable(member.model)
+        plain = plain and type(member.optimizer) is torch.optim.AdamW
+        return same and plain and member.model.config == first.model.config
+
+    return all(map(fits, members))
 
 
 def train_stacked(members: Sequence[Member], *, start_step: int) -> list[LoopResult]:
