@@ -11,7 +11,7 @@ Every split of every public series: `isoflop.fit` on the runs up to C0, `isoflop
 The rules: budgets are runs of one compute (within 1.1x), kept with three sizes; C0 goes from the third kept budget to
 the last but one, tests are the runs with C > 1.5 C0 within a factor 2 of the optimal size (a line through the parabola
 bottoms of all runs, over ln C). Tables without budgets: at least 8 runs, 3 sizes, 3 token counts; C0 rises by 1.6x, at
-most 8 of them, evenly; tests are all runs with C > 1.7 C0. In a cell sources weigh equally, then series, then runs.
+most 8 of them; tests are all runs with C > 1.7 C0. In a cell sources weigh equally, then series, then runs.
 """
 
 import argparse
@@ -128,9 +128,7 @@ def splits(series: Series) -> Iterator[tuple[float, np.ndarray, np.ndarray]]:
         tops = [float(flops.min() * 1.6**step) for step in steps]
         rules = [(top, flops <= top, flops > 1.7 * top) for top in tops]
         rules = [rule for rule in rules if _carries_a_law(series, rule[1]) and rule[2].any()]
-        if len(rules) > 8:
-            rules = [rules[i] for i in np.linspace(0, len(rules) - 1, 8).round().astype(int)]
-    yield from rules
+    yield from rules if series.budgets else rules[:8]
 
 
 def _carries_a_law(series: Series, keep: np.ndarray) -> bool:

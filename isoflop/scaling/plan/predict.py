@@ -24,7 +24,7 @@ from isoflop.errors import PlanError
 from isoflop.scaling.laws import Laws, surface_loss
 from isoflop.scaling.published import LawsSource, load_laws
 
-PRIOR_WITNESSES, MOST_WITNESSES = 4.0, 6
+PRIOR_WITNESSES, MOST_WITNESSES = 6.0, 6
 """Rehearsals that the prior of the drift counts as, and that a sweep's own count as at most (they are nested)."""
 LAW_DRIFT = 0.005  # assumption: prior of one law's drift per e-fold, where the laws are weighed against each other
 LEAST_REHEARSED = 1.35  # assumption: predicting less far than this times the compute rehearses nothing

@@ -107,9 +107,9 @@ def test_the_interval_is_the_sum_of_its_causes():
     assert missed.relative_width > before.relative_width + 0.02
     causes = [missed.components[name] for name in ("noise", "constants", "drift", "steepening")]
     assert np.log(missed.high / missed.low) == pytest.approx(2 * 1.6449 * np.sqrt(np.square(causes).sum()), rel=1e-4)
-    # ten times the compute at what 10 witnesses say: 4 of the prior, 6 of 0.05 over ln 3
+    # ten times the compute at what 12 witnesses say: 6 of the prior, 6 of 0.05 over ln 3
     own = (0.05**2 - LAWS["noise"]["relative_sd"] ** 2 / 3) / np.log(3) ** 2
-    assert missed.components["drift"] == pytest.approx(np.log(10) * np.sqrt((4 * 0.002**2 + 6 * own) / 10), rel=1e-6)
+    assert missed.components["drift"] == pytest.approx(np.log(10) * np.sqrt((6 * 0.002**2 + 6 * own) / 12), rel=1e-6)
 
 
 def test_the_interval_grows_with_the_level():
