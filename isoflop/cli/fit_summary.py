@@ -1,4 +1,4 @@
-"""What `isoflop fit` shows: the laws, exponents with intervals, vertices as a table, warnings, the next command."""
+"""What `isoflop fit` and `predict` show: laws and exponents with intervals, losses, warnings, the next command."""
 
 import math
 from collections.abc import Iterable
@@ -15,7 +15,8 @@ NEXT_FACTOR = 10
 def print_laws(laws: Laws, out: Path, tables: Iterable[Path]) -> None:
     """All laws of a sweep, and the command that plans with them, with the sweep's own ladder if it lies by `tables`."""
     largest = laws.largest_budget_flops or 0.0
-    say(f"{laws.n_runs} runs at {len(laws.budgets)} budgets, up to {largest:.3g} FLOPs")
+    at = f" at {len(laws.budgets)} budgets" if laws.budgets else ""
+    say(f"{laws.n_runs} runs{at}, up to {largest:.3g} FLOPs")
     size = "M" if laws.scale == "flops_per_token" else "N"
     unit = {"flops_per_token": "FLOPs per token", "n_params": "parameters"}[laws.scale]
     say(f"loss: {laws.loss.replace('_', ' ')}; {size}: {unit}; D: tokens; C: FLOPs")
@@ -54,6 +55,7 @@ def print_laws(laws: Laws, out: Path, tables: Iterable[Path]) -> None:
         lines.append(("rehearsal", f"{text}, at {r.extrapolation_factor:.3g} times the compute"))
     say("")
     print_rows(lines)
+    print_inferences(laws.inferences)
     print_warnings(laws.warnings)
     if laws.hyper:
         print_warnings(laws.hyper.warnings)
@@ -74,13 +76,42 @@ def print_law(found: dict[str, Any]) -> None:
                 interval = intervals.get(key) or fit.get(f"{key}_interval_95")
                 rows.append((key, shown(value) + (f"  (95%: {shown(interval)})" if interval else "")))
         print_rows(rows)
-    for part in ("learning_rate", "batch", "own_law", "regret"):
+    for part in ("optimum", "dense", "learning_rate", "batch", "own_law", "regret"):
         print_rows(flat(found.get(part) or {}, f"{part}.", depth=3))
     vertices = [vertex for vertex in found.get("vertices") or () if "budget_flops" in vertex]
     print_table([_vertex_row(Vertex(**vertex)) for vertex in vertices])
     print_rows((f"counted: {key}", shown(value)) for key, value in found["conventions"].items())
     print_rows((f"left out: {key}", shown(value)) for key, value in (found.get("skipped") or {}).items())
+    print_inferences(found["inferences"])
     print_warnings(found["warnings"])
+
+
+def print_predictions(found: dict[str, Any], inferences: Iterable[str]) -> None:
+    """Losses with intervals, the laws side by side, one line a run; the reason where there is none."""
+    say(f"loss in {found['unit'].replace('_', ' ')}, {found['level']:.0%} interval")
+    rows = found["predictions"]
+    size = "flops_per_token" if any("flops_per_token" in row for row in rows) else "n_params"
+    print_table(
+        [
+            {
+                **{key: _short(row.get(key)) for key in (size, "n_tokens", "total_flops")},
+                **{key: _loss(row[key]) for key in ("center", "low", "high")},
+                **{
+                    name: _loss(row["by_law"].get(name))
+                    for name in next((r["by_law"] for r in rows if r["by_law"]), {})
+                },
+            }
+            for row in rows
+        ]
+    )
+    print_inferences(inferences)
+    print_warnings(row["reason"] for row in rows if row["center"] is None)
+
+
+def print_inferences(inferences: Iterable[str]) -> None:
+    """What was read that was not written so."""
+    for text in inferences:
+        say(f"  inferred: {text}")
 
 
 def _exponents(laws: Laws, size: str) -> list[dict[str, str]]:
@@ -119,3 +150,7 @@ def _vertex_row(vertex: Vertex) -> dict[str, str]:
 
 def _short(value: float | None) -> str:
     return "-" if value is None or not math.isfinite(value) else f"{value:.4g}"
+
+
+def _loss(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"

@@ -27,6 +27,7 @@ COMMANDS: dict[str, Command] = {
     "ladder": scaling.ladder,
     "sweep": scaling.sweep,
     "fit": scaling.fit,
+    "predict": scaling.predict,
     "plan": scaling.plan,
     "train": train.train,
     "extend": train.extend,

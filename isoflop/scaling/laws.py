@@ -187,8 +187,13 @@ class Laws:
     """Most compute of any run, as the laws count it."""
     largest_budget_flops_exact: float | None = None
     """With the output head."""
+    held_out_sha256: str = ""
+    """Of the held-out text that every run was measured on; empty where they differ or do not say."""
+    held_out_bytes: int | None = None
     conventions: dict[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    inferences: tuple[str, ...] = ()
+    """What was read from the cells and names of a table that a stricter reader would refuse."""
     name: str = "laws"
     """A published law's own, else where these laws were read."""
     source: str = ""
@@ -299,7 +304,7 @@ class Laws:
             vertices = tuple(_read(Vertex, place, f"laws {name}: vertex") for place in places)
             allocation = dataclasses.replace(allocation, vertices=vertices)
         given = {key: tree[key] for key in _PLAIN if tree.get(key) is not None}
-        for key in ("budgets", "warnings"):
+        for key in ("budgets", "warnings", "inferences"):
             given[key] = tuple(given.get(key, ()))
         return cls(
             **{"loss": "bits_per_byte", "name": name, "sha256": sha256, **given},
@@ -357,7 +362,8 @@ def lstar_loss(constants: np.ndarray, total_flops: Any, reference_flops: float =
 
 _PLAIN = (
     *("scale", "loss", "name", "source", "grade", "published_hyper", "n_runs", "budgets", "largest_budget_flops"),
-    *("largest_budget_flops_exact", "conventions", "warnings", "floor_prior", "bootstrap"),
+    *("largest_budget_flops_exact", "held_out_sha256", "held_out_bytes"),
+    *("conventions", "warnings", "inferences", "floor_prior", "bootstrap"),
 )
 """Fields that are plain data under the same key."""
 

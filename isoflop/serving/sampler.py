@@ -79,10 +79,15 @@ def draw(logits_MV: Tensor, places: Sequence[Place]) -> Drawn:
     return Drawn([int(token) for token in tokens], found, broken)
 
 
+def most_likely(tokens: list[int], logits: list[float]) -> Drawn:
+    """Tokens that the device has chosen, and their logits."""
+    return Drawn(tokens, [None] * len(tokens), [not np.isfinite(value) for value in logits])
+
+
 def process(logits_MV: Tensor, places: Sequence[Place]) -> Tensor:
     """The logits of the distribution that is drawn from, float32; what may not be drawn is -inf."""
     x_MV = logits_MV.float()
-    if all(_is_plain(place) for place in places):
+    if all(is_plain(place.sampling) and place.allowed is None for place in places):
         return x_MV
     x_MV = x_MV.clone()
     for m, place in enumerate(places):
@@ -108,23 +113,23 @@ def prompt_logprobs(logits_TV: Tensor, next_tokens: Sequence[int], n_top: int) -
     return [LogProbs(value, value, best) for value, best in zip(chosen, pairs, strict=True)]
 
 
-def _is_plain(place: Place) -> bool:
-    s = place.sampling
+def is_plain(sampling: Sampling) -> bool:
+    """Whether it draws from the model's own distribution, or takes its most likely token."""
+    s = sampling
     filtered = s.top_k > 0 or s.top_p < 1 or s.min_p > 0
-    return s.temperature in (0.0, 1.0) and not filtered and not _changes_ids(place)
+    return s.temperature in (0.0, 1.0) and not filtered and not _changes_ids(s)
 
 
-def _changes_ids(place: Place) -> bool:
-    s = place.sampling
+def _changes_ids(s: Sampling) -> bool:
     penalised = s.repetition_penalty != 1 or s.presence_penalty != 0 or s.frequency_penalty != 0
-    return bool(s.logit_bias) or penalised or place.allowed is not None
+    return bool(s.logit_bias) or penalised
 
 
 def _change_ids(x_V: Tensor, place: Place) -> None:
     """Bias, grammar and penalties of one place, in place."""
-    if not _changes_ids(place):
-        return
     s, device = place.sampling, x_V.device
+    if not _changes_ids(s) and place.allowed is None:
+        return
     if s.logit_bias:
         ids = torch.tensor(list(s.logit_bias), device=device)
         x_V[ids] += torch.tensor([float(value) for value in s.logit_bias.values()], device=device)

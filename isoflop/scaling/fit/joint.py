@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from isoflop.errors import FitError
-from isoflop.scaling.fit.checks import check_resamples, families, fit_rows, import_checks
+from isoflop.scaling.fit.checks import check_resamples, families, fit_rows, held_out, import_checks
 from isoflop.scaling.fit.isoflop import (
     Budget,
     find_vertices,
@@ -143,7 +143,9 @@ def fit(
         budgets=tuple(budget.budget_flops for budget in budgets),
         largest_budget_flops=float(compute.max()),
         conventions=_conventions(runs, table, scale, loss),
+        **held_out(table),
         warnings=(*warnings, *notes),
+        inferences=tuple(table.inferences),
     )
 
 
