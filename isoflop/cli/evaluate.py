@@ -12,7 +12,9 @@ from isoflop.cli.console import Bar, print_table, report_found, shown, stop_on_s
 from isoflop.errors import RecipeError
 from isoflop.recipe import NotNegativeInt, load_recipe, plain, write_text
 
-Words = Annotated[str, Parameter("RUN... RECIPE", help="folders of runs, an evaluation recipe, SECTION.KEY=VALUE")]
+Words = Annotated[
+    str, Parameter("RUN... RECIPE", help="folders of runs or sweeps, an evaluation recipe, SECTION.KEY=VALUE")
+]
 
 
 def evaluate(

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from isoflop.model.attention import attend
 from isoflop.model.config import ModelConfig
-from isoflop.model.pages import PAGE, Chunk, LayerPages, Rows, Step
+from isoflop.model.pages import Chunk, LayerPages, Rows, Step
 
 MOST_KEYS = 2**18
 """Keys of a block, padding included: they are copied once a layer (assumption: 1 GiB at 2,048 channels of bf16)."""

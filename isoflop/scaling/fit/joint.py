@@ -95,30 +95,30 @@ def fit(
     table = Table.of(runs).map(mapping).latest_of_each_run()
     scale = scale or ("flops_per_token" if table.has("flops_per_token") else table.scale(LAW)[0])
     loss = loss or ("bits_per_byte" if table.has("bits_per_byte") else table.loss(LAW)[0])
-    table, warnings = _cells(table, scale, loss)
+    table, warnings = fit_cells(table, scale, loss)
     budgets, thin = _budgets(table, scale, loss)
     warnings += thin
     rows = np.sort(np.concatenate([budget.rows for budget in budgets]))
     if len(rows) < table.n_rows:
         table = table.select(rows)
         budgets, _ = _budgets(table, scale, loss)
-    points = _nearer_counts_more(surface_points(table, loss=loss, scale=scale))
+    points = nearer_counts_more(surface_points(table, loss=loss, scale=scale))
     generator = np.random.default_rng(seed)
 
-    prior = _Prior(FLOOR_BITS_PER_BYTE, FLOOR_SPREAD) if loss == "bits_per_byte" else None
-    centres = {name: _surface_centre(points, name, prior) for name in SURFACES}
+    prior = Prior(FLOOR_BITS_PER_BYTE, FLOOR_SPREAD) if loss == "bits_per_byte" else None
+    centres = {name: surface_centre(points, name, prior) for name in SURFACES}
     flops = np.array([budget.total_flops for budget in budgets])
     compute = FLOPS_FACTOR[scale] * points.scale * points.tokens
     pooled = _pooled_centre(compute, points, prior)
 
-    weight_RS = _joint_weights(points, generator, bootstrap)
+    weight_RS = joint_weights(points, generator, bootstrap)
     resamples: dict[str, np.ndarray] = {}
     surfaces = {name: _surface(points, theta, value) for name, (theta, value, _) in centres.items()}
     lstar = LossAtOptimum(*pooled.lstar()[0].tolist())
     moved = None
     if bootstrap:
         for name in RESAMPLED:
-            rows_R5 = _resample_surface(points, name, centres[name][0], weight_RS, prior)
+            rows_R5 = resample_surface(points, name, centres[name][0], weight_RS, prior)
             resamples[f"surface_{name}"] = rows_R5
             surfaces[name] = dataclasses.replace(surfaces[name], **_spread(CONSTANTS, rows_R5))
         moved = fit_pooled(
@@ -149,13 +149,13 @@ def fit(
     )
 
 
-def _nearer_counts_more(points: Points) -> Points:
+def nearer_counts_more(points: Points) -> Points:
     """Weights grow with compute: small models are late to learn some things, and the law is wanted at the other end."""
     weight = (points.scale * points.tokens) ** NEARNESS
     return dataclasses.replace(points, weight=points.weight * weight / weight.mean())
 
 
-def _cells(table: Table, scale: str, loss: str) -> tuple[Table, list[str]]:
+def fit_cells(table: Table, scale: str, loss: str) -> tuple[Table, list[str]]:
     warnings = []
     if "kind" in table.columns and table.columns["kind"].dtype.kind == "U":
         target, control = (table.columns["kind"] == kind for kind in ("target", "control"))
@@ -191,7 +191,7 @@ def _budgets(table: Table, scale: str, loss: str) -> tuple[list[Budget], list[st
 
 
 @dataclasses.dataclass(frozen=True)
-class _Prior:
+class Prior:
     """Of E, lognormal."""
 
     median: float
@@ -204,7 +204,7 @@ class _Prior:
         return np.resize(values, n_resamples)
 
 
-def _objective(points: Points, name: str, prior: _Prior | None = None) -> Objective:
+def _objective(points: Points, name: str, prior: Prior | None = None) -> Objective:
     """The objective with bounds for small sweeps and the prior, weighed by the noise that a fit without it leaves."""
     found = make_objective(points, name)
     low, high = SMALL_SWEEP_EXPONENTS
@@ -224,7 +224,7 @@ def _objective(points: Points, name: str, prior: _Prior | None = None) -> Object
     return dataclasses.replace(found, prior_mean=means, prior_precision=precision)
 
 
-def _surface_centre(points: Points, name: str, prior: _Prior | None) -> tuple[np.ndarray, float, int]:
+def surface_centre(points: Points, name: str, prior: Prior | None) -> tuple[np.ndarray, float, int]:
     """Within bounds for small sweeps; varpro goes through the descent, which knows them (the minimum is the same)."""
     path = "mse" if name == "varpro" else name
     return fit_centre(points, path, _objective(points, path, prior))
@@ -235,7 +235,7 @@ def _cells_per_size(points: Points) -> float:
     return len(points.scale) / len(np.unique(points.scale))
 
 
-def _pooled_prior(compute: np.ndarray, points: Points, prior: _Prior | None, n_resamples: int = 0) -> FloorPrior:
+def _pooled_prior(compute: np.ndarray, points: Points, prior: Prior | None, n_resamples: int = 0) -> FloorPrior:
     """The prior for the pooled curve: precision from the noise of a fit without it."""
     if prior is None:
         return NO_PRIOR
@@ -246,7 +246,7 @@ def _pooled_prior(compute: np.ndarray, points: Points, prior: _Prior | None, n_r
     return FloorPrior(means, float(variance / prior.spread**2))
 
 
-def _pooled_centre(compute: np.ndarray, points: Points, prior: _Prior | None) -> PooledCurve:
+def _pooled_centre(compute: np.ndarray, points: Points, prior: Prior | None) -> PooledCurve:
     return fit_pooled(
         compute, points.scale, points.loss, points.weight[None], prior=_pooled_prior(compute, points, prior)
     )
@@ -258,8 +258,8 @@ def _surface(points: Points, theta: np.ndarray, value: float) -> Surface:
     return Surface(E, A, B, alpha, beta, a=beta / (alpha + beta), objective=value, objective_mean_x1e6=mean)
 
 
-def _resample_surface(
-    points: Points, name: str, theta: np.ndarray, weight_RS: np.ndarray, prior: _Prior | None
+def resample_surface(
+    points: Points, name: str, theta: np.ndarray, weight_RS: np.ndarray, prior: Prior | None
 ) -> np.ndarray:
     """Constants of every resample, shape R5, each started at the centre."""
     name = "mse" if name == "varpro" else name
@@ -282,7 +282,7 @@ def _noise_sd(points: Points, theta: np.ndarray) -> float:
     return float(np.sqrt((residual**2).sum() / max(len(residual) - 5, 1)))
 
 
-def _joint_weights(points: Points, generator: np.random.Generator, bootstrap: int) -> np.ndarray:
+def joint_weights(points: Points, generator: np.random.Generator, bootstrap: int) -> np.ndarray:
     """Weights of mean 1 per setting, the same for every law; equal settings (seeds) move together."""
     n_settings = int(points.setting.max()) + 1
     shape = max(1 - len(CONSTANTS) / n_settings, 0.25)  # variance 1 / shape
@@ -339,7 +339,7 @@ def _allocation(
     return found, resamples, warnings
 
 
-def _rehearsal(points: Points, budgets: list[Budget], scale: str, prior: _Prior | None) -> Rehearsal | None:
+def _rehearsal(points: Points, budgets: list[Budget], scale: str, prior: Prior | None) -> Rehearsal | None:
     """Fit without the largest budget, predict its cells near the optimum; None with fewer than four budgets.
 
     Judged on the mean of the half of its cells (at least three) that were predicted to be best: choosing by what was
@@ -353,7 +353,7 @@ def _rehearsal(points: Points, budgets: list[Budget], scale: str, prior: _Prior 
     held_scale, held_tokens = points.scale[largest.rows], points.tokens[largest.rows]
     predicted = []
     for name in RESAMPLED:
-        theta, _, _ = _surface_centre(part, name, prior)
+        theta, _, _ = surface_centre(part, name, prior)
         law = Surface.of(part.constants(theta[None])[0])
         predicted.append(np.asarray(law.loss(held_scale, held_tokens)))
     factor = FLOPS_FACTOR[scale]
