@@ -37,6 +37,7 @@ COMMANDS: dict[str, Command] = {
     "reward": align.reward,
     "align demo": align.align_demo,
     "eval": evaluate.evaluate,
+    "judge": evaluate.judge,
     "generate": serving.generate,
     "chat": serving.chat,
     "score": scaling.score,
