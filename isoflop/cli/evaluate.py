@@ -23,6 +23,9 @@ def evaluate(
     tasks: Annotated[str, Parameter(metavar="A,B", help="only these benchmarks; default: tasks.names")] = "",
     limit: Annotated[NotNegativeInt | None, Parameter(help="the first so many items of each; 0: all")] = None,
     json: Json = None,
+    report: Annotated[
+        Path | None, Writes(".html"), Parameter(metavar="FILE", help="also write a page that compares the runs")
+    ] = None,
     samples: Annotated[
         Path | None, Writes(".jsonl"), Parameter(metavar="FILE", help="also write every item with prompt and answer")
     ] = None,
@@ -46,7 +49,14 @@ def evaluate(
     from isoflop.evaluation.run import evaluate as measure
 
     with Bar("item") as bar, stop_on_signal() as stop:
-        found, items = measure(runs, recipe, with_samples=samples is not None, on_progress=bar.stage, should_stop=stop)
+        found, items = measure(
+            runs, recipe, with_samples=bool(samples or report), on_progress=bar.stage, should_stop=stop
+        )
+    items = list(items)
+    if report is not None:
+        from isoflop.evaluation.report import report_page
+
+        write_text(report, report_page(found, items))
     if samples is not None:
         lines = (json_module.dumps(plain(row), ensure_ascii=False) for row in items)
         write_text(samples, "".join(f"{line}\n" for line in lines))
