@@ -9,12 +9,15 @@ import pytest
 from places import SHARED
 
 from isoflop.errors import FitError, PlanError
+from isoflop.recipe import read_tree
 from isoflop.scaling.fit.parametric import Points
 from isoflop.scaling.fit.run import fit_files
 from isoflop.scaling.fit.task_law import Seen, fit_task
 from isoflop.scaling.laws import Laws, surface_loss, task_metric
+from isoflop.scaling.plan.choose import plan
 from isoflop.scaling.plan.predict import predict_benchmarks
 from isoflop.scaling.plan.score import score_benchmarks
+from isoflop.scaling.report.plan_rows import plan_rows
 
 LADDER = SHARED / "scaling/olmo-ladder"
 SIZES, LENGTHS = ("190M", "370M", "760M", "1B"), ("1xC", "2xC", "5xC", "10xC")
@@ -171,3 +174,16 @@ def test_benchmarks_are_scored_like_the_loss():
     assert score_benchmarks(PREDICTED, {})["quiz"]["acc"]["measured"] is None
     with pytest.raises(PlanError, match="the run was asked aa, 4 items"):
         score_benchmarks(PREDICTED, evaluated(0.5, 4))
+
+
+def test_a_plan_states_the_benchmarks_and_its_recipe_carries_them(tmp_path):
+    fit_files(made_sweep(tmp_path), bootstrap=100).write(tmp_path / "laws.json")
+    made = plan(tmp_path / "laws.json", budget_flops=6.4e15, vocab_size=1024, seq_len=64)
+    found = made.tree()["benchmarks"]
+    assert set(found) == {"quiz"} and set(found["quiz"]) == {"answer_bits_per_byte", "acc"}
+    assert list(found["quiz"]["acc"]) == ["value", "low", "high"]
+    assert "predicted quiz" in dict(plan_rows(made))
+    made.write(tmp_path / "plan.toml")
+    written = read_tree(tmp_path / "plan.toml")["prediction"]
+    assert written["benchmarks"] == found and written["asked"] == {"quiz": "a, 1000 items"}
+    assert json.loads((tmp_path / "plan.json").read_text())["benchmarks"] == found
