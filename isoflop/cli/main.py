@@ -39,6 +39,7 @@ COMMANDS: dict[str, Command] = {
     "generate": serving.generate,
     "chat": serving.chat,
     "eval": evaluate.evaluate,
+    "judge": evaluate.judge,
     "score": scaling.score,
     "export": convert.export,
     "import": convert.import_,
