@@ -172,3 +172,10 @@ def _check_writable(option: str, path: Path, what: str) -> None:
     except OSError as error:
         reason = error.strerror or error
         raise RecipeError(f"{option} {path} can't be written: {reason}; give another path") from error
+
+
+def refuse_unused(why: str, **options: Any) -> None:
+    """Options that this use of a command ignores. Raises RecipeError for the first that was given."""
+    for name, value in options.items():
+        if value:
+            raise RecipeError(f"--{name.replace('_', '-')} has no effect {why}; leave it out")

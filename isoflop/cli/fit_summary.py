@@ -1,4 +1,4 @@
-"""What `isoflop fit` and `predict` show: laws and exponents with intervals, losses, warnings, the next command."""
+"""What `fit`, `predict` and `next` show: laws, exponents, losses with intervals, runs to buy, warnings."""
 
 import math
 from collections.abc import Iterable
@@ -7,6 +7,7 @@ from typing import Any
 
 from isoflop.cli.console import flat, print_rows, print_table, print_warnings, say, shown
 from isoflop.scaling.laws import CONSTANTS, Laws, Vertex
+from isoflop.scaling.plan.next_cells import NextCells
 
 NEXT_FACTOR = 10
 """The plan that is proposed has this many times the largest budget: well inside what is safe to extrapolate."""
@@ -109,6 +110,23 @@ def print_predictions(found: dict[str, Any], inferences: Iterable[str]) -> None:
     )
     print_inferences(inferences)
     print_warnings(row["reason"] for row in rows if row["center"] is None)
+
+
+def print_next(made: NextCells) -> None:
+    """The runs to buy and what each should leave of the interval."""
+    print_table(
+        [
+            {
+                "budget": f"{run.budget_flops:.3g}",
+                "size": _short(run.scale),
+                "tokens": _short(run.n_tokens),
+                "cost": _short(run.cost),
+                "width left": f"{left:.2%}",
+            }
+            for run, left in zip(made.runs, made.width_left)
+        ]
+    )
+    say(made.verdict)
 
 
 def print_inferences(inferences: Iterable[str]) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 
-from isoflop.cli import align, convert, corpus, evaluate, imaging, keys, optics, scaling, serving, train
+from isoflop.cli import align, convert, corpus, evaluate, imaging, keys, optics, scaling, serving, sweep, train
 from isoflop.cli.arguments import check, converted, sentence
 from isoflop.cli.console import print_rows, say
 from isoflop.errors import IsoflopError, RecipeError
@@ -24,10 +24,11 @@ COMMANDS: dict[str, Command] = {
     "corpus build": corpus.corpus_build,
     "tokens": corpus.tokens,
     "inspect": train.inspect,
-    "ladder": scaling.ladder,
-    "sweep": scaling.sweep,
+    "ladder": sweep.ladder,
+    "sweep": sweep.sweep,
     "fit": scaling.fit,
     "predict": scaling.predict,
+    "next": sweep.next_,
     "plan": scaling.plan,
     "train": train.train,
     "extend": train.extend,

@@ -1,14 +1,14 @@
-"""The commands of a scaling study: ladder, sweep, fit, predict, plan, score, compare, report, demo."""
+"""The commands of a scaling study after its runs: fit, predict, plan, score, compare, report; and the demo."""
 
 import dataclasses
-import json as json_module
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from isoflop.cli.arguments import Json, Out, Overrides, Recipe, Writes
-from isoflop.cli.console import Bar, flat, print_rows, print_table, print_warnings, report_found, say, stop_on_signal
+from isoflop.cli.arguments import Json, Out, Writes, refuse_unused
+from isoflop.cli.console import Bar, flat, print_warnings, report_found, say, stop_on_signal
+from isoflop.cli.sweep import planned_ladder
 from isoflop.errors import PlanError, RecipeError
 from isoflop.recipe import (
     NotNegative,
@@ -18,90 +18,9 @@ from isoflop.recipe import (
     Processes,
     Range,
     Seed,
-    load_recipe,
-    read_tree,
-    write_recipe,
 )
 
 SameHeldOut = Annotated[bool, Parameter(help="vouch for one held-out text where laws do not say which", negative=())]
-
-
-def ladder(
-    recipe: Recipe,
-    /,
-    *overrides: Overrides,
-    dry_run: Annotated[bool, Parameter(help="write nothing, print the plan of the sweep")] = False,
-    calibrate: Annotated[bool, Parameter(help="measure this device to state hours")] = True,
-    out: Out = Path("runs/sweep"),
-    json: Json = None,
-) -> None:
-    """Budgets x sizes -> cells of a sweep, with runs, FLOPs and hours, before anything runs."""
-    planned = _ladder(recipe, overrides, calibrate=calibrate)
-    if not dry_run:
-        for cell in planned.cells:
-            write_recipe(
-                out / "recipes" / f"{cell.cell_id}.toml", cell.recipe, header=f"cell of {planned.recipe.study}"
-            )
-    where = "nothing written" if dry_run else f"{len(planned.cells)} recipes in {out / 'recipes'}"
-    report_found({"summary": planned.summary(), "cells": planned.table()}, json, where, [])
-    print_table(planned.table())
-    print_rows(flat(planned.summary()))
-    print_warnings(planned.warnings)
-
-
-def sweep(
-    recipe: Recipe,
-    /,
-    *overrides: Overrides,
-    out: Out = Path("runs/sweep"),
-    keep_weights: Annotated[bool, Parameter(help="keep the weights of every cell")] = False,
-    stack: Annotated[
-        int, Parameter(help="cells of one shape that are trained as one program (0: 8 on a GPU, 1 on a CPU)")
-    ] = 0,
-    calibrate: Annotated[bool, Parameter(help="measure this device first, to state hours")] = True,
-    json: Json = None,
-) -> None:
-    """Run the missing cells of a ladder, sharing trunks, one record per cell."""
-    from isoflop.scaling.sweep.ladder import resolved
-    from isoflop.scaling.sweep.run import run_sweep
-
-    fixed = out / "ladder.toml"
-    going_on = fixed.is_file() and _same_ladder(recipe, overrides, fixed)
-    if going_on:
-        print(f"going on with {fixed}")
-        planned = _ladder(fixed, (), calibrate=False)
-    else:
-        planned = _ladder(recipe, overrides, calibrate=calibrate)
-        if not (out / "ladder.json").exists():  # else run_sweep must accept it first
-            write_recipe(fixed, resolved(planned), header=f"the ladder of this sweep, from {recipe}")
-    print_rows(flat(planned.summary()))
-    print_warnings(planned.warnings)
-    section = planned.recipe
-    with Bar("FLOP") as bar, stop_on_signal() as stop:
-        records = run_sweep(
-            list(planned.cells),
-            out,
-            study=section.study,
-            workers=section.ladder.workers,
-            threads=section.train.threads or 1,
-            stack=stack,
-            keep_weights=keep_weights,
-            on_progress=bar.sweep,
-            should_stop=stop,
-        )
-    if not going_on:
-        write_recipe(fixed, resolved(planned), header=f"the ladder of this sweep, from {recipe}")
-    diverged = [record.run_id for record in records if record.status == "diverged"]
-    found = {
-        "records": str(out / "records.jsonl"),
-        "cells": len(planned.cells),
-        "recorded": len(records),
-        "diverged": diverged,
-        **json_module.loads((out / "sweep.json").read_text(encoding="utf-8")),
-    }
-    report_found(found, json, f"{len(records)} of {len(planned.cells)} cells in {out / 'records.jsonl'}", [])
-    if len(records) < len(planned.cells):
-        raise KeyboardInterrupt
 
 
 def fit(
@@ -149,7 +68,7 @@ def fit(
 
     chosen = {"mapping": map, "where": where, "drop_highest_loss": drop_highest_loss, "weights": weights}
     if law == "all":
-        _refuse_unused(
+        refuse_unused(
             "with --law all: name one law, as in --law parabola",
             at_flops=at_flops,
             form=form,
@@ -162,7 +81,7 @@ def fit(
         report_found(laws.tree(), json, f"laws in {out}", [])
         print_laws(laws, out, tables)
     else:
-        _refuse_unused(
+        refuse_unused(
             f"with --law {law}",
             at_flops=at_flops if law not in ("surface", "lstar") else None,
             group=group != "setting" and law != "surface",
@@ -212,11 +131,11 @@ def predict(
     }
     given = {name: value for name, value in sizes.items() if value is not None}
     if runs is None:
-        _refuse_unused("without --runs", map=map)
+        refuse_unused("without --runs", map=map)
         if not given:
             raise RecipeError("isoflop predict needs --n-params and --n-tokens, or --budget-flops, or --runs TABLE")
     else:
-        _refuse_unused("with --runs", **{name.replace("total", "budget"): value for name, value in given.items()})
+        refuse_unused("with --runs", **{name.replace("total", "budget"): value for name, value in given.items()})
     found, inferences = forecast(laws, [given] if runs is None else runs, mapping=map, level=level)
     done = sum(row["center"] is not None for row in found["predictions"])
     if runs is None and not done:
@@ -275,9 +194,9 @@ def plan(
     from isoflop.scaling.report.plan_rows import next_step, plan_rows
 
     if ladder is not None:
-        _refuse_unused("with --ladder, which sets both", vocab_size=vocab_size, seq_len=seq_len)
+        refuse_unused("with --ladder, which sets both", vocab_size=vocab_size, seq_len=seq_len)
     if dense is None:
-        _refuse_unused("without --dense, whose laws are compared", same_held_out=same_held_out)
+        refuse_unused("without --dense, whose laws are compared", same_held_out=same_held_out)
     if sum(budget is not None for budget in (budget_flops, gpu_hours, hours, days)) != 1:
         raise RecipeError(
             "isoflop plan needs exactly one of --budget-flops, --gpu-hours, --hours and --days, for example "
@@ -298,7 +217,7 @@ def plan(
             max_micro_batch=max_micro_batch,
             price_per_gpu_hour=price,
         ),
-        ladder=None if ladder is None else _ladder(ladder, (), calibrate=False),
+        ladder=None if ladder is None else planned_ladder(ladder, (), calibrate=False),
         vocab_size=vocab_size,
         seq_len=seq_len,
         hyper=hyper or None,
@@ -354,7 +273,7 @@ def compare(
     from isoflop.scaling.report.plan_rows import comparison_rows
 
     if records is None:
-        _refuse_unused("without --records, whose runs it shows", figure=figure)
+        refuse_unused("without --records, whose runs it shows", figure=figure)
     made = compare_files(a, b, budget_flops=budget_flops, same_held_out=same_held_out, records=records)
     if figure is not None and records is not None:
         from isoflop.pages.plot import save
@@ -396,48 +315,3 @@ def demo(
     with stop_on_signal() as stop:
         found = run_demo(out, minutes=minutes, seed=seed, workers=workers, say=say, bar=Bar, should_stop=stop)
     report_found(found, json, f"report in {out / 'report.html'}", list(flat(found)))
-
-
-def _refuse_unused(why: str, **options: Any) -> None:
-    """Options that this use of a command ignores. Raises RecipeError for the first that was given."""
-    for name, value in options.items():
-        if value:
-            raise RecipeError(f"--{name.replace('_', '-')} has no effect {why}; leave it out")
-
-
-def _ladder(recipe: Path, overrides: tuple[str, ...], *, calibrate: bool) -> Any:
-    from isoflop.scaling.sweep.ladder import LadderRecipe, ladder_on_tokens, plan_ladder
-    from isoflop.scaling.sweep.recipe import check
-
-    asked = load_recipe(recipe, LadderRecipe, overrides)
-    check(asked)
-    loaded, data_sha256 = ladder_on_tokens(asked)
-    given, rows = read_tree(recipe, overrides).get("model", {}).get("vocab_size"), loaded.model.vocab_size
-    if given not in (None, rows):
-        raise RecipeError(
-            f"model.vocab_size = {given} but the tokens of {asked.data.tokens} have {rows} rows, padding included; "
-            f"leave model.vocab_size out, or set it to {rows}"
-        )
-    timed = bool(loaded.ladder.minutes or loaded.ladder.gpu_hours)
-    if calibrate and not timed:
-        plan_ladder(loaded, data_sha256=data_sha256)  # fails before seconds are spent on measuring
-    if not calibrate:
-        if timed:
-            raise RecipeError(
-                "ladder.minutes and ladder.gpu_hours need a measurement of this device: leave --calibrate on"
-            )
-        return plan_ladder(loaded, data_sha256=data_sha256)
-    from isoflop.scaling.sweep.calibrate import measure_ladder
-
-    return plan_ladder(loaded, measure_ladder(loaded), data_sha256=data_sha256)
-
-
-def _same_ladder(recipe: Path, overrides: tuple[str, ...], fixed: Path) -> bool:
-    """Whether `fixed` is what this recipe became when its time was turned into budgets."""
-    from isoflop.scaling.sweep.ladder import LadderRecipe, ladder_on_tokens
-
-    asked, _ = ladder_on_tokens(load_recipe(recipe, LadderRecipe, overrides))
-    before = load_recipe(fixed, LadderRecipe)
-    budgets = asked.ladder.budgets or before.ladder.budgets
-    section = dataclasses.replace(asked.ladder, budgets=budgets, minutes=0.0, gpu_hours=0.0)
-    return dataclasses.replace(asked, ladder=section) == before

@@ -28,6 +28,7 @@ from isoflop.scaling.fit.table import Table
 from isoflop.scaling.laws import Laws
 from isoflop.scaling.plan.allocate import best_split
 from isoflop.scaling.plan.held_out import HeldOut, check_held_out, check_tokenizers
+from isoflop.scaling.plan.next_cells import choose
 from isoflop.scaling.plan.paired import CELL, PairedDifference, cells_by_setting, paired_differences
 from isoflop.scaling.plan.predict import law_losses
 from isoflop.scaling.published import load_laws
@@ -312,8 +313,7 @@ def _next_cells(
 ) -> list[NextCell]:
     """The runs, chosen one after the other, whose outcome would say most about ln m.
 
-    Each resample is a world: what a candidate run would measure in it and what ln m is in it are known, so the variance
-    of ln m that is left after the run follows from their covariance (linear update), with the noise of one run.
+    By the covariance of ln m and what the candidates would measure over the resamples, as in `plan.next_cells`.
     Candidates: optimal scale and a factor 2 to both sides, at the tested budgets and 3 times the largest.
     """
     target_R = np.mean(list(ln_by_law.values()), axis=0)
@@ -329,21 +329,12 @@ def _next_cells(
             outcomes.append(outcome_R)
             noises.append((noise * outcome_R.mean()) ** 2)
     joint = np.cov(np.vstack([target_R, *outcomes]))
-    chosen: list[NextCell] = []
-    taken: list[int] = []
     start = float(joint[0, 0])
-    for _ in range(NEXT_CELLS):
-        gains = joint[0, 1:] ** 2 / (np.diag(joint)[1:] + noises)
-        gains[taken] = 0.0  # a repeat is worth less than the update says: seeds share the fit's own error
-        best = int(np.argmax(gains))
-        if not np.isfinite(gains[best]) or gains[best] <= 0:
-            break
-        column = joint[:, best + 1].copy()
-        joint = joint - np.outer(column, column) / (column[best + 1] + noises[best])
-        taken.append(best)
-        left = math.sqrt(max(float(joint[0, 0]), 0.0) / start) if start > 0 else 1.0
-        chosen.append(dataclasses.replace(candidates[best], interval_width_left=left))
-    return chosen
+    steps = choose(joint, np.array(noises), [[index] for index in range(len(candidates))])
+    return [
+        dataclasses.replace(candidates[index], interval_width_left=math.sqrt(left / start))
+        for index, left in itertools.islice(steps, NEXT_CELLS)
+    ]
 
 
 def _family(laws: Laws) -> str | None:
