@@ -96,8 +96,8 @@ def _difference_rows(
                 groups = [a["group"] or a["item"] for a, _ in pairs]
                 if len({*groups}) < 2:
                     continue
-                scores = ([one["scores"][metric] for one in side] for side in zip(*pairs, strict=True))
-                gap = paired(*scores, groups)
+                before, after = ([one["scores"][metric] for one in side] for side in zip(*pairs, strict=True))
+                gap = paired(before, after, groups)
                 clear = gap.low > 0 or gap.high < 0
                 row = {"run": labels[name], "task": task, "metric": metric, "difference": gap.value, "n": gap.n}
                 rows.append({**row, "interval": (gap.low, gap.high), "clear": "yes" if clear else "no"})
