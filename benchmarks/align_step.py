@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from isoflop.alignment.dpo import Dpo, Pairs
+from isoflop.alignment.dpo import Dpo
 from isoflop.alignment.packing import n_positions
+from isoflop.alignment.pairs import Pairs
 from isoflop.alignment.recipe import DpoSection
 from isoflop.alignment.samples import PairRows
 from isoflop.alignment.sft import Sft

@@ -15,6 +15,7 @@ Before timing, loss and gradients of the step are compared with float64 on the s
 import argparse
 import dataclasses
 import gc
+import itertools
 import json
 import tempfile
 import time
@@ -36,6 +37,7 @@ from isoflop.training.loop import StepPlan, train
 from isoflop.training.monitor import measured_matmul_flops_per_s, peak_flops_per_s
 from isoflop.training.optim import adamw
 from isoflop.training.pretrain.workload import compiles
+from isoflop.training.step_hooks import StepHook
 from isoflop.training.workload import Workload
 
 
@@ -78,10 +80,32 @@ CASES = {
 }
 
 
+class Clock(StepHook):
+    """When each step begins, as the device sees it; the first step holds compiling and capturing too."""
+
+    def __init__(self, device: torch.device):
+        self._cuda, self._marks = device.type == "cuda", []
+
+    def begin(self, step: int) -> None:
+        if self._cuda:
+            self._marks.append(torch.cuda.Event(enable_timing=True))
+            self._marks[-1].record()
+        else:
+            self._marks.append(time.perf_counter())
+
+    def seconds(self) -> list[float]:
+        """Since the first mark; waits for the device."""
+        if not self._cuda:
+            return [mark - self._marks[0] for mark in self._marks]
+        torch.cuda.synchronize()
+        return [self._marks[0].elapsed_time(mark) / 1e3 for mark in self._marks]
+
+
 class Windows(Workload):
     """The benchmark's workload: random tokens in a memory-mapped file, gathered like real ones."""
 
-    def __init__(self, path: Path, shape: ModelConfig, micro_batch: int, sequences: int):
+    def __init__(self, path: Path, shape: ModelConfig, micro_batch: int, sequences: int, clock: "Clock"):
+        self.clock, self.hooks = clock, [clock]
         self.tokens_per_step = sequences * shape.seq_len
         self._tokens = np.memmap(path, dtype=np.uint32, mode="r")
         self._shape, self._micro_batch, self._sequences = shape, micro_batch, sequences
@@ -142,33 +166,26 @@ def measure(case: tuple, format: str, device: torch.device, args) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "tokens.bin"
         np.random.default_rng(0).integers(0, shape.vocab_size, 20_000_000, dtype=np.uint32).tofile(path)
-        workload = Windows(path, shape, micro_batch, sequences)
+        workload = Windows(path, shape, micro_batch, sequences, Clock(device))
 
-        def run(first: int, last: int, folder_name: str):
-            _wait(device)
-            began = time.perf_counter()
-            with fastest_kernels(device):
-                result = train(
-                    workload,
-                    model,
-                    optimizer,
-                    StepPlan(last, rate=lambda step: 1e-4),
-                    run_dir=Path(folder) / folder_name,
-                    saving=Saving(every_s=0, at_end=False),
-                    state={},
-                    start_step=first,
-                )
-            _wait(device)
-            return time.perf_counter() - began, result
-
-        compile_s, _ = run(0, args.warmup, "warmup")
-        steps = args.steps
-        seconds, syncs, waits = [], 0, []
-        for repeat in range(args.repeats):
-            first = args.warmup + repeat * steps
-            elapsed, result = run(first, first + steps, f"run{repeat}")
-            seconds.append(elapsed / steps)
-            waits.append(result.data_wait_s / elapsed)
+        steps, n_steps = args.steps, args.warmup + args.steps * args.repeats
+        began = time.perf_counter()
+        with fastest_kernels(device):
+            result = train(
+                workload,
+                model,
+                optimizer,
+                StepPlan(n_steps, rate=lambda step: 1e-4),
+                run_dir=Path(folder),
+                saving=Saving(every_s=0, at_end=False),
+                state={},
+            )
+        workload.clock.begin(n_steps)
+        seconds_at = workload.clock.seconds()
+        data_wait_share = result.data_wait_s / (time.perf_counter() - began)
+        compile_s = seconds_at[args.warmup]
+        marks = [seconds_at[args.warmup + steps * repeat] for repeat in range(args.repeats + 1)]
+        seconds, syncs = [(last - first) / steps for first, last in itertools.pairwise(marks)], 0
         if device.type == "cuda":  # not timed: every hidden wait for the device would show here
             torch.cuda.set_sync_debug_mode("warn")
             with warnings.catch_warnings(record=True) as caught:
@@ -204,7 +221,7 @@ def measure(case: tuple, format: str, device: torch.device, args) -> dict:
         "peak": peak_source,
         "ceiling_tflops_per_s": ceiling / 1e12,
         "of_ceiling": causal / ceiling,
-        "data_wait_share": max(waits),
+        "data_wait_share": data_wait_share,
         "synchronisations_per_step": syncs,
         "first_steps_s": compile_s,
         "memory_gib": torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else None,
@@ -220,15 +237,10 @@ def _forget(device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats()
 
 
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--warmup", type=int, default=3)
+    parser.add_argument("--warmup", type=int, default=3, help="steps before the timed ones, at least 1")
     parser.add_argument("--steps", type=int, help="timed steps of a repeat (20 on a CPU, 2 on a GPU)")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--cases", nargs="+", help="names of shapes, default all")

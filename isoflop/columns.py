@@ -1,27 +1,24 @@
 """Tables as other programs write them -> named columns of numbers or text, and a note for everything that was inferred.
 
-CSV with any of four separators, or JSON lines. A cell is read as the number that its writer meant (`1,234,567`, `2,95`
-in a file of decimal commas, `6.4M`, `N/A` for a missing one) only where the file leaves no doubt. A column with a
-cell that is no number stays text, and the first such cell is kept with its line: whoever needs numbers refuses by it.
+A cell is read as the number that its writer meant (`1,234,567`, `2,95` in a file of decimal commas, `6.4M`, `N/A` for a
+missing one) only where the file leaves no doubt. A column with a cell that is no number stays text, and the first such
+cell is kept with its line: whoever needs numbers refuses by it. Files are read by `isoflop.rows`.
 """
 
-import codecs
-import csv
 import difflib
-import io
 import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from isoflop.errors import DataError, FitError
-from isoflop.run import read_json_lines
+from isoflop.rows import Rows, read_rows
 
-SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 MISSING = {"", "-", "--", "\u2013", "\u2014", "nan", "na", "n/a", "#n/a", "none", "null", "missing"} | {
     *("#div/0!", "#value!", "#ref!", "#num!", "#name?", "#null!"),
 }
@@ -32,8 +29,42 @@ POWERS |= {"thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 NUMBER = re.compile(r"([+-]?)(\d[\d.,'\u2019_\s]*|[.,]\d+)(?:[eE]([+-]?\d+))?\s*([A-Za-z]*)")
 GROUPED = re.compile(r"\d{1,3}(?:,\d{2,3})*,\d{3}|\d{1,3}(?P<mark>[.'\u2019_\s])\d{3}(?:(?P=mark)\d{3})*")
 """A whole number with thousands separators (commas also as in India)."""
+POWER_OF_TEN = re.compile(r"\s*[x*\u00d7\u00b7]\s*10\^\{?([+-]?\d+)\}?")
+SIGNS = {0x2212: "-"}
 DOUBT = "may be a decimal mark or a thousands separator: write numbers with a decimal point only"
 BOOLEANS = {"true": 1.0, "false": 0.0}
+OTHER_NAMES = {
+    "n_params": ("params", "n", "n_opt", "parameters", "num_params", "model_size", "params_no_emb", "n_params_total"),
+    "flops_per_token": ("m", "m_opt", "flops_token"),
+    "n_tokens": ("tokens", "d", "d_opt", "num_tokens", "train_tokens", "tokens_trained", "total_tokens", "tokens_seen"),
+    "total_flops": ("flops", "c", "compute", "flops_logged", "train_flops", "flops_bin", "budget"),
+    "budget_flops": ("flops_bin", "budget", "budget_label", "flops", "c", "compute"),
+    "loss_nats": (
+        *("loss", "l", "val_loss", "loss_val", "loss_opt", "final_loss", "loss_validation", "eval_loss", "test_loss"),
+        *("validation_loss", "valid_loss", "final_val_loss", "val_loss_nats"),
+    ),
+    "bits_per_byte": ("bpb", "val_bpb", "bits_byte"),
+    "perplexity": ("ppl", "val_ppl", "perplexity", "val_perplexity", "eval_perplexity", "eval_ppl"),
+    "learning_rate": ("lr", "eta", "peak_lr", "max_lr"),
+    "batch_tokens": ("batch", "batch_size", "bs", "batch_seqs"),
+    "error": ("err", "error_rate", "top1_error"),
+    "unique_tokens": ("unique", "corpus_tokens"),
+    "n_params_active": ("active_params", "n_act", "dense_parameter_count", "params_active"),
+    "n_experts": ("num_experts", "experts", "e", "n_routed_experts", "num_local_experts"),
+    "n_active": ("k", "top_k", "num_experts_per_tok"),
+    "n_shared": ("num_shared", "n_shared_experts", "shared_experts"),
+    "d_expert": ("moe_intermediate_size", "expert_width"),
+    "granularity": ("g",),
+    "activated_share": ("activation_ratio", "a"),
+}
+"""How others call what laws are fitted to, in small letters, _ for anything else; only used to suggest a mapping."""
+UNIT_IN_NAME = {
+    "bits_per_byte": r"bpb|bits?[ _/-]*(per|/)[ _/-]*byte",
+    "perplexity": r"ppl|perplexity",
+    "loss_nats": r"nats?",
+    "bits per token": r"bits?",
+}
+"""What a name says of the unit of a loss, the first that fits."""
 
 
 @dataclass(frozen=True)
@@ -45,30 +76,15 @@ class Columns:
     no_number: dict[str, str]
     """Column -> its first cell that is no number, as 'runs.csv line 9: "big" is no number'."""
     notes: list[str]
-
-
-@dataclass
-class _Source:
-    """The rows of one file, and where each stands."""
-
-    rows: Sequence[Mapping[str, object]]
-    places: Sequence[str]
-    notes: list[str] = field(default_factory=list)
-    marks: Counter[str] = field(default_factory=Counter)
-    """The decimal marks that its cells show."""
-
-    def __post_init__(self) -> None:
-        self.marks = _decimal_marks(cell for row in self.rows for cell in row.values())
+    places: np.ndarray
+    """Where each row stands, as 'runs.csv line 9'."""
+    objects: dict[str, list[Any]]
+    """Columns of JSON objects and lists, which are no numbers and no text."""
 
 
 def read_columns(files: Sequence[Path]) -> Columns:
     """Read files, one below the other. Raises DataError: missing, no rows, no table, two columns of one name."""
-    sources = []
-    for path in files:
-        if not path.is_file():
-            problem = "is a folder" if path.is_dir() else "does not exist"
-            raise DataError(f"table {path} {problem}; give a .csv or .jsonl file")
-        sources.append(_read_json(path) if _holds_json(path) else _read_csv(path))
+    sources = [read_rows(path) for path in files]
     if not any(source.rows for source in sources):
         named = ", ".join(map(str, files))
         raise DataError(f"table {named} has no rows; give a .csv with a header or a .jsonl with one run a line")
@@ -77,7 +93,7 @@ def read_columns(files: Sequence[Path]) -> Columns:
 
 def columns_of_rows(rows: Sequence[Mapping[str, object]]) -> Columns:
     """Columns from one mapping per row; keys that a row lacks, None and empty text are missing values."""
-    return _columns([_Source(rows, [f"row {number}" for number in range(1, len(rows) + 1)])])
+    return _columns([Rows(rows, [f"row {number}" for number in range(1, len(rows) + 1)])])
 
 
 def as_number(text: str) -> float | None:
@@ -99,14 +115,49 @@ def product_of(columns: Mapping[str, np.ndarray], expression: str) -> np.ndarray
         hint = f"did you mean {close[0]}?" if close else f"columns: {', '.join(columns)}"
         raise FitError(f"--map {expression!r}: there is no column {name!r}; {hint}")
 
-    parts = [part.strip() for part in re.split(r"([*/])", expression)]
+    parts = parts_of(columns, expression)
     value = factor(parts[0])
     for operator, part in zip(parts[1::2], parts[2::2]):
         other = factor(part)
         if value.dtype.kind != "f" or other.dtype.kind != "f":
             raise FitError(f"--map {expression!r}: a product needs numeric columns; name numeric ones")
-        value = value * other if operator == "*" else value / other
+        with np.errstate(over="ignore", divide="ignore", invalid="ignore"):  # such rows are left out and named later
+            value = value * other if operator == "*" else value / other
     return value
+
+
+def parts_of(columns: Iterable[str], expression: str) -> list[str]:
+    """Factors and the operators between them: a column of the whole name wins, so `val/loss` may be one."""
+    names = "|".join(re.escape(name) for name in sorted(columns, key=len, reverse=True))
+    parts, left = [], expression.strip()
+    while left:
+        match = re.match(rf"\"[^\"]*\"|({names or '(?!)'})(?=\s*(?:[*/]|$))|[^*/]+", left)
+        parts.append(match[0].strip().strip('"') if match else "")
+        left = left[match.end() if match else 0 :].lstrip()
+        parts += [*left[:1]]
+        left = left[1:].lstrip()
+    return parts + [""] * (len(parts) % 2 == 0)
+
+
+def likely_column(columns: Mapping[str, np.ndarray], ours: str) -> str:
+    """The numeric column that `ours` is likely to be, as --map names it; empty where none is."""
+    plain = {
+        re.sub(r"[^a-z0-9]+", "_", re.sub(r"[(\[].*", "", name.lower())).strip("_"): name
+        for name, column in columns.items()
+        if column.dtype.kind == "f"
+    }
+    close = difflib.get_close_matches(ours, plain, n=1, cutoff=0.75)
+    other = next((other for other in OTHER_NAMES.get(ours, ()) if other in plain), close[0] if close else "")
+    if not other and ours == "bits_per_byte":
+        other = next((low for low in plain if "bpb" in low), "")
+    name = plain.get(other, "")
+    return f'"{name}"' if "," in name else name
+
+
+def unit_in(name: str) -> str:
+    """What a name, or a cell that names a unit, says of the unit of a loss; empty where it says nothing."""
+    said = (u for u, words in UNIT_IN_NAME.items() if re.search(rf"(?i)(?<![a-z])({words})(?![a-z])", name))
+    return next(said, "")
 
 
 def last_rows(names: Sequence[np.ndarray]) -> np.ndarray:
@@ -118,7 +169,7 @@ def last_rows(names: Sequence[np.ndarray]) -> np.ndarray:
 
 def _read(text: str, decimal: str | None) -> float | None:
     """The number that a cell spells where `decimal` is its file's decimal mark (None: in doubt); None: no number."""
-    text = text.strip().replace("\u2212", "-")
+    text = POWER_OF_TEN.sub(r"e\1", text.strip().translate(SIGNS))
     if text.lower() in MISSING:
         return math.nan
     if decimal != "," and "_" not in text:
@@ -154,35 +205,37 @@ def _decimal_marks(cells: Iterable[object]) -> Counter[str]:
     return +found
 
 
-def _decimal(source: _Source, cells: Sequence[object]) -> str | None:
-    """The decimal mark of one column: what its own cells show, else what the file shows; None where in doubt."""
+def _decimal(marks: Counter[str], cells: Sequence[object]) -> str | None:
+    """The decimal mark of one column: what its own cells show, else what its file shows; None where in doubt."""
     shown = _decimal_marks(cells)
     if shown:
         return max(".,", key=shown.__getitem__)  # cells that show the other mark are no numbers then
     seen = {mark for cell in cells if isinstance(cell, str) and NUMBER.fullmatch(cell.strip()) for mark in cell}
     if "," in seen:
-        return next(iter(source.marks)) if len(source.marks) == 1 and "." not in seen else None
-    return None if "." in seen and [*source.marks] == [","] else "."
+        return next(iter(marks)) if len(marks) == 1 and "." not in seen else None
+    return None if "." in seen and [*marks] == [","] else "."
 
 
-def _columns(sources: Sequence[_Source]) -> Columns:
-    found = Columns({}, {}, [note for source in sources for note in source.notes])
+def _columns(sources: Sequence[Rows]) -> Columns:
+    places = np.array([place for source in sources for place in source.places], dtype=str)
+    found = Columns({}, {}, [note for source in sources for note in source.notes], places, {})
+    marks = [_decimal_marks(cell for row in source.rows for cell in row.values()) for source in sources]
     for name in dict.fromkeys(name for source in sources for row in source.rows for name in row):
-        _add_column(found, name, sources)
+        _add_column(found, name, sources, marks)
     return found
 
 
-def _add_column(found: Columns, name: str, sources: Sequence[_Source]) -> None:
+def _add_column(found: Columns, name: str, sources: Sequence[Rows], marks: Sequence[Counter[str]]) -> None:
     """Read one column of all files into numbers or text, with its notes and its first cell that is no number."""
     numbers: list[float] = []
     raw: list[object] = []
     inferred: dict[str, tuple[int, str]] = {}
     wrong = ""
     n_text = n_nested = n_plain = 0
-    for source in sources:
+    for source, seen in zip(sources, marks):
         cells = [row.get(name) for row in source.rows]
         raw += cells
-        decimal = _decimal(source, cells)
+        decimal = _decimal(seen, cells)
         for cell, place in zip(cells, source.places):
             nested, flag = isinstance(cell, (dict, list)), isinstance(cell, (bool, np.bool_))
             value = math.nan if cell is None else None if nested else _value(cell, decimal)
@@ -208,6 +261,7 @@ def _add_column(found: Columns, name: str, sources: Sequence[_Source]) -> None:
     if wrong:
         found.no_number[name] = wrong
     if n_nested and n_nested == sum(cell is not None for cell in raw):
+        found.objects[name] = raw
         return
     if n_text or (not n_plain and any(isinstance(cell, str) and cell.strip() for cell in raw)):
         found.values[name] = np.array(["" if cell is None else str(cell) for cell in raw])
@@ -238,85 +292,3 @@ def _is_plain(text: str) -> bool:
 def _shown(cell: object) -> str:
     text = repr(cell)
     return text if len(text) <= 60 else f"{text[:40]}... ({len(text)} characters)"
-
-
-def _holds_json(path: Path) -> bool:
-    """By the name, except that a table whose first character is { holds objects whatever its name."""
-    with open(path, "rb") as file:
-        start = file.read(4096).removeprefix(codecs.BOM_UTF8).lstrip()[:1]
-    if path.suffix.lower() in (".jsonl", ".ndjson", ".json"):
-        return True
-    return start == b"{" or (start == b"[" and path.suffix.lower() not in (".csv", ".tsv"))
-
-
-def _read_json(path: Path) -> _Source:
-    twice: list[str] = []
-
-    def row_of(pairs: list[tuple[str, object]]) -> dict[str, object]:
-        row = {name.strip(): value for name, value in pairs}
-        if len(row) < len(pairs):
-            twice.extend(name for name, count in Counter(name.strip() for name, _ in pairs).items() if count > 1)
-        return row
-
-    rows = read_json_lines(path, pairs=row_of)
-    if twice:
-        raise DataError(f"table {path} has a row that names {twice[0]} twice; rename or remove one of the two")
-    lines = (number for number, line in enumerate(path.read_bytes().split(b"\n"), start=1) if line.strip())
-    return _Source(rows, [f"{path.name} line {number}" for number, _ in zip(lines, rows)])
-
-
-def _read_csv(path: Path) -> _Source:
-    raw = path.read_bytes()
-    wide = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    try:
-        text = raw.decode("utf-16" if wide else "utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"table {path} is not CSV text ({error}); save it as UTF-8 CSV") from error
-    usual = "\t" if path.suffix.lower() == ".tsv" else ","
-    separator, lines = _split(path, text, usual)
-    if not lines:
-        return _Source([], [])
-    header = [name.strip() for name in lines[0][1]]
-    width = len(header)
-    for number, row in lines[1:]:
-        if len(row) != width:
-            raise DataError(
-                f"table {path} line {number} has {len(row)} values, the header {width} (separated by "
-                f"{SEPARATORS[separator]}); repair it"
-            )
-    filled = [index for index in range(width) if header[index] or any(row[index].strip() for _, row in lines[1:])]
-    names = {index: header[index] or f"column {index + 1}" for index in filled}
-    for name, count in Counter(names.values()).items():
-        if count > 1:
-            places = " and ".join(str(index + 1) for index in filled if names[index] == name)
-            raise DataError(f"table {path} has two columns named {name} ({places}); rename or remove one of them")
-    rows = [{names[i]: row[i].strip() for i in filled} for _, row in lines[1:]]
-    notes = [f"{path.name}: columns are separated by {SEPARATORS[separator]}"] if separator != usual else []
-    notes += [f"{path.name}: read as UTF-16 text"] if wide else []
-    return _Source(rows, [f"{path.name} line {number}" for number, _ in lines[1:]], notes)
-
-
-def _split(path: Path, text: str, usual: str) -> tuple[str, list[tuple[int, list[str]]]]:
-    """The separator, and each line that holds anything with its number, split by it.
-
-    The separator is the one that splits the header furthest and every line into as many values; where none does, the
-    one that splits the header furthest, so that the error names the line.
-    """
-    stated = re.match(r"sep=([,;\t|])\r?\n", text)  # a first line that spreadsheets write and understand
-    tried = {}
-    for separator in stated[1] if stated else dict.fromkeys([usual, *SEPARATORS]):
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
-        try:
-            lines = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
-        except csv.Error as error:
-            if separator == usual:
-                raise DataError(
-                    f"table {path} line {reader.line_num} is not CSV text ({error}); close the quotes, or save it as "
-                    "UTF-8 CSV"
-                ) from error
-            continue
-        tried[separator] = lines[1:] if stated else lines
-    even = [s for s, lines in tried.items() if lines and {len(row) for _, row in lines} == {len(lines[0][1])}]
-    several = [s for s in even if len(tried[s][0][1]) > 1] or [*tried]
-    best = max(several, key=lambda s: len(tried[s][0][1]) if tried[s] else 0)
-    return best, tried[best]

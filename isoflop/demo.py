@@ -51,6 +51,7 @@ def run_demo(
     from isoflop.corpus.recipe import CorpusRecipe
     from isoflop.scaling.fit import joint
     from isoflop.scaling.plan.choose import Machine, plan
+    from isoflop.scaling.plan.curve import sweep_curves
     from isoflop.scaling.plan.score import score_run
     from isoflop.scaling.report.folder import report_study
     from isoflop.scaling.sweep.run import run_sweep
@@ -104,7 +105,7 @@ def run_demo(
         joint.fit(records, seed=seed).write(out / "laws.json")
         largest = max(cell.total_flops for cell in planned.cells)
         largest_exact = max(cell.total_flops_exact for cell in planned.cells)
-        ratio = LEAST_RATIO
+        ratio, curves = LEAST_RATIO, sweep_curves(out / "sweep")
         for _ in range(4):  # the share of the head follows from the shape, the shape from the budget
             made = plan(
                 out / "laws.json",
@@ -112,6 +113,7 @@ def run_demo(
                 machine=Machine(max_micro_batch=4096),
                 ladder=planned,
                 unique_tokens=records[0].unique_tokens,
+                curves=curves,
             )
             reached = min(made.total_flops / largest, made.total_flops_exact / largest_exact)
             if reached >= 0.98 * LEAST_RATIO:

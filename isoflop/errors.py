@@ -15,6 +15,9 @@ OpticsError of isoflop.optics, which imports nothing of ours, is a RecipeError o
 the command line treats what is left of it alike. A message names the key, the value, the rule and a way out.
 """
 
+import difflib
+from collections.abc import Iterable
+
 
 class IsoflopError(ValueError):
     """Root of all errors that a user can cause."""
@@ -50,3 +53,9 @@ class BusyError(RequestError):
 
 class SandboxError(IsoflopError):
     """Code that a model wrote cannot be contained here, or a job that cannot be run."""
+
+
+def did_you_mean(given: str, known: Iterable[str], otherwise: str) -> str:
+    """The way out of an unknown name: the nearest known one as a question, or `otherwise` where none is near."""
+    near = difflib.get_close_matches(given, list(known), n=1)
+    return f"did you mean {near[0]}?" if near else otherwise

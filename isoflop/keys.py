@@ -28,6 +28,8 @@ KINDS = {
     "dpo": "isoflop.alignment.recipe.DpoRecipe",
     "reward": "isoflop.alignment.recipe.RewardRecipe",
     "align_demo": "isoflop.alignment.demo.DemoRecipe",
+    "eval": "isoflop.evaluation.recipe.EvalRecipe",
+    "judge": "isoflop.evaluation.judge.recipe.JudgeRecipe",
     "imaging": "isoflop.imaging.config.ImagingRecipe",
     "imaging_sweep": "isoflop.imaging.sweep.ImagingSweep",
     "optics": "isoflop.optics.config.CoreConfig",

@@ -7,6 +7,7 @@ line.
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import logging
 import os
@@ -27,6 +28,12 @@ log = logging.getLogger(__name__)
 def now() -> str:
     """UTC time in ISO 8601 with seconds."""
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def file_sha256(path: Path) -> str:
+    """Hash of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def commit() -> str:

@@ -1,6 +1,5 @@
 """A resolved recipe of alignment as a model on its device, ready to be trained; and what the run leaves at its end."""
 
-import hashlib
 import json
 import logging
 import shutil
@@ -12,16 +11,14 @@ from safetensors.torch import save_file
 
 from isoflop.alignment.adapters import add_adapters, merged_weights
 from isoflop.alignment.recipe import MICRO_TOKENS, Recipe
-from isoflop.alignment.samples import Samples
 from isoflop.alignment.start import MERGED, Start, save_tokenizer
 from isoflop.model.transformer import Transformer
 from isoflop.numerics.assign import assign
 from isoflop.numerics.noise import NoiseKey
 from isoflop.recipe import write_recipe
+from isoflop.run import file_sha256
 from isoflop.training import checkpoint
-from isoflop.training.device import choose_device
-from isoflop.training.loop import Saving, StepPlan
-from isoflop.training.optim import adamw
+from isoflop.training.device import choose_device, choose_dtype
 from isoflop.training.saturation import watch_clipping
 from isoflop.training.step_hooks import NoiseHook, StepHook
 
@@ -49,7 +46,7 @@ def prepare(recipe: Recipe, start: Start) -> Prepared:
     if t.threads:
         torch.set_num_threads(t.threads)
     device = choose_device(t.device)
-    dtype = precision(t.precision, device)
+    dtype = choose_dtype(t.precision, device)
     model = Transformer(start.config, dtype).to(device)
     checkpoint.load(start.checkpoint, model, None)
     hooks: list[StepHook] = []
@@ -67,49 +64,12 @@ def prepare(recipe: Recipe, start: Start) -> Prepared:
     return Prepared(model, dtype, hooks)
 
 
-def begin_folder(run_dir: Path, recipe: Recipe, start: Start, samples: Samples) -> None:
-    """What a run folder holds from its first moment; the recipe first, so that a killed run is known as one."""
-    write_recipe(run_dir / "recipe.toml", recipe, header="resolved recipe of this run")
-    samples.write(run_dir)
-    save_tokenizer(start, run_dir)
-
-
-def optimizer_of(recipe: Recipe, model: torch.nn.Module) -> torch.optim.AdamW:
-    """AdamW as the recipe says, of what is trained."""
-    t = recipe.train
-    return adamw(model, learning_rate=t.learning_rate, betas=(t.beta1, t.beta2), eps=t.eps, weight_decay=t.weight_decay)
-
-
-def plan_of(recipe: Recipe, n_steps: int) -> StepPlan:
-    """Which steps are taken; shapes differ from step to step, so none is captured."""
-    t = recipe.train
-    return StepPlan(
-        n_steps,
-        rate=lambda step: t.rate(step, n_steps),
-        clip_norm=t.clip_norm,
-        validate_every=recipe.validate.every_steps,
-        graph=False,
-    )
-
-
-def saving_of(recipe: Recipe) -> Saving:
-    """When checkpoints are written."""
-    return Saving(recipe.checkpoint.every_steps, recipe.checkpoint.every_s, recipe.checkpoint.keep)
-
-
 def micro_tokens(recipe: Recipe) -> int:
     """Tokens of a forward pass."""
     return recipe.train.micro_tokens or MICRO_TOKENS
 
 
-def precision(name: str, device: torch.device) -> torch.dtype:
-    """Of activations and products."""
-    if name == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
-
-
-def write_merged(run_dir: Path, recipe: Recipe, start: Start, model: Transformer) -> Path:
+def write_merged(run_dir: Path, start: Start, model: Transformer) -> Path:
     """RUN/merged: the whole model as a run of its own, which export, evaluation and the next stage read.
 
     Written once the run has finished; the folder appears when it is complete.
@@ -121,8 +81,7 @@ def write_merged(run_dir: Path, recipe: Recipe, start: Start, model: Transformer
 
     def write(path: Path) -> str:
         save_file(state, path)
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_sha256(path)
 
     checkpoints = folder / "checkpoints"
     if (checkpoints / "step_00000000").exists():  # half written before a crash

@@ -24,8 +24,9 @@ from isoflop.alignment.asked import ask
 from isoflop.alignment.conversations import read_conversations, split_by_prompt
 from isoflop.alignment.demo_data import arithmetic, docstrings, interleaved, judge, right_result
 from isoflop.alignment.demo_page import write_demo_page
-from isoflop.alignment.dpo import longer_wins, run_dpo
+from isoflop.alignment.dpo import run_dpo
 from isoflop.alignment.made_pairs import make_pairs
+from isoflop.alignment.pairs import longer_wins
 from isoflop.alignment.recipe import (
     AlignTrainSection,
     AnswersSection,

@@ -9,7 +9,6 @@ Source: arXiv 2203.02155, section 3.5; DeepSeek-V3 (arXiv 2412.19437, section 5.
 Shapes: B rows, T tokens, S samples, P pairs, D d_model.
 """
 
-import dataclasses
 import tomllib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,25 +18,22 @@ import torch
 from torch import Tensor, nn
 
 from isoflop.alignment.adapters import add_adapters
-from isoflop.alignment.build import begin_folder, micro_tokens, optimizer_of, plan_of, prepare, saving_of
-from isoflop.alignment.dpo import Group, PairFigures, Pairs, longer_wins
+from isoflop.alignment.job import AlignJob
 from isoflop.alignment.losses import Sides, reward_losses
 from isoflop.alignment.packing import Packed, pack, with_last_read
-from isoflop.alignment.page import write_page
-from isoflop.alignment.recipe import AdapterSection, RewardRecipe, RewardSection, StartSection, check
-from isoflop.alignment.samples import digest, load_pairs
-from isoflop.alignment.scoring import in_groups, share
-from isoflop.alignment.sft import check_same, limit_of, require_stop, trajectory_of
-from isoflop.alignment.start import open_start, resolved_start
+from isoflop.alignment.pairs import Group, Pairs, PairWorkload
+from isoflop.alignment.recipe import AdapterSection, RewardRecipe, RewardSection, StartSection
+from isoflop.alignment.samples import load_pairs
+from isoflop.alignment.scoring import in_groups
+from isoflop.alignment.start import open_start
 from isoflop.errors import CheckpointError
-from isoflop.model.accounting import flops_per_token
 from isoflop.model.config import ModelConfig
 from isoflop.model.transformer import Transformer
 from isoflop.recipe import from_tree
 from isoflop.tokens.chat import ChatTemplate, Message
 from isoflop.training import checkpoint
 from isoflop.training.monitor import Progress
-from isoflop.training.run import Built, Job, run
+from isoflop.training.run import run
 from isoflop.training.step_hooks import StepHook
 from isoflop.training.workload import Workload
 
@@ -72,7 +68,7 @@ class RewardModel(nn.Module):
         return order.index_copy(0, packed.samples_BT[last_BT], scores_S)
 
 
-class Reward(Workload):
+class Reward(PairWorkload):
     """Pairs as batches, the loss of their scores, and the share that is ranked right on held-out ones."""
 
     def __init__(
@@ -83,16 +79,8 @@ class Reward(Workload):
         device: torch.device,
         hooks: Sequence[StepHook] = (),
     ):
-        self._train, self._valid, self._section = train, valid, section
-        self._figures = PairFigures(FIGURES, device)
-        self.hooks = [self._figures, *hooks]
-        self.tokens_per_step = train.tokens_per_step
-
-    def batch(self, step: int, rank: int = 0, world: int = 1) -> list[Group]:
-        return self._train.groups(step, rank, world, last_read=True)
-
-    def divisor(self, micro_batches: list[Group]) -> Tensor:
-        return micro_batches[0][4]
+        super().__init__(train, valid, FIGURES, device, last_read=True, hooks=hooks)
+        self._section = section
 
     def loss_sum(self, model: nn.Module, micro_batch: Group) -> Tensor:
         scores = _scores(model, micro_batch)
@@ -100,81 +88,36 @@ class Reward(Workload):
         wins_P = (scores.chosen_P > scores.rejected_P).float()
         both_P = (scores.chosen_P + scores.rejected_P) / 2
         self._figures.add([wins_P.sum(), (scores.chosen_P - scores.rejected_P).sum(), both_P.sum()], [n, n, n])
-        return reward_losses(scores, margin=self._section.margin, centre=self._section.centre).sum()
+        return self._losses(scores).sum()
 
-    @torch.no_grad()
-    def validate(self, model: nn.Module) -> dict[str, object]:
-        model.eval()
-        device = next(model.parameters()).device
-        groups = self._valid.group(range(len(self._valid.pairs)), last_read=True)
-        found = [_scores(model, tuple(part.to(device) for part in group)) for group in groups]
-        model.train()
-        scores = Sides(*(torch.cat(side).cpu() for side in zip(*found, strict=True)))
-        won = share((scores.chosen_P > scores.rejected_P).numpy())
-        loss_P = reward_losses(scores, margin=self._section.margin, centre=self._section.centre)
-        return {
-            "loss_nats": float(loss_P.double().mean()),
-            "accuracy": won.value,
-            "low": won.low,
-            "high": won.high,
-            "n": won.n,
-            "margin": float((scores.chosen_P - scores.rejected_P).double().mean()),
-            "longer_wins": longer_wins(self._valid.pairs),
-        }
+    def judged(self, model: nn.Module, group: Group) -> tuple[Tensor, Tensor]:
+        scores = _scores(model, group)
+        return self._losses(scores), scores.chosen_P - scores.rejected_P
+
+    def _losses(self, scores: Sides) -> Tensor:
+        return reward_losses(scores, margin=self._section.margin, centre=self._section.centre)
 
 
-class RewardJob(Job):
+class RewardJob(AlignJob):
     """A reward recipe as a run."""
+
+    title = "Reward model"
 
     def __init__(self, recipe: RewardRecipe, run_dir: Path):
         """Raises RecipeError, DataError and CheckpointError for what cannot be trained on or from."""
-        check(recipe)
-        self._run_dir = run_dir
-        self.start = open_start(recipe.initial, recipe.data.template)
-        require_stop(self.start)
-        config, t = self.start.config, recipe.train
-        self.samples = load_pairs(
-            recipe.data,
-            self.start.template,
-            max_tokens=limit_of(recipe.data.max_tokens, config.seq_len),
-            seed=t.seed,
-        )
-        self.recipe = dataclasses.replace(recipe, initial=resolved_start(recipe.initial, self.start), model=config)
-        n_steps = t.n_steps(len(self.samples.train))
-        trajectory = trajectory_of(self.recipe, self.start, digest(self.samples.train))
-        self.identity = {"trajectory": trajectory, "n_steps": n_steps, "base_sha256": self.start.model_sha256}
-        self.plan, self.saving = plan_of(recipe, n_steps), saving_of(recipe)
+        super().__init__(recipe, run_dir, load_pairs)
 
-    def build(self) -> Built:
-        recipe, start, t = self.recipe, self.start, self.recipe.train
-        body, dtype, hooks = prepare(recipe, start)
-        begin_folder(self._run_dir, recipe, start, self.samples)
-        model = RewardModel(body)
-        options: dict[str, Any] = {
-            "seq_len": start.config.seq_len,
-            "batch": t.batch,
-            "seed": t.seed,
-            "micro_tokens": micro_tokens(recipe),
-        }
-        held = self.samples.valid[: recipe.validate.max_samples or None]
-        train, valid = Pairs(self.samples.train, **options), Pairs(held, **options)
-        workload = Reward(train, valid, recipe.reward, model.score.device, hooks)
-        return Built(workload, model, optimizer_of(recipe, model), flops_per_token(start.config, "exact"), dtype)
+    def workload(self, model: Transformer, dtype: torch.dtype, hooks: list[StepHook]) -> tuple[nn.Module, Workload]:
+        train, valid = (Pairs.of_job(self.recipe, pairs) for pairs in (self.samples.train, self.valid))
+        scored = RewardModel(model)
+        return scored, Reward(train, valid, self.recipe.reward, scored.score.device, hooks)
 
     def initialise(self, model: nn.Module) -> None:
         assert isinstance(model, RewardModel)
         model.initialise(torch.Generator().manual_seed(self.recipe.train.seed))
 
-    def check_continues(self, state: dict[str, Any], found: Path) -> None:
-        check_same(self.identity, state, found)
-
-    def result(self, figures: dict[str, Any], validation: dict[str, object], built: Built) -> dict[str, Any]:
-        result = {**self.identity, **figures, "samples": self.samples.summary, "template": self.start.template.name}
-        if not validation:
-            return result
-        result |= {"loss_nats": validation["loss_nats"], "accuracy": validation["accuracy"], "validation": validation}
-        write_page(self._run_dir, "Reward model", self.recipe, result, {})
-        return result
+    def finish(self, model: nn.Module) -> dict[str, Any]:
+        return {}
 
 
 def run_reward(

@@ -1,6 +1,6 @@
 """Balance and multi-token prediction for packed samples: losses per sample, loads without padding.
 
-As `training/step_hooks.StepTerms` does for windows of text; there a sequence is a row, here it is a sample, so that
+As `training/pretrain/terms.StepTerms` does for windows of text; there a sequence is a row, here it is a sample, so that
 packing changes nothing. A sample's balance loss counts once, whatever its length, and the mean over the step's samples
 is added to the mean over its targets. Source: arXiv 2412.19437, eq. 17 to 20 and 25; arXiv 2405.04434, eq. 23 to 25.
 
@@ -13,22 +13,17 @@ from torch import Tensor
 from isoflop.model.config import ExpertConfig
 from isoflop.model.experts import Routing
 from isoflop.model.transformer import Losses, Transformer
-from isoflop.training.balance import bias_direction, by_name, counted_load, load_statistics
+from isoflop.training.balance import counted_load
 from isoflop.training.pretrain.recipe import BalanceSection, MtpSection
-from isoflop.training.step_hooks import StepHook
+from isoflop.training.pretrain.terms import LoadHook
 
 
-class SampleTerms(StepHook):
+class SampleTerms(LoadHook):
     """The terms of one model: `objective` for each micro-batch, `finish` after the optimizer."""
 
     def __init__(self, model: Transformer, balance: BalanceSection, mtp: MtpSection, *, moves_bias: bool):
-        self._balance, self._mtp, self._experts = balance, mtp, model.config.experts
-        routers = model.routers()
-        biased = moves_bias and self._experts is not None and self._experts.selection_bias
-        self._biases = [router.bias for router in routers] if biased else []
-        n_experts = 0 if self._experts is None else self._experts.n_experts
-        self.n_figures = 0 if self._experts is None else 3 * len(routers)
-        self._loads_LE = torch.zeros(len(routers), n_experts, dtype=torch.int64, device=model.embedding.weight.device)
+        super().__init__(model, balance, moves_bias=moves_bias)
+        self._mtp = mtp
 
     def objective(self, losses: Losses, samples_BT: Tensor, n_targets: Tensor, n_samples: Tensor) -> Tensor:
         """What a micro-batch adds to the step's objective before it is divided by the step's targets."""
@@ -49,28 +44,6 @@ class SampleTerms(StepHook):
             for routing, samples in zip(losses.routings, counted, strict=True)
         ]
         return total + torch.stack(added).sum() * (n_targets / n_samples)
-
-    @torch.no_grad()
-    def finish(self) -> Tensor | None:
-        if self._experts is None:
-            return None
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(self._loads_LE)
-        if self._biases:
-            moves_LE = bias_direction(self._loads_LE) * self._balance.bias_speed
-            torch._foreach_add_(self._biases, list(moves_LE.unbind(0)))
-        statistics = load_statistics(self._loads_LE).flatten()
-        self._loads_LE.zero_()
-        return statistics
-
-    def reset(self) -> None:
-        self._loads_LE.zero_()
-
-    def figures(self, step: int, values: list[float]) -> dict[str, object]:
-        every = self._balance.report_every
-        if not values or not every or step % every:
-            return {}
-        return {"expert_load": by_name(values)}
 
 
 def sample_balance_loss(routing: Routing, experts: ExpertConfig, section: BalanceSection, samples_BT: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -66,18 +66,9 @@ def load_conversations(section: SftDataSection, template: ChatTemplate, *, max_t
         DataError: files that are not there, or nothing left to train or to validate on.
     """
     bad = Quarantine()
-    train = read_conversations(find_files(section.train, "data.train"), section.format, bad)
-    if section.valid:
-        valid = read_conversations(find_files(section.valid, "data.valid"), section.format, bad)
-        train = _without_held_out(train, valid, bad)
-    else:
-        train, valid = split_by_prompt(train, section.valid_fraction, seed)
-    rows = _tokenised(train, [c.messages for c in train], template, max_tokens, bad)
-    held = _tokenised(valid, [c.messages for c in valid], template, max_tokens, bad)
-    prompts = prompts_of([item for item, _ in held], template)
-    samples = Samples([row for _, row in rows], [row for _, row in held], prompts, {}, bad)
-    samples.summary = _summary(samples, max_tokens)
-    return samples
+    both = _read(section, read_conversations, seed, bad)
+    train, valid = (_tokenised(part, [c.messages for c in part], template, max_tokens, bad) for part in both)
+    return _samples(train, valid, template, max_tokens, bad)
 
 
 def load_pairs(section: PairDataSection, template: ChatTemplate, *, max_tokens: int, seed: int) -> Samples:
@@ -87,17 +78,8 @@ def load_pairs(section: PairDataSection, template: ChatTemplate, *, max_tokens: 
         DataError: files that are not there, or nothing left to train or to validate on.
     """
     bad = Quarantine()
-    train = read_pairs(find_files(section.train, "data.train"), section.format, bad)
-    if section.valid:
-        valid = read_pairs(find_files(section.valid, "data.valid"), section.format, bad)
-        train = _without_held_out(train, valid, bad)
-    else:
-        train, valid = split_by_prompt(train, section.valid_fraction, seed)
-    found = [_sides(pairs, template, max_tokens, bad) for pairs in (train, valid)]
-    prompts = prompts_of([pair for pair, _ in found[1]], template)
-    samples = Samples([sides for _, sides in found[0]], [sides for _, sides in found[1]], prompts, {}, bad)
-    samples.summary = _summary(samples, max_tokens)
-    return samples
+    train, valid = (_sides(part, template, max_tokens, bad) for part in _read(section, read_pairs, seed, bad))
+    return _samples(train, valid, template, max_tokens, bad)
 
 
 def digest(samples: Sequence[Any]) -> str:
@@ -115,6 +97,27 @@ def answer_only(row: Row) -> Row:
     others = np.flatnonzero(~row.is_target[: last + 1])
     start = int(others[-1]) + 1 if len(others) else 0
     return Row(row.ids, row.is_target & (np.arange(len(row.ids)) >= start))
+
+
+def _read(
+    section: SftDataSection | PairDataSection, read: Callable[..., list[Any]], seed: int, bad: Quarantine
+) -> tuple[list[Any], list[Any]]:
+    """What is trained on, and what is held out: files of their own, or a share of the prompts."""
+    train = read(find_files(section.train, "data.train"), section.format, bad)
+    if not section.valid:
+        return split_by_prompt(train, section.valid_fraction, seed)
+    valid = read(find_files(section.valid, "data.valid"), section.format, bad)
+    return _without_held_out(train, valid, bad), valid
+
+
+def _samples(
+    train: list[tuple[Any, Any]], valid: list[tuple[Any, Any]], template: ChatTemplate, max_tokens: int, bad: Quarantine
+) -> Samples:
+    """Of records with their rows."""
+    prompts = prompts_of([item for item, _ in valid], template)
+    samples = Samples([rows for _, rows in train], [rows for _, rows in valid], prompts, {}, bad)
+    samples.summary = _summary(samples, max_tokens)
+    return samples
 
 
 def _without_held_out(train: list, valid: list, bad: Quarantine) -> list:

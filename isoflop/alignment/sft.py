@@ -9,9 +9,6 @@ Source: DeepSeek LLM (arXiv 2401.02954, section 4: epochs, rates, two stages), D
 """
 
 import dataclasses
-import hashlib
-import json
-import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,36 +16,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from isoflop.alignment.asked import ask
-from isoflop.alignment.build import (
-    BEFORE,
-    begin_folder,
-    micro_tokens,
-    optimizer_of,
-    plan_of,
-    prepare,
-    saving_of,
-    write_merged,
-)
+from isoflop.alignment.build import micro_tokens
+from isoflop.alignment.job import AlignJob
 from isoflop.alignment.packing import IGNORED, n_positions, order_of, pack
-from isoflop.alignment.page import write_page
-from isoflop.alignment.recipe import SftRecipe, check, identity_tree
+from isoflop.alignment.recipe import SftRecipe
 from isoflop.alignment.sample_terms import SampleTerms
-from isoflop.alignment.samples import Samples, digest, load_conversations
+from isoflop.alignment.samples import load_conversations
 from isoflop.alignment.scoring import ratio, score_rows
-from isoflop.alignment.start import Start, open_start, resolved_start
 from isoflop.errors import CheckpointError, RecipeError
-from isoflop.model.accounting import flops_per_token
 from isoflop.model.transformer import Transformer
-from isoflop.recipe import to_tree, write_json
 from isoflop.tokens.chat import Row
 from isoflop.training.monitor import Progress
 from isoflop.training.pretrain.recipe import BalanceSection, MtpSection
-from isoflop.training.run import Built, Job, run
+from isoflop.training.run import run
 from isoflop.training.step_hooks import StepHook
 from isoflop.training.workload import Loss, Workload
-
-log = logging.getLogger(__name__)
 
 
 class Sft(Workload):
@@ -115,76 +97,40 @@ class Sft(Workload):
         return {"loss_nats": figure.value, "low": figure.low, "high": figure.high, "n": figure.n, "entropy": entropy}
 
 
-class SftJob(Job):
+class SftJob(AlignJob):
     """An SFT recipe as a run."""
+
+    title = "SFT"
 
     def __init__(self, recipe: SftRecipe, run_dir: Path):
         """Raises RecipeError, DataError and CheckpointError for what cannot be trained on or from."""
-        check(recipe)
-        self._run_dir = run_dir
-        self.start = open_start(recipe.initial, recipe.data.template, train_blank=recipe.data.train_blank)
-        require_stop(self.start)
-        config = self.start.config
-        self.samples: Samples = load_conversations(
-            recipe.data,
-            self.start.template,
-            max_tokens=limit_of(recipe.data.max_tokens, config.seq_len),
-            seed=recipe.train.seed,
-        )
-        self.recipe = dataclasses.replace(
-            recipe, initial=resolved_start(recipe.initial, self.start), model=config, second=None
-        )
-        n_steps = recipe.train.n_steps(len(self.samples.train))
-        trajectory = trajectory_of(self.recipe, self.start, digest(self.samples.train))
-        self.identity = {"trajectory": trajectory, "n_steps": n_steps, "base_sha256": self.start.model_sha256}
-        self.plan, self.saving = plan_of(recipe, n_steps), saving_of(recipe)
+        super().__init__(recipe, run_dir, load_conversations, train_blank=recipe.data.train_blank)
+        self.recipe = dataclasses.replace(self.recipe, second=None)
 
-    def build(self) -> Built:
-        recipe, config = self.recipe, self.start.config
-        model, dtype, hooks = prepare(recipe, self.start)
-        begin_folder(self._run_dir, recipe, self.start, self.samples)
+    def workload(self, model: Transformer, dtype: torch.dtype, hooks: list[StepHook]) -> tuple[nn.Module, Workload]:
+        config, t = model.config, self.recipe.train
         terms = None
         if config.experts is not None or config.mtp_depth:
-            balance, mtp = recipe.train.balance or BalanceSection(), recipe.train.mtp or MtpSection()
-            terms = SampleTerms(model, balance, mtp, moves_bias=recipe.adapter is None)
-        n_valid = recipe.validate.max_samples or len(self.samples.valid)
+            balance, mtp = t.balance or BalanceSection(), t.mtp or MtpSection()
+            terms = SampleTerms(model, balance, mtp, moves_bias=self.recipe.adapter is None)
         workload = Sft(
             self.samples.train,
-            self.samples.valid[:n_valid],
+            self.valid,
             seq_len=config.seq_len,
-            batch=recipe.train.batch,
-            seed=recipe.train.seed,
-            micro_tokens=micro_tokens(recipe),
-            packed=recipe.train.packed,
+            batch=t.batch,
+            seed=t.seed,
+            micro_tokens=micro_tokens(self.recipe),
+            packed=t.packed,
             terms=terms,
             hooks=hooks,
         )
-        return Built(workload, model, optimizer_of(recipe, model), flops_per_token(config, "exact"), dtype)
+        return model, workload
 
-    def initialise(self, model: nn.Module) -> None:
+    def before(self, model: nn.Module) -> dict[str, Any]:
         assert isinstance(model, Transformer)
-        rows = self.samples.valid[: self.recipe.validate.max_samples or None]
-        scored = score_rows(model, rows, micro_tokens=micro_tokens(self.recipe))
+        scored = score_rows(model, self.valid, micro_tokens=micro_tokens(self.recipe))
         figure = ratio(-scored.log_probs.double().numpy(), scored.n_targets.numpy())
-        said = ask(model, self.start, self.samples.prompts, self.recipe.answers)
-        write_json(self._run_dir / BEFORE, {"assistant_loss": figure._asdict(), "answers": said})
-
-    def check_continues(self, state: dict[str, Any], found: Path) -> None:
-        check_same(self.identity, state, found)
-
-    def result(self, figures: dict[str, Any], validation: dict[str, object], built: Built) -> dict[str, Any]:
-        model = built.model
-        assert isinstance(model, Transformer)
-        result = {**self.identity, **figures, "samples": self.samples.summary, "template": self.start.template.name}
-        if not validation:
-            return result
-        said = ask(model, self.start, self.samples.prompts, self.recipe.answers)
-        result |= {"loss_nats": validation["loss_nats"], "validation": validation, **shares_of(said)}
-        if self.recipe.adapter is not None and self.recipe.adapter.merge:
-            write_merged(self._run_dir, self.recipe, self.start, model)
-        write_json(self._run_dir / "answers.json", said)
-        write_page(self._run_dir, "SFT", self.recipe, result, said)
-        return result
+        return {"assistant_loss": figure._asdict(), **super().before(model)}
 
 
 def run_sft(
@@ -235,53 +181,6 @@ def second_recipe(recipe: SftRecipe, first: Path) -> SftRecipe:
     initial = dataclasses.replace(recipe.initial, run=str(first), tokenizer="", checkpoint="", model_sha256="")
     data = dataclasses.replace(recipe.data, train=section.train)
     return dataclasses.replace(recipe, initial=initial, data=data, train=train, second=None)
-
-
-def require_stop(start: Start) -> None:
-    """Raises RecipeError where the template trains no token that ends an answer."""
-    if not start.template.closes_answers:
-        raise RecipeError(
-            f"data.template: {start.template.name} ends an answer with no special token of its own, so a model trained "
-            "on it never learns to stop; give a template that writes one behind each answer"
-        )
-
-
-def limit_of(max_tokens: int, seq_len: int) -> int:
-    """Longest sample in tokens. Raises RecipeError for one that the model cannot hold."""
-    if max_tokens > seq_len:
-        raise RecipeError(f"data.max_tokens = {max_tokens} is more than the model's context of {seq_len}; 0 uses that")
-    return max_tokens or seq_len
-
-
-def trajectory_of(recipe: Any, start: Start, data: str) -> str:
-    """Hash of all that decides the numbers of a run."""
-    decides = {
-        **identity_tree(to_tree(recipe)),
-        "rows": data,
-        "template": start.template.sha256,
-        "tokenizer": start.tokenizer_sha256,
-    }
-    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def check_same(identity: dict[str, Any], state: dict[str, Any], found: Path) -> None:
-    """Raises CheckpointError where a checkpoint belongs to another run."""
-    base = state.get("base_sha256")
-    if base != identity["base_sha256"]:
-        raise CheckpointError(
-            f"{found} was trained from the weights {str(base)[:12]}, this recipe starts from "
-            f"{identity['base_sha256'][:12]}: adapters and moments belong to another base; give another run folder"
-        )
-    if state.get("trajectory") != identity["trajectory"]:
-        raise CheckpointError(
-            f"{found} was trained with another recipe or other data than this one; use the recipe.toml beside it, or "
-            "another run folder"
-        )
-
-
-def shares_of(said: dict[str, Any]) -> dict[str, Any]:
-    """The two shares of a result, as far as prompts were asked."""
-    return {key: said[key]["value"] for key in ("stop_share", "repetition_ratio") if key in said}
 
 
 def _padded(part_BT: Tensor, n_rows: int, value: int) -> Tensor:

@@ -27,7 +27,7 @@ from cyclopts.exceptions import (
     UnusedCliTokensError,
 )
 
-from isoflop.errors import RecipeError
+from isoflop.errors import RecipeError, did_you_mean
 from isoflop.recipe import check_range, plain_type
 
 
@@ -111,8 +111,7 @@ def sentence(error: CycloptsError, commands: Iterable[str]) -> str:
     if isinstance(error, UnknownOptionError):
         given = (error.token.keyword or error.token.value).partition("=")[0]
         known = [name for argument in error.argument_collection for name in argument.names]
-        near = difflib.get_close_matches(given, known, 1)
-        hint = f"did you mean {near[0]}?" if near else f"{name} --help lists what there is"
+        hint = did_you_mean(given, known, f"{name} --help lists what there is")
         hint = f"keys of a recipe have no dashes: {given[2:]}=..." if "." in given else hint
         return f"{given} is not an option of {name}; {hint}"
     if isinstance(error, UnknownCommandError):
@@ -173,3 +172,10 @@ def _check_writable(option: str, path: Path, what: str) -> None:
     except OSError as error:
         reason = error.strerror or error
         raise RecipeError(f"{option} {path} can't be written: {reason}; give another path") from error
+
+
+def refuse_unused(why: str, **options: Any) -> None:
+    """Options that this use of a command ignores. Raises RecipeError for the first that was given."""
+    for name, value in options.items():
+        if value:
+            raise RecipeError(f"--{name.replace('_', '-')} has no effect {why}; leave it out")

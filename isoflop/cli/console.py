@@ -53,8 +53,10 @@ class Bar:
         """A run."""
         share = "" if progress.share_of_peak is None else f", {progress.share_of_peak:.0%} of peak"
         bits = "" if progress.bits_per_byte is None else f", {progress.bits_per_byte:.3f} bits/byte"
+        end = progress.final_loss
+        final = "" if end is None else f", final loss {end.center:.2f} ({end.low:.2f} to {end.high:.2f})"
         self._bar.set_description(
-            f"step {progress.step}/{progress.n_steps}, loss {progress.loss_nats:.3f}{bits}{share}", refresh=False
+            f"step {progress.step}/{progress.n_steps}, loss {progress.loss_nats:.3f}{bits}{final}{share}", refresh=False
         )
         self._move(progress.n_tokens, progress.n_tokens / max(progress.step, 1) * progress.n_steps)
 

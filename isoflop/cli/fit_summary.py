@@ -1,4 +1,4 @@
-"""What `isoflop fit` shows: the laws, exponents with intervals, vertices as a table, warnings, the next command."""
+"""What `fit`, `predict` and `next` show: laws, exponents, losses with intervals, runs to buy, warnings."""
 
 import math
 from collections.abc import Iterable
@@ -7,6 +7,7 @@ from typing import Any
 
 from isoflop.cli.console import flat, print_rows, print_table, print_warnings, say, shown
 from isoflop.scaling.laws import CONSTANTS, Laws, Vertex
+from isoflop.scaling.plan.next_cells import NextCells
 
 NEXT_FACTOR = 10
 """The plan that is proposed has this many times the largest budget: well inside what is safe to extrapolate."""
@@ -15,7 +16,8 @@ NEXT_FACTOR = 10
 def print_laws(laws: Laws, out: Path, tables: Iterable[Path]) -> None:
     """All laws of a sweep, and the command that plans with them, with the sweep's own ladder if it lies by `tables`."""
     largest = laws.largest_budget_flops or 0.0
-    say(f"{laws.n_runs} runs at {len(laws.budgets)} budgets, up to {largest:.3g} FLOPs")
+    at = f" at {len(laws.budgets)} budgets" if laws.budgets else ""
+    say(f"{laws.n_runs} runs{at}, up to {largest:.3g} FLOPs")
     size = "M" if laws.scale == "flops_per_token" else "N"
     unit = {"flops_per_token": "FLOPs per token", "n_params": "parameters"}[laws.scale]
     say(f"loss: {laws.loss.replace('_', ' ')}; {size}: {unit}; D: tokens; C: FLOPs")
@@ -52,8 +54,12 @@ def print_laws(laws: Laws, out: Path, tables: Iterable[Path]) -> None:
         r = laws.rehearsal
         text = f"without the largest budget its runs were predicted {r.relative_error:+.2%} off"
         lines.append(("rehearsal", f"{text}, at {r.extrapolation_factor:.3g} times the compute"))
+    for task, law in laws.benchmarks.items():
+        sds = [f"bits {law.bits_sd:.2%}", *(f"{metric} {sd:.3f}" for metric, sd in law.metrics_sd.items())]
+        lines.append((f"benchmark {task}", f"{law.n_runs} runs; spread of a run: {', '.join(sds)}"))
     say("")
     print_rows(lines)
+    print_inferences(laws.inferences)
     print_warnings(laws.warnings)
     if laws.hyper:
         print_warnings(laws.hyper.warnings)
@@ -74,13 +80,59 @@ def print_law(found: dict[str, Any]) -> None:
                 interval = intervals.get(key) or fit.get(f"{key}_interval_95")
                 rows.append((key, shown(value) + (f"  (95%: {shown(interval)})" if interval else "")))
         print_rows(rows)
-    for part in ("learning_rate", "batch", "own_law", "regret"):
+    for part in ("optimum", "dense", "learning_rate", "batch", "own_law", "regret"):
         print_rows(flat(found.get(part) or {}, f"{part}.", depth=3))
     vertices = [vertex for vertex in found.get("vertices") or () if "budget_flops" in vertex]
     print_table([_vertex_row(Vertex(**vertex)) for vertex in vertices])
     print_rows((f"counted: {key}", shown(value)) for key, value in found["conventions"].items())
     print_rows((f"left out: {key}", shown(value)) for key, value in (found.get("skipped") or {}).items())
+    print_inferences(found["inferences"])
     print_warnings(found["warnings"])
+
+
+def print_predictions(found: dict[str, Any], inferences: Iterable[str]) -> None:
+    """Losses with intervals, the laws side by side, one line a run; the reason where there is none."""
+    say(f"loss in {found['unit'].replace('_', ' ')}, {found['level']:.0%} interval")
+    rows = found["predictions"]
+    size = "flops_per_token" if any("flops_per_token" in row for row in rows) else "n_params"
+    print_table(
+        [
+            {
+                **{key: _short(row.get(key)) for key in (size, "n_tokens", "total_flops")},
+                **{key: _loss(row[key]) for key in ("center", "low", "high")},
+                **{
+                    name: _loss(row["by_law"].get(name))
+                    for name in next((r["by_law"] for r in rows if r["by_law"]), {})
+                },
+            }
+            for row in rows
+        ]
+    )
+    print_inferences(inferences)
+    print_warnings(row["reason"] for row in rows if row["center"] is None)
+
+
+def print_next(made: NextCells) -> None:
+    """The runs to buy and what each should leave of the interval."""
+    print_table(
+        [
+            {
+                "budget": f"{run.budget_flops:.3g}",
+                "size": _short(run.scale),
+                "tokens": _short(run.n_tokens),
+                "cost": _short(run.cost),
+                "width left": f"{left:.2%}",
+            }
+            for run, left in zip(made.runs, made.width_left)
+        ]
+    )
+    say(made.verdict)
+
+
+def print_inferences(inferences: Iterable[str]) -> None:
+    """What was read that was not written so."""
+    for text in inferences:
+        say(f"  inferred: {text}")
 
 
 def _exponents(laws: Laws, size: str) -> list[dict[str, str]]:
@@ -119,3 +171,7 @@ def _vertex_row(vertex: Vertex) -> dict[str, str]:
 
 def _short(value: float | None) -> str:
     return "-" if value is None or not math.isfinite(value) else f"{value:.4g}"
+
+
+def _loss(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"

@@ -1,6 +1,5 @@
 """What a recipe may hold: keys prints it, schema writes it for editors. Both read isoflop/schemas only."""
 
-import difflib
 import json as json_module
 import textwrap
 from pathlib import Path
@@ -10,7 +9,7 @@ from cyclopts import Parameter
 
 from isoflop.cli.arguments import Writes
 from isoflop.cli.console import say
-from isoflop.errors import RecipeError
+from isoflop.errors import RecipeError, did_you_mean
 from isoflop.keys import KINDS, Section, sections, stored_schema
 from isoflop.recipe import write_text
 
@@ -41,11 +40,8 @@ def keys(
     )
     if not chosen:
         known = sorted({*KINDS, *(_bare(part) for parts in found.values() for part in parts if part.header)})
-        near = difflib.get_close_matches(name, known, 1)
-        raise RecipeError(
-            f"{name} is no kind of recipe and no section of one; "
-            + (f"did you mean {near[0]}?" if near else "isoflop keys lists them")
-        )
+        hint = did_you_mean(name, known, "isoflop keys lists them")
+        raise RecipeError(f"{name} is no kind of recipe and no section of one; {hint}")
     for kind, parts in chosen.items():
         alike = [other for other in chosen if chosen[other] == parts]
         if kind == alike[0]:  # several kinds may have the same section
@@ -64,8 +60,7 @@ def schema(
 ) -> None:
     """JSON Schema of a recipe, for editors that complete and check TOML."""
     if kind and kind not in KINDS:
-        near = difflib.get_close_matches(kind, KINDS, 1)
-        hint = f"did you mean {near[0]}?" if near else f"known kinds: {', '.join(KINDS)}"
+        hint = did_you_mean(kind, KINDS, f"known kinds: {', '.join(KINDS)}")
         raise RecipeError(f"{kind} is no kind of recipe; {hint}")
     if not kind and out is None:
         raise RecipeError(f"isoflop schema needs KIND ({', '.join(KINDS)}), or --out DIR for all of them")

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 
-from isoflop.cli import align, convert, corpus, imaging, keys, optics, scaling, serving, train
+from isoflop.cli import align, convert, corpus, evaluate, imaging, keys, optics, scaling, serving, sweep, train
 from isoflop.cli.arguments import check, converted, sentence
 from isoflop.cli.console import print_rows, say
 from isoflop.errors import IsoflopError, RecipeError
@@ -24,9 +24,11 @@ COMMANDS: dict[str, Command] = {
     "corpus build": corpus.corpus_build,
     "tokens": corpus.tokens,
     "inspect": train.inspect,
-    "ladder": scaling.ladder,
-    "sweep": scaling.sweep,
+    "ladder": sweep.ladder,
+    "sweep": sweep.sweep,
     "fit": scaling.fit,
+    "predict": scaling.predict,
+    "next": sweep.next_,
     "plan": scaling.plan,
     "train": train.train,
     "extend": train.extend,
@@ -37,6 +39,8 @@ COMMANDS: dict[str, Command] = {
     "align demo": align.align_demo,
     "generate": serving.generate,
     "chat": serving.chat,
+    "eval": evaluate.evaluate,
+    "judge": evaluate.judge,
     "score": scaling.score,
     "export": convert.export,
     "import": convert.import_,

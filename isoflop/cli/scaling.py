@@ -1,15 +1,15 @@
-"""The commands of a scaling study: ladder, sweep, fit, plan, score, compare, report, demo."""
+"""The commands of a scaling study after its runs: fit, predict, plan, score, compare, report; and the demo."""
 
 import dataclasses
-import json as json_module
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from isoflop.cli.arguments import Json, Out, Overrides, Recipe, Writes
-from isoflop.cli.console import Bar, flat, print_rows, print_table, print_warnings, report_found, say, stop_on_signal
-from isoflop.errors import RecipeError
+from isoflop.cli.arguments import Json, Out, Writes, refuse_unused
+from isoflop.cli.console import Bar, flat, print_warnings, report_found, say, stop_on_signal
+from isoflop.cli.sweep import planned_ladder
+from isoflop.errors import PlanError, RecipeError
 from isoflop.recipe import (
     NotNegative,
     NotNegativeInt,
@@ -18,93 +18,25 @@ from isoflop.recipe import (
     Processes,
     Range,
     Seed,
-    load_recipe,
-    read_tree,
-    write_recipe,
 )
 
-
-def ladder(
-    recipe: Recipe,
-    /,
-    *overrides: Overrides,
-    dry_run: Annotated[bool, Parameter(help="write nothing, print the plan of the sweep")] = False,
-    calibrate: Annotated[bool, Parameter(help="measure this device to state hours")] = True,
-    out: Out = Path("runs/sweep"),
-    json: Json = None,
-) -> None:
-    """Budgets x sizes -> cells of a sweep, with runs, FLOPs and hours, before anything runs."""
-    planned = _ladder(recipe, overrides, calibrate=calibrate)
-    if not dry_run:
-        for cell in planned.cells:
-            write_recipe(
-                out / "recipes" / f"{cell.cell_id}.toml", cell.recipe, header=f"cell of {planned.recipe.study}"
-            )
-    where = "nothing written" if dry_run else f"{len(planned.cells)} recipes in {out / 'recipes'}"
-    report_found({"summary": planned.summary(), "cells": planned.table()}, json, where, [])
-    print_table(planned.table())
-    print_rows(flat(planned.summary()))
-    print_warnings(planned.warnings)
-
-
-def sweep(
-    recipe: Recipe,
-    /,
-    *overrides: Overrides,
-    out: Out = Path("runs/sweep"),
-    keep_weights: Annotated[bool, Parameter(help="keep the weights of every cell")] = False,
-    calibrate: Annotated[bool, Parameter(help="measure this device first, to state hours")] = True,
-    json: Json = None,
-) -> None:
-    """Run the missing cells of a ladder, sharing trunks, one record per cell."""
-    from isoflop.scaling.sweep.ladder import resolved
-    from isoflop.scaling.sweep.run import run_sweep
-
-    fixed = out / "ladder.toml"
-    going_on = fixed.is_file() and _same_ladder(recipe, overrides, fixed)
-    if going_on:
-        print(f"going on with {fixed}")
-        planned = _ladder(fixed, (), calibrate=False)
-    else:
-        planned = _ladder(recipe, overrides, calibrate=calibrate)
-        if not (out / "ladder.json").exists():  # else run_sweep must accept it first
-            write_recipe(fixed, resolved(planned), header=f"the ladder of this sweep, from {recipe}")
-    print_rows(flat(planned.summary()))
-    print_warnings(planned.warnings)
-    section = planned.recipe
-    with Bar("FLOP") as bar, stop_on_signal() as stop:
-        records = run_sweep(
-            list(planned.cells),
-            out,
-            study=section.study,
-            workers=section.ladder.workers,
-            threads=section.train.threads or 1,
-            keep_weights=keep_weights,
-            on_progress=bar.sweep,
-            should_stop=stop,
-        )
-    if not going_on:
-        write_recipe(fixed, resolved(planned), header=f"the ladder of this sweep, from {recipe}")
-    diverged = [record.run_id for record in records if record.status == "diverged"]
-    found = {
-        "records": str(out / "records.jsonl"),
-        "cells": len(planned.cells),
-        "recorded": len(records),
-        "diverged": diverged,
-        **json_module.loads((out / "sweep.json").read_text(encoding="utf-8")),
-    }
-    report_found(found, json, f"{len(records)} of {len(planned.cells)} cells in {out / 'records.jsonl'}", [])
-    if len(records) < len(planned.cells):
-        raise KeyboardInterrupt
+SameHeldOut = Annotated[bool, Parameter(help="vouch for one held-out text where laws do not say which", negative=())]
 
 
 def fit(
     *tables: Annotated[Path, Parameter("TABLE", help="records.jsonl, or a table of runs", required=True)],
     law: Annotated[
-        Literal["all", "parabola", "surface", "lstar", "hyper", "power", "experts"],
-        Parameter(help="one law; all fits every law to the records of a sweep and writes laws.json"),
+        Literal[
+            "all", "parabola", "surface", "lstar", "hyper", "power", "experts", "repeated", "overtraining", "error"
+        ],
+        Parameter(help="one law; all fits every law and writes laws.json"),
     ] = "all",
-    map: Annotated[str, Parameter(metavar="OURS=THEIRS,...", help="column names; products: a=b*c")] = "",
+    map: Annotated[
+        str,
+        Parameter(
+            metavar="OURS=THEIRS,...", help="column names, as n_params=params,loss_nats=val/loss; products: a=b*c"
+        ),
+    ] = "",
     where: Annotated[
         tuple[str, ...],
         Parameter(metavar="COLUMN(=|<|>)VALUE", help="keep these rows; repeat to narrow"),
@@ -121,61 +53,95 @@ def fit(
         Literal["", "clark", "joint", "granularity", "leverage"],
         Parameter(help="law of experts; empty: every one that the columns allow"),
     ] = "",
+    base: Annotated[
+        str, Parameter(metavar="LAWS", help="of fresh tokens, for --law repeated; default: fitted to rows of one pass")
+    ] = "",
     seed: Seed = 0,
     out: Annotated[Path, Writes(".json"), Parameter(metavar="FILE", help="laws file of --law all")] = Path(
         "runs/laws.json"
     ),
     json: Json = None,
 ) -> None:
-    """Records or any table of runs -> fitted laws with intervals."""
+    """Records or any table of runs (CSV, JSON, Excel, Parquet) -> fitted laws with intervals."""
     from isoflop.cli.fit_summary import print_law, print_laws
-    from isoflop.scaling.fit.run import run_fit
+    from isoflop.scaling.fit.run import fit_files, run_fit
 
+    chosen = {"mapping": map, "where": where, "drop_highest_loss": drop_highest_loss, "weights": weights}
     if law == "all":
-        from isoflop.scaling.fit import joint
-        from isoflop.scaling.sweep.records import read_records
-
-        _refuse_unused(
-            "with --law all, which fits every law to whole records of a sweep: name one law, as in --law parabola",
-            map=map,
-            where=where,
-            drop_highest_loss=drop_highest_loss,
-            weights=weights,
+        refuse_unused(
+            "with --law all: name one law, as in --law parabola",
             at_flops=at_flops,
             form=form,
+            base=base,
             interpolation=interpolation != "auto",
             group=group != "setting",
         )
-        records = [record for table in tables for record in read_records(table)]
-        laws = joint.fit(records, bootstrap=bootstrap, seed=seed)
+        laws = fit_files(list(tables), **chosen, bootstrap=bootstrap, seed=seed)
         laws.write(out)
         report_found(laws.tree(), json, f"laws in {out}", [])
         print_laws(laws, out, tables)
     else:
-        _refuse_unused(
+        refuse_unused(
             f"with --law {law}",
-            at_flops=at_flops if law != "surface" else None,
+            at_flops=at_flops if law not in ("surface", "lstar") else None,
             group=group != "setting" and law != "surface",
             interpolation=interpolation != "auto" and law not in ("parabola", "lstar"),
             form=form if law != "experts" else "",
+            base=base if law != "repeated" else "",
             out=out != Path("runs/laws.json"),
         )
         found = run_fit(
             list(tables),
             law,
-            mapping=map,
-            where=where,
-            drop_highest_loss=drop_highest_loss,
-            weights=weights,
+            **chosen,
             bootstrap=bootstrap,
             seed=seed,
             interpolation=interpolation,
             group=group,
             at_flops=at_flops,
             form=form,
+            base=base,
         )
         report_found(found, json, f"{law} law of {', '.join(table.name for table in tables)}", [])
         print_law(found)
+
+
+def predict(
+    laws: Annotated[str, Parameter(metavar="LAWS", help="laws.json, as isoflop fit writes it")] = "runs/laws.json",
+    /,
+    *,
+    n_params: Annotated[Positive | None, Parameter(help="of a run, as the laws count them")] = None,
+    flops_per_token: Annotated[Positive | None, Parameter(help="of a run, where the laws count size so")] = None,
+    n_tokens: Annotated[Positive | None, Parameter(help="of a run")] = None,
+    budget_flops: Annotated[Positive | None, Parameter(help="alone: a run at the optimum of this compute")] = None,
+    runs: Annotated[Path | None, Parameter(metavar="TABLE", help="one prediction for every row")] = None,
+    map: Annotated[str, Parameter(metavar="OURS=THEIRS,...", help="column names of TABLE")] = "",
+    level: Annotated[float, Range(at_least=0.5, at_most=0.999), Parameter(help="of the interval")] = 0.9,
+    json: Json = None,
+) -> None:
+    """Laws and a run, a budget or a table of runs -> the loss with its interval, the laws side by side."""
+    from isoflop.cli.fit_summary import print_predictions
+    from isoflop.scaling.plan.forecast import forecast
+
+    sizes = {
+        "n_params": n_params,
+        "flops_per_token": flops_per_token,
+        "n_tokens": n_tokens,
+        "total_flops": budget_flops,
+    }
+    given = {name: value for name, value in sizes.items() if value is not None}
+    if runs is None:
+        refuse_unused("without --runs", map=map)
+        if not given:
+            raise RecipeError("isoflop predict needs --n-params and --n-tokens, or --budget-flops, or --runs TABLE")
+    else:
+        refuse_unused("with --runs", **{name.replace("total", "budget"): value for name, value in given.items()})
+    found, inferences = forecast(laws, [given] if runs is None else runs, mapping=map, level=level)
+    done = sum(row["center"] is not None for row in found["predictions"])
+    if runs is None and not done:
+        raise RecipeError(f"no prediction: {found['predictions'][0]['reason']}")
+    report_found(found, json, f"{done} of {len(found['predictions'])} runs predicted", [])
+    print_predictions(found, inferences)
 
 
 def plan(
@@ -183,14 +149,20 @@ def plan(
     /,
     *,
     budget_flops: Annotated[Positive | None, Parameter(help="training FLOPs as the laws count them")] = None,
-    gpu_hours: Annotated[Positive | None, Parameter(help="instead of FLOPs; needs --hardware")] = None,
+    gpu_hours: Annotated[Positive | None, Parameter(help="instead of FLOPs: hours x devices; needs --hardware")] = None,
+    hours: Annotated[Positive | None, Parameter(help="instead: on all --n-gpus together")] = None,
+    days: Annotated[Positive | None, Parameter(help="instead: on all --n-gpus together")] = None,
     hardware: Annotated[str, Parameter(help="for example h100")] = "",
-    n_gpus: Annotated[PositiveInt, Parameter(help="devices that train")] = 1,
+    n_gpus: Annotated[PositiveInt, Parameter(alias="--gpus", help="devices that train")] = 1,
     utilisation: Annotated[
         float, Range(above=0, at_most=1), Parameter(help="achieved share of the peak; measure it")
     ] = 0.4,
     memory_gib: Annotated[NotNegative, Parameter(help="of one device; 0: from --hardware")] = 0.0,
-    zero_stage: Annotated[int, Range(at_least=0, at_most=3), Parameter(help="what is sharded: 0, 1, 2, 3")] = 0,
+    zero_stage: Annotated[
+        int | None,
+        Range(at_least=0, at_most=3),
+        Parameter(help="what is sharded: 0, 1, 2, 3; default: as little as fits"),
+    ] = None,
     price: Annotated[NotNegative, Parameter(help="per GPU-hour")] = 0.0,
     max_micro_batch: Annotated[PositiveInt, Parameter(help="most sequences of a forward pass on a device")] = 16,
     ladder: Annotated[
@@ -203,9 +175,12 @@ def plan(
     ] = None,
     vocab_size: Annotated[PositiveInt | None, Parameter(help="default: that of --ladder, else 102,400")] = None,
     seq_len: Annotated[PositiveInt | None, Parameter(help="default: that of --ladder, else 4,096")] = None,
-    unique_tokens: Annotated[Positive | None, Parameter(help="tokens of the corpus: repeats count less")] = None,
+    unique_tokens: Annotated[
+        Positive | None, Parameter(alias="--tokens", help="tokens at hand, of the corpus: repeats count less")
+    ] = None,
     max_epochs: Annotated[Positive | None, Parameter(help="most passes over unique_tokens")] = None,
     serve_tokens: Annotated[NotNegative, Parameter(help="tokens to be served: smaller, longer-trained models")] = 0.0,
+    same_held_out: SameHeldOut = False,
     hyper: Annotated[str, Parameter(help="law of batch and rate by name; default: that of LAWS")] = "",
     level: Annotated[float, Range(at_least=0.5, at_most=0.999), Parameter(help="of the interval")] = 0.9,
     out: Annotated[Path, Writes(".toml"), Parameter(metavar="FILE", help="recipe that isoflop train runs")] = Path(
@@ -215,14 +190,20 @@ def plan(
 ) -> None:
     """Laws and a budget -> shape, tokens, batch, rate, memory, hours, and the predicted loss."""
     from isoflop.scaling.plan import choose
-    from isoflop.scaling.report.plan_rows import plan_rows
+    from isoflop.scaling.plan.curve import sweep_curves
+    from isoflop.scaling.report.plan_rows import next_step, plan_rows
 
     if ladder is not None:
-        _refuse_unused("with --ladder, which sets both", vocab_size=vocab_size, seq_len=seq_len)
-    if (budget_flops is None) == (gpu_hours is None):
+        refuse_unused("with --ladder, which sets both", vocab_size=vocab_size, seq_len=seq_len)
+    if dense is None:
+        refuse_unused("without --dense, whose laws are compared", same_held_out=same_held_out)
+    if sum(budget is not None for budget in (budget_flops, gpu_hours, hours, days)) != 1:
         raise RecipeError(
-            "isoflop plan needs exactly one of --budget-flops and --gpu-hours, for example --budget-flops 1e21"
+            "isoflop plan needs exactly one of --budget-flops, --gpu-hours, --hours and --days, for example "
+            "--budget-flops 1e21, or --days 14 --gpus 8 --hardware h100"
         )
+    if hours or days:
+        gpu_hours = n_gpus * (hours or 24 * (days or 0.0))
     made = choose.plan(
         laws,
         budget_flops=budget_flops,
@@ -236,7 +217,7 @@ def plan(
             max_micro_batch=max_micro_batch,
             price_per_gpu_hour=price,
         ),
-        ladder=None if ladder is None else _ladder(ladder, (), calibrate=False),
+        ladder=None if ladder is None else planned_ladder(ladder, (), calibrate=False),
         vocab_size=vocab_size,
         seq_len=seq_len,
         hyper=hyper or None,
@@ -245,11 +226,17 @@ def plan(
         max_epochs=max_epochs,
         serve_tokens=serve_tokens,
         dense_laws=dense,
+        same_held_out=same_held_out,
+        curves=None if ladder is None else sweep_curves(ladder.parent),
     )
-    made.write(out)
-    found = made.tree()
-    report_found(found, json, f"recipe in {out}; run it: isoflop train {out}", plan_rows(made))
+    headline = "no recipe: it does not fit"
+    if not made.memory.refusal:
+        made.write(out)
+        headline = f"recipe in {out}; {next_step(made, out)}"
+    report_found(made.tree(), json, headline, plan_rows(made))
     print_warnings(made.warnings)
+    if made.memory.refusal:
+        raise PlanError(made.memory.refusal)
 
 
 def score(
@@ -263,7 +250,7 @@ def score(
     from isoflop.scaling.plan.score import score_run
 
     found = dataclasses.asdict(score_run(run, records=records))
-    report_found(found, json, f"score in {run / 'score.json'}", list(flat(found)))
+    report_found(found, json, f"score in {run / 'score.json'}", list(flat(found, depth=4)))
 
 
 def compare(
@@ -272,13 +259,29 @@ def compare(
     /,
     *,
     budget_flops: Annotated[Positive | None, Parameter(help="where to compare; default: largest of both")] = None,
+    records: Annotated[
+        tuple[Path, Path] | None, Parameter(metavar="A B", help="of both sweeps: the difference of equal cells too")
+    ] = None,
+    figure: Annotated[
+        Path | None, Writes(".png"), Parameter(metavar="FILE", help="also draw the runs of --records and the laws")
+    ] = None,
+    same_held_out: SameHeldOut = False,
     json: Json = None,
 ) -> None:
     """Two fits -> compute multiplier with interval, test of the exponents, a plain verdict."""
     from isoflop.scaling.plan.compare import compare_files
+    from isoflop.scaling.report.plan_rows import comparison_rows
 
-    found = compare_files(a, b, budget_flops=budget_flops).tree()
-    report_found(found, json, found["verdict"], list(flat({k: v for k, v in found.items() if k != "verdict"}, depth=2)))
+    if records is None:
+        refuse_unused("without --records, whose runs it shows", figure=figure)
+    made = compare_files(a, b, budget_flops=budget_flops, same_held_out=same_held_out, records=records)
+    if figure is not None and records is not None:
+        from isoflop.pages.plot import save
+        from isoflop.scaling.report.comparison_figure import comparison_figure
+
+        save(comparison_figure((a, b), records), figure)
+    report_found(made.tree(), json, made.verdict, comparison_rows(made))
+    print_warnings(made.warnings)
 
 
 def report(
@@ -312,48 +315,3 @@ def demo(
     with stop_on_signal() as stop:
         found = run_demo(out, minutes=minutes, seed=seed, workers=workers, say=say, bar=Bar, should_stop=stop)
     report_found(found, json, f"report in {out / 'report.html'}", list(flat(found)))
-
-
-def _refuse_unused(why: str, **options: Any) -> None:
-    """Options that this use of a command ignores. Raises RecipeError for the first that was given."""
-    for name, value in options.items():
-        if value:
-            raise RecipeError(f"--{name.replace('_', '-')} has no effect {why}; leave it out")
-
-
-def _ladder(recipe: Path, overrides: tuple[str, ...], *, calibrate: bool) -> Any:
-    from isoflop.scaling.sweep.ladder import LadderRecipe, ladder_on_tokens, plan_ladder
-    from isoflop.scaling.sweep.recipe import check
-
-    asked = load_recipe(recipe, LadderRecipe, overrides)
-    check(asked)
-    loaded, data_sha256 = ladder_on_tokens(asked)
-    given, rows = read_tree(recipe, overrides).get("model", {}).get("vocab_size"), loaded.model.vocab_size
-    if given not in (None, rows):
-        raise RecipeError(
-            f"model.vocab_size = {given} but the tokens of {asked.data.tokens} have {rows} rows, padding included; "
-            f"leave model.vocab_size out, or set it to {rows}"
-        )
-    timed = bool(loaded.ladder.minutes or loaded.ladder.gpu_hours)
-    if calibrate and not timed:
-        plan_ladder(loaded, data_sha256=data_sha256)  # fails before seconds are spent on measuring
-    if not calibrate:
-        if timed:
-            raise RecipeError(
-                "ladder.minutes and ladder.gpu_hours need a measurement of this device: leave --calibrate on"
-            )
-        return plan_ladder(loaded, data_sha256=data_sha256)
-    from isoflop.scaling.sweep.calibrate import measure_ladder
-
-    return plan_ladder(loaded, measure_ladder(loaded), data_sha256=data_sha256)
-
-
-def _same_ladder(recipe: Path, overrides: tuple[str, ...], fixed: Path) -> bool:
-    """Whether `fixed` is what this recipe became when its time was turned into budgets."""
-    from isoflop.scaling.sweep.ladder import LadderRecipe, ladder_on_tokens
-
-    asked, _ = ladder_on_tokens(load_recipe(recipe, LadderRecipe, overrides))
-    before = load_recipe(fixed, LadderRecipe)
-    budgets = asked.ladder.budgets or before.ladder.budgets
-    section = dataclasses.replace(asked.ladder, budgets=budgets, minutes=0.0, gpu_hours=0.0)
-    return dataclasses.replace(asked, ladder=section) == before

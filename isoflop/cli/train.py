@@ -27,7 +27,8 @@ def inspect(
     from isoflop.model.accounting import inspect as count
     from isoflop.training.pretrain.recipe import PretrainRecipe
 
-    found = count(load_recipe(recipe, PretrainRecipe, overrides).model, micro_batch=micro_batch, world_size=world_size)
+    loaded = load_recipe(recipe, PretrainRecipe, overrides)
+    found = count(loaded.model, micro_batch=micro_batch, world_size=world_size, **loaded.computed_as())
     report_found(found, json, f"{recipe}", list(flat(found)))
 
 
@@ -49,7 +50,8 @@ def train(
     if dry_run:
         _check_dry(loaded)
         t = loaded.train
-        counted = count(loaded.model, micro_batch=t.micro_batch or t.batch_tokens // loaded.model.seq_len)
+        micro_batch = t.micro_batch or t.batch_tokens // loaded.model.seq_len
+        counted = count(loaded.model, micro_batch=micro_batch, **loaded.computed_as())
         total = counted["flops_per_token"]["exact"] * t.n_tokens
         found = {"steps": loaded.n_steps(), "total_flops_exact": total, **counted}
         report_found(found, json, "nothing was run", list(flat(found)))

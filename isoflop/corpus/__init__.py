@@ -1,1 +1,1 @@
-"""Text in: readers, cleaning, deduplication, mixture, and sources of known entropy."""
+"""Text in: readers, cleaning, deduplication, mixture."""

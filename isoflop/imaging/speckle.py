@@ -17,8 +17,6 @@ from isoflop.optics.camera import Camera, CameraSection
 from isoflop.optics.medium import MediumSection
 from isoflop.optics.scattering import Medium, build_medium, seeded
 
-PLACES = ("train", "test", "unseen")
-
 
 @dataclass
 class Measured:

@@ -38,6 +38,11 @@ ATTENTION_CONVENTION = "full s x s, causal half not taken out (except in 'causal
 BYTES = {"fp32": 4, "bf16": 2}
 """Bytes of one number in the formats that activations can have."""
 
+Step = Literal["plain", "kernels", "fp8"]
+"""How a training step is computed. plain: by PyTorch's own operations; kernels: bf16 on an NVIDIA GPU, where the steps
+between products are joined (compiled blocks keep about as much); fp8: the same with all products of the blocks in
+FP8, whose inputs are kept as codes."""
+
 
 @dataclass(frozen=True)
 class ParameterCount:
@@ -212,65 +217,87 @@ class Memory:
     activations_bytes: int
     """Kept for the backward pass of one micro-batch; see `activation_bytes_per_token`."""
     logits_bytes: int
-    """One chunk of logits in the compute format and float32, and the head's float32 gradient of every loss."""
+    """Logits that are there at one time, and the head's float32 gradient of every loss."""
     total_bytes: int
 
 
-def activation_bytes_per_token(config: ModelConfig, precision: str = "bf16") -> int:
-    """Bytes that the eager backward pass keeps for one token. With a the bytes of the compute format, per layer:
+def activation_bytes_per_token(config: ModelConfig, precision: str = "bf16", step: Step | None = None) -> int:
+    """Bytes that the backward pass keeps for one token. With a the bytes of the compute format, per layer:
 
-    - norms: two inputs, widened to float32: 2 * 4 d (+ 2 float32 scales), and two outputs: 2 a d;
+    - norms: two inputs a d (plain: widened, 4 d), a float32 scale each, and two outputs a d;
     - attention: the joint query/key/value product a (H + 2 G) C, turned queries and keys a (H + G) C, the mixed values
       a H C and one float32 normaliser a head: 4 H;
-    - latent attention instead: each latent widened 4 L (+ a scale) and normed a L, the joint key/value product
-      a H (nope + value), whole queries and keys 2 a H C, the mixed values and normalisers as above;
-    - SwiGLU: gate and up 2 a F, silu(gate) a F, their product a F;
-    - experts instead: affinities 4 E, the router's widened input, and for each of the A active ones the row a d, a
-      SwiGLU whose product is kept before and after weighing 5 a F, and about 40 bytes of indices and weights; the
+    - latent attention instead: each latent a L (plain: widened, 4 L), its scale and its norm a L, the joint key/value
+      product a H (nope + value), whole queries and keys 2 a H C, the mixed values and normalisers as above;
+    - SwiGLU: gate and up 2 a F, their product a F (plain: silu(gate) too);
+    - experts instead: affinities 4 E, for each of the A active ones the row a d, a SwiGLU and about 40 bytes of
+      indices and weights (plain: the router's widened input too, and the product before and after weighing); the
       shared experts are a SwiGLU;
+    - in FP8 the input of a product is its codes and scales, a byte and 4 / 128 for each value;
 
-    plus the final norm (4 + a) d, and a d for the gradient that the loss computes in its forward pass. A multi-token
-    prediction module keeps a block, its norms, its joined input and a loss gradient of its own.
-    A compiled step recomputes cheap parts and keeps less; this is the upper bound to plan with.
+    plus the final norm, and a d for the gradient that the loss computes in its forward pass. A multi-token prediction
+    module keeps a block, its norms, its joined input and a loss gradient of its own.
     """
-    a, d = _bytes(precision), config.d_model
+    a, d, step = _bytes(precision), config.d_model, step or step_of(precision)
+    norm = (4 if step == "plain" else a) * d + 4  # the input as the backward pass reads it, and its scale
     n_last = config.n_expert_layers
     n_first = config.n_layers - n_last
-    first = _block_activations(config, 0, a) if n_first else 0
-    last = _block_activations(config, config.n_layers - 1, a)
-    ending = (4 + 2 * a) * d + 4
-    module = last + 2 * (4 * d + 4) + 2 * a * d + ending
+    first = _block_activations(config, 0, a, step) if n_first else 0
+    last = _block_activations(config, config.n_layers - 1, a, step)
+    ending = norm + 2 * a * d
+    module = last + 2 * norm + 2 * a * d + ending
     return n_first * first + n_last * last + ending + config.mtp_depth * module
 
 
-def _block_activations(config: ModelConfig, layer: int, a: int) -> int:
+def step_of(precision: str) -> Step:
+    """How a step of this precision is computed unless something else is asked for."""
+    return "plain" if _bytes(precision) == 4 else "kernels"
+
+
+def _block_activations(config: ModelConfig, layer: int, a: int, step: Step) -> int:
     d, latent, experts = config.d_model, config.latent, config.experts_of(layer)
-    norms = 2 * (4 * d + 4) + 2 * a * d
+    plain, wide = step == "plain", 4 if step == "plain" else a
+
+    def operand(width: int) -> int:
+        """Input of a product that nothing else keeps."""
+        return width + width // 32 if step == "fp8" else a * width
+
+    def swiglu(width: int) -> int:
+        return 2 * a * width + (a * width if plain else 0) + operand(width)
+
+    norms = 2 * (wide * d + 4) + 2 * operand(d)
     if latent is None:
         heads, kv_heads = config.n_heads * config.d_head, config.n_kv_heads * config.d_head
         attention = a * (3 * heads + 3 * kv_heads) + 4 * config.n_heads
     else:
         latents = [width for width in (latent.d_q_latent, latent.d_kv_latent) if width]
-        attention = sum((4 + a) * width + 4 for width in latents) + (4 * latent.d_rope if a == 4 else 0)
+        attention = sum(wide * width + operand(width) + 4 for width in latents)
+        attention += 4 * latent.d_rope if a == 4 else 0
         attention += a * config.n_heads * (latent.d_nope + 2 * latent.d_value + 2 * config.d_head) + 4 * config.n_heads
+        heads = config.n_heads * latent.d_value
+    attention += operand(heads) if step == "fp8" else 0  # attention keeps the mixed values themselves
     if experts is None:
-        return norms + attention + 4 * a * config.d_ff
-    widened = 0 if a == 4 else 4 * d
-    routed = experts.n_active * (a * (d + 5 * experts.d_expert) + 40)
-    shared = 4 * a * experts.n_shared * experts.d_expert
-    return norms + attention + widened + 4 * experts.n_experts + routed + shared
+        return norms + attention + swiglu(config.d_ff)
+    widened = 4 * d if plain and a < 4 else 0
+    weighed = a * experts.d_expert if plain else 0
+    routed = experts.n_active * (a * d + swiglu(experts.d_expert) + weighed + 40)
+    return norms + attention + widened + 4 * experts.n_experts + routed + swiglu(experts.n_shared * experts.d_expert)
 
 
 def training_memory(
     config: ModelConfig,
     *,
     precision: str = "bf16",
+    step: Step | None = None,
     micro_batch: int = 1,
-    chunk_tokens: int = 4096,
     world_size: int = 1,
     zero_stage: int = 0,
 ) -> Memory:
-    """Bytes per device of a training step with `micro_batch` sequences on each of `world_size` devices."""
+    """Bytes per device of a training step with `micro_batch` sequences on each of `world_size` devices.
+
+    `step` is that of the precision unless given: plain in fp32, kernels in bf16.
+    """
+    step = step or step_of(precision)
     if zero_stage not in (0, 1, 2, 3):
         raise RecipeError(f"zero_stage = {zero_stage} must be 0 (nothing shared), 1, 2 or 3")
     if world_size < 1 or micro_batch < 1:
@@ -283,17 +310,21 @@ def training_memory(
 
     tokens = micro_batch * config.seq_len
     width = _bytes(precision)
-    chunk = min(chunk_tokens, tokens)
+    chunk = min(4096 if step == "plain" else 8192, tokens)  # as Transformer cuts them
+    if width == 4:  # the logits are overwritten by their gradient
+        logits = 4 * chunk
+    elif step == "plain":
+        logits = (width + 4) * chunk
+    else:  # overwritten too, but a chunk's are there until the next one's are made
+        logits = width * min(2 * chunk, tokens)
     products = count.n_params_matmul + count.n_params_head + count.n_params_mtp
     parts = {
         "weights_bytes": share(4 * total, 3),
         "compute_weights_bytes": 0 if width == 4 else width * products,
         "gradients_bytes": share(4 * total, 2),
         "optimizer_bytes": share(8 * total, 1),
-        "activations_bytes": tokens * activation_bytes_per_token(config, precision),
-        # In float32 the logits are overwritten by their gradient: no second table.
-        "logits_bytes": chunk * config.vocab_size * (width if width == 4 else width + 4)
-        + 4 * count.n_params_head * (1 + config.mtp_depth),
+        "activations_bytes": tokens * activation_bytes_per_token(config, precision, step),
+        "logits_bytes": logits * config.vocab_size + 4 * count.n_params_head * (1 + config.mtp_depth),
     }
     return Memory(**parts, total_bytes=sum(parts.values()))
 
@@ -302,6 +333,7 @@ def inspect(
     config: ModelConfig,
     *,
     precision: str = "bf16",
+    step: Step | None = None,
     micro_batch: int = 1,
     world_size: int = 1,
     zero_stage: int = 0,
@@ -312,9 +344,9 @@ def inspect(
     With `n_tokens` also the compute of the whole run under each convention.
     """
     by_convention = flops_by_convention(config)
-    memory = training_memory(
-        config, precision=precision, micro_batch=micro_batch, world_size=world_size, zero_stage=zero_stage
-    )
+    step = step or step_of(precision)
+    where = {"micro_batch": micro_batch, "world_size": world_size, "zero_stage": zero_stage}
+    memory = training_memory(config, precision=precision, step=step, **where)
     found: dict[str, Any] = {
         "model": dataclasses.asdict(config),
         **dataclasses.asdict(count_parameters(config)),
@@ -323,14 +355,8 @@ def inspect(
         "attention_convention": ATTENTION_CONVENTION,
         "decode_flops_per_token": forward_flops_per_token(config, config.seq_len),
         "kv_bytes_per_token": {name: kv_bytes_per_token(config, name) for name in BYTES},
-        "activation_bytes_per_token": activation_bytes_per_token(config, precision),
-        "memory": {
-            "precision": precision,
-            "micro_batch": micro_batch,
-            "world_size": world_size,
-            "zero_stage": zero_stage,
-            **dataclasses.asdict(memory),
-        },
+        "activation_bytes_per_token": activation_bytes_per_token(config, precision, step),
+        "memory": {"precision": precision, "step": step, **where, **dataclasses.asdict(memory)},
     }
     if n_tokens is not None:
         found["n_tokens"] = n_tokens

@@ -103,14 +103,10 @@ def attend(
     if isinstance(mask_B1TT, Spans):
         return _attend_spans(q_BHTC, k_BGSC, v_BGSC, scale, mask_B1TT)
     n_new, n_seen = q_BHTC.shape[2], k_BGSC.shape[2]
+    causal = mask_B1TT is None and n_new == n_seen
+    if mask_B1TT is None and not causal:
+        mask_B1TT = causal_lower_right(n_new, n_seen)  # a rule, not a tensor, where the device has a kernel for it
     grouped = q_BHTC.shape[1] != k_BGSC.shape[1]
-    if mask_B1TT is not None:
-        return F.scaled_dot_product_attention(
-            q_BHTC, k_BGSC, v_BGSC, attn_mask=mask_B1TT, scale=scale, enable_gqa=grouped
-        )
-    if n_new == n_seen:
-        return F.scaled_dot_product_attention(q_BHTC, k_BGSC, v_BGSC, is_causal=True, scale=scale, enable_gqa=grouped)
-    lower_right = causal_lower_right(n_new, n_seen)  # a rule, not a tensor, where the device has a kernel for it
     return F.scaled_dot_product_attention(
-        q_BHTC, k_BGSC, v_BGSC, attn_mask=lower_right, scale=scale, enable_gqa=grouped
+        q_BHTC, k_BGSC, v_BGSC, attn_mask=mask_B1TT, is_causal=causal, scale=scale, enable_gqa=grouped
     )

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from isoflop.numerics.joined import add_to, summed_rows, taken_rows
+from isoflop.numerics.joined import add_to, spread_rows, summed_rows
 from isoflop.numerics.linear import Held, MatmulBackend
 
 
@@ -55,9 +55,9 @@ def permute_choices(x_TA: Tensor, at: Arrangement) -> Tensor:
     return _Permute.apply(x_TA.reshape(-1, 1), at.slot_R, at.row_TA.view(-1, 1))  # type: ignore[return-value]
 
 
-def unpermute(rows_RD: Tensor, at: Arrangement) -> Tensor:
-    """Add up the rows of every token, [T, D]."""
-    return _Unpermute.apply(rows_RD, at.token_R, at.row_TA)  # type: ignore[return-value]
+def unpermute(rows_RD: Tensor, at: Arrangement, plus_TD: Tensor | None = None) -> Tensor:
+    """Add up the rows of every token and its row of `plus`, [T, D]."""
+    return _Unpermute.apply(rows_RD, at.token_R, at.row_TA, plus_TD)  # type: ignore[return-value]
 
 
 class _Permute(torch.autograd.Function):
@@ -66,7 +66,7 @@ class _Permute(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x_TD: Tensor, token_R: Tensor, row_TA: Tensor) -> Tensor:
         ctx.save_for_backward(token_R, row_TA)
-        return taken_rows(x_TD, token_R)
+        return spread_rows(x_TD, token_R, row_TA)
 
     @staticmethod
     def backward(ctx, d_rows_RD: Tensor):  # type: ignore[override]
@@ -76,14 +76,14 @@ class _Permute(torch.autograd.Function):
 
 class _Unpermute(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, rows_RD: Tensor, token_R: Tensor, row_TA: Tensor) -> Tensor:
+    def forward(ctx, rows_RD: Tensor, token_R: Tensor, row_TA: Tensor, plus_TD: Tensor | None) -> Tensor:
         ctx.save_for_backward(token_R, row_TA)
-        return summed_rows(rows_RD, row_TA)
+        return summed_rows(rows_RD, row_TA, plus_TD)
 
     @staticmethod
     def backward(ctx, d_y_TD: Tensor):  # type: ignore[override]
-        token_R, _ = ctx.saved_tensors
-        return taken_rows(d_y_TD, token_R), None, None
+        token_R, row_TA = ctx.saved_tensors
+        return spread_rows(d_y_TD, token_R, row_TA), None, None, d_y_TD if ctx.needs_input_grad[3] else None
 
 
 def runs_grouped(device: torch.device, dtype: torch.dtype, *widths: int) -> bool:

@@ -80,15 +80,17 @@ class Experts(nn.Module):
         self.numerics: MatmulBackend | None = None
         self.held: tuple[Held, ...] = ()
 
-    def forward(self, x_TD: Tensor, weights_TA: Tensor, chosen_TA: Tensor) -> tuple[Tensor, Tensor]:
-        """Weighted sum over the chosen experts [T, D], and the rows of each expert [E]."""
+    def forward(
+        self, x_TD: Tensor, weights_TA: Tensor, chosen_TA: Tensor, shared_TD: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Weighted sum over the chosen experts plus what all tokens share [T, D], and the rows of each expert [E]."""
         at = arrange(chosen_TA, len(self.gate_up))
         first, last = (None, None) if torch.compiler.is_compiling() or not self.held else self.held
         gate_up_RF = grouped_product(permute(x_TD, at), self.gate_up, at.ends_E, self.numerics, held=first)
         # Weighing before the last product, which is linear, spares a table of [R, D] for the backward pass.
         inner_RF = swiglu(gate_up_RF, permute_choices(weights_TA, at))
         y_RD = grouped_product(inner_RF, self.down, at.ends_E, self.numerics, first_part=len(self.down), held=last)
-        return unpermute(y_RD, at), at.load_E()
+        return unpermute(y_RD, at, shared_TD), at.load_E()
 
 
 class MixtureOfExperts(nn.Module):
@@ -104,8 +106,8 @@ class MixtureOfExperts(nn.Module):
         batch, n_tokens, _ = x_BTD.shape
         x_TD = x_BTD.flatten(0, 1)
         weights_TA, chosen_TA, affinity_TE = self.router(x_TD)
-        y_TD, load_E = self.experts(x_TD, weights_TA, chosen_TA)
-        y_BTD = y_TD.view_as(x_BTD)
-        if self.shared is not None:
-            y_BTD = y_BTD + self.shared(x_BTD)
-        return y_BTD, Routing(affinity_TE.view(batch, n_tokens, -1), chosen_TA.view(batch, n_tokens, -1), load_E)
+        shared_TD = None if self.shared is None else self.shared(x_BTD).flatten(0, 1)
+        y_TD, load_E = self.experts(x_TD, weights_TA, chosen_TA, shared_TD)
+        return y_TD.view_as(x_BTD), Routing(
+            affinity_TE.view(batch, n_tokens, -1), chosen_TA.view(batch, n_tokens, -1), load_E
+        )

@@ -1,10 +1,9 @@
 """Accelerators as data, and the machine of a run: to turn GPU-hours into FLOPs and to see whether a plan fits."""
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from isoflop.errors import PlanError
+from isoflop.errors import PlanError, did_you_mean
 from isoflop.model.config import ModelConfig
 
 
@@ -39,11 +38,13 @@ def hardware(name: str) -> Hardware:
     """The accelerator of this name, in any case. Raises PlanError with the nearest known name."""
     name = name.upper()
     if name not in HARDWARE:
-        close = difflib.get_close_matches(name, HARDWARE, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(HARDWARE)}"
+        hint = did_you_mean(name, HARDWARE, f"known: {', '.join(HARDWARE)}")
         raise PlanError(f"hardware = {name!r} is unknown; {hint} Or give the budget in FLOPs")
     return HARDWARE[name]
 
+
+TRAINS_ON_GPUS = 1
+"""Devices that one `isoflop train` uses today; a plan for more says so."""
 
 Speed = Callable[[ModelConfig, int], float]
 """(shape, batch_tokens) -> tokens per second of one device."""
@@ -60,8 +61,9 @@ class Machine:
     """Achieved share of the peak, FLOPs counted with output head and full attention; measure it (0.4: assumption)."""
     memory_gib: float = 0.0
     """Memory of one device, GiB; 0: that of `hardware`."""
-    zero_stage: int = 0
-    """Sharding over the devices: 0 nothing, 1 optimizer state, 2 gradients too, 3 weights too."""
+    zero_stage: int | None = None
+    """Sharding over the devices: 0 nothing, 1 optimizer state, 2 gradients too, 3 weights too; None: the least that
+    fits."""
     precision: str = "bf16"
     max_micro_batch: int = 16
     """Most sequences of one forward pass on a device."""

@@ -5,7 +5,7 @@ step computes some tokens of several sequences at once, laid out in one flat row
 (decoding and the verification of drafts), then chunks of prompts. Nothing is ever moved: to take tokens back, their
 sequence is made shorter, and what comes next overwrites them. Page 0 belongs to nobody; padded rows write there.
 
-The products with pages are plain PyTorch here. On a GPU the R rows are what a decode kernel is for: all it needs
+The products with pages are plain PyTorch here. On a GPU the R rows take kernels (numerics/few_rows.py): all they need
 (pages, `table_RP`, `before_R`) is on the device, and no shape depends on how long a sequence is.
 
 Shapes: N tokens of a step, R rows, W tokens of a row, P pages of a row, S tokens attended to, H query heads, G
@@ -23,6 +23,9 @@ from torch.nn import functional as F
 
 from isoflop.model.attention import attend
 from isoflop.model.config import ModelConfig
+from isoflop.numerics.few_rows import attend_pages, turn_and_write
+from isoflop.numerics.heads import rotate
+from isoflop.numerics.launch import has_kernels
 
 PAGE = 64
 """Tokens of a page: 72 KiB of a 576-channel latent in bf16, as the published latent kernels have it."""
@@ -123,6 +126,17 @@ class LayerPages:
         if v_NGC is not None:
             self._values_by_slot.index_copy_(0, step.slots_N, v_NGC)
 
+    def write_heads(self, step: Step, heads_NHC: Tensor, cos_NC: Tensor, sin_NC: Tensor) -> Tensor:
+        """Turned queries [N, H, C] of a joint product [N, H + 2 G, C]; turned keys and values go to their places."""
+        if has_kernels(heads_NHC, wide=True):
+            return turn_and_write(heads_NHC, cos_NC, sin_NC, step.slots_N, self.keys, self.values)
+        n_groups = self.keys.shape[2]
+        qk_NHC, v_NGC = heads_NHC.split((heads_NHC.shape[1] - n_groups, n_groups), dim=1)
+        turned_NHC = rotate(qk_NHC[None], cos_NC, sin_NC)[0]
+        q_NHC, k_NGC = turned_NHC.split((turned_NHC.shape[1] - n_groups, n_groups), dim=1)
+        self.write(step, k_NGC, v_NGC)
+        return q_NHC
+
     def wipe(self, pages: Sequence[int]) -> None:
         """Forget values that are no numbers: what is masked is still multiplied, by zero."""
         self.keys[list(pages)] = 0
@@ -157,6 +171,8 @@ class LayerPages:
         if rows.one_by_one:
             pairs = zip(rows.one_by_one, q_NHC.split(rows.width), strict=True)
             return torch.cat([self.attend_rows(row, q_WHC, scale) for row, q_WHC in pairs])
+        if has_kernels(q_NHC, wide=True):
+            return attend_pages(q_NHC, self.keys, self.values, rows.table_RP, rows.before_R, scale)
         k_RSGC, v_RSGC = self.of_rows(rows)
         n_rows, n_seen, n_groups, _ = k_RSGC.shape
         n_heads, width = q_NHC.shape[1], rows.width
@@ -180,13 +196,6 @@ class LayerPages:
             q_BHTC, k_BGSC, v_BGSC = (x.transpose(1, 2) for x in (q_BTHC, k_BSGC, v_BSGC))
             parts.append(attend(q_BHTC, k_BGSC, v_BGSC, scale)[0].transpose(0, 1))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-class Held(NamedTuple):
-    """What a layer is given in a cached step."""
-
-    pages: LayerPages
-    step: Step
 
 
 class Layout(NamedTuple):
@@ -283,32 +292,20 @@ def _first_slot(pages: Sequence[int]) -> int | None:
 
 
 class Cache:
-    """Pages of a batch of sequences that are decoded side by side, each with a length of its own."""
+    """Pages of a batch of sequences that are decoded side by side."""
 
-    def __init__(self, config: ModelConfig, batch: int, capacity: int, *, n_layers: int, dtype: torch.dtype, device):
+    def __init__(self, config: ModelConfig, batch: int, capacity: int, *, dtype: torch.dtype, device):
         per_row = -(-capacity // PAGE)
-        self.capacity, self.device = capacity, device
+        self.capacity, self.device, self.length = capacity, device, 0
         self.pages = [list(range(1 + row * per_row, 1 + (row + 1) * per_row)) for row in range(batch)]
-        self.lengths = [0] * batch
-        self.layers = [LayerPages(1 + batch * per_row, config, dtype=dtype, device=device) for _ in range(n_layers)]
+        n_pages = 1 + batch * per_row
+        self.layers = [LayerPages(n_pages, config, dtype=dtype, device=device) for _ in range(config.n_layers)]
 
     def extend(self, n_tokens: int) -> Step:
         """The step that appends `n_tokens` to every sequence."""
-        assert max(self.lengths) + n_tokens <= self.capacity, (
-            f"cache holds {self.capacity} tokens, {max(self.lengths) + n_tokens} needed"
-        )
-        spans = [Span(pages, start, n_tokens) for pages, start in zip(self.pages, self.lengths, strict=True)]
-        self.lengths = [length + n_tokens for length in self.lengths]
+        start, self.length = self.length, self.length + n_tokens
+        assert self.length <= self.capacity, f"cache holds {self.capacity} tokens, {self.length} needed"
+        spans = [Span(pages, start, n_tokens) for pages in self.pages]
         if n_tokens <= SHORT:
             return make_step(spans, width=n_tokens, device=self.device)
         return make_step((), spans, device=self.device)
-
-    def rollback(self, lengths: Sequence[int]) -> None:
-        """Take tokens back: from now on sequence b holds `lengths[b]` tokens."""
-        assert all(0 <= new <= old for new, old in zip(lengths, self.lengths, strict=True)), (lengths, self.lengths)
-        self.lengths = list(lengths)
-
-    def keep(self, sequences: Sequence[int]) -> None:
-        """Go on with these sequences only, in this order; their pages stay where they are."""
-        self.pages = [self.pages[index] for index in sequences]
-        self.lengths = [self.lengths[index] for index in sequences]

@@ -19,13 +19,17 @@ from torch import Tensor, nn
 
 from isoflop.model.attention import Spans, attend, document_mask, document_spans, takes_spans
 from isoflop.model.config import ExpertConfig, LatentConfig, ModelConfig, YarnConfig
+from isoflop.model.decode import Cached, LatentDecoding
 from isoflop.model.experts import Experts, MixtureOfExperts, Router, Routing
 from isoflop.model.loss import chunked_cross_entropy, layer_cross_entropy
-from isoflop.model.pages import Cache, Held, LayerPages, Rows, Step
+from isoflop.model.pages import Cache, LayerPages, Step
 from isoflop.numerics.gated import gated_product
-from isoflop.numerics.heads import rotate, turned_heads, turned_latent_heads
+from isoflop.numerics.heads import turned_heads, turned_latent_heads
 from isoflop.numerics.joined import normed, rms_norm
 from isoflop.numerics.linear import Linear
+
+Seen = Tensor | Spans | Cached | None
+"""What a layer's tokens attend to: None: all before them; else their documents (a mask or spans), or a step's pages."""
 
 
 class RMSNorm(nn.Module):
@@ -82,33 +86,22 @@ class Attention(nn.Module):
         self.out = Linear(config.n_heads * config.d_head, config.d_model)
         self.scale = None if config.yarn is None else config.softmax_scale()
 
-    def forward(
-        self,
-        x_BTD: Tensor,
-        cos_TC: Tensor,
-        sin_TC: Tensor,
-        held: Held | None = None,
-        mask_B1TT: Tensor | Spans | None = None,
-    ) -> Tensor:
+    def forward(self, x_BTD: Tensor, cos_TC: Tensor, sin_TC: Tensor, seen: Seen = None) -> Tensor:
         batch, n_tokens, _ = x_BTD.shape
         heads_BTHC = self.qkv(x_BTD).view(batch, n_tokens, -1, self.d_head)
-        if held is not None:
-            qk_BTHC, v_BTGC = heads_BTHC.split((self.n_heads + self.n_kv_heads, self.n_kv_heads), dim=2)
-            q_NHC, k_NGC = rotate(qk_BTHC, cos_TC, sin_TC)[0].split((self.n_heads, self.n_kv_heads), dim=1)
-            held.pages.write(held.step, k_NGC, v_BTGC[0])
-            return self.out(held.pages.attend(held.step, q_NHC, self.scale).flatten(1))[None]
+        if isinstance(seen, Cached):
+            q_NHC = seen.pages.write_heads(seen.step, heads_BTHC[0], cos_TC, sin_TC)
+            return self.out(seen.pages.attend(seen.step, q_NHC, self.scale).flatten(1))[None]
         q_BHTC, k_BGTC, v_BGTC = turned_heads(heads_BTHC, self.n_heads, self.n_kv_heads, cos_TC, sin_TC)
-        mixed_BHTC = attend(q_BHTC, k_BGTC, v_BGTC, self.scale, mask_B1TT)
+        mixed_BHTC = attend(q_BHTC, k_BGTC, v_BGTC, self.scale, seen)
         return self.out(mixed_BHTC.transpose(1, 2).reshape(batch, n_tokens, -1))
 
 
 class LatentAttention(nn.Module):
     """Multi-head latent attention: every head's keys and values are made from one narrow latent per token.
 
-    Only that latent and one rotary key are cached. Training and prompts make keys and values of all heads (naive
-    form); rows of a few new tokens fold `kv_up` into queries and outputs instead (absorbed form) and attend to the
-    latents themselves, one key head for all query heads. Both are the same function.
-    Source: arXiv 2412.19437, section 2.1.1, eq. 1 to 11; arXiv 2405.04434, section 2.1 and appendix C.
+    Only that latent and one rotary key are cached (see decode.py).
+    Source: arXiv 2412.19437, section 2.1.1, eq. 1 to 11; arXiv 2405.04434, section 2.1.
     """
 
     def __init__(self, config: ModelConfig, latent: LatentConfig):
@@ -126,82 +119,21 @@ class LatentAttention(nn.Module):
         self.kv_up = Linear(latent.d_kv_latent, config.n_heads * (latent.d_nope + latent.d_value))
         self.out = Linear(config.n_heads * latent.d_value, config.d_model)
 
-    def forward(
-        self,
-        x_BTD: Tensor,
-        cos_TC: Tensor,
-        sin_TC: Tensor,
-        held: Held | None = None,
-        mask_B1TT: Tensor | Spans | None = None,
-    ) -> Tensor:
+    def forward(self, x_BTD: Tensor, cos_TC: Tensor, sin_TC: Tensor, seen: Seen = None) -> Tensor:
         batch, n_tokens, _ = x_BTD.shape
         sizes = self.latent
         q_BTC = self.q_up(self.q_norm(self.q_down(x_BTD))) if sizes.d_q_latent else self.q(x_BTD)
         q_BTHC = q_BTC.view(batch, n_tokens, self.n_heads, -1)
         latent_BTL, k_rope_BTC = self.kv_down(x_BTD).split((sizes.d_kv_latent, sizes.d_rope), -1)
         latent_BTL = self.kv_norm(latent_BTL)
-        if held is not None:
-            q_nope_BTHC, q_rope_BTHC = q_BTHC.split((sizes.d_nope, sizes.d_rope), -1)
-            q_rope_BTHC = rotate(q_rope_BTHC, cos_TC, sin_TC)
-            k_rope_BT1C = rotate(k_rope_BTC[:, :, None], cos_TC, sin_TC)
-            # the latent is kept after its norm and the key after its turn, so nothing is computed twice
-            held.pages.write(held.step, torch.cat((latent_BTL[0, :, None], k_rope_BT1C[0]), -1))
-            mixed_BTHC = self._attend_held(q_nope_BTHC, q_rope_BTHC, held)
-        else:
-            kv_BTHC = self.kv_up(latent_BTL).unflatten(-1, (self.n_heads, -1))
-            heads = turned_latent_heads(q_BTHC, kv_BTHC, k_rope_BTC, sizes.d_nope, cos_TC, sin_TC)
-            mixed_BTHC = attend(*heads, self.scale, mask_B1TT).transpose(1, 2)
-        return self.out(mixed_BTHC.reshape(batch, n_tokens, -1))
-
-    def _attend_held(self, q_nope_BTHC: Tensor, q_rope_BTHC: Tensor, held: Held) -> Tensor:
-        """A step's rows in the absorbed form, its chunks in the naive one."""
-        pages, step, parts = held.pages, held.step, []
-        if step.rows is not None:
-            n = step.rows.n_tokens
-            form = self._absorbed if self.kv_up.numerics is None else self._rows_naive  # else its format is bypassed
-            parts.append(form(q_nope_BTHC[0, :n], q_rope_BTHC[0, :n], pages, step.rows))
-        for chunk in step.chunks:
-            at = slice(chunk.first, chunk.last)
-            latent_BSL, k_rope_BS1C = self._split(pages.of_chunk(chunk)[0])
-            parts.append(self._naive(q_nope_BTHC[:, at], q_rope_BTHC[:, at], latent_BSL, k_rope_BS1C)[0])
-        return (parts[0] if len(parts) == 1 else torch.cat(parts))[None]
-
-    def _split(self, joint_BS1L: Tensor) -> tuple[Tensor, Tensor]:
-        """Latents [B, S, L] and rotary keys [B, S, 1, C] of what is kept."""
-        latent_BS1L, k_rope_BS1C = joint_BS1L.split((self.latent.d_kv_latent, self.latent.d_rope), -1)
-        return latent_BS1L[:, :, 0], k_rope_BS1C
-
-    def _naive(
-        self,
-        q_nope_BTHC: Tensor,
-        q_rope_BTHC: Tensor,
-        latent_BTL: Tensor,
-        k_rope_BT1C: Tensor,
-        mask_B1TT: Tensor | None = None,
-    ) -> Tensor:
-        """Keys and values of every head, made from the cached latents."""
+        if isinstance(seen, Cached):
+            decoding = LatentDecoding(sizes, self.scale, self.kv_up)
+            mixed_NHC = decoding.attend(seen, q_BTHC[0], latent_BTL[0], k_rope_BTC[0], cos_TC, sin_TC)
+            return self.out(mixed_NHC.flatten(1))[None]
         kv_BTHC = self.kv_up(latent_BTL).unflatten(-1, (self.n_heads, -1))
-        k_nope_BTHC, v_BTHC = kv_BTHC.split((self.latent.d_nope, self.latent.d_value), -1)
-        q_BTHC = torch.cat((q_nope_BTHC, q_rope_BTHC), -1)
-        k_BTHC = torch.cat((k_nope_BTHC, k_rope_BT1C.expand(-1, -1, self.n_heads, -1)), -1)
-        q_BHTC, k_BHTC, v_BHTC = (part.transpose(1, 2) for part in (q_BTHC, k_BTHC, v_BTHC))
-        return attend(q_BHTC, k_BHTC, v_BHTC, self.scale, mask_B1TT).transpose(1, 2)
-
-    def _rows_naive(self, q_nope_NHC: Tensor, q_rope_NHC: Tensor, pages: LayerPages, rows: Rows) -> Tensor:
-        """The naive form of a step's rows."""
-        latent_RSL, k_rope_RS1C = self._split(pages.of_rows(rows)[0])
-        q_nope_RWHC, q_rope_RWHC = (q_NHC.unflatten(0, (-1, rows.width)) for q_NHC in (q_nope_NHC, q_rope_NHC))
-        mask_R1WS = rows.mask(latent_RSL.shape[1], 1)
-        mixed_RWHC = self._naive(q_nope_RWHC, q_rope_RWHC, latent_RSL, k_rope_RS1C, mask_R1WS)
-        return mixed_RWHC.flatten(0, 1)
-
-    def _absorbed(self, q_nope_NHC: Tensor, q_rope_NHC: Tensor, pages: LayerPages, rows: Rows) -> Tensor:
-        """Scores against the latents themselves, values made from the mixed latent."""
-        weight_HCL = self.kv_up.weight.to(q_nope_NHC.dtype).unflatten(0, (self.n_heads, -1))
-        k_up_HCL, v_up_HCL = weight_HCL.split((self.latent.d_nope, self.latent.d_value), 1)
-        q_NHL = torch.cat((torch.einsum("nhc,hcl->nhl", q_nope_NHC, k_up_HCL), q_rope_NHC), -1)
-        mixed_NHL = pages.attend_rows(rows, q_NHL, self.scale)
-        return torch.einsum("nhl,hcl->nhc", mixed_NHL, v_up_HCL)
+        heads = turned_latent_heads(q_BTHC, kv_BTHC, k_rope_BTC, sizes.d_nope, cos_TC, sin_TC)
+        mixed_BHTC = attend(*heads, self.scale, seen)
+        return self.out(mixed_BHTC.transpose(1, 2).reshape(batch, n_tokens, -1))
 
 
 class MLP(nn.Module):
@@ -233,21 +165,14 @@ class Block(nn.Module):
         self.mlp = MLP(d, config.d_ff) if experts is None else _mixture(d, experts)
 
     def forward(
-        self,
-        x_BTD: Tensor,
-        cos_TC: Tensor,
-        sin_TC: Tensor,
-        held: Held | None = None,
-        mask_B1TT: Tensor | Spans | None = None,
+        self, x_BTD: Tensor, cos_TC: Tensor, sin_TC: Tensor, seen: Seen = None
     ) -> tuple[Tensor, Routing | None]:
         x_BTD, normed_BTD = self.attention_norm.joined(x_BTD)
-        x_BTD, normed_BTD = self.mlp_norm.joined(x_BTD, self.attention(normed_BTD, cos_TC, sin_TC, held, mask_B1TT))
-        routing = None
+        x_BTD, normed_BTD = self.mlp_norm.joined(x_BTD, self.attention(normed_BTD, cos_TC, sin_TC, seen))
         if isinstance(self.mlp, MixtureOfExperts):
             update_BTD, routing = self.mlp(normed_BTD)
-        else:
-            update_BTD = self.mlp(normed_BTD)
-        return x_BTD + update_BTD, routing
+            return x_BTD + update_BTD, routing
+        return x_BTD + self.mlp(normed_BTD), None
 
 
 class MTPModule(nn.Module):
@@ -267,16 +192,10 @@ class MTPModule(nn.Module):
         self.norm = RMSNorm(config.d_model, config.norm_eps)
 
     def forward(
-        self,
-        hidden_BTD: Tensor,
-        embedded_BTD: Tensor,
-        cos_TC: Tensor,
-        sin_TC: Tensor,
-        held: Held | None = None,
-        mask_B1TT: Tensor | Spans | None = None,
+        self, hidden_BTD: Tensor, embedded_BTD: Tensor, cos_TC: Tensor, sin_TC: Tensor, seen: Seen = None
     ) -> tuple[Tensor, Routing | None]:
         joined_BTD = torch.cat((self.embedding_norm(embedded_BTD), self.hidden_norm(hidden_BTD)), dim=-1)
-        x_BTD, routing = self.block(self.project(joined_BTD), cos_TC, sin_TC, held, mask_B1TT)
+        x_BTD, routing = self.block(self.project(joined_BTD), cos_TC, sin_TC, seen)
         return self.norm(x_BTD), routing
 
 
@@ -344,9 +263,8 @@ class Transformer(nn.Module):
 
     def new_cache(self, batch: int, capacity: int | None = None) -> Cache:
         """Empty pages for decoding `batch` sequences of at most `capacity` tokens (default: seq_len)."""
-        capacity = self.config.seq_len if capacity is None else capacity
         device = self.embedding.weight.device
-        return Cache(self.config, batch, capacity, n_layers=self.config.n_layers, dtype=self.dtype, device=device)
+        return Cache(self.config, batch, capacity or self.config.seq_len, dtype=self.dtype, device=device)
 
     def forward(self, tokens_BT: Tensor, cache: Cache | None = None, *, documents_BT: Tensor | None = None) -> Tensor:
         """Hidden states after the final norm, [B, T, D]. With a cache the tokens continue what it holds.
@@ -360,21 +278,21 @@ class Transformer(nn.Module):
 
     def _run(self, tokens_BT: Tensor, documents_BT: Tensor | None = None) -> tuple[Tensor, list[Routing]]:
         cos_TC, sin_TC = self._angles(tokens_BT.shape[1])
-        mask_B1TT = self._mask(tokens_BT, documents_BT)
+        seen = self._documents(tokens_BT, documents_BT)
         x_BTD = self.embedding(tokens_BT).to(self.dtype)
         routings = []
         for block in self.blocks:
-            x_BTD, routing = block(x_BTD, cos_TC, sin_TC, None, mask_B1TT)
+            x_BTD, routing = block(x_BTD, cos_TC, sin_TC, seen)
             if routing is not None:
                 routings.append(routing)
         return self.norm(x_BTD), routings
 
     def step(self, tokens_N: Tensor, step: Step, layers: Sequence[LayerPages]) -> Tensor:
         """Hidden states after the final norm of a step's tokens, [N, D]; what they leave behind is written to pages."""
-        cos_NC, sin_NC = self._angles_at(step.positions_N)
+        cos_NC, sin_NC = self.angles_at(step.positions_N)
         x_BND = self.embedding(tokens_N[None]).to(self.dtype)
         for block, pages in zip(self.blocks, layers):
-            x_BND, _ = block(x_BND, cos_NC, sin_NC, Held(pages, step))
+            x_BND, _ = block(x_BND, cos_NC, sin_NC, Cached(pages, step))
         return self.norm(x_BND)[0]
 
     def mtp_step(self, depth: int, hidden_ND: Tensor, tokens_N: Tensor, step: Step, pages: LayerPages) -> Tensor:
@@ -382,9 +300,9 @@ class Transformer(nn.Module):
 
         Position i takes what the head reads at depth - 1, `hidden_ND`, and token i + depth, as in training.
         """
-        cos_NC, sin_NC = self._angles_at(step.positions_N)
+        cos_NC, sin_NC = self.angles_at(step.positions_N)
         embedded_BND = self.embedding(tokens_N[None]).to(self.dtype)
-        return self.mtp[depth - 1](hidden_ND[None], embedded_BND, cos_NC, sin_NC, Held(pages, step))[0][0]
+        return self.mtp[depth - 1](hidden_ND[None], embedded_BND, cos_NC, sin_NC, Cached(pages, step))[0][0]
 
     def cast_once(self) -> None:
         """Keep the weights of products in the dtype of the activations: no step casts them again.
@@ -401,12 +319,12 @@ class Transformer(nn.Module):
         assert end <= self.config.seq_len, f"{end} tokens, the model was built for {self.config.seq_len}"
         return self.get_buffer("cos")[:end], self.get_buffer("sin")[:end]
 
-    def _angles_at(self, positions_N: Tensor) -> tuple[Tensor, Tensor]:
+    def angles_at(self, positions_N: Tensor) -> tuple[Tensor, Tensor]:
         cos, sin = self.get_buffer("cos"), self.get_buffer("sin")
         return cos.index_select(0, positions_N), sin.index_select(0, positions_N)
 
-    def _mask(self, tokens_BT: Tensor, documents_BT: Tensor | None = None) -> Tensor | Spans | None:
-        """None is the plain causal mask, which has the fastest kernels."""
+    def _documents(self, tokens_BT: Tensor, documents_BT: Tensor | None) -> Tensor | Spans | None:
+        """Which tokens see each other; None is the plain causal mask, which has the fastest kernels."""
         if documents_BT is not None:
             plain = self.config.latent is None
             if plain and takes_spans(documents_BT.device, self.dtype, self.config.d_head):
@@ -427,8 +345,8 @@ class Transformer(nn.Module):
         for depth, module in enumerate(self.mtp, start=1):
             embedded_BTD = self.embedding(tokens_BT[:, depth:]).to(self.dtype)
             cos_TC, sin_TC = self._angles(embedded_BTD.shape[1])
-            mask_B1TT = self._mask(tokens_BT[:, :-depth], None if documents_BT is None else documents_BT[:, :-depth])
-            hidden_BTD, routing = module(hidden_BTD[:, :-1], embedded_BTD, cos_TC, sin_TC, None, mask_B1TT)
+            seen = self._documents(tokens_BT[:, :-depth], None if documents_BT is None else documents_BT[:, :-depth])
+            hidden_BTD, routing = module(hidden_BTD[:, :-1], embedded_BTD, cos_TC, sin_TC, seen)
             depths.append(hidden_BTD)
             if routing is not None:
                 routings.append(routing)

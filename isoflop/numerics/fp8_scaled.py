@@ -181,9 +181,13 @@ def _scaled_linear(held: HeldFormat, x: Tensor, weight: Tensor) -> Tensor | None
         return None
     codes = format.quantise_weight(weight) if held.codes is None else held.codes
     x_MK = x.reshape(-1, x.shape[-1])
-    whole_MK = F.pad(x_MK, (0, 0, 0, -len(x_MK) % ROWS)) if len(x_MK) % ROWS else x_MK  # an expert's, or decoding's
-    y_MN: Tensor = _ScaledLinear.apply(whole_MK, weight, codes, format, held.adds)  # type: ignore[assignment]
-    return y_MN[: len(x_MK)].view(*x.shape[:-1], len(weight))
+    n_rows, missing = len(x_MK), -len(x_MK) % ROWS
+    if missing:  # an expert's rows, or decoding's
+        x_MK = F.pad(x_MK, (0, 0, 0, missing))
+    y_MN: Tensor = _ScaledLinear.apply(x_MK, weight, codes, format, held.adds)  # type: ignore[assignment]
+    if missing:  # a slice of all rows would cost two passes over the gradient
+        y_MN = y_MN[:n_rows]
+    return y_MN.view(*x.shape[:-1], len(weight))
 
 
 class _ScaledLinear(torch.autograd.Function):

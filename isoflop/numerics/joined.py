@@ -97,26 +97,27 @@ class _WideProduct(torch.autograd.Function):
 # Rows of a token
 
 
-def summed_rows(rows_RD: Tensor, row_TA: Tensor) -> Tensor:
-    """For each token the sum of its rows, [T, D]; no autograd."""
+def summed_rows(rows_RD: Tensor, row_TA: Tensor, plus_TD: Tensor | None = None) -> Tensor:
+    """For each token the sum of its rows (and of its row of `plus`), [T, D]; no autograd."""
     if not has_kernels(rows_RD):
-        return rows_RD[row_TA].sum(1)
-    rows_RD, row_TA = rows_RD.contiguous(), row_TA.contiguous()
+        total_TD = rows_RD[row_TA].sum(1)
+        return total_TD if plus_TD is None else total_TD + plus_TD
+    rows_RD, row_TA, joined = rows_RD.contiguous(), row_TA.contiguous(), plus_TD is not None
+    plus_TD = plus_TD.contiguous() if plus_TD is not None else None
     out, n = rows_RD.new_empty(len(row_TA), rows_RD.shape[1]), rows_RD.shape[1]
-    grid, n_places = (len(row_TA),), row_TA.shape[1]
-    launch(
-        block_kernels().sum_rows, grid, rows_RD, row_TA, out, n, n_places=n_places, block=power_of_two(n), num_warps=4
-    )
+    settings = {"n_places": row_TA.shape[1], "joined": joined, "block": power_of_two(n), "num_warps": 4}
+    launch(block_kernels().sum_rows, (len(row_TA),), rows_RD, row_TA, plus_TD, out, n, **settings)
     return out
 
 
-def taken_rows(x_TD: Tensor, token_R: Tensor) -> Tensor:
-    """x[token], [R, D]; no autograd."""
+def spread_rows(x_TD: Tensor, token_R: Tensor, row_TA: Tensor) -> Tensor:
+    """Every token's row at each of its places, [R, D]: x[token], where `row_TA` is the inverse; no autograd."""
     if not has_kernels(x_TD):
         return x_TD[token_R]
-    x_TD, n = x_TD.contiguous(), x_TD.shape[1]
-    out, token_R = x_TD.new_empty(len(token_R), n), token_R.contiguous()
-    launch(block_kernels().take_rows, (len(token_R),), x_TD, token_R, out, n, block=power_of_two(n), num_warps=4)
+    x_TD, row_TA, n = x_TD.contiguous(), row_TA.contiguous(), x_TD.shape[1]
+    out = x_TD.new_empty(len(token_R), n)
+    settings = {"n_places": row_TA.shape[1], "block": power_of_two(n), "num_warps": 4}
+    launch(block_kernels().spread_rows, (len(row_TA),), x_TD, row_TA, out, n, **settings)
     return out
 
 
@@ -132,10 +133,13 @@ def add_to(total: Tensor, x: Tensor) -> None:
 
 
 def rms_norm(x_BTD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
-    """x / rms(x) * weight, the mean square in float32."""
+    """x / rms(x) * weight, the mean square in float32. Weights [S, D] are those of S equal parts of the rows."""
     if has_kernels(x_BTD):
         return _Normed.apply(x_BTD, None, weight_D, eps)[1]  # type: ignore[index]
     wide = torch.promote_types(x_BTD.dtype, torch.float32)  # statistics at least in float32
+    if weight_D.ndim == 2:
+        unit_SRD = F.rms_norm(x_BTD.to(wide), (x_BTD.shape[-1],), None, eps).view(len(weight_D), -1, x_BTD.shape[-1])
+        return (unit_SRD * weight_D[:, None]).to(x_BTD.dtype).view_as(x_BTD)
     return F.rms_norm(x_BTD.to(wide), (x_BTD.shape[-1],), weight_D, eps).to(x_BTD.dtype)
 
 
@@ -161,7 +165,8 @@ class _Normed(torch.autograd.Function):
         scale_R = x.new_empty(x.numel() // n, dtype=torch.float32)
         launch(
             block_kernels().rms_norm, (len(scale_R),),
-            x, update.contiguous() if update is not None else None, weight_D, total, out, scale_R, n, eps,
+            x, update.contiguous() if update is not None else None, weight_D, total, out, scale_R,
+            len(scale_R) * n // weight_D.numel(), n, eps,
             joined=joined, block=power_of_two(n), num_warps=_warps(n),
         )  # fmt: skip
         ctx.save_for_backward(total, weight_D, scale_R)
@@ -173,16 +178,18 @@ class _Normed(torch.autograd.Function):
         x, weight_D, scale_R = ctx.saved_tensors
         if d_out is None:
             return d_total, d_total if ctx.joined else None, None, None
-        d_out, n, n_rows = d_out.contiguous(), x.shape[-1], len(scale_R)
+        d_out, n, n_parts = d_out.contiguous(), x.shape[-1], weight_D.numel() // x.shape[-1]
+        n_rows = len(scale_R) // n_parts
         # More programs where rows are short: each waits for its row's two sums.
-        d_x, n_programs = torch.empty_like(x), min(n_rows, (8 if n <= 1024 else 4) * processors(x.device))
-        parts = x.new_empty(n_programs, n, dtype=torch.float32)
+        most = (8 if n <= 1024 else 4) * processors(x.device) // n_parts
+        d_x, n_programs = torch.empty_like(x), max(1, min(n_rows, most))
+        parts = x.new_empty(n_parts, n_programs, n, dtype=torch.float32)
         launch(
-            block_kernels().rms_norm_backward, (n_programs,),
+            block_kernels().rms_norm_backward, (n_programs, n_parts),
             d_out, None if d_total is None else d_total.contiguous(), x, weight_D, scale_R, d_x, parts, n_rows, n,
             joined=d_total is not None, block=power_of_two(n), num_warps=_warps(n),
         )  # fmt: skip
-        return d_x, d_x if ctx.joined else None, parts.sum(0).to(weight_D.dtype), None
+        return d_x, d_x if ctx.joined else None, parts.sum(1).view_as(weight_D).to(weight_D.dtype), None
 
 
 def _warps(n: int) -> int:

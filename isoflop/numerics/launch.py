@@ -9,9 +9,13 @@ import torch
 from torch import Tensor
 
 
-def has_kernels(x: Tensor) -> bool:
-    """Whether kernels stand in for the plain form of this operand: bf16 on an NVIDIA GPU, run eagerly."""
-    return not torch.compiler.is_compiling() and x.is_cuda and x.dtype == torch.bfloat16 and _has_triton()
+def has_kernels(x: Tensor, *, wide: bool = False) -> bool:
+    """Whether kernels stand in for the plain form of this operand: on an NVIDIA GPU, run eagerly.
+
+    Those of a training step take bf16, those of a decoding step, which are `wide`, float32 too.
+    """
+    fits = x.dtype == torch.bfloat16 or (wide and x.dtype == torch.float32)
+    return not torch.compiler.is_compiling() and x.is_cuda and fits and _has_triton()
 
 
 @functools.cache

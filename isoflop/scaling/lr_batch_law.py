@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from isoflop.errors import RecipeError
+from isoflop.errors import RecipeError, did_you_mean
 from isoflop.model.accounting import count_parameters, flops_per_token
 from isoflop.model.config import ModelConfig
 from isoflop.scaling.sweep.family import activated_share
@@ -38,8 +38,7 @@ class PowerLaw:
             raise RecipeError(f"coefficient = {self.coefficient} of a power law must be a finite number above 0")
         for name, exponent in self.exponents.items():
             if name not in QUANTITIES:
-                close = difflib.get_close_matches(name, QUANTITIES, n=1)
-                hint = f"did you mean {close[0]}?" if close else f"use one of {', '.join(QUANTITIES)}"
+                hint = did_you_mean(name, QUANTITIES, f"use one of {', '.join(QUANTITIES)}")
                 raise RecipeError(f"exponent of {name} = {exponent}: a power law has no such quantity; {hint}")
             if not math.isfinite(exponent):
                 raise RecipeError(f"exponent of {name} = {exponent} must be a finite number")
@@ -282,8 +281,7 @@ def hyper_law(spec: "str | Mapping[str, Any] | HyperLaw | RateBatchFit") -> Hype
         return spec.own_law
     if isinstance(spec, str):
         if spec not in HYPER_LAWS:
-            close = difflib.get_close_matches(spec, HYPER_LAWS, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"known laws: {', '.join(HYPER_LAWS)}"
+            hint = did_you_mean(spec, HYPER_LAWS, f"known laws: {', '.join(HYPER_LAWS)}")
             raise RecipeError(f"hyper-parameter law {spec!r} is unknown; {hint}")
         return HYPER_LAWS[spec]
     tree: Mapping[str, Any] = spec

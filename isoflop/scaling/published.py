@@ -6,12 +6,11 @@ priors for a plan and as lines in figures, in the same form as a fit of one's ow
 published them). Laws for batch and learning rate are in `isoflop.scaling.lr_batch_law`.
 """
 
-import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from isoflop.errors import PlanError
+from isoflop.errors import PlanError, did_you_mean
 from isoflop.scaling.laws import Allocation, Laws, Scale, Surface
 from isoflop.scaling.lr_batch_law import HYPER_LAWS
 
@@ -21,19 +20,19 @@ PAPER_M = "C = M D; M = 72 n d^2 + 12 n d s: no embedding, no head, attention wi
 
 
 def _law(name: str, scale: Scale, law: Allocation | Surface, *, counts: str, hyper: str, **origin: Any) -> Laws:
-    """One law in nats per token, with its source and grade."""
+    """One law in nats per token, with source, grade and, where it is known, the compute of its largest run."""
     parts: dict[str, Any] = {"allocation": law} if isinstance(law, Allocation) else {"surfaces": {"published": law}}
     conventions = {"flops": counts, "params": counts, "loss_unit": "nats per token"}
     return Laws(scale, "loss_nats", name=name, published_hyper=hyper, conventions=conventions, **parts, **origin)
 
 
-def _allocation(name: str, scale: Scale, n: tuple[float, float], d: tuple[float, float], **rest: str) -> Laws:
+def _allocation(name: str, scale: Scale, n: tuple[float, float], d: tuple[float, float], **rest: Any) -> Laws:
     """Coefficient and exponent of the model scale and of the tokens: only the optimum was published."""
     law = Allocation(n_coefficient=n[0], n_exponent=n[1], d_coefficient=d[0], d_exponent=d[1])
     return _law(name, scale, law, **{"hyper": "deepseek", **rest})
 
 
-def _surface(name: str, *constants: float, **rest: str) -> Laws:
+def _surface(name: str, *constants: float, **rest: Any) -> Laws:
     """E, A, B, alpha, beta with N in parameters; the optimum follows from them."""
     return _law(name, "n_params", Surface.of(constants), **{"hyper": "steplaw", **rest})
 
@@ -46,6 +45,7 @@ DEEPSEEK = _allocation(
     source="DeepSeek LLM, arXiv 2401.02954, section 3.2",
     grade="consistent",
     counts=PAPER_M,
+    largest_budget_flops=3e20,
 )
 LAWS: dict[str, Laws] = {
     law.name: law
@@ -59,6 +59,7 @@ LAWS: dict[str, Laws] = {
             source="Llama 3, arXiv 2407.21783, section 3.2.1",
             grade="read",
             counts="C = 6 N D; N follows from D",
+            largest_budget_flops=1e22,
             hyper="steplaw",
         ),
         _allocation(
@@ -87,6 +88,7 @@ LAWS: dict[str, Laws] = {
             source="Besiroglu et al., arXiv 2404.10102: refit of Hoffmann et al., arXiv 2203.15556",
             grade="data",
             counts="C = 6 N D, N with embeddings; loss on MassiveText",
+            largest_budget_flops=1.3e22,
         ),
         _surface(
             "hoffmann",
@@ -94,6 +96,7 @@ LAWS: dict[str, Laws] = {
             source="Hoffmann et al., arXiv 2203.15556, approach 3, precision as recovered by Epoch",
             grade="read",
             counts="C = 6 N D, N with embeddings; loss on MassiveText; fits its own data poorly",
+            largest_budget_flops=1.3e22,
         ),
         _surface(
             "muennighoff",
@@ -101,6 +104,7 @@ LAWS: dict[str, Laws] = {
             source="Muennighoff et al., arXiv 2305.16264; exponents tied, constants as in the authors' notebook",
             grade="data",
             counts="C = 6 N D; loss on C4",
+            largest_budget_flops=9.3e21,
         ),
     )
 }
@@ -127,8 +131,7 @@ def published_laws(name: str) -> Laws:
             f"law {name!r} sets batch and learning rate but no size; name one of {', '.join(names())} "
             f"for the size and give {name!r} as the hyper-parameter law"
         )
-    close = difflib.get_close_matches(name, names(), n=1)
-    hint = f"did you mean {close[0]}?" if close else f"published laws: {', '.join(names())}"
+    hint = did_you_mean(name, names(), f"published laws: {', '.join(names())}")
     raise PlanError(f"law {name!r} is neither a laws file (isoflop fit writes one) nor a published law; {hint}")
 
 

@@ -12,7 +12,7 @@ comes out of it is the same as if each request had run alone. One thread, no net
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -29,11 +29,11 @@ from isoflop.serving.drafts import look_up
 from isoflop.serving.grammar import Grammars, Matcher
 from isoflop.serving.memory import n_pages_for
 from isoflop.serving.options import Completion, EngineOptions, Finish, Output, Stats
-from isoflop.serving.products import prepare
+from isoflop.serving.products import hold_weights, prepare
 from isoflop.serving.replay import can_replay
 from isoflop.serving.request import Sampling, check_prompt, check_sampling
 from isoflop.serving.runner import Ran, Runner
-from isoflop.serving.sampler import Drawn, LogProbs, Place, draw, prompt_logprobs
+from isoflop.serving.sampler import Drawn, LogProbs, Place, PlainDraw, as_drawn, draw, is_plain, prompt_logprobs
 from isoflop.serving.scheduler import Plan, Row, Scheduler, Work
 from isoflop.serving.text import TextStream
 from isoflop.serving.vocabulary import Vocabulary
@@ -55,8 +55,17 @@ class _Request:
 class Engine:
     """Continuous batching of one model."""
 
-    def __init__(self, model: Transformer, tokenizer: Vocabulary | None = None, options: EngineOptions | None = None):
+    def __init__(
+        self,
+        model: Transformer,
+        tokenizer: Vocabulary | None = None,
+        options: EngineOptions | None = None,
+        *,
+        n_tokens: int = 0,
+    ):
         """The model's weights are cast once, to the dtype of its activations.
+
+        Without a tokenizer, ids below `n_tokens` may be drawn; 0: all rows of the vocabulary.
 
         Raises:
             RequestError: options that contradict each other or the model.
@@ -70,7 +79,7 @@ class Engine:
         n_drafts = {"none": 0, "mtp": config.mtp_depth, "lookup": o.n_drafts}[o.draft]
         budget = o.budget_tokens or (8192 if device.type == "cuda" else 512)
         self._check_options(o, n_drafts, budget)
-        self.n_tokens = tokenizer.n_tokens if tokenizer is not None else config.vocab_size
+        self.n_tokens = tokenizer.n_tokens if tokenizer is not None else n_tokens or config.vocab_size
         mtp = o.draft == "mtp"
         n_pages = n_pages_for(model, max_rows=o.max_rows, cache_bytes=o.cache_bytes, n_mtp=n_drafts if mtp else 0)
         self.pool = PagePool(n_pages, lookahead=n_drafts if mtp else 0, reuse=o.prefix_reuse)
@@ -165,8 +174,8 @@ class Engine:
         if not works:
             assert self.is_finished(), "requests wait, nothing runs, and none is admitted"
             return []
-        ran = self.runner.run(plan)
-        drawn = self._draw(plan, ran)
+        ran = self.runner.run(plan, self._plain_draws(plan))
+        drawn = self._draw(plan, ran) if ran.best is None else as_drawn(*ran.best.read())
         n_known = {work.row.number: len(work.row.tokens) for work in works}
         outputs, place = [], 0
         for work, hidden in zip(works, ran.hidden, strict=True):
@@ -184,9 +193,13 @@ class Engine:
         return sorted(outputs, key=lambda output: output.number)
 
     def complete(
-        self, prompts: Sequence[str | Sequence[int]], sampling: Sampling | Sequence[Sampling] | None = None
+        self,
+        prompts: Sequence[str | Sequence[int]],
+        sampling: Sampling | Sequence[Sampling] | None = None,
+        *,
+        on_progress: Callable[[int, int], None] | None = None,
     ) -> list[Completion]:
-        """Run prompts to their ends, and give what became of them in their order.
+        """Run prompts to their ends, and give what became of them in their order; progress is (finished, all).
 
         Raises:
             RequestError: one of them cannot be taken, or the engine is at work on others; then none is run.
@@ -207,6 +220,8 @@ class Engine:
                     n_added += 1
                 for output in self.step():
                     of_number[output.number].extend(output)
+                if on_progress is not None:
+                    on_progress(n_added - len(self._requests), len(ids))
         except BaseException:
             for number in of_number:
                 self.cancel(number)
@@ -246,6 +261,7 @@ class Engine:
         with torch.no_grad():
             for name, tensor in state.items():
                 ours[name].copy_(tensor)
+        hold_weights(self.model)
         self.pool.forget_all()
 
     def _draw(self, plan: Plan, ran: Ran) -> Drawn:
@@ -262,6 +278,18 @@ class Engine:
                 mask = request.matcher.masks(())[0] if request.matcher is not None else None
                 places.append(self._place(request, work.row.tokens, mask))
         return draw(ran.logits_MV, places) if places else Drawn([], [], [])
+
+    def _plain_draws(self, plan: Plan) -> list[PlainDraw] | None:
+        """How the tokens of a plan's rows are drawn, if nothing but the tokens is asked for."""
+        found = []
+        for work in plan.rows:
+            request = self._requests[work.row.number]
+            sampling = request.sampling
+            if sampling.logprobs is not None or request.matcher is not None or not is_plain(sampling):
+                return None
+            first = len(work.row.tokens)
+            found += [PlainDraw(sampling.temperature, request.seed, first + n) for n in range(work.n)]
+        return found
 
     def _place(self, request: _Request, tokens: list[int], mask: np.ndarray | None = None) -> Place:
         return Place(request.sampling, request.seed, tokens, request.row.n_prompt, mask)

@@ -1,4 +1,4 @@
-"""How many pages an engine has: from a stated number of bytes, or from what the machine has free."""
+"""How many pages an engine has, from a stated number of bytes or from what is free, and what it needs in all."""
 
 import os
 
@@ -36,6 +36,22 @@ def n_pages_for(model: Transformer, *, max_rows: int, cache_bytes: int = 0, n_mt
     wanted = 1 + max_rows * -(-model.config.seq_len // PAGE)
     room = int(free_bytes(model.embedding.weight.device) * MAX_SHARE) // one
     return max(2, min(wanted, room))
+
+
+def needed_bytes(model: Transformer, *, n_pages: int, max_rows: int, budget: int, n_mtp: int = 0) -> int:
+    """Most memory that an engine holds on its device once its weights are cast: they, the pages, and the largest step.
+
+    A step of `budget` tokens is largest in an MLP: the stream, an update and a norm of it, gate and up and their
+    product; with experts each token's rows instead. Drawing adds the logits of `max_rows` rows, twice in float32.
+    """
+    config, width = model.config, model.dtype.itemsize
+    weights = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+    inner = 3 * config.d_ff
+    if config.experts is not None:
+        experts = config.experts
+        inner = max(inner, experts.n_active * (2 * config.d_model + 3 * experts.d_expert))
+    step = min(budget, max_rows * config.seq_len) * (4 * config.d_model + inner) * width
+    return weights + n_pages * page_bytes(model, n_mtp) + step + max_rows * config.vocab_size * (width + 8)
 
 
 def free_bytes(device: torch.device) -> int:

@@ -9,7 +9,7 @@ buckets, padding and tables are the same.
 import bisect
 import logging
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -73,9 +73,11 @@ class Replay:
         last_position: int,
         device: torch.device,
         one_by_one: bool = False,
+        pool: Any = None,
     ):
         """`rows` and `columns` are the buckets, smallest first; the last ones hold whatever may come.
 
+        Graphs take their memory from `pool`, one for all: only one of them runs at a time.
         With `one_by_one`, which cannot be captured, each row attends by itself.
         """
         assert not (one_by_one and device.type == "cuda")
@@ -83,14 +85,18 @@ class Replay:
         self._run, self._rows, self._columns = run, tuple(rows), tuple(columns)
         self._last_position, self._device = last_position, device
         self._recorded: dict[Shape, Recorded] = {}
+        self._pool = pool
 
     def shape_of(self, rows: Sequence[Span], width: int) -> Shape:
         """The smallest bucket that holds these rows."""
         n_columns = max(-(-(span.start + span.n) // PAGE) for span in rows)
         return Shape(_at_least(self._rows, len(rows)), width, _at_least(self._columns, n_columns))
 
-    def __call__(self, tokens: list[int], rows: Sequence[Span], width: int) -> tuple[Tensor, ...]:
-        """Results of the rows' tokens; `tokens` has `width` for each row."""
+    def __call__(self, tokens: Sequence[int] | Tensor, rows: Sequence[Span], width: int) -> tuple[Tensor, ...]:
+        """Results of the rows' tokens; `tokens` has `width` for each row, on the device or not.
+
+        On a GPU the results are the graphs' own: the next call overwrites them.
+        """
         shape = self.shape_of(rows, width)
         numbers, layout = lay_out(
             rows,
@@ -101,25 +107,30 @@ class Replay:
             in_place=False,
             one_by_one=self._one_by_one,
         )
-        packed = torch.tensor([*tokens, *[0] * (shape.n_rows * width - len(tokens)), *numbers], dtype=torch.int64)
         if shape not in self._recorded:
             log.info("decoding of %d rows x %d tokens, %d pages a row: first time", *shape)
-            self._recorded[shape] = Recorded(self._run, len(packed), self._device)
-        results = self._recorded[shape](packed, layout)
+            self._recorded[shape] = Recorded(self._run, layout.n_tokens + len(numbers), self._device, self._pool)
+        results = self._recorded[shape](tokens, numbers, layout)
         return tuple(result[: len(tokens)] for result in results)
 
 
 class Recorded:
     """One shape: its buffer of numbers, and on a GPU its graph."""
 
-    def __init__(self, run: Run, n_numbers: int, device: torch.device):
+    def __init__(self, run: Run, n_numbers: int, device: torch.device, pool: Any = None):
         self._numbers = torch.zeros(n_numbers, dtype=torch.int64, device=device)
-        self._run, self._graph = run, None
+        self._run, self._pool, self._graph = run, pool, None
 
-    def __call__(self, packed: Tensor, layout: Layout) -> tuple[Tensor, ...]:
+    def __call__(self, tokens: Sequence[int] | Tensor, numbers: list[int], layout: Layout) -> tuple[Tensor, ...]:
         """Results for these numbers; on a GPU their layout is that of the capture, as it is the same for a shape."""
-        self._numbers.copy_(packed)
-        if not self._numbers.is_cuda:
+        on_gpu = self._numbers.is_cuda
+        if isinstance(tokens, Tensor):
+            self._numbers[: len(tokens)] = tokens  # behind them are valid ones of earlier steps
+            target = self._numbers[layout.n_tokens :]
+        else:
+            numbers, target = [*tokens, *[0] * (layout.n_tokens - len(tokens)), *numbers], self._numbers
+        target.copy_(torch.tensor(numbers, dtype=torch.int64, pin_memory=on_gpu), non_blocking=on_gpu)
+        if not on_gpu:
             return self._compute(layout)
         if self._graph is None:
             self._capture(layout)
@@ -140,7 +151,7 @@ class Recorded:
                 self._compute(layout)
         current.wait_stream(stream)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        with torch.cuda.graph(self._graph, pool=self._pool):
             self._results = self._compute(layout)
 
 

@@ -3,7 +3,8 @@
 In: a corpus folder (`train/DOMAIN.jsonl.zst`, `valid/DOMAIN.jsonl.zst`). Out: a folder with `tokenizer.json`,
 `manifest.json` and `SPLIT.DOMAIN.bin`. Each document is stored as BOS, its text tokens, EOS (isoflop.tokens.documents
 says what else a training document may become). The manifest counts the text bytes of each shard, so that bits per byte
-are exact, and hashes everything.
+are exact, and hashes everything; the held-out text also as text, so that two tokenizers know that they are measured on
+the same one.
 """
 
 import hashlib
@@ -26,6 +27,7 @@ from isoflop.corpus.read.sources import read_texts
 from isoflop.corpus.tables.output_folder import new_folder, read_manifest
 from isoflop.errors import DataError
 from isoflop.recipe import NotNegativeInt, Positive, PositiveInt, Processes, to_tree, write_json
+from isoflop.run import file_sha256
 from isoflop.tokens.bpe import Tokenizer, train_tokenizer
 from isoflop.tokens.documents import DocumentOptions, Texts, encode_documents
 from isoflop.tokens.documents import check as check_documents
@@ -130,6 +132,9 @@ def build_tokens(
         complete = all((out / item["path"]).is_file() for item in found.get("shards", []))
         if complete and _with_defaults(found.get("made_from")) == made_from:
             log.info("%s is up to date: same corpus, same tokenizer options", out)
+            if "held_out_sha256" not in found:  # written by an older version
+                found["held_out_sha256"] = held_out_sha256(corpus, files)
+                write_json(out / "manifest.json", found)
             return {**found, "reused": True}
     with new_folder(out, "data_sha256") as work:
         if recipe.reuse_tokenizer:
@@ -148,6 +153,7 @@ def build_tokens(
             "n_tokenizer_tokens": tokenizer.n_tokens,
             "dtype": _dtype(tokenizer).name,
             "data_sha256": data_sha256,
+            "held_out_sha256": held_out_sha256(corpus, files),
             "shards": [asdict(shard) for shard in shards],
             "bytes_per_token": sum(s.n_bytes for s in shards) / sum(s.n_tokens for s in shards),
             "compression": {f"{s.split} {s.domain}": s.bytes_per_text_token for s in shards},
@@ -169,6 +175,7 @@ class TokenSet:
         self.vocab_size: int = manifest["vocab_size"]
         self.tokenizer_sha256: str = manifest["tokenizer_sha256"]
         self.data_sha256: str = manifest["data_sha256"]
+        self.held_out_sha256: str | None = manifest.get("held_out_sha256")
 
     @classmethod
     def open(cls, folder: str | Path, *, tokenizer_sha256: str = "", verify: bool = False) -> "TokenSet":
@@ -202,7 +209,7 @@ class TokenSet:
                     f"{path} has {max(found, 0)} bytes, the manifest says {shard.n_tokens * itemsize}; "
                     "make the tokens again: isoflop tokens RECIPE"
                 )
-            if verify and _file_sha256(path) != shard.sha256:
+            if verify and file_sha256(path) != shard.sha256:
                 raise DataError(f"{path} is damaged: hash differs; make the tokens again: isoflop tokens RECIPE")
         return tokens
 
@@ -231,6 +238,13 @@ class TokenSet:
     def token_bytes(self) -> np.ndarray:
         """Text bytes per token id, int32 (vocab_size,)."""
         return self.tokenizer.token_bytes
+
+
+def held_out_sha256(corpus: Path, files: list[dict[str, Any]]) -> str:
+    """SHA-256 of the held-out documents as a set: neither domains, their order nor the tokenizer enter."""
+    paths = [corpus / item["path"] for item in files if item["split"] == "valid"]
+    digests = sorted(hashlib.sha256(text.encode()).digest() for path in paths for text in read_texts(path))
+    return hashlib.sha256(b"".join(digests)).hexdigest()
 
 
 def _train(
@@ -370,8 +384,3 @@ def _with_defaults(made_from: Any) -> Any:
 
 def _dtype(tokenizer: Tokenizer) -> np.dtype:
     return np.dtype(np.uint16 if tokenizer.vocab_size <= 65_536 else np.uint32)
-
-
-def _file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

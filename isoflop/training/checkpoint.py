@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from isoflop.errors import CheckpointError
 from isoflop.recipe import write_json
+from isoflop.run import file_sha256
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +92,7 @@ def save(folder: Path, *, step: int, model: nn.Module, optimizer: torch.optim.Op
         temporary.mkdir()
         save_file({name: tensor.cpu() for name, tensor in trained_state(model).items()}, temporary / _FILES[0])
         save_file(_optimizer_tensors(model, optimizer), temporary / _FILES[1])
-        sums = {name: _sha256(temporary / name) for name in _FILES}
+        sums = {name: file_sha256(temporary / name) for name in _FILES}
         content = {**state, "step": step, "sha256": sums}
         write_json(temporary / "state.json", {**content, "state_sha256": _state_sha256(content)})
         for name in _FILES:
@@ -125,7 +126,7 @@ def adopt(folder: Path, write_model: Callable[[Path], str], *, state: dict[str, 
     final.mkdir(parents=True)
     sums = {_FILES[0]: write_model(final / _FILES[0])}
     save_file({}, final / _FILES[1])
-    sums[_FILES[1]] = _sha256(final / _FILES[1])
+    sums[_FILES[1]] = file_sha256(final / _FILES[1])
     content = {**state, "step": 0, "sha256": sums}
     write_json(final / "state.json", {**content, "state_sha256": _state_sha256(content)})
     return final
@@ -141,7 +142,7 @@ def damage(checkpoint: Path) -> str | None:
         if name and int(name[1]) != state["step"]:
             return f"{checkpoint} holds step {state['step']}: somebody renamed it"
         for file in _FILES:
-            if _sha256(checkpoint / file) != state["sha256"][file]:
+            if file_sha256(checkpoint / file) != state["sha256"][file]:
                 return f"{checkpoint / file} does not match its sha256"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{checkpoint / 'state.json'} or a file it names cannot be read ({error})"
@@ -214,11 +215,6 @@ def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> di
 
 def _state_sha256(state: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _flush(path: Path) -> None:

@@ -1,26 +1,35 @@
-"""A whole optimizer step of a small model as one CUDA graph.
+"""Optimizer steps as CUDA graphs: kernels are captured once and replayed without being launched one by one.
 
-A model of a few million parameters keeps an H100 busy for a millisecond a step, but launching its kernels one by one
-takes ten. Captured once and replayed, the same kernels run without the launches (docs/log.md has the numbers).
+A model of a few million parameters keeps a GPU busy for a millisecond a step, but launching its kernels takes ten: its
+step is one graph. A step of several micro-batches is three graphs: gradients zeroed and weights cast, one micro-batch
+(replayed for each), clipping with the optimizer. What they save is the gaps between kernels (docs/speed.md).
 """
+
+from contextlib import ExitStack
 
 import torch
 from torch import Tensor, nn
 
-from isoflop.model.accounting import count_parameters
+from isoflop.model.accounting import count_parameters, training_memory
 from isoflop.model.dispatch import runs_grouped
 from isoflop.model.transformer import Transformer
 from isoflop.numerics.linear import MatmulBackend
 from isoflop.training.optim import prepare_state
-from isoflop.training.step import forward_backward, take_step
+from isoflop.training.step import add_gradients, forward_backward, held_weights, move_weights, take_step
 from isoflop.training.workload import Workload
 
 MAX_PARAMETERS = 100_000_000
-"""Used by one token; above, launches no longer matter and the graph's private memory does (assumption)."""
+"""Used by one token, of a step with one micro-batch; above, its launches no longer matter (assumption)."""
+
+FREE_SHARE = 0.9
+"""Of the free memory that several micro-batches and a validation may need: activations and logits of the former stay
+the graph's own (assumption)."""
 
 
-def can_capture(model: nn.Module, optimizer: torch.optim.Optimizer, micro_batches: list[tuple[Tensor, ...]]) -> bool:
-    """Whether a step is worth and fit for capture: CUDA, one micro-batch, a small model, fused AdamW.
+def can_capture(
+    workload: Workload, model: nn.Module, optimizer: torch.optim.Optimizer, micro_batches: list[tuple[Tensor, ...]]
+) -> bool:
+    """Whether a step is worth and fit for capture: CUDA, fused AdamW or Muon, and nothing that asks the host.
 
     Experts must run as grouped products: looped ones ask the device how many rows each has. Noise must come from
     a key on the device: the host's own says nothing to a replay.
@@ -39,27 +48,52 @@ def can_capture(model: nn.Module, optimizer: torch.optim.Optimizer, micro_batche
         if formats or not runs_grouped(parameter.device, model.dtype, model.config.d_model, experts.d_expert):
             return False
         n_used = count_parameters(model.config).n_params_active
-    small = n_used <= MAX_PARAMETERS
-    return parameter.is_cuda and len(micro_batches) == 1 and small and bool(optimizer.defaults["fused"])
+    if not parameter.is_cuda or not optimizer.defaults["fused"]:
+        return False
+    if len(micro_batches) == 1:
+        return n_used <= MAX_PARAMETERS
+    return _repeats(workload, micro_batches) and _fits(model, micro_batches[0], parameter.device)
+
+
+def captured(graph: torch.cuda.CUDAGraph, pool=None) -> torch.cuda.graph:
+    """Capture what runs inside; other threads may pin the next batch meanwhile."""
+    return torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local")
+
+
+def _repeats(workload: Workload, micro_batches: list[tuple[Tensor, ...]]) -> bool:
+    """Whether all micro-batches are the same to a graph: of one shape, and divided by a number known before."""
+    shapes = {tuple(tensor.shape for tensor in micro_batch) for micro_batch in micro_batches}
+    return len(shapes) == 1 and isinstance(workload.divisor(micro_batches), int)
+
+
+def _fits(model: nn.Module, micro_batch: tuple[Tensor, ...], device: torch.device) -> bool:
+    """Whether what a step needs beside its weights leaves room for what runs outside the graphs."""
+    if not isinstance(model, Transformer):
+        return False
+    precision = "bf16" if model.dtype == torch.bfloat16 else "fp32"
+    memory = training_memory(model.config, precision=precision, micro_batch=len(micro_batch[0]))
+    free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    validation = memory.logits_bytes  # little else is there at one time
+    return memory.total_bytes - memory.weights_bytes + validation <= FREE_SHARE * free
 
 
 class GraphedStep:
-    """Forward, backward, clipping and AdamW of one micro-batch, replayed on new data and a new learning rate."""
+    """Forward, backward, clipping and optimizer, replayed on new data and a new learning rate."""
 
     def __init__(
         self,
         workload: Workload,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
-        micro_batch: tuple[Tensor, ...],
+        micro_batches: list[tuple[Tensor, ...]],
         clip_norm: float,
     ):
         device = next(model.parameters()).device
-        self._inputs = tuple(tensor.to(device) for tensor in micro_batch)
+        self._inputs = tuple(tensor.to(device) for tensor in micro_batches[0])
         self._rate = torch.zeros((), device=device)
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._gradients = [torch.zeros_like(p) for p in self._parameters]
-        self._optimizer = optimizer
+        self._workload, self._optimizer = workload, optimizer
         for group in optimizer.param_groups:
             group["capturable"], group["lr"] = True, self._rate
         self._prepare_state()
@@ -72,18 +106,50 @@ class GraphedStep:
         torch.cuda.current_stream(device).wait_stream(stream)
         for hook in workload.hooks:
             hook.reset()  # the passes above were no steps
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
-            torch._foreach_zero_(self._gradients)
-            self._figures = take_step(workload, model, optimizer, [self._inputs], clip_norm=clip_norm)
+        if len(micro_batches) == 1:
+            graph = torch.cuda.CUDAGraph()
+            with captured(graph):
+                torch._foreach_zero_(self._gradients)
+                self._figures = take_step(workload, model, optimizer, [self._inputs], clip_norm=clip_norm)
+            self._graphs = (graph,)
+        else:
+            torch.cuda.empty_cache()  # the activations of the passes above: the graphs have memory of their own
+            self._graphs = self._captured_parts(model, workload.divisor(micro_batches), clip_norm)
 
-    def __call__(self, micro_batch: tuple[Tensor, ...], learning_rate: float) -> Tensor:
+    def _captured_parts(self, model: nn.Module, divisor: int | Tensor, clip_norm: float) -> tuple:
+        """Before, during and after the micro-batches, in one memory pool: they always run in this order."""
+        pool, graphs = torch.cuda.graph_pool_handle(), tuple(torch.cuda.CUDAGraph() for _ in range(3))
+        total = self._total = torch.zeros((), device=self._rate.device)  # kept: the graphs write to its memory
+        with ExitStack() as held:
+            with captured(graphs[0], pool):
+                torch._foreach_zero_(self._gradients)
+                total.zero_()
+                held.enter_context(held_weights(model))
+            with captured(graphs[1], pool):
+                add_gradients(self._workload, model, self._inputs, divisor, total)
+        with captured(graphs[2], pool):
+            self._figures = move_weights(self._workload, model, self._optimizer, total, clip_norm)
+        return graphs
+
+    def __call__(self, micro_batches: list[tuple[Tensor, ...]], learning_rate: float) -> Tensor:
         """Take one step; returns [loss per token, gradient norm, figures of the hooks] on the device."""
+        self._rate.fill_(learning_rate)
+        if len(self._graphs) == 1:
+            self._replay(self._graphs[0], micro_batches[0])
+            return self._figures.clone()
+        begin, add, finish = self._graphs
+        begin.replay()
+        for index, micro_batch in enumerate(micro_batches):
+            for hook in self._workload.hooks:
+                hook.micro_batch(index)
+            self._replay(add, micro_batch)
+        finish.replay()
+        return self._figures.clone()
+
+    def _replay(self, graph: torch.cuda.CUDAGraph, micro_batch: tuple[Tensor, ...]) -> None:
         for held, new in zip(self._inputs, micro_batch, strict=True):
             held.copy_(new, non_blocking=True)
-        self._rate.fill_(learning_rate)
-        self._graph.replay()
-        return self._figures.clone()
+        graph.replay()
 
     def _prepare_state(self) -> None:
         """Gradients and moments must exist before capture; creating them must not count as a step."""

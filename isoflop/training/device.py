@@ -1,4 +1,4 @@
-"""Which device a run is on."""
+"""Which device a run is on, and in which format it computes there."""
 
 import torch
 
@@ -19,3 +19,10 @@ def choose_device(name: str, key: str = "train.device") -> torch.device:
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise RecipeError(f"{key} = {name!r} but PyTorch sees no Apple GPU here; use auto or cpu")
     return device
+
+
+def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """Of activations and products: auto is bfloat16 on a GPU and float32 on a CPU."""
+    if precision == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]

@@ -40,7 +40,7 @@ class StepPlan:
     stop_at: int | None = None
     """End after so many steps of the schedule (a trunk)."""
     graph: bool = True
-    """Replay the steps of small models as one CUDA graph."""
+    """Replay steps as CUDA graphs where they can be captured."""
 
     @property
     def end(self) -> int:
@@ -63,6 +63,8 @@ class LoopResult:
     """Consumed in this call."""
     data_wait_s: float
     """Time in which the loop waited for a batch."""
+    stacked: int = 1
+    """Runs of the batched program that it was part of; both times are its share."""
 
 
 def train(
@@ -113,10 +115,11 @@ def train(
             learning_rate = plan.rate(step)
             for hook in workload.hooks:
                 hook.begin(step)
-            if step == start_step and plan.graph and layout.world == 1 and can_capture(model, optimizer, micro_batches):
-                graphed = GraphedStep(workload, model, optimizer, micro_batches[0], plan.clip_norm)
+            first = step == start_step and plan.graph and layout.world == 1
+            if first and can_capture(workload, model, optimizer, micro_batches):
+                graphed = GraphedStep(workload, model, optimizer, micro_batches, plan.clip_norm)
             if graphed is not None:
-                values = graphed(micro_batches[0], learning_rate)
+                values = graphed(micro_batches, learning_rate)
             else:
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate

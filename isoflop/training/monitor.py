@@ -1,10 +1,12 @@
 """What a run is doing: metrics files, speed, share of the device's peak, early signs of divergence.
 
-Two files with different promises. `metrics.jsonl` holds what the training computed, one line per optimizer step: a
-resumed run reproduces it byte for byte. `speed.jsonl` holds wall-clock figures, which no rerun reproduces.
+Files with different promises. `metrics.jsonl` holds what the training computed, one line per optimizer step: a
+resumed run reproduces it byte for byte, and `forecast.jsonl` with it, which says where the loss will end. `speed.jsonl`
+holds wall-clock figures, which no rerun reproduces.
 """
 
 import json
+import logging
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -16,7 +18,10 @@ import torch
 from torch import Tensor
 
 from isoflop.model.hardware import HARDWARE
+from isoflop.training.forecast import Interval, LossForecast
 from isoflop.training.step_hooks import StepHook
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,8 @@ class Progress:
     tokens_per_s: float
     share_of_peak: float | None
     seconds_left: float
+    final_loss: Interval | None = None
+    """Where the training loss will end, from the curve so far."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,8 @@ class Watch:
     """Asked after every step; True saves and ends the run as interrupted."""
     flops_per_token: float = 0.0
     peak_flops_per_s: float | None = None
+    forecast: LossForecast | None = None
+    """Sees every loss; what it knows goes into `forecast.jsonl`, its warning into the log."""
 
 
 NOBODY = Watch()
@@ -88,10 +97,10 @@ class MetricsFile:
         self._keep(path, resume_step)
         self._file = path.open("a", encoding="utf-8", newline="\n")
 
-    def last_losses(self, n: int) -> list[float]:
-        """Training losses of the last `n` steps that were kept."""
+    def steps(self) -> list[dict[str, Any]]:
+        """The lines of the steps that were kept, those of validations left out."""
         rows = map(json.loads, self._path.read_text(encoding="utf-8").splitlines())
-        return [row["loss_nats"] for row in rows if "loss_nats" in row][-n:]
+        return [row for row in rows if "loss_nats" in row]
 
     @staticmethod
     def _keep(path: Path, resume_step: int) -> None:
@@ -143,7 +152,12 @@ class Reporter:
         self._cuda, self._hooks, self._watch = device.type == "cuda", hooks, watch
         self._n_steps, self._tokens_per_step = n_steps, tokens_per_step
         self._n_recent = max(1, min(100, n_steps // 10))
-        self._recent = self._metrics.last_losses(self._n_recent)
+        earlier = self._metrics.steps()
+        self._recent = [line["loss_nats"] for line in earlier[-self._n_recent :]]
+        self._forecasts = None
+        if watch.forecast is not None:
+            self._forecasts = MetricsFile(run_dir / "forecast.jsonl", resume_step=start_step)
+            watch.forecast.resume(start_step, earlier)
         self._bits_per_byte: float | None = None
         self._last_s, self._last_step = time.perf_counter(), start_step
         self._gathering: list[tuple[dict[str, Any], Tensor]] = []
@@ -167,6 +181,7 @@ class Reporter:
             del lines[bad[0] + 1 :]
             self.diverged_at = lines[-1]["step"]
         self._metrics.write(lines)
+        self._foresee(lines)
         self._recent.extend(line["loss_nats"] for line in lines)
         del self._recent[: -self._n_recent]
         now_s = time.perf_counter()
@@ -187,6 +202,17 @@ class Reporter:
     def close(self) -> None:
         self._metrics.close()
         self._speed.close()
+        if self._forecasts is not None:
+            self._forecasts.close()
+
+    def _foresee(self, lines: list[dict[str, Any]]) -> None:
+        if self._forecasts is None or self._watch.forecast is None:
+            return
+        known = [found for line in lines if (found := self._watch.forecast.add(line))]
+        self._forecasts.write(known)
+        for found in known:
+            if "warning" in found:
+                log.warning("%s", found["warning"])
 
     def _report_speed(self, step: int, now_s: float) -> None:
         watch = self._watch
@@ -206,6 +232,7 @@ class Reporter:
                     tokens_per_s=tokens_per_s,
                     share_of_peak=share,
                     seconds_left=(self._n_steps - step) * self._tokens_per_step / tokens_per_s,
+                    final_loss=watch.forecast.final if watch.forecast else None,
                 )
             )
 

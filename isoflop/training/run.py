@@ -21,6 +21,7 @@ from isoflop.model.attention import fastest_kernels
 from isoflop.recipe import write_json, write_recipe
 from isoflop.run import commit, now, processor
 from isoflop.training import checkpoint
+from isoflop.training.forecast import LossForecast
 from isoflop.training.loop import LoopResult, Saving, StepPlan, train, validated
 from isoflop.training.monitor import Progress, Watch, peak_flops_per_s
 from isoflop.training.step import ONE_PROCESS, Layout
@@ -40,6 +41,8 @@ class Built(NamedTuple):
     dtype: torch.dtype = torch.float32
     """Of the products that the peak is for."""
     layout: Layout = ONE_PROCESS
+    forecast: LossForecast | None = None
+    """Of a run with a curve of its own."""
 
 
 class Job(Protocol):
@@ -97,16 +100,57 @@ def run(
     Raises:
         CheckpointError: the folder holds another run, all checkpoints are damaged, or the disk is full.
     """
-    result_path, folder = run_dir / "result.json", run_dir / "checkpoints"
-    if result_path.is_file() and stop_at is None:
-        finished = json.loads(result_path.read_text(encoding="utf-8"))
-        if job.is_result(finished):
-            log.info("%s is finished already; delete the folder to run it again", run_dir)
-            return finished
+    if (finished := finished_result(job, run_dir, stop_at)) is not None:
+        return finished
+    opened = open_run(job, run_dir, start_from, stop_at, keep_steps, Watch(on_progress, should_stop))
+    return conclude(opened, trained(opened))
+
+
+def finished_result(job: Job, run_dir: Path, stop_at: int | None) -> dict[str, Any] | None:
+    """The result that lies in the folder, where the run has ended."""
+    result_path = run_dir / "result.json"
+    if not result_path.is_file() or stop_at is not None:
+        return None
+    finished = json.loads(result_path.read_text(encoding="utf-8"))
+    if not job.is_result(finished):
+        return None
+    log.info("%s is finished already; delete the folder to run it again", run_dir)
+    return finished
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """A run that can begin, from its first step or from a checkpoint."""
+
+    job: Job
+    run_dir: Path
+    built: Built
+    plan: StepPlan
+    saving: Saving
+    state: dict[str, Any]
+    """What every checkpoint carries."""
+    start_step: int
+    watch: Watch
+    peak: tuple[float, str] | tuple[None, None]
+
+    @property
+    def device(self) -> torch.device:
+        return next(iter(self.built.model.state_dict().values())).device
+
+
+def open_run(
+    job: Job,
+    run_dir: Path,
+    start_from: Path | None,
+    stop_at: int | None,
+    keep_steps: frozenset[int],
+    watch: Watch,
+) -> Opened:
+    """Build it and give it its weights: of the newest checkpoint in its folder, of `start_from`, or those of step 0."""
     started_at, earlier_s, start_step, first_step = now(), 0.0, 0, 0
     built = job.build()
-    workload, model, optimizer, flops_per_token = built.workload, built.model, built.optimizer, built.flops_per_token
-    own = checkpoint.newest(folder)
+    model, optimizer = built.model, built.optimizer
+    own = checkpoint.newest(run_dir / "checkpoints")
     found = own or start_from
     if found is None:
         job.initialise(model)
@@ -124,8 +168,7 @@ def run(
         write_recipe(run_dir / "recipe.toml", job.recipe, header="resolved recipe of this run")
     job.keep(run_dir)
     device = next(iter(model.state_dict().values())).device
-    peak, peak_source = peak_flops_per_s(device, built.dtype) if flops_per_token else (None, None)
-    plan = dataclasses.replace(job.plan, stop_at=stop_at)
+    peak = peak_flops_per_s(device, built.dtype) if built.flops_per_token else (None, None)
     state = {
         **job.identity,
         "precision": str(built.dtype).removeprefix("torch."),
@@ -133,48 +176,66 @@ def run(
         "started_at": started_at,
         "wall_s": earlier_s,
     }
-    if plan.n_steps:
-        with fastest_kernels(device):
-            loop = train(
-                workload,
-                model,
-                optimizer,
-                plan,
-                run_dir=run_dir,
-                saving=dataclasses.replace(job.saving, at_steps=keep_steps),
-                state=state,
-                start_step=start_step,
-                watch=Watch(on_progress, should_stop, flops_per_token, peak),
-                layout=built.layout,
-            )
-    else:  # solved, not trained by steps: its checkpoint is what others read
-        loop = LoopResult("finished", 0, math.nan, 0.0, 0, 0.0)
-        checkpoint.save(folder, step=0, model=model, optimizer=optimizer, state=state)
+    forecast = built.forecast if start_from is None and stop_at is None else None  # a trunk's is but a part of a curve
+    watch = dataclasses.replace(
+        watch, flops_per_token=built.flops_per_token, peak_flops_per_s=peak[0], forecast=forecast
+    )
+    saving = dataclasses.replace(job.saving, at_steps=keep_steps)
+    plan = dataclasses.replace(job.plan, stop_at=stop_at)
+    return Opened(job, run_dir, built, plan, saving, state, start_step, watch, peak)
+
+
+def trained(opened: Opened) -> LoopResult:
+    """Take its steps, if it has any."""
+    built = opened.built
+    if not opened.plan.n_steps:  # solved, not trained by steps: its checkpoint is what others read
+        folder, state = opened.run_dir / "checkpoints", opened.state
+        checkpoint.save(folder, step=0, model=built.model, optimizer=built.optimizer, state=state)
+        return LoopResult("finished", 0, math.nan, 0.0, 0, 0.0)
+    with fastest_kernels(opened.device):
+        return train(
+            built.workload,
+            built.model,
+            built.optimizer,
+            opened.plan,
+            run_dir=opened.run_dir,
+            saving=opened.saving,
+            state=opened.state,
+            start_step=opened.start_step,
+            watch=opened.watch,
+            layout=built.layout,
+        )
+
+
+def conclude(opened: Opened, loop: LoopResult) -> dict[str, Any]:
+    """Validate it and write result.json, if it has ended."""
+    built, workload, device, state = opened.built, opened.built.workload, opened.device, opened.state
     figures = {
         "status": loop.status,
         "step": loop.step,
-        "n_steps": plan.n_steps,
+        "n_steps": opened.plan.n_steps,
         "n_tokens": loop.step * workload.tokens_per_step,
-        "start_step": first_step,
+        "start_step": state["first_step"],
         "train_loss_nats": loop.train_loss_nats,
-        "wall_s": earlier_s + loop.wall_s,
+        "wall_s": state["wall_s"] + loop.wall_s,
         "tokens_per_s": loop.tokens / loop.wall_s if loop.wall_s else None,
         "data_wait_share": loop.data_wait_s / loop.wall_s if loop.wall_s else None,
-        "peak_flops_per_s": peak,
-        "peak_source": peak_source,
+        "peak_flops_per_s": opened.peak[0],
+        "peak_source": opened.peak[1],
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "commit": commit(),
-        "started_at": started_at,
+        "started_at": state["started_at"],
         "finished_at": now(),
+        **({"stacked": loop.stacked} if loop.stacked > 1 else {}),
     }
-    validation = validated(workload, model, loop.step) if loop.status == "finished" else {}
+    validation = validated(workload, built.model, loop.step) if loop.status == "finished" else {}
     if not math.isfinite(float(validation.get("loss_nats", 0.0))):  # type: ignore[arg-type]
         figures["status"] = "diverged"
-    result = job.result(figures, validation, built)
+    result = opened.job.result(figures, validation, built)
     if figures["status"] in ("finished", "diverged"):
-        write_json(result_path, result)
+        write_json(opened.run_dir / "result.json", result)
     return result
 
 

@@ -25,7 +25,8 @@ sweep)
     done
     ;;
 compare)
-    $run compare $out/laws-raw.json $out/laws-clean.json --json $out/compare.json
+    $run compare $out/laws-raw.json $out/laws-clean.json --json $out/compare.json --figure $out/compare.png \
+        --records $out/sweep-raw/records.jsonl $out/sweep-clean/records.jsonl "$@"
     ;;
 *)
     echo "usage: data.sh prepare | sweep | compare" >&2

@@ -56,7 +56,7 @@ def run(out: Path, variants: list[str], overrides: list[str], workers: int) -> N
         logging.info("%s: %d of %d cells", variant, len(records), len(planned.cells))
 
 
-def report(out: Path, level: float) -> dict[str, Any]:
+def report(out: Path, level: float, same_held_out: bool) -> dict[str, Any]:
     """Laws of every finished variant, paired loss ratios, and the compute multiplier over float32."""
     from isoflop.recipe import write_json
     from isoflop.scaling.fit.joint import fit
@@ -90,7 +90,8 @@ def report(out: Path, level: float) -> dict[str, Any]:
             laws[variant].write(out / variant / "laws.json")
             row["largest_budget_flops"] = budget = laws[variant].largest_budget_flops
             if variant != "float32" and "float32" in laws:
-                verdict = compare(laws["float32"], laws[variant], budget_flops=budget, level=level).tree()
+                sides = (laws["float32"], laws[variant])
+                verdict = compare(*sides, budget_flops=budget, level=level, same_held_out=same_held_out).tree()
                 row["multiplier"] = {key: verdict["multiplier"][key] for key in ("center", "low", "high", "by_law")}
                 row["verdict"] = verdict["verdict"]
                 write_json(out / variant / "compare.json", verdict)
@@ -152,13 +153,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/numerics"))
     parser.add_argument("--workers", type=int, default=1, help="cells at a time, one thread each")
     parser.add_argument("--level", type=float, default=0.9, help="of the intervals")
+    parser.add_argument(
+        "--same-held-out", action="store_true", help="as that of isoflop compare: older records need it"
+    )
     parser.add_argument("--set", nargs="*", default=[], metavar="SECTION.KEY=VALUE", help="overrides of the ladder")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     if options.action == "run":
         overrides = [f"data.tokens={json.dumps(str(options.tokens))}", *options.set]
         run(options.out, options.variants or list(VARIANTS), overrides, options.workers)
-    show(report(options.out, options.level))
+    show(report(options.out, options.level, options.same_held_out))
 
 
 if __name__ == "__main__":

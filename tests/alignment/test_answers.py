@@ -47,6 +47,15 @@ def test_sampled_answers_follow_the_seed():
     assert say(1) == say(1) and say(1) != say(2)
 
 
+def test_asking_changes_nothing_in_a_model_that_goes_on_training():
+    model = build(FAMILIES["v3"]).train()
+    weights = {name: (id(weight), weight.clone()) for name, weight in model.named_parameters()}
+    answer(model, PROMPTS, stop_ids=[7], max_new_tokens=4)
+    assert model.training and model.config.mtp_depth == len(model.mtp) > 0
+    assert all(weight.requires_grad and weight.grad is None for weight in model.parameters())
+    assert all(id(w) == weights[n][0] and torch.equal(w, weights[n][1]) for n, w in model.named_parameters())
+
+
 @pytest.mark.parametrize(
     ("ids", "expected"),
     [

@@ -9,8 +9,8 @@ import torch
 from isoflop.alignment.answers import answer
 from isoflop.alignment.conversations import read_conversations, read_pairs
 from isoflop.alignment.demo_data import arithmetic, docstrings, interleaved, judge, right_result
-from isoflop.alignment.dpo import longer_wins
 from isoflop.alignment.made_pairs import make_pairs
+from isoflop.alignment.pairs import longer_wins
 from isoflop.alignment.records import Quarantine
 from isoflop.alignment.samples import Prompt, load_pairs
 from isoflop.alignment.scoring import difference, ratio, share

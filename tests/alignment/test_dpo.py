@@ -11,7 +11,8 @@ from alignment_samples import make_samples
 from interop_models import FAMILIES, build
 from safetensors.torch import load_file, save_file
 
-from isoflop.alignment.dpo import Dpo, Pairs, longer_wins, run_dpo
+from isoflop.alignment.dpo import Dpo, run_dpo
+from isoflop.alignment.pairs import Pairs, longer_wins
 from isoflop.alignment.recipe import DpoSection
 from isoflop.alignment.reference import FILE
 from isoflop.alignment.reward_model import load_reward_model, run_reward, score_conversations

@@ -156,7 +156,7 @@ def test_help_shows_defaults_as_they_are_typed_and_none_that_are_empty(capsys):
 
 
 def test_plan_without_a_budget_names_both_options(refused):
-    assert "needs exactly one of --budget-flops and --gpu-hours" in refused("plan", "deepseek")
+    assert "needs exactly one of --budget-flops, --gpu-hours, --hours and --days" in refused("plan", "deepseek")
 
 
 def test_a_recipe_that_is_missing_or_not_toml_is_refused(refused, files, tmp_path):
@@ -354,7 +354,8 @@ def test_two_commands_in_one_folder_are_refused(refused, files, tmp_path, tiny_t
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["fit", "--help"], ["imaging", "train", "--help"], ["keys", "train"]]
+    "arguments",
+    [["--help"], ["fit", "--help"], ["predict", "--help"], ["imaging", "train", "--help"], ["keys", "train"]],
 )
 def test_help_imports_nothing_heavy(arguments):
     heavy = ("torch", "numpy", "scipy", "pydantic", "matplotlib")
@@ -369,8 +370,8 @@ def test_help_lists_the_commands_in_the_order_of_the_data_flow(capsys, arguments
     cli.main(arguments)
     text = capsys.readouterr().out
     order = ["corpus build", "tokens", "inspect", "ladder", "sweep", "fit"]
-    order += ["plan", "train", "extend", "passkey", "sft", "dpo", "reward", "align demo", "generate", "chat"]
-    order += ["score", "export", "import", "compare", "report", "demo"]
+    order += ["predict", "plan", "train", "extend", "passkey", "sft", "dpo", "reward", "align demo", "generate", "chat"]
+    order += ["eval", "score", "export", "import", "compare", "report", "demo"]
     order += ["optics inspect", "optics demo"]
     order += [f"imaging {name}" for name in ("train", "evaluate", "sweep", "report", "demo")]
     order += ["keys", "schema"]
@@ -460,7 +461,7 @@ def test_what_a_law_does_not_use_is_refused(refused, tmp_path):
     table = tmp_path / "t.csv"
     table.write_text("a\n1\n", encoding="utf-8")
     for law, option, value in (
-        ("all", "--where", "a=1"),
+        ("all", "--at-flops", "1e20"),
         ("all", "--group", "row"),
         ("surface", "--form", "clark"),
         ("surface", "--interpolation", "akima"),

@@ -326,8 +326,27 @@ def test_activation_formula_equals_what_autograd_keeps(config, precision, dtype)
     unfused_norms = 4 * norms * n
     heads = 4 * count.n_params_head * (1 + config.mtp_depth)
     ends = (1 + config.mtp_depth) * width * config.d_model
-    expected = n * (accounting.activation_bytes_per_token(config, precision) - ends)
+    expected = n * (accounting.activation_bytes_per_token(config, precision, "plain") - ends)
     assert sum(kept.values()) == pytest.approx(expected + casts + heads + unfused_norms, rel=0.01)
+
+
+DENSE = ModelConfig(24, 2048, 16, 16, 128, 5504, 102_400, 4096)
+SMALL_DENSE = ModelConfig(12, 768, 12, 12, 64, 2048, 102_400, 4096)
+V3 = ModelConfig(
+    *(12, 1280, 10, 10, 192, 5120, 102_400, 4096),
+    latent=LatentConfig(512, 128, 64, 128),
+    experts=ExpertConfig(64, 6, 640, n_shared=2),
+)
+
+
+@pytest.mark.parametrize(
+    ("config", "step", "micro_batch", "measured_gib"),
+    [(DENSE, None, 4, 58.33), (DENSE, "fp8", 4, 55.71), (SMALL_DENSE, None, 8, 17.69), (V3, None, 4, 52.82)],
+)
+def test_memory_is_what_steps_on_a_gpu_took(config, step, micro_batch, measured_gib):
+    """Peaks of the allocator in benchmarks/train_step.py on an H200 (docs/speed.md)."""
+    forecast = accounting.training_memory(config, step=step, micro_batch=micro_batch).total_bytes / 2**30
+    assert forecast == pytest.approx(measured_gib, rel=0.01)
 
 
 def test_sharding_divides_what_its_stage_names():

@@ -104,11 +104,12 @@ def test_permutations_have_exact_gradients():
     at = dispatch.arrange(chosen_TA, 5)
     x_TD = torch.randn(7, 2, dtype=torch.float64, generator=generator, requires_grad=True)
     w_TA = torch.randn(7, 3, dtype=torch.float64, generator=generator, requires_grad=True)
+    plus_TD = torch.randn(7, 2, dtype=torch.float64, generator=generator, requires_grad=True)
 
-    def there_and_back(x_TD, w_TA):
-        return dispatch.unpermute(dispatch.permute(x_TD, at).sin() * dispatch.permute_choices(w_TA, at), at)
+    def there_and_back(x_TD, w_TA, plus_TD):
+        return dispatch.unpermute(dispatch.permute(x_TD, at).sin() * dispatch.permute_choices(w_TA, at), at, plus_TD)
 
-    assert torch.autograd.gradcheck(there_and_back, (x_TD, w_TA))
+    assert torch.autograd.gradcheck(there_and_back, (x_TD, w_TA, plus_TD))
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 2e-2)])

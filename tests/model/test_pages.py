@@ -154,21 +154,10 @@ def test_weights_cast_once_give_the_same_bits_and_keep_norms_and_routers_wide(co
     assert not any(parameter.requires_grad for parameter in model.parameters())
 
 
-def test_a_cache_rolls_back_by_length_and_refuses_more_than_it_holds():
+def test_a_cache_refuses_more_than_it_holds():
     model, tokens_BT = build(GQA), random_tokens(GQA, batch=2)
+    cache = model.new_cache(2, 100)
     with torch.no_grad():
-        whole_BTV = model.logits(tokens_BT)
-        cache = model.new_cache(2, 100)
         model.logits(tokens_BT[:, :90], cache)
-        cache.rollback([70, 30])
-        turned_BT = torch.stack((tokens_BT[0, 70:73], tokens_BT[1, 30:33]))
-        found = model.logits(turned_BT, cache)
-    assert cache.lengths == [73, 33]
-    assert relative_error(found[0], whole_BTV[0, 70:73]) < 1e-5
-    assert relative_error(found[1], whole_BTV[1, 30:33]) < 1e-5
     with pytest.raises(AssertionError, match="cache holds 100 tokens, 103 needed"):
-        model.logits(tokens_BT[:, :30], cache)
-    cache.keep([1])
-    with torch.no_grad():
-        (found,) = model.logits(tokens_BT[1:, 33:40], cache)
-    assert cache.lengths == [40] and relative_error(found, whole_BTV[1, 33:40]) < 1e-5
+        model.logits(tokens_BT[:, :13], cache)

@@ -81,8 +81,17 @@ def test_kernels_compute_what_their_plain_forms_do_in_float64(name):
 
 def test_rows_of_a_token_are_summed_in_float32():
     rows, places = randn(600, 1160), torch.randint(600, (200, 6), device="cuda")
-    assert relative_error(joined.summed_rows(rows, places), rows.double()[places].sum(1)) < 3e-3
-    assert torch.equal(joined.taken_rows(rows, places[:, 0]), rows[places[:, 0]])
+    plus, exact = randn(200, 1160, seed=1), rows.double()[places].sum(1)
+    assert relative_error(joined.summed_rows(rows, places), exact) < 3e-3
+    assert relative_error(joined.summed_rows(rows, places, plus), exact + plus.double()) < 3e-3
+
+
+@pytest.mark.parametrize("width", [1160, 1])
+def test_rows_are_spread_to_all_places_of_their_token(width):
+    x, slot_of_row = randn(200, width), torch.randperm(1200, device="cuda")
+    row_of_slot = torch.empty_like(slot_of_row).scatter_(0, slot_of_row, torch.arange(1200, device="cuda"))
+    token_of_row = slot_of_row // 6
+    assert torch.equal(joined.spread_rows(x, token_of_row, row_of_slot.view(200, 6)), x[token_of_row])
 
 
 def test_bf16_is_added_to_float32_exactly():

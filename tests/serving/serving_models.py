@@ -28,14 +28,15 @@ def count_ties(model: Transformer, completions) -> int:
     Ties are the parity report's: two logits within twice the tolerance, or a routing tie at or before the place. The
     float64 model then says whether both tokens are right.
     """
-    exact = Transformer(model.config, torch.float64).double()
+    device = model.embedding.weight.device
+    exact = Transformer(model.config, torch.float64).double().to(device)
     exact.load_state_dict(model.state_dict())
     n_ties = 0
     for request, done in enumerate(completions):
         tokens, start = [*done.prompt_ids, *done.ids], len(done.prompt_ids)
         ties = _Ties()
         with _watched(model, ties):
-            logits_TV = model.logits(torch.tensor([tokens[:-1]]))[0]
+            logits_TV = model.logits(torch.tensor([tokens[:-1]], device=device))[0]
         chosen = logits_TV[start - 1 :].argmax(-1).tolist()
         differs = [at for at, (a, b) in enumerate(zip(chosen, done.ids, strict=True)) if a != b]
         if not differs:
@@ -46,7 +47,7 @@ def count_ties(model: Transformer, completions) -> int:
         allowed = 2 * TOLERANCE * logits_TV.abs().max().item()
         routed = any(bool(tied_T[: place + 1].any()) for tied_T in ties.tied_T)
         assert gap <= allowed or routed, f"request {request}, token {differs[0]}: {ours} for {theirs}, gap {gap}"
-        wide_V = exact.logits(torch.tensor([tokens[: place + 1]]))[0, -1]
+        wide_V = exact.logits(torch.tensor([tokens[: place + 1]], device=device))[0, -1]
         true_gap = (wide_V.max() - wide_V[[ours, theirs]]).max().item()
         assert true_gap <= allowed or routed, f"request {request}: neither {ours} nor {theirs} is right, {true_gap}"
         n_ties += 1

@@ -1,14 +1,16 @@
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import zstandard
 from places import ROOT
 
 from isoflop.corpus.read.sources import read_texts
 from isoflop.errors import DataError
-from isoflop.recipe import load_recipe
+from isoflop.recipe import load_recipe, write_json
 from isoflop.tokens import shards
 from isoflop.tokens.bpe import Tokenizer
 from isoflop.tokens.shards import Shard, TokenizerOptions, TokenSet, TokensRecipe, build_tokens, with_padding
@@ -55,6 +57,49 @@ def test_second_run_is_a_no_op_and_other_options_build_again(
     assert (out / "train.prose.bin").stat().st_mtime_ns == before
     other = TokensRecipe(TokenizerOptions(vocab_size=280, n_reserved=0, padded_vocab_size=0))
     assert build_tokens(small_corpus, out, other)["vocab_size"] == 320
+
+
+def test_the_hash_of_the_held_out_text_depends_on_that_text_alone(small_corpus: Path, tmp_path: Path) -> None:
+    def tokens_of(corpus: Path, name: str, vocab_size: int = 300) -> tuple[str, str]:
+        options = TokenizerOptions(vocab_size=vocab_size, n_reserved=0, padded_vocab_size=0)
+        found = build_tokens(corpus, tmp_path / name, TokensRecipe(options))
+        return found["data_sha256"], TokenSet.open(tmp_path / name).held_out_sha256 or ""
+
+    def changed(name: str, change: Callable[[str, list[str]], list[str]]) -> Path:
+        """The corpus with other documents in its files; `change(path, texts)`."""
+        shutil.copytree(small_corpus, tmp_path / name)
+        manifest = json.loads((small_corpus / "manifest.json").read_text(encoding="utf-8"))
+        for item in manifest["files"]:
+            path = tmp_path / name / item["path"]
+            texts = change(item["path"], list(read_texts(path)))
+            path.write_bytes(zstandard.compress("".join(json.dumps({"text": t}) + "\n" for t in texts).encode()))
+            item["n_documents"] = len(texts)
+            item["n_bytes"] = sum(len(text.encode()) for text in texts)
+        write_json(tmp_path / name / "manifest.json", manifest)
+        return tmp_path / name
+
+    def another_letter(path: str, texts: list[str]) -> list[str]:
+        return [texts[0].replace("model", "modem"), *texts[1:]] if path.startswith("valid/prose") else texts
+
+    (data, text), (other_data, same) = tokens_of(small_corpus, "a"), tokens_of(small_corpus, "b", vocab_size=280)
+    assert data != other_data and text == same and len(text) == 64
+    backwards = changed("order", lambda path, texts: texts[::-1])
+    less_training = changed("train", lambda path, texts: texts[5:] if path.startswith("train") else texts)
+    assert tokens_of(backwards, "c")[1] == tokens_of(less_training, "d")[1] == text
+    assert tokens_of(changed("letter", another_letter), "e")[1] != text
+
+
+def test_tokens_of_an_older_version_learn_the_hash_of_their_held_out_text(
+    small_corpus: Path, tokens_recipe: TokensRecipe, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    built = build_tokens(small_corpus, out, tokens_recipe)
+    manifest = json.loads((out / "manifest.json").read_text(encoding="utf-8"))
+    del manifest["held_out_sha256"]
+    write_json(out / "manifest.json", manifest)
+    assert TokenSet.open(out).held_out_sha256 is None
+    assert build_tokens(small_corpus, out, tokens_recipe)["reused"]
+    assert TokenSet.open(out).held_out_sha256 == built["held_out_sha256"]
 
 
 def test_trained_tokenizer_can_be_reused(small_corpus: Path, tokens_folder: Path, tmp_path: Path) -> None:

@@ -50,15 +50,15 @@ def steps(graphed: bool, warm: int = 0) -> tuple[list[float], torch.Tensor]:
     model.initialise(torch.Generator().manual_seed(0))
     optimizer = adamw(model, learning_rate=1e-3, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
     batches = [(torch.randint(512, (4, 65), generator=torch.Generator().manual_seed(i)),) for i in range(12)]
-    assert can_capture(model, optimizer, [tuple(t.cuda() for t in batches[0])])
+    assert can_capture(Repeat(), model, optimizer, [tuple(t.cuda() for t in batches[0])])
     losses = []
     for index, batch in enumerate(batches[:warm]):
         losses.append(float(eager_step(Repeat(), model, optimizer, batch, 1e-3 * (index + 1))[0]))
-    replay = GraphedStep(Repeat(), model, optimizer, batches[0], 1.0) if graphed else None
+    replay = GraphedStep(Repeat(), model, optimizer, batches[:1], 1.0) if graphed else None
     for index, batch in enumerate(batches[warm:], start=warm):
         rate = 1e-3 * (index + 1)
         pinned = tuple(t.pin_memory() for t in batch)
-        values = replay(pinned, rate) if replay else eager_step(Repeat(), model, optimizer, batch, rate)
+        values = replay([pinned], rate) if replay else eager_step(Repeat(), model, optimizer, batch, rate)
         losses.append(float(values[0]))
     return losses, model.embedding.weight.detach().cpu()
 
@@ -75,6 +75,54 @@ def test_graphed_steps_equal_eager_steps(warm):
 LATENT = LatentConfig(32, 16, 16, 32)
 EXPERTS = ExpertConfig(16, 4, 32, n_groups=4, n_groups_kept=2)
 V3 = ModelConfig(3, 64, 2, 2, 32, 128, 512, 64, init_std=0.05, latent=LATENT, experts=EXPERTS, mtp_depth=1)
+
+
+def accumulated_steps(kind: str, graphed: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Four steps of three micro-batches: their values, and the embedding afterwards."""
+    config = V3 if kind == "mixture" else shape(64, vocab_size=512, seq_len=64)
+    model, noise_key = Transformer(config, torch.bfloat16).cuda(), NoiseKey(0)
+    model.initialise(torch.Generator().manual_seed(0))
+    hooks = []
+    if kind == "mixture":
+        hooks = [StepTerms(model, BalanceSection(bias_speed=0.01), MtpSection(), batch_tokens=3 * 256)]
+    elif kind != "bfloat16":
+        assign(model, NumericsSection((Rule("blocks.*", kind),)), noise_key)
+        hooks = [*watch_clipping(model), NoiseHook(noise_key)]
+    workload = RepeatWithTerms(hooks[0]) if kind == "mixture" else Repeat(hooks)
+    workload.tokens_per_step = 3 * 256
+    optimizer = adamw(model, learning_rate=1e-3, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
+    draw = lambda i: (torch.randint(512, (4, 65), generator=torch.Generator().manual_seed(i)).pin_memory(),)
+    replay, rows = None, []
+    for step in range(4):
+        batches = [draw(10 * step + i) for i in range(3)]
+        for hook in hooks:
+            hook.begin(step)
+        if graphed and replay is None:
+            assert can_capture(workload, model, optimizer, batches)
+            replay = GraphedStep(workload, model, optimizer, batches, 1.0)
+        if replay is not None:
+            rows.append(replay(batches, 1e-3))
+            continue
+        rows.append(take_step(workload, model, optimizer, batches, clip_norm=1.0))
+        optimizer.zero_grad(set_to_none=True)
+    # Read at the end, as the loop does: no later step may have written over the values of an earlier one.
+    return torch.stack(rows).cpu(), model.embedding.weight.detach().cpu()
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "mixture", "fp8_block", "photonic"])
+def test_replayed_micro_batches_add_up_as_eager_ones(kind):
+    (eager, eager_weight), (replayed, weight) = accumulated_steps(kind, False), accumulated_steps(kind, True)
+    torch.testing.assert_close(replayed[:, :2], eager[:, :2], rtol=5e-3, atol=0)
+    torch.testing.assert_close(replayed[0, 2:], eager[0, 2:], rtol=5e-3, atol=1e-4)
+    assert float((weight - eager_weight).norm() / eager_weight.norm()) < 2e-2
+
+
+def test_micro_batches_of_unequal_length_are_not_captured():
+    model = Transformer(shape(64, vocab_size=512, seq_len=64), torch.bfloat16).cuda()
+    optimizer = adamw(model, learning_rate=1e-3, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
+    batches = [(torch.zeros(n, 65, dtype=torch.long).cuda(),) for n in (4, 4, 3)]
+    assert can_capture(Repeat(), model, optimizer, batches[:2])
+    assert not can_capture(Repeat(), model, optimizer, batches)
 
 
 class RepeatWithTerms(Repeat):
@@ -95,12 +143,12 @@ def mixture_steps(graphed: bool, n_steps: int = 12):
     workload = RepeatWithTerms(terms)
     batches = [(torch.randint(512, (4, 65), generator=torch.Generator().manual_seed(i)),) for i in range(n_steps)]
     moved = [tuple(t.cuda() for t in batch) for batch in batches]
-    assert can_capture(model, optimizer, moved[:1])
-    replay = GraphedStep(workload, model, optimizer, moved[0], 1.0) if graphed else None
+    assert can_capture(workload, model, optimizer, moved[:1])
+    replay = GraphedStep(workload, model, optimizer, moved[:1], 1.0) if graphed else None
     rows, biases = [], []
     for index, batch in enumerate(moved):
         terms.begin(index)
-        values = replay(batch, 1e-3) if replay else eager_step(workload, model, optimizer, batch, 1e-3)
+        values = replay([batch], 1e-3) if replay else eager_step(workload, model, optimizer, batch, 1e-3)
         rows.append(values.tolist())
         biases.append(torch.stack([router.bias for router in model.routers()]).cpu())
     return torch.tensor(rows), torch.stack(biases)
@@ -124,7 +172,7 @@ def test_experts_that_run_in_a_loop_are_not_captured():
     for config, dtype in ((V3, torch.float32), (dataclasses.replace(V3, d_model=60), torch.bfloat16)):
         model = Transformer(config, dtype).cuda()
         optimizer = adamw(model, learning_rate=1e-3, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
-        assert not can_capture(model, optimizer, batch)
+        assert not can_capture(Repeat(), model, optimizer, batch)
 
 
 def photonic_model():
@@ -138,15 +186,15 @@ def photonic_model():
 def photonic_steps(graphed: bool) -> list[float]:
     model, noise_key, optimizer = photonic_model()
     batches = [(torch.randint(512, (4, 65), generator=torch.Generator().manual_seed(i)).cuda(),) for i in range(8)]
-    assert can_capture(model, optimizer, batches[:1])
     workload = Repeat([*watch_clipping(model), NoiseHook(noise_key)])
+    assert can_capture(workload, model, optimizer, batches[:1])
     replay, rows = None, []
     for index, batch in enumerate(batches):
         for hook in workload.hooks:
             hook.begin(index)
         if graphed and replay is None:
-            replay = GraphedStep(workload, model, optimizer, batch, 1.0)
-        values = replay(batch, 1e-3) if replay else eager_step(workload, model, optimizer, batch, 1e-3)
+            replay = GraphedStep(workload, model, optimizer, [batch], 1.0)
+        values = replay([batch], 1e-3) if replay else eager_step(workload, model, optimizer, batch, 1e-3)
         rows.append(values.tolist())
     return rows
 
@@ -164,9 +212,9 @@ def fp8_steps(format: str, graphed: bool) -> list[float]:
     assign(model, NumericsSection((Rule("blocks.*", format),)))
     optimizer = adamw(model, learning_rate=1e-3, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
     batches = [(torch.randint(512, (4, 65), generator=torch.Generator().manual_seed(i)).cuda(),) for i in range(8)]
-    assert can_capture(model, optimizer, batches[:1])
-    replay = GraphedStep(Repeat(), model, optimizer, batches[0], 1.0) if graphed else None
-    step = lambda batch: replay(batch, 1e-3) if replay else eager_step(Repeat(), model, optimizer, batch, 1e-3)
+    assert can_capture(Repeat(), model, optimizer, batches[:1])
+    replay = GraphedStep(Repeat(), model, optimizer, batches[:1], 1.0) if graphed else None
+    step = lambda batch: replay([batch], 1e-3) if replay else eager_step(Repeat(), model, optimizer, batch, 1e-3)
     return [float(step(batch)[0]) for batch in batches]
 
 
@@ -178,11 +226,11 @@ def test_graphed_steps_quantise_the_weights_of_their_own_step(format):
 def test_a_replay_draws_the_noise_of_its_own_step():
     model, noise_key, optimizer = photonic_model()
     batch = (torch.randint(512, (4, 65), generator=torch.Generator().manual_seed(0)).cuda(),)
-    replay = GraphedStep(Repeat(), model, optimizer, batch, 1.0)
+    replay = GraphedStep(Repeat(), model, optimizer, [batch], 1.0)
     losses = []
     for step in (3, 4, 3):
         noise_key.set(step, 0)
-        losses.append(float(replay(batch, 0.0)[0]))
+        losses.append(float(replay([batch], 0.0)[0]))
     assert losses[0] == losses[2] != losses[1]
 
 
@@ -190,4 +238,4 @@ def test_noise_from_a_key_of_the_host_is_not_captured():
     for settings in (PhotonicSection(backward="core"), PhotonicSection(core={"signs": "two_pass"})):
         model, noise_key, optimizer = photonic_model()
         assign(model, NumericsSection((Rule("blocks.*", "photonic"),), photonic=settings), noise_key)
-        assert not can_capture(model, optimizer, [(torch.zeros(4, 65, dtype=torch.long).cuda(),)])
+        assert not can_capture(Repeat(), model, optimizer, [(torch.zeros(4, 65, dtype=torch.long).cuda(),)])

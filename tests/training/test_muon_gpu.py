@@ -52,14 +52,14 @@ def losses(graphed: bool) -> list[float]:
     model.initialise(torch.Generator().manual_seed(0))
     optimizer = muon(model, learning_rate=1e-3, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
     batches = [(torch.randint(512, (4, 65), generator=torch.Generator().manual_seed(i)).cuda(),) for i in range(8)]
-    assert can_capture(model, optimizer, batches[:1])
-    replay = GraphedStep(Repeat(), model, optimizer, batches[0], 1.0) if graphed else None
+    assert can_capture(Repeat(), model, optimizer, batches[:1])
+    replay = GraphedStep(Repeat(), model, optimizer, batches[:1], 1.0) if graphed else None
     found = []
     for index, batch in enumerate(batches):
         rate = 1e-3 * (index + 1)
         for group in optimizer.param_groups if replay is None else ():
             group["lr"] = rate
-        values = replay(batch, rate) if replay else take_step(Repeat(), model, optimizer, [batch], clip_norm=1.0)
+        values = replay([batch], rate) if replay else take_step(Repeat(), model, optimizer, [batch], clip_norm=1.0)
         if replay is None:
             optimizer.zero_grad(set_to_none=True)
         found.append(float(values[0]))

@@ -33,7 +33,6 @@ from isoflop.corpus.read.sources import decode
 from isoflop.errors import DataError
 from isoflop.recipe import NotNegative, Range, Share
 
-DOMAINS = ("code", "prose", "mathematics")
 MATH_PACKAGES = frozenset(["sympy", "mpmath", "networkx", "scipy", "statsmodels", "scikit-learn", "gmpy2", "patsy"])
 MATH_MODULES = (
     *("numpy/linalg/", "numpy/polynomial/", "numpy/fft/", "numpy/random/", "numpy/matrixlib/"),

@@ -8,7 +8,6 @@ which they were found. To the columns of `tables.DOCUMENT_COLUMNS` it adds
     priority   the smallest (priority, origin) of equal or nearly equal documents survives; validation is negative
 """
 
-import hashlib
 import json
 import shutil
 from collections import Counter
@@ -32,6 +31,7 @@ from isoflop.corpus.report.tally import Tally
 from isoflop.corpus.tables.partitions import document_key, document_schema, read_runs, write_partition, write_run
 from isoflop.corpus.tables.stages import Task, fingerprint
 from isoflop.errors import DataError, RecipeError
+from isoflop.run import file_sha256
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -128,8 +128,7 @@ def read_files(files: list[InputFile], folder: Path, name: str, options: ReadOpt
 
     for item in files:
         try:
-            with item.path.open("rb") as file:
-                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            sha256 = file_sha256(item.path)
         except OSError as error:
             bad.append(BadRecord(item.id, f"can't be read: {error.strerror or error}"))
             continue

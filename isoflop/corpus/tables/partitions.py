@@ -24,6 +24,7 @@ import numpy as np
 
 from isoflop.errors import DataError
 from isoflop.recipe import write_json
+from isoflop.run import file_sha256
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -188,9 +189,7 @@ def _describe(path: Path) -> dict[str, Any]:
         if "text" in file.schema_arrow.names:
             for batch in file.iter_batches(batch_size=ROW_GROUP, columns=["text"]):
                 n_text_bytes += int(pc.call_function("binary_length", [batch.column(0)]).to_numpy().sum())
-    with open(path, "rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"name": path.name, "n_rows": n_rows, "n_text_bytes": n_text_bytes, "sha256": sha256}
+    return {"name": path.name, "n_rows": n_rows, "n_text_bytes": n_text_bytes, "sha256": file_sha256(path)}
 
 
 def _one_batch(rows: "pa.Table") -> "list[pa.RecordBatch]":

@@ -102,8 +102,11 @@ def turn_back(
 
 
 @triton.jit
-def rms_norm(x, update, weight, total, out, scale, n, eps, joined: tl.constexpr, block: tl.constexpr):
-    """out = t / rms(t) * weight with t = x, or x + update where `joined` (stored as `total`); scale [R] = 1 / rms."""
+def rms_norm(x, update, weight, total, out, scale, n_rows, n, eps, joined: tl.constexpr, block: tl.constexpr):
+    """out = t / rms(t) * weight with t = x, or x + update where `joined` (stored as `total`); scale [R] = 1 / rms.
+
+    Every `n_rows` rows have a row of `weight` [R / n_rows, D] of their own.
+    """
     row, lane = tl.program_id(0).to(tl.int64), tl.arange(0, block)
     inside = lane < n
     value = tl.load(x + row * n + lane, inside, 0.0).to(tl.float32)
@@ -114,7 +117,7 @@ def rms_norm(x, update, weight, total, out, scale, n, eps, joined: tl.constexpr,
         value = rounded.to(tl.float32)
     factor = 1.0 / tl.sqrt(tl.sum(value * value) / n + eps)
     tl.store(scale + row, factor)
-    w = tl.load(weight + lane, inside, 0.0).to(tl.float32)
+    w = tl.load(weight + row // n_rows * n + lane, inside, 0.0).to(tl.float32)
     tl.store(out + row * n + lane, (value * factor * w).to(out.dtype.element_ty), inside)
 
 
@@ -122,12 +125,13 @@ def rms_norm(x, update, weight, total, out, scale, n, eps, joined: tl.constexpr,
 def rms_norm_backward(
     d_out, d_total, x, weight, scale, d_x, d_weight, n_rows, n, joined: tl.constexpr, block: tl.constexpr
 ):  # fmt: skip
-    """d_x [R, D], with the residual's gradient `d_total` added where `joined`; d_weight [programs, D]: sums of rows."""
-    lane = tl.arange(0, block)
+    """d_x [R, D], with the residual's gradient `d_total` added where `joined`; d_weight [parts, programs, D]: sums of
+    the rows of a program, which all lie in one part of `n_rows` rows with its own row of `weight` [parts, D]."""
+    lane, part = tl.arange(0, block), tl.program_id(1).to(tl.int64)
     inside = lane < n
-    w = tl.load(weight + lane, inside, 0.0).to(tl.float32)
+    w = tl.load(weight + part * n + lane, inside, 0.0).to(tl.float32)
     sums = tl.zeros([block], tl.float32)
-    for row in range(tl.program_id(0).to(tl.int64), n_rows, tl.num_programs(0)):
+    for row in range(part * n_rows + tl.program_id(0), (part + 1) * n_rows, tl.num_programs(0)):
         at = row * n + lane
         factor = tl.load(scale + row)
         unit = tl.load(x + at, inside, 0.0).to(tl.float32) * factor
@@ -138,7 +142,7 @@ def rms_norm_backward(
         if joined:
             found += tl.load(d_total + at, inside, 0.0).to(tl.float32)
         tl.store(d_x + at, found.to(d_x.dtype.element_ty), inside)
-    tl.store(d_weight + tl.program_id(0) * n + lane, sums, inside)
+    tl.store(d_weight + (part * tl.num_programs(0) + tl.program_id(0)) * n + lane, sums, inside)
 
 
 @triton.jit
@@ -226,10 +230,12 @@ def turn_latent_back(
 
 
 @triton.jit
-def sum_rows(rows, places, out, n, n_places: tl.constexpr, block: tl.constexpr):
-    """out [T, D]: for each token the sum of the rows [R, D] at its places [T, n_places]."""
+def sum_rows(rows, places, plus, out, n, n_places: tl.constexpr, joined: tl.constexpr, block: tl.constexpr):
+    """out [T, D]: for each token the sum of the rows [R, D] at its places [T, n_places], and of plus [T, D]."""
     token, lane = tl.program_id(0).to(tl.int64), tl.arange(0, block)
     total = tl.zeros([block], tl.float32)
+    if joined:
+        total += tl.load(plus + token * n + lane, lane < n, 0.0).to(tl.float32)
     for index in tl.static_range(n_places):
         place = tl.load(places + token * n_places + index).to(tl.int64)
         total += tl.load(rows + place * n + lane, lane < n, 0.0).to(tl.float32)
@@ -237,11 +243,13 @@ def sum_rows(rows, places, out, n, n_places: tl.constexpr, block: tl.constexpr):
 
 
 @triton.jit
-def take_rows(rows, places, out, n, block: tl.constexpr):
-    """out [R, D]: for each row the row of `rows` [T, D] at its place [R]."""
-    row, lane = tl.program_id(0).to(tl.int64), tl.arange(0, block)
-    place = tl.load(places + row).to(tl.int64)
-    tl.store(out + row * n + lane, tl.load(rows + place * n + lane, lane < n), lane < n)
+def spread_rows(rows, places, out, n, n_places: tl.constexpr, block: tl.constexpr):
+    """out [R, D]: each row of `rows` [T, D] at its places [T, n_places]; read once, written n_places times."""
+    token, lane = tl.program_id(0).to(tl.int64), tl.arange(0, block)
+    row = tl.load(rows + token * n + lane, lane < n)
+    for index in tl.static_range(n_places):
+        place = tl.load(places + token * n_places + index).to(tl.int64)
+        tl.store(out + place * n + lane, row, lane < n)
 
 
 @triton.jit

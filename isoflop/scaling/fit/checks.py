@@ -12,12 +12,15 @@ import numpy as np
 
 from isoflop.errors import FitError
 from isoflop.numerics.section import by_rule
-from isoflop.scaling.fit.table import Table
+from isoflop.scaling.fit.table import RUN_COLUMNS, Table
+from isoflop.scaling.fit.units import check_units
 
 CLOSE = 0.02  # labels, counts and products agree within this
 COOLED_RATE = 0.3  # a run that ends above this share of its peak learning rate was hardly cooled
 SOURCE_COLUMNS = ("dataset", "corpus", "experiment", "counting", "param_count", "loss_split", "eval_name", "tokenizer")
-RUN_COLUMNS = ("run_id", "run", "run_name")
+SCHEDULES = ("schedule", "lr_schedule", "lr_scheduler", "lr_scheduler_type", "scheduler")
+UNFINISHED = {"diverged", "crashed", "failed", "killed", "running", "preempted", "oom"}
+"""States of runs whose last loss is no final one."""
 
 
 def check_resamples(bootstrap: int) -> None:
@@ -39,11 +42,20 @@ def fit_rows(table: Table, used: list[str]) -> tuple[Table, list[str]]:
         if bad[keep].any():
             warnings.append(f"{int((bad & keep).sum())} rows left out: {name} is missing, not finite or not above 0")
         keep &= ~bad
-    if "status" in table.columns and table.columns["status"].dtype.kind == "U":
-        bad = np.char.lower(table.columns["status"]) == "diverged"
-        if (bad & keep).any():
-            warnings.append(f"{int((bad & keep).sum())} rows left out: status = diverged")
-        keep &= ~bad
+    for name in ("status", "State", "state"):
+        if name in table.columns and table.columns[name].dtype.kind == "U":
+            states = np.char.lower(table.columns[name])
+            for state in sorted({*states[keep].tolist()} & UNFINISHED):
+                warnings.append(f"{int((keep & (states == state)).sum())} rows left out: {name} = {state}")
+            keep &= ~np.isin(states, [*UNFINISHED])
+    if hot := _never_cooled(table):
+        name, bad = hot
+        if (bad & keep).any() and not bad[keep].all():
+            warnings.append(
+                f"{int((bad & keep).sum())} rows left out: {name} = {table.text(name)[bad & keep][0]}, never cooled, "
+                f"while others were (the first: {table.place(int((bad & keep).argmax()))}); --map cooled=1 keeps them"
+            )
+            keep &= ~bad
     if "cooled" in table.columns:
         column = table.columns["cooled"]
         bad = np.char.lower(column) == "false" if column.dtype.kind == "U" else column == 0
@@ -59,8 +71,9 @@ def import_checks(table: Table) -> list[str]:
     """All checks; an empty list means that nothing looks wrong."""
     found: list[str] = []
     counts = (_label_against_count, _product_against_compute, _tokens_against_steps)
-    for check in (*counts, _uncooled, _rounded_labels, _duplicates, _several_sources, _units):
-        found.extend(check(table))
+    for check in (*counts, _uncooled, _rounded_labels, _duplicates, _several_sources, check_units):
+        with np.errstate(over="ignore"):  # a number near the end of floats is some other check's business
+            found.extend(check(table))
     return found
 
 
@@ -134,16 +147,14 @@ def _uncooled(table: Table) -> list[str]:
                 f"{int(hot.sum())} of {table.n_rows} rows end at more than {COOLED_RATE:.0%} of their peak learning "
                 f"rate (up to {float(share[hot].max()):.0%}): hardly cooled, their loss is too high for a law"
             )
-    if "schedule" in table.columns and table.columns["schedule"].dtype.kind == "U":
-        constant = np.char.find(np.char.lower(table.columns["schedule"]), "constant") >= 0
-        cooled = np.char.find(np.char.lower(table.columns["schedule"]), "cool") >= 0
-        if table.has("cooldown_fraction"):
-            cooled &= np.nan_to_num(table.columns["cooldown_fraction"], nan=1.0) > 0
-        hot = constant & ~cooled
-        if hot.any() and not hot.all():
-            found.append(f"{int(hot.sum())} rows ran at a constant rate, the others were cooled: fit them apart")
-        elif hot.any():
-            found.append(f"all {table.n_rows} rows ran at a constant rate without cooldown: no final losses")
+    if (never := _never_cooled(table)) and never[1].all():
+        found.append(f"all {table.n_rows} rows ran at a constant rate without cooldown: no final losses")
+    kinds = next((Counter(table.text(name).tolist()) for name in SCHEDULES if name in table.columns), Counter())
+    if len(kinds) > 1:
+        shown = ", ".join(f"{kind} ({count})" for kind, count in kinds.most_common(4))
+        found.append(
+            f"{len(kinds)} schedules share one law: {shown}; their losses differ at equal size and tokens: --where"
+        )
     name = next((name for name in RUN_COLUMNS if name in table.columns), None)
     steps = next((name for name in ("steps", "step", "n_tokens") if table.has(name)), None)
     if name and steps:
@@ -157,6 +168,18 @@ def _uncooled(table: Table) -> list[str]:
                 "intermediate checkpoints of one schedule are uncooled; keep the last of each"
             )
     return found
+
+
+def _never_cooled(table: Table) -> tuple[str, np.ndarray] | None:
+    """The column of schedules, and the rows whose rate was constant to the end; None: nothing says so."""
+    name = next((n for n in SCHEDULES if n in table.columns and table.columns[n].dtype.kind == "U"), None)
+    if name is None or "cooled" in table.columns:
+        return None
+    schedules = np.char.lower(table.columns[name])
+    cooled = np.char.find(schedules, "cool") >= 0
+    if table.has("cooldown_fraction"):
+        cooled &= np.nan_to_num(table.columns["cooldown_fraction"], nan=1.0) > 0
+    return name, (np.char.find(schedules, "constant") >= 0) & ~cooled
 
 
 def _rounded_labels(table: Table) -> list[str]:
@@ -205,7 +228,7 @@ def _duplicates(table: Table) -> list[str]:
 
 def _several_sources(table: Table) -> list[str]:
     found = []
-    for name in (name for name in SOURCE_COLUMNS if name in table.columns):
+    for name in (name for name in (*SOURCE_COLUMNS, *HELD_OUT) if name in table.columns):
         values = Counter(table.text(name).tolist())
         if len(values) > 1:
             shown = ", ".join(f"{value} ({count})" for value, count in values.most_common(4))
@@ -216,6 +239,17 @@ def _several_sources(table: Table) -> list[str]:
     if name in table.columns and len(set(table.text(name).tolist())) > 1 and not table.has("bits_per_byte"):
         found.append(f"column {name} differs between rows: losses per token cannot be compared; use bits_per_byte")
     return found
+
+
+HELD_OUT = ("held_out_sha256", "held_out_bytes")
+"""What records say of the text that their loss was measured on."""
+
+
+def held_out(table: Table) -> dict[str, Any]:
+    """Hash and byte count of the held-out text as fields of `Laws`, each where all rows agree on it."""
+    seen = {name: set(table.text(name).tolist()) if name in table.columns else {""} for name in HELD_OUT}
+    told = {name: values.pop() for name, values in seen.items() if len(values) == 1 and not values & {"", "nan"}}
+    return told | ({"held_out_bytes": int(float(told["held_out_bytes"]))} if "held_out_bytes" in told else {})
 
 
 def families(table: Table) -> dict[str, int]:
@@ -235,34 +269,6 @@ def families(table: Table) -> dict[str, int]:
         for e, a, s, m, text in zip(experts, active, shared, latent, formats)
     ]
     return dict(Counter(kinds))
-
-
-def _units(table: Table) -> list[str]:
-    found = []
-    for name in ("n_params", "flops_per_token", "n_tokens", "total_flops", "budget_flops"):
-        if table.has(name) and (table.columns[name] <= 0).any():
-            count = int((table.columns[name] <= 0).sum())
-            found.append(f"{name} is 0 or below in {count} of {table.n_rows} rows: an integer that ran over its range?")
-    for name, least, unit in (("n_params", 1e4, "millions"), ("n_tokens", 1e4, "millions or billions")):
-        if table.has(name):
-            values = table.columns[name][np.isfinite(table.columns[name]) & (table.columns[name] > 0)]
-            small = values < least
-            if small.all() and len(values):
-                found.append(f"{name} is at most {values.max():.4g}: in {unit}? map it with a factor, {name}=x*1e6")
-            elif small.any():
-                found.append(f"{name} is below {least:g} in {int(small.sum())} of {len(values)} rows: mixed units?")
-    if table.has("bits_per_byte") and np.nanmax(table.columns["bits_per_byte"]) > 8:
-        worst = float(np.nanmax(table.columns["bits_per_byte"]))
-        found.append(f"bits_per_byte reaches {worst:.4g}; a byte has 8 bits, so this is another unit")
-    if table.has("bits_per_byte", "loss_nats"):
-        ratio = table.columns["loss_nats"] / table.columns["bits_per_byte"]
-        ratio = ratio[np.isfinite(ratio)]
-        if len(ratio) and ratio.max() > 1.2 * ratio.min():
-            found.append(
-                f"loss_nats / bits_per_byte runs from {ratio.min():.3f} to {ratio.max():.3f}: rows differ in "
-                "tokenizer, evaluation set or unit; fit bits_per_byte"
-            )
-    return found
 
 
 def _one_digit(values: np.ndarray) -> bool:

@@ -72,6 +72,10 @@ def fit_experts(
         raise FitError(f"{LAW}: no form can be fitted: " + "; ".join(f"{k}: {v}" for k, v in skipped.items()))
     found: dict[str, object] = {"fits": fits, "skipped": skipped, "n_rows": len(losses)}
     found["bootstrap"] = {"resamples": bootstrap, "seed": seed, "group": "row, by weights of mean 1"}
+    dense = runs.n_experts < 1 + SAME
+    if "clark" in fits and len(np.unique(runs.n_params[dense])) >= 3:
+        slope, level = np.polyfit(np.log10(runs.n_params[dense]), np.log10(losses[dense]), 1)
+        found["dense"] = {"exponent": float(slope), "log10_coefficient": float(level), "n_rows": int(dense.sum())}
     conventions = {**conventions, "loss": loss_name, "residual": "ln loss, least squares"}
     conventions["E"] = "(n_experts + n_shared) / (n_active + n_shared), dense 1; A = 1 / E"
     return OneLaw(found, warnings, conventions)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from isoflop.errors import FitError
-from isoflop.scaling.fit.checks import check_resamples, families, fit_rows, import_checks
+from isoflop.scaling.fit.checks import check_resamples, families, fit_rows, held_out, import_checks
 from isoflop.scaling.fit.isoflop import (
     NEAR,
     Budget,
@@ -89,7 +89,7 @@ def fit(
     table = Table.of(runs).map(mapping).latest_of_each_run()
     scale = scale or ("flops_per_token" if table.has("flops_per_token") else table.scale(LAW)[0])
     loss = loss or ("bits_per_byte" if table.has("bits_per_byte") else table.loss(LAW)[0])
-    table, warnings = _cells(table, scale, loss)
+    table, warnings = fit_cells(table, scale, loss)
     table, curves, thin = _curves(table, scale, loss)
     budgets = near_optimum(curves)
     rows = np.sort(np.concatenate([budget.rows for budget in budgets])) if budgets else np.arange(table.n_rows)
@@ -137,11 +137,13 @@ def fit(
         budgets=tuple(budget.budget_flops for budget in budgets),
         largest_budget_flops=float(sweep.compute.max()),
         conventions=_conventions(runs, table, scale, loss, bool(budgets)),
+        **held_out(table),
         warnings=(*warnings, *thin, *sweep.warnings, *notes, *steep),
+        inferences=tuple(table.inferences),
     )
 
 
-def _cells(table: Table, scale: str, loss: str) -> tuple[Table, list[str]]:
+def fit_cells(table: Table, scale: str, loss: str) -> tuple[Table, list[str]]:
     warnings = []
     if "kind" in table.columns and table.columns["kind"].dtype.kind == "U":
         target, control = (table.columns["kind"] == kind for kind in ("target", "control"))

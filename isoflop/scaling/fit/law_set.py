@@ -64,16 +64,24 @@ class Sweep:
     """How far runs lie off a surface without priors, sd of ln L: what a prior is weighed against."""
     vertices: list[Vertex]
     warnings: list[str]
+    floor: tuple[float, float] = (FLOOR_SHARE, FLOOR_SPREAD)
+    """Prior of E."""
 
     @classmethod
-    def of(cls, points: Points, budgets: list[Budget], scale: Scale) -> "Sweep":
+    def of(
+        cls,
+        points: Points,
+        budgets: list[Budget],
+        scale: Scale,
+        floor: tuple[float, float] = (FLOOR_SHARE, FLOOR_SPREAD),
+    ) -> "Sweep":
         weight = points.weight * (points.scale * points.tokens) ** (NEARNESS if budgets else NEARNESS_OF_TABLES)
         points = dataclasses.replace(points, weight=weight / weight.mean())
         theta, _, _ = fit_centre(points, "log_huber", _objective(points, "log_huber"))
         residual = np.log(Surface.of(points.constants(theta[None])[0]).loss(points.scale, points.tokens) / points.loss)
         noise = _noise(points, budgets, residual)
         misfit = math.sqrt(math.pi / 2) * float(np.abs(residual).mean()) * len(residual) / max(len(residual) - 5, 1)
-        return cls(points, budgets, scale, noise, max(misfit, noise.relative_sd), *find_vertices(budgets))
+        return cls(points, budgets, scale, noise, max(misfit, noise.relative_sd), *find_vertices(budgets), floor)
 
     @property
     def compute(self) -> np.ndarray:
@@ -95,16 +103,17 @@ class Sweep:
     def prior(self, sd: float, n_resamples: int = 0) -> FloorPrior:
         """Of ln E beside squares of ln L that are `sd` large; for resamples, equally likely means dealt out in turn."""
         steps = (np.arange(PRIOR_STRATA) + 0.5) / PRIOR_STRATA if n_resamples else np.array([0.5])
-        median = math.log(FLOOR_SHARE * self.points.loss.min())
-        means = np.array([NormalDist(median, FLOOR_SPREAD).inv_cdf(step) for step in steps])
-        return FloorPrior(np.resize(means, max(n_resamples, 1)), (sd / FLOOR_SPREAD) ** 2)
+        share, spread = self.floor
+        median = math.log(share * self.points.loss.min())
+        means = np.array([NormalDist(median, spread).inv_cdf(step) for step in steps])
+        return FloorPrior(np.resize(means, max(n_resamples, 1)), (sd / spread) ** 2)
 
     def select(self, keep: np.ndarray) -> "Sweep":
         """Some of the points (sorted), with the budgets that lie wholly among them; the noise stays."""
         points = Points(*(getattr(self.points, f.name)[keep] for f in dataclasses.fields(Points)))
         budgets = [one for one in self.budgets if np.isin(one.rows, keep).all()]
         budgets = [dataclasses.replace(one, rows=np.searchsorted(keep, one.rows)) for one in budgets]
-        return Sweep(points, budgets, self.scale, self.noise, self.misfit, *find_vertices(budgets))
+        return Sweep(points, budgets, self.scale, self.noise, self.misfit, *find_vertices(budgets), self.floor)
 
     @property
     def shared_misfit(self) -> float:
@@ -165,7 +174,9 @@ def _off_parabola(budget: Budget) -> np.ndarray:
     return np.log(budget.loss) - np.polyval(np.polyfit(x, np.log(budget.loss), 2), x)
 
 
-def _objective(points: Points, name: str, prior: FloorPrior | None = None, sd: float = 0.0) -> Objective:
+def _objective(
+    points: Points, name: str, prior: FloorPrior | None = None, sd: float = 0.0, floor_spread: float = FLOOR_SPREAD
+) -> Objective:
     """The objective with bounds for small sweeps and priors of E and the exponents, against misfits of `sd`."""
     found = make_objective(points, name)
     low, high = SMALL_SWEEP_EXPONENTS
@@ -176,13 +187,14 @@ def _objective(points: Points, name: str, prior: FloorPrior | None = None, sd: f
         unit = 2 * (sd * points.loss.mean()) ** 2
     else:  # beyond delta Huber's loss is delta x |r|: delta x scale x that of a Laplace law
         unit = found.huber_delta * max(sd * math.sqrt(2 / math.pi), found.huber_delta)
-    spread = np.array([FLOOR_SPREAD, np.inf, np.inf, EXPONENT_SPREAD, EXPONENT_SPREAD])
+    spread = np.array([floor_spread, np.inf, np.inf, EXPONENT_SPREAD, EXPONENT_SPREAD])
     means = np.array([prior.mean_R[0], 0.0, 0.0, EXPONENT, EXPONENT])
     return dataclasses.replace(found, prior_mean=means, prior_precision=unit / spread**2)
 
 
 def _surface_objective(sweep: Sweep, name: str) -> Objective:
-    return _objective(sweep.points, SURFACES[name], sweep.prior(sweep.shared_misfit), sweep.shared_misfit)
+    sd = sweep.shared_misfit
+    return _objective(sweep.points, SURFACES[name], sweep.prior(sd), sd, sweep.floor[1])
 
 
 def find_centre(sweep: Sweep) -> Centre:

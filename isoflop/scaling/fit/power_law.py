@@ -10,6 +10,7 @@ Shapes: R resamples, B budgets.
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import scipy.interpolate
@@ -238,10 +239,12 @@ def fit_lstar(
     weight: np.ndarray | None = None,
     bootstrap: int = 1000,
     seed: int = 0,
+    at_flops: float | None = None,
 ) -> OneLaw:
     """Fit the loss at the optimum against compute, L* = E + k (C/C0)^-g, C0 stated as `reference_flops`.
 
-    `draws_RB`: resampled minima; without them the points are resampled by exponential weights.
+    `draws_RB`: resampled minima; without them the points are resampled by exponential weights. `at_flops`: where the
+    loss is stated, with the interval of the law alone (not of one run).
 
     Raises:
         FitError: fewer than three budgets.
@@ -261,7 +264,7 @@ def fit_lstar(
     E, k, g = map(float, constants[0])
     fitted = E + k * (flops / reference_flops) ** -g
     residual = fitted / loss - 1
-    result: dict[str, object] = {
+    result: dict[str, Any] = {
         "E": E,
         "k": k,
         "g": g,
@@ -272,6 +275,8 @@ def fit_lstar(
     result["points"] = [
         {"total_flops": float(c), "loss": float(y), "fitted": float(f)} for c, y, f in zip(flops, loss, fitted)
     ]
+    if at_flops:
+        result["optimum"] = {"total_flops": at_flops, "loss": E + k * (at_flops / reference_flops) ** -g}
     errors = _standard_errors(flops / reference_flops, loss, weight, (E, k, g))
     if errors is not None:
         result["standard_error"] = dict(zip("Ekg", errors))
@@ -297,6 +302,9 @@ def fit_lstar(
         if len(resamples) >= 2:
             result["bootstrap_sd"] = dict(zip("Ekg", resamples.std(0, ddof=1).tolist()))
             result["interval_95"] = dict(zip("Ekg", np.percentile(resamples, [2.5, 97.5], axis=0).T.tolist()))
+            if at_flops:
+                there = resamples[:, 0] + resamples[:, 1] * (at_flops / reference_flops) ** -resamples[:, 2]
+                result["optimum"] |= {"interval_95": np.percentile(there, [2.5, 97.5]).tolist()}
     conventions = {"law": f"L* = E + k (C / {reference_flops:.6g})^-g, least squares", "E": "not below 0"}
     return OneLaw(result, warnings, conventions)
 

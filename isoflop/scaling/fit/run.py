@@ -1,7 +1,7 @@
-"""One law fitted to any table of runs, in numpy and scipy only; all laws of one's own sweep are in fit/joint.py.
+"""Tables of runs on disk -> laws, in numpy and scipy only: what `isoflop fit` does.
 
-`run_fit` is `isoflop fit TABLE... --law LAW`: read, map, filter, check, fit; its result is the command's JSON.
-`fit_table` does the same to a table in memory.
+`fit_files` is `isoflop fit TABLE...`: read, map, filter, check, fit every law (fit/joint.py). `run_fit` does the same
+with `--law LAW`; its result is the command's JSON. `fit_table` fits one law to a table in memory.
 """
 
 import dataclasses
@@ -12,18 +12,52 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from isoflop.errors import FitError
+from isoflop.scaling.fit import joint
 from isoflop.scaling.fit.checks import check_resamples, families, fit_rows, import_checks
 from isoflop.scaling.fit.experts import fit_experts
 from isoflop.scaling.fit.isoflop import group_budgets
 from isoflop.scaling.fit.lr_batch import fit_hyper
 from isoflop.scaling.fit.one_law import OneLaw
+from isoflop.scaling.fit.overtraining import fit_error, fit_overtraining
 from isoflop.scaling.fit.power_law import check_sizes, fit_curves, fit_lstar, fit_parabola, fit_power
+from isoflop.scaling.fit.repeated import fit_repeated
 from isoflop.scaling.fit.selection import load_table
 from isoflop.scaling.fit.surface import fit_surface
 from isoflop.scaling.fit.table import LOSSES, Table
+from isoflop.scaling.fit.task_law import with_benchmarks
+from isoflop.scaling.laws import Laws
+from isoflop.scaling.published import load_laws
 
-Law = Literal["parabola", "surface", "lstar", "hyper", "power", "experts"]
+Law = Literal["parabola", "surface", "lstar", "hyper", "power", "experts", "repeated", "overtraining", "error"]
 LAWS = get_args(Law)
+
+
+def fit_files(
+    tables: str | Path | Sequence[str | Path],
+    *,
+    mapping: str = "",
+    where: Sequence[str] = (),
+    drop_highest_loss: int = 0,
+    weights: str = "",
+    bootstrap: int = 1000,
+    seed: int = 0,
+) -> Laws:
+    """Fit every law to tables on disk, also those of benchmarks where cells beside a table were evaluated.
+
+    A size or a loss that `mapping` names is the one that is fitted, also where the table has another by our name.
+
+    Raises:
+        DataError: a table is missing or malformed.
+        FitError: a column is missing, a filter keeps nothing, or the runs cannot carry the laws.
+    """
+    table = load_table(tables, mapping=mapping, where=where, drop_highest_loss=drop_highest_loss, weights=weights)
+    named = [pair.partition("=")[0].strip() for pair in mapping.split(",")]
+    scale = next((name for name in ("flops_per_token", "n_params") if name in named), None)
+    loss = next((name for name in ("bits_per_byte", "loss_nats") if name in named), None)
+    laws = joint.fit(table, bootstrap=bootstrap, seed=seed, scale=scale, loss=loss)
+    files = [Path(table) for table in ([tables] if isinstance(tables, (str, Path)) else tables)]
+    folders = [folder for file in files for folder in (file.parent / "cells", file.parent / "sweep/cells")]
+    return with_benchmarks(laws, table, folders, bootstrap=bootstrap, seed=seed)
 
 
 def run_fit(
@@ -40,6 +74,7 @@ def run_fit(
     group: str = "setting",
     at_flops: float | None = None,
     form: str = "",
+    base: str = "",
 ) -> dict[str, Any]:
     """Fit one law to tables on disk, as `isoflop fit` does.
 
@@ -57,6 +92,7 @@ def run_fit(
         group=group,
         at_flops=at_flops,
         form=form,
+        base=base,
     )
 
 
@@ -72,12 +108,14 @@ def fit_table(
     loss: str | None = None,
     scale: str | None = None,
     form: str = "",
+    base: str = "",
 ) -> dict[str, Any]:
     """Fit one law to a table; the result holds the law's numbers, `warnings` and `conventions`.
 
     `group`: what one bootstrap draw of the surface is (row, setting or budget). `interpolation`: how the bottom of an
-    IsoFLOP curve is found (auto, parabola, akima). `at_flops`: where the surface's optimum is reported. `form`: which
-    law of experts (clark, joint, granularity, leverage; empty: every one that the columns allow).
+    IsoFLOP curve is found (auto, parabola, akima). `at_flops`: where the optimum of the surface or the loss of lstar is
+    stated. `form`: which law of experts (clark, joint, granularity, leverage; empty: every one that the columns allow).
+    `base`: laws of fresh tokens for the law of repeated ones, a file or a published name; empty: rows of one pass.
 
     Raises:
         FitError: unknown law, a missing column, or runs that cannot carry the law.
@@ -100,9 +138,21 @@ def fit_table(
         fit = fit_power(table, bootstrap=bootstrap, seed=seed, scale=scale)
     elif law == "experts":
         fit = fit_experts(table, bootstrap=bootstrap, seed=seed, form=form, loss=loss)
+    elif law == "repeated":
+        laws = load_laws(base) if base else None
+        fit = fit_repeated(table, base=laws, bootstrap=bootstrap, seed=seed, loss=loss)
+    elif law in ("overtraining", "error"):
+        fit_one = fit_overtraining if law == "overtraining" else fit_error
+        fit = fit_one(table, bootstrap=bootstrap, seed=seed, loss=loss)
     elif law == "lstar":
         fit = _fit_lstar_table(
-            table, bootstrap=bootstrap, seed=seed, interpolation=interpolation, loss=loss, scale=scale
+            table,
+            bootstrap=bootstrap,
+            seed=seed,
+            interpolation=interpolation,
+            loss=loss,
+            scale=scale,
+            at_flops=at_flops,
         )
     else:
         tree = fit_hyper(table, bootstrap=bootstrap, seed=seed).tree()
@@ -111,6 +161,7 @@ def fit_table(
     return {
         "law": law,
         **fit.found,
+        "inferences": table.inferences,
         "warnings": warnings + left_out + fit.warnings,
         "conventions": {**table.conventions, **fit.conventions, **stated},
     }
@@ -131,6 +182,10 @@ def _columns_read(table: Table, law: str, loss: str | None, scale: str | None) -
     compute = [name for name in ("total_flops", "budget_flops") if table.has(name)][:1]
     if law in ("hyper", "experts"):
         return []  # they sort their own rows
+    if law in ("repeated", "overtraining"):
+        return [*scales, "n_tokens", *(["unique_tokens"] if law == "repeated" else []), *([loss] if loss else [])]
+    if law == "error":
+        return ["error", *([loss] if loss else [])]
     if law == "power":
         return [*scales, "n_tokens", *compute]
     derived = len(scales) + table.has("n_tokens") < 2
@@ -145,6 +200,7 @@ def _fit_lstar_table(
     interpolation: str,
     loss: str | None,
     scale: str | None,
+    at_flops: float | None,
 ) -> OneLaw:
     """L*(C) from the bottoms of IsoFLOP curves, or, where a budget has one row, from a table of optima."""
     law = "law lstar"
@@ -153,7 +209,7 @@ def _fit_lstar_table(
     has_scale = table.has("n_params") or table.has("flops_per_token") or table.has("n_tokens")
     budgets = group_budgets(table, law, loss=loss, scale=scale) if has_scale else []
     if not budgets or np.median([budget.n_sizes for budget in budgets]) < 2:
-        fit = fit_lstar(flops, losses, weight=table.weights(), bootstrap=bootstrap, seed=seed)
+        fit = fit_lstar(flops, losses, weight=table.weights(), bootstrap=bootstrap, seed=seed, at_flops=at_flops)
         fit.conventions["points"] = f"each row is one optimum ({name})"
         return fit
     check_sizes(budgets, law)
@@ -167,6 +223,7 @@ def _fit_lstar_table(
         draws_RB=draws,
         bootstrap=bootstrap,
         seed=seed,
+        at_flops=at_flops,
     )
     points = f"bottoms of IsoFLOP curves ({name}); {curves.conventions['interpolation']}"
     return dataclasses.replace(

@@ -163,7 +163,11 @@ def _steps(
     diagonal = np.arange(theta.shape[1])
     system = np.where(blocked[:, :, None] | blocked[:, None, :], 0.0, system)
     system[:, diagonal, diagonal] += blocked
-    return -np.linalg.solve(system, np.where(blocked, 0.0, gradient)[:, :, None])[:, :, 0]
+    wanted = np.where(blocked, 0.0, gradient)[:, :, None]
+    try:
+        return -np.linalg.solve(system, wanted)[:, :, 0]
+    except np.linalg.LinAlgError:  # damping below rounding on rows that leave a direction open: the shortest step
+        return -(np.linalg.pinv(system, hermitian=True) @ wanted)[:, :, 0]
 
 
 def _derivatives(

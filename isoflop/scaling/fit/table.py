@@ -13,35 +13,29 @@ import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from isoflop.columns import Columns, columns_of_rows, last_rows, product_of, read_columns
+from isoflop.columns import (
+    OTHER_NAMES,
+    Columns,
+    columns_of_rows,
+    last_rows,
+    likely_column,
+    parts_of,
+    product_of,
+    read_columns,
+    unit_in,
+)
 from isoflop.errors import DataError, FitError
 from isoflop.scaling.sweep.records import RunRecord
 
 logger = logging.getLogger(__name__)
 
-# How other people call our columns; only used to suggest a mapping.
-OTHER_NAMES = {
-    "n_params": ("params", "n", "n_opt", "parameters", "num_params", "model_size", "params_no_emb", "n_params_total"),
-    "flops_per_token": ("m", "m_opt", "flops_token"),
-    "n_tokens": ("tokens", "d", "d_opt", "num_tokens", "train_tokens", "tokens_trained"),
-    "total_flops": ("flops", "c", "compute", "flops_logged", "train_flops", "flops_bin", "budget"),
-    "budget_flops": ("flops_bin", "budget", "budget_label", "flops", "c", "compute"),
-    "loss_nats": ("loss", "l", "val_loss", "loss_val", "loss_opt", "final_loss", "loss_validation"),
-    "bits_per_byte": ("bpb", "val_bpb", "bits_byte"),
-    "learning_rate": ("lr", "eta", "peak_lr", "max_lr"),
-    "batch_tokens": ("batch", "batch_size", "bs", "batch_seqs"),
-    "n_params_active": ("active_params", "n_act", "dense_parameter_count", "params_active"),
-    "n_experts": ("num_experts", "experts", "e", "n_routed_experts", "num_local_experts"),
-    "n_active": ("k", "top_k", "num_experts_per_tok"),
-    "n_shared": ("num_shared", "n_shared_experts", "shared_experts"),
-    "d_expert": ("moe_intermediate_size", "expert_width"),
-    "granularity": ("g",),
-    "activated_share": ("activation_ratio", "a"),
-}
 LOSSES = ("loss_nats", "bits_per_byte")
+RUN_COLUMNS = ("run_id", "run", "run_name", "Name", "name")
+STEP_COLUMNS = ("step", "_step", "global_step", "trainer/global_step", "train/step", "iteration", "iter", "Step")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,10 +48,15 @@ class Table:
     warnings: list[str] = dataclasses.field(default_factory=list)
     no_number: dict[str, str] = dataclasses.field(default_factory=dict)
     """Column -> its first cell that is no number, with its place; whoever needs numbers refuses by it."""
+    inferences: list[str] = dataclasses.field(default_factory=list)
+    """What was read from cells, names and rows that a stricter reader would refuse."""
+    places: np.ndarray | None = None
+    """Where each row stands, as 'runs.csv line 9'."""
 
     @classmethod
     def _of_columns(cls, read: Columns) -> "Table":
-        return cls(read.values, warnings=read.notes, no_number=read.no_number)
+        stated = _stated(read)
+        return cls(read.values, stated, no_number=read.no_number, inferences=read.notes, places=read.places)
 
     @classmethod
     def from_rows(cls, rows: Sequence[Mapping[str, object]]) -> "Table":
@@ -110,6 +109,14 @@ class Table:
         """The error for a column that must be numbers and is not."""
         return DataError(f"column {name}, {self.no_number[name]}; write it in digits (6.4e6), or leave the cell empty")
 
+    def place(self, row: int) -> str:
+        """Where a row stands."""
+        return f"row {row + 1}" if self.places is None else str(self.places[row])
+
+    def cell(self, name: str, row: int) -> str:
+        """A cell with its column and place, as messages name it."""
+        return f"column {name}, {self.place(row)}: {self.text(name)[row]}"
+
     def text(self, name: str) -> np.ndarray:
         """A column as text, numbers in their shortest form."""
         column = self.columns[name]
@@ -118,35 +125,63 @@ class Table:
     def select(self, keep: np.ndarray) -> "Table":
         """The rows where `keep` is true, or those at the indices `keep`."""
         columns = {name: column[keep] for name, column in self.columns.items()}
-        return dataclasses.replace(self, columns=columns, conventions=dict(self.conventions))
+        places = None if self.places is None else self.places[keep]
+        return dataclasses.replace(self, columns=columns, conventions=dict(self.conventions), places=places)
 
     def adding(self, **columns: np.ndarray) -> "Table":
         """A copy with more columns."""
         kept = {name: cell for name, cell in self.no_number.items() if name not in columns}
-        return Table({**self.columns, **columns}, dict(self.conventions), list(self.warnings), kept)
+        return dataclasses.replace(
+            self, columns={**self.columns, **columns}, conventions=dict(self.conventions), no_number=kept
+        )
 
     def latest_of_each_run(self) -> "Table":
         """What a sweep wrote (it states `status`): the last row of a run replaces the earlier ones. Others: all rows.
 
-        Either is said in a warning. Rows that --where would leave out must have gone before.
+        Rows of one run at several steps are checkpoints, uncooled but for the last: that one stays. All is said. Rows
+        that --where would leave out must have gone before.
         """
-        if "run_id" not in self.columns:
-            return self
-        last = last_rows([self.columns[name] for name in ("run_id", "study") if name in self.columns])
-        n_more = self.n_rows - len(last)
+        table = self._last_checkpoints()
+        if "run_id" not in table.columns:
+            return table
+        last = last_rows([table.columns[name] for name in ("run_id", "study") if name in table.columns])
+        n_more = table.n_rows - len(last)
         if not n_more:
-            return self
-        ours = "study" in self.columns and "status" in self.columns
+            return table
+        ours = "study" in table.columns and "status" in table.columns
         what = "replaced by a later row of it" if ours else "all are fitted: keep one of each with --where"
-        said = [*self.warnings, f"{n_more} rows have the run_id of another row; {what}"]
-        return dataclasses.replace(self.select(last) if ours else self, warnings=said)
+        said = [f"{n_more} rows have the run_id of another row; {what}"]
+        if ours:
+            return dataclasses.replace(table.select(last), inferences=[*table.inferences, *said])
+        return dataclasses.replace(table, warnings=[*table.warnings, *said])
+
+    def _last_checkpoints(self) -> "Table":
+        run = next((name for name in RUN_COLUMNS if name in self.columns), None)
+        step = next((name for name in STEP_COLUMNS if self.has(name)), None)
+        if run is None or step is None or "cooled" in self.columns:
+            return self
+        names, steps = self.text(run), self.columns[step]
+        groups = [np.flatnonzero(names == name) for name in np.unique(names) if name]
+        strides = [np.diff(np.unique(steps[rows])) for rows in groups]
+        even = [np.isclose(stride[:-1], stride[0]).all() for stride in strides if len(stride) > 1]
+        if not even or np.mean(even) < 0.5:  # a ladder of lengths grows by factors, checkpoints come at even steps
+            return self
+        keep = np.ones(self.n_rows, dtype=bool)
+        for rows in groups:
+            keep[rows] = ~(steps[rows] < np.nanmax(steps[rows], initial=-np.inf))
+        said = (
+            f"{int((~keep).sum())} rows left out: checkpoints before the last {step} of their {run} (the first: "
+            f"{self.place(int((~keep).argmax()))}), whose rate was still up; --map cooled=1 keeps them"
+        )
+        return dataclasses.replace(self.select(keep), inferences=[*self.inferences, said])
 
     def missing(self, names: Sequence[str], law: str) -> FitError:
         """The error for a law that needs `names` (alternatives written as 'a or b')."""
         options = [option for name in names for option in name.split(" or ")]
-        guesses = {option: self._guess(option) for option in options}
+        more = [name for name in ("n_params", "n_tokens", "loss_nats", "bits_per_byte") if name not in self.columns]
+        guesses = {option: likely_column(self.columns, option) for option in dict.fromkeys([*options, *more])}
         pairs = [f"{ours}={theirs}" for ours, theirs in guesses.items() if theirs]
-        way = f"try --map {','.join(pairs)}" if pairs else "name them with --map ours=theirs"
+        way = f"try --map '{','.join(pairs)}'" if pairs else "name them with --map ours=theirs"
         return FitError(
             f"{law} needs the column {' and '.join(names)}, absent or empty in the table; "
             f"it has: {', '.join(self.columns) or 'no column'}; {way}"
@@ -207,9 +242,12 @@ class Table:
         return self.columns.get("weight", np.ones(self.n_rows))
 
     def map(self, mapping: str) -> "Table":
-        """Add our names: `ours=theirs,...`, where theirs may be a product or quotient of columns and numbers."""
+        """Add our names: `ours=theirs,...`, where theirs is a column, or a product or quotient of columns and numbers.
+
+        A name that holds a comma stands in double quotes. Perplexity becomes loss_nats.
+        """
         table = self
-        for pair in filter(None, (part.strip() for part in mapping.split(","))):
+        for pair in filter(None, (part.strip() for part in re.split(r',(?=(?:[^"]*"[^"]*")*[^"]*$)', mapping))):
             ours, equals, expression = (part.strip() for part in pair.partition("="))
             if not equals or not ours or not expression:
                 raise FitError(f"--map {pair!r} must read ours=theirs, for example n_params=params")
@@ -217,26 +255,58 @@ class Table:
                 close = difflib.get_close_matches(ours, OTHER_NAMES, n=1)
                 hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(OTHER_NAMES)}"
                 logger.info("--map %s adds a column that no law reads; %s", ours, hint)
-            for name in (part.strip() for part in re.split(r"[*/]", expression) if ours in OTHER_NAMES):
+            parts = parts_of(self.columns, expression)
+            for name in parts if ours in OTHER_NAMES else ():
                 if name in self.no_number:
                     raise self.unreadable(name)
+            self._check_name(ours, parts)
             table = table.adding(**{ours: product_of(self.columns, expression)})
             if expression != ours:
                 table.conventions[ours] = f"= {expression}"
-        return table
+        return table._in_nats()
 
-    def _guess(self, ours: str) -> str:
-        numeric = {name.lower(): name for name, column in self.columns.items() if column.dtype.kind == "f"}
-        for other in OTHER_NAMES.get(ours, ()):
-            if other in numeric:
-                return numeric[other]
-        if ours == "bits_per_byte":
-            return next((name for low, name in numeric.items() if "bpb" in low), "")
-        close = difflib.get_close_matches(ours, numeric, n=1, cutoff=0.75)
-        return numeric[close[0]] if close else ""
+    def _check_name(self, ours: str, parts: list[str]) -> None:
+        """Refuse a loss whose own name states another unit, unless a product converts it."""
+        if ours not in (*LOSSES, "perplexity") or len(parts) > 1:
+            return
+        unit = unit_in(parts[0]) or ours
+        if unit != ours:
+            way = f"--map {unit}={parts[0]}" if unit in OTHER_NAMES else f"--map loss_nats={parts[0]}*0.693147"
+            raise FitError(
+                f"--map {ours}={parts[0]}: the name says {unit} ({self.cell(parts[0], 0)}); {way}, or state the "
+                f"conversion: {ours}={parts[0]}*1"
+            )
+
+    def _in_nats(self) -> "Table":
+        """With loss_nats = ln(perplexity) where perplexity is the only loss. Raises DataError: one of 1 or below."""
+        if any(name in self.columns for name in LOSSES) or "perplexity" not in self.columns:
+            return self
+        perplexity = self.numbers("perplexity")
+        if (perplexity <= 1).any():
+            raise DataError(
+                f"{self.cell('perplexity', int((perplexity <= 1).argmax()))} must be above 1; repair the row"
+            )
+        table = self.adding(loss_nats=np.log(perplexity))
+        table.conventions.update(loss_nats="= ln(perplexity)", unit="perplexity")
+        said = "perplexity is fitted as loss_nats, its logarithm; predictions are perplexities again"
+        return dataclasses.replace(table, inferences=[*self.inferences, said])
 
 
 def read_table(paths: str | Path | Sequence[str | Path]) -> Table:
-    """Read CSV or JSONL files, one below the other. Raises DataError for a missing, empty or malformed file."""
+    """Read files of runs (isoflop.rows) one below the other. Raises DataError: missing, empty, malformed."""
     files = [Path(paths)] if isinstance(paths, (str, Path)) else [Path(path) for path in paths]
     return Table._of_columns(read_columns(files))
+
+
+def _stated(read: Columns) -> dict[str, Any]:
+    """How runs were counted, as the records of a sweep say: those of the first; its family as the largest run has it.
+
+    A tiny model has one head, which is no GQA yet.
+    """
+    many = [stated or {} for stated in read.objects.get("conventions", ()) if isinstance(stated or {}, dict)]
+    given = dict(next(filter(None, many), {}))
+    sizes = read.values.get("flops_per_token")
+    if sizes is not None and sizes.dtype.kind == "f" and len(sizes) == len(many):
+        given |= {key: value for key, value in many[int(np.nan_to_num(sizes).argmax())].items() if key == "family"}
+    tokenizers = {*read.values.get("tokenizer_sha256", np.array([])).tolist()} - {""}
+    return given if len(tokenizers) != 1 else {"tokenizer_sha256": tokenizers.pop(), **given}

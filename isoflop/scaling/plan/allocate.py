@@ -32,7 +32,7 @@ class Split:
     """Optimal scale that each law gives on its own, before data or serving were considered."""
     warnings: list[str] = field(default_factory=list)
     serving: dict[str, float] = field(default_factory=dict)
-    """Costs with and without regard for serving, in FLOPs."""
+    """Costs with and without regard for serving, in FLOPs, and the size without."""
 
 
 def best_split(
@@ -107,6 +107,7 @@ def serving_split(laws: Laws, total_flops: float, serve_tokens: float, split: Sp
         )
     serving = {
         "serve_tokens": serve_tokens,
+        "scale_optimum": split.scale,
         "training_flops": factor * scale * n_tokens,
         "serving_flops": factor * scale * serve_tokens / 3,
         "training_flops_optimum": total_flops,

@@ -22,9 +22,10 @@ from isoflop.recipe import from_tree, write_json, write_recipe
 from isoflop.run import now
 from isoflop.scaling.laws import Laws
 from isoflop.scaling.lr_batch_law import HyperChoice, HyperLaw, hyper_law
-from isoflop.scaling.plan.predict import Prediction, central_loss, predict
+from isoflop.scaling.plan.curve import SweepCurves, predicted_curve
+from isoflop.scaling.plan.predict import Prediction, central_loss, predict, predict_benchmarks
 from isoflop.scaling.plan.size_run import Draft, MemoryPlan, Run, memory_plan
-from isoflop.scaling.published import LawsSource, load_laws
+from isoflop.scaling.published import LAWS, LawsSource, load_laws
 from isoflop.scaling.sweep.family import DENSE, Family, family_text
 from isoflop.scaling.sweep.shapes import Tree, model_tree
 
@@ -78,6 +79,10 @@ class Plan:
     cost: float | None
     memory: MemoryPlan
     prediction: Prediction | None
+    extrapolation: float | None
+    """Compute over that of the largest run that the laws were fitted to, where they say it."""
+    rough_loss: dict[str, float]
+    """Without a prediction: nats per token by every published law of loss, each on its own data and tokenizer."""
     by_law_scale: dict[str, float]
     near_optimal: list[NearPlan]
     serving: dict[str, float]
@@ -112,13 +117,19 @@ class Plan:
         tree["flops_per_token_exact"] = flops_per_token(config, "exact")
         tree["tokens_per_param"] = self.n_tokens / counts.n_params_active
         tree["kv_bytes_per_token"] = kv_bytes_per_token(config)
-        tree["prediction"] = None
+        tree["prediction"], tree["benchmarks"] = None, self.recipe.get("prediction", {}).get("benchmarks", {})
         if self.prediction is not None:
             tree["prediction"] = {**dataclasses.asdict(self.prediction), **self.recipe["prediction"]}
         return tree
 
     def write(self, recipe_path: str | Path, json_path: str | Path | None = None) -> None:
-        """Write the recipe (TOML) and everything else (JSON): where asked for, or as plan.json beside a plan.toml."""
+        """Write the recipe (TOML) and everything else (JSON): where asked for, or as plan.json beside a plan.toml.
+
+        Raises:
+            PlanError: it does not fit the memory.
+        """
+        if self.memory.refusal:
+            raise PlanError(self.memory.refusal)
         lines = [f"isoflop train {recipe_path}", f"{self.total_flops:.4g} FLOPs, {self.steps} steps"]
         if self.hours is not None:
             lines.append(f"about {self.hours:.3g} hours")
@@ -150,6 +161,8 @@ def plan(
     largest_sweep_flops_exact: float | None = None,
     family: Family = DENSE,
     dense_laws: LawsSource | None = None,
+    same_held_out: bool = False,
+    curves: SweepCurves | None = None,
 ) -> Plan:
     """Decide one run for a compute budget, given in FLOPs or in GPU-hours (of all devices together) of a machine.
 
@@ -164,13 +177,18 @@ def plan(
             and numerics sections carry over, so that the run differs from the sweep in nothing but size, tokens, batch
             and rate.
         unique_tokens: size of the corpus; fewer than planned makes the repeated-data law apply.
-        serve_tokens: tokens expected in serving; above 0 the size is the cheapest for training plus serving.
+        serve_tokens: tokens expected in serving; above 0 the size is the cheapest for training plus serving, at the
+            loss that the budget reaches when all of it goes into training that size.
         family: what the shapes are made of; a mixture of experts gets its expected leverage over dense models.
         dense_laws: laws of a dense sweep of one's own, against which the leverage is also measured.
+        same_held_out: vouches that both were measured on one text, where laws do not say on which.
+        curves: what the loss curves of the sweep say, for the predicted curve of the run.
+
+    A plan that does not fit the memory says so in `memory.refusal`, with what would fit, and is not written.
 
     Raises:
-        PlanError: no or two budgets, a budget below one optimizer step, a plan that does not fit the memory, a vertex
-            outside the tested range, no interval available, laws for another tokenizer or another family.
+        PlanError: no or two budgets, a budget below one optimizer step, a vertex outside the tested range, no interval
+            available, laws for another tokenizer or another family.
     """
     machine = machine or Machine()
     if ladder is not None:
@@ -198,23 +216,32 @@ def plan(
         max_epochs=max_epochs,
         serve_tokens=serve_tokens,
     )
-    budget = budget_flops if budget_flops is not None else draft.budget_for(float(gpu_hours or 0.0))
-    if not (math.isfinite(budget) and budget > 0):
-        raise PlanError(f"budget_flops = {budget} must be a finite number above 0")
+    if budget_flops is None:
+        budget = draft.budget_for(float(gpu_hours or 0.0))
+    elif math.isfinite(budget_flops) and budget_flops > 0:
+        budget = draft.reached_with(budget_flops)
+    else:
+        raise PlanError(f"budget_flops = {budget_flops} must be a finite number above 0")
     run = draft.at(budget)
     _check_family(found, run.config)
     warnings = [*run.split.warnings, *_warnings(found, template, run, machine, gpu_hours)]
-    memory = memory_plan(run, machine, template)
+    memory = memory_plan(draft, run, template)
     total_flops = found.flops_factor * run.scale * run.n_tokens
     paper_flops = float(flops_per_token(run.config, "M") * run.n_tokens)  # M D, what records count
     exact = float(flops_per_token(run.config, "exact") * run.n_tokens)
     recipe = _recipe(run, template, found, memory.micro_batch)
-    prediction = None
+    prediction, rough_loss = None, {}
     if found.published:
         warnings.append(f"no prediction: {found.name} is a published law without resamples, for other data")
+        rough_loss = _rough_loss(run, unique_tokens)
     else:
         prediction = predict(found, run.scale, run.n_tokens, level=level, unique_tokens=unique_tokens)
         recipe["prediction"] = _stated(prediction, found, paper_flops, exact, largest_sweep_flops_exact)
+        if curve := predicted_curve(found, prediction, recipe, run.scale, curves):
+            recipe["prediction"]["curve"] = curve
+        if found.benchmarks:
+            recipe["prediction"]["benchmarks"] = predict_benchmarks(found, run.scale, run.n_tokens, level=level)
+            recipe["prediction"]["asked"] = {task: law.asked for task, law in found.benchmarks.items()}
     near = _near_optimal(found, run, draft, total_flops, unique_tokens)
     if not near:
         warnings.append("no list of near-optimal plans: these laws give an allocation but no loss")
@@ -223,7 +250,7 @@ def plan(
         from isoflop.scaling.plan.moe_leverage import leverage_of
 
         dense = None if dense_laws is None else load_laws(dense_laws)
-        leverage, notes = leverage_of(found, run.config, paper_flops, total_flops, dense, level)
+        leverage, notes = leverage_of(found, run.config, paper_flops, total_flops, dense, level, same_held_out)
         warnings += notes
     by_total = None
     if run.config.experts is not None and "n_params" in law.needs():
@@ -244,6 +271,8 @@ def plan(
         cost=device_hours * machine.price_per_gpu_hour if device_hours and machine.price_per_gpu_hour else None,
         memory=memory,
         prediction=prediction,
+        extrapolation=total_flops / found.largest_budget_flops if found.largest_budget_flops else None,
+        rough_loss=rough_loss,
         by_law_scale=run.split.by_law,
         near_optimal=near,
         serving=run.split.serving,
@@ -278,6 +307,13 @@ def _stated(prediction: Prediction, laws: Laws, paper_flops: float, exact: float
     if exact_sweep:
         section["largest_sweep_flops_exact"] = float(exact_sweep)
     return section
+
+
+def _rough_loss(run: Run, unique_tokens: float | None) -> dict[str, float]:
+    """Loss of a run by the published surfaces: of dense models, on other data, without an interval."""
+    n_params = count_parameters(run.config).n_params_active
+    surfaces = {name: law for name, law in LAWS.items() if law.surfaces}
+    return {name: central_loss(law, n_params, run.n_tokens, unique_tokens) for name, law in surfaces.items()}
 
 
 def _near_optimal(
@@ -361,7 +397,7 @@ def _warnings(laws: Laws, template: Tree, run: Run, machine: Machine, gpu_hours:
     largest, compute = laws.largest_budget_flops, laws.flops_factor * run.scale * run.n_tokens
     if largest and compute > SAFE_EXTRAPOLATION * largest:
         found.append(
-            f"the plan is {compute / largest:.0f} times the largest sweep budget ({largest:.3g} FLOPs); beyond "
+            f"the plan is {compute / largest:.3g} times the largest sweep budget ({largest:.3g} FLOPs); beyond "
             f"{SAFE_EXTRAPOLATION:.0f} times, train a run in between and fit again"
         )
     schedule = (template.get("train") or {}).get("schedule")
@@ -388,6 +424,4 @@ def _warnings(laws: Laws, template: Tree, run: Run, machine: Machine, gpu_hours:
         )
     if (gpu_hours is not None or machine.hardware) and machine.speed is None and machine.utilisation == 0.4:
         found.append("utilisation = 0.4 is an assumption; measure it with a few steps of this shape")
-    if machine.n_gpus > 1:
-        found.append("the batch was rounded so that every device gets whole sequences")
     return found

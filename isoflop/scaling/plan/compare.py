@@ -6,6 +6,8 @@ It is solved for every law and every bootstrap resample, row i of one against ro
 cells, fitted with the same seed, weigh each cell alike in row i, so what their runs have in common (shape, seed, order
 of the data) cancels; other sweeps are resampled independently. If the interval holds 1, the cells that would shrink it
 most are named.
+
+Losses of two texts say nothing about each other, so both laws must name the same held-out text by hash and bytes.
 """
 
 import dataclasses
@@ -20,8 +22,14 @@ import numpy as np
 
 from isoflop.errors import PlanError
 from isoflop.numerics.section import by_rule
+from isoflop.scaling.fit.checks import HELD_OUT
+from isoflop.scaling.fit.checks import held_out as held_out_of
+from isoflop.scaling.fit.table import Table
 from isoflop.scaling.laws import Laws
 from isoflop.scaling.plan.allocate import best_split
+from isoflop.scaling.plan.held_out import HeldOut, check_held_out, check_tokenizers
+from isoflop.scaling.plan.next_cells import choose
+from isoflop.scaling.plan.paired import CELL, PairedDifference, cells_by_setting, paired_differences
 from isoflop.scaling.plan.predict import law_losses
 from isoflop.scaling.published import load_laws
 
@@ -95,12 +103,15 @@ class Comparison:
     loss: LossPair
     """At the budget."""
     exponents: list[ExponentTest]
+    held_out: HeldOut
     families: dict[str, str | None]
     """The kind of model on each side, where the records say it."""
     decided: bool
     next_cells: list[NextCell]
     warnings: list[str]
     verdict: str = ""
+    paired: list[PairedDifference] = dataclasses.field(default_factory=list)
+    """Of equal cells, where the records were given: in all, by budget, by domain."""
 
     def tree(self) -> dict[str, Any]:
         """Plain data for `--json`."""
@@ -110,11 +121,21 @@ class Comparison:
         return tree
 
 
-def compare_files(a: str | Path, b: str | Path, *, budget_flops: float | None = None, level: float = 0.9) -> Comparison:
+def compare_files(
+    a: str | Path,
+    b: str | Path,
+    *,
+    budget_flops: float | None = None,
+    level: float = 0.9,
+    same_held_out: bool = False,
+    records: tuple[str | Path, str | Path] | None = None,
+) -> Comparison:
     """`compare` of two laws files; without a budget at the larger of their largest sweep budgets.
 
+    With the records of both sweeps (A, B) it also states the mean difference of equal cells.
+
     Raises:
-        PlanError: a file is missing or no laws file, and whatever `compare` refuses.
+        PlanError: a file is missing or no laws file, and whatever `compare` refuses; records that hold a cell twice.
     """
     laws_a, laws_b = load_laws(a), load_laws(b)
     if budget_flops is None:
@@ -122,23 +143,44 @@ def compare_files(a: str | Path, b: str | Path, *, budget_flops: float | None = 
         if not known:
             raise PlanError(f"neither {a} nor {b} states its largest budget; give the budget to compare at")
         budget_flops = max(known)
-    return compare(laws_a, laws_b, budget_flops=budget_flops, level=level)
+    found = compare(laws_a, laws_b, budget_flops=budget_flops, level=level, same_held_out=same_held_out)
+    if records is None:
+        return found
+    cells_a, cells_b = (cells_by_setting(path, laws_a.loss) for path in records)
+    tables = (Table.from_records(cells.values()) for cells in (cells_a, cells_b))
+    measured = {f"records {path}": held_out_of(table) for path, table in zip(records, tables)}
+    check_held_out(_sides(laws_a, laws_b) | measured, stated=same_held_out)
+    paired = paired_differences(cells_a, cells_b, laws_a, level)
+    if not paired:
+        none = f"the records have no finished cell in common (same {', '.join(CELL)}): only the laws are compared"
+        return dataclasses.replace(found, warnings=[*found.warnings, none])
+    return dataclasses.replace(found, paired=paired, verdict=f"{found.verdict} {paired[0].text}")
 
 
-def compare(laws_a: Laws, laws_b: Laws, *, budget_flops: float, level: float = 0.9) -> Comparison:
+def compare(
+    laws_a: Laws, laws_b: Laws, *, budget_flops: float, level: float = 0.9, same_held_out: bool = False
+) -> Comparison:
     """Compute multiplier of B over A at a budget, its interval, tests of the exponents, and a plain verdict.
 
+    `same_held_out` states that both were measured on one text where the laws do not say it themselves.
+
     Raises:
-        PlanError: no law in common, no resamples, or laws that measure loss or scale differently.
+        PlanError: no law in common, no resamples, laws that measure loss or scale differently or on other text, or
+            that do not say on which.
     """
     if not (math.isfinite(budget_flops) and budget_flops > 0):
         raise PlanError(f"budget_flops = {budget_flops} must be a finite number above 0")
     for key in ("loss", "scale"):
         a, b = getattr(laws_a, key), getattr(laws_b, key)
         if a != b:
-            raise PlanError(f"laws.{key} = {a!r} and {b!r} cannot be compared; fit both with the same columns")
-    warnings = _check_conventions(laws_a, laws_b, budget_flops)
+            raise PlanError(
+                f"{key} = {a!r} of A ({laws_a.name}) and {b!r} of B ({laws_b.name}) cannot be compared; fit both with "
+                "the same columns"
+            )
     draws_a, draws_b = laws_a.draws(), laws_b.draws()
+    check_tokenizers(laws_a, laws_b)
+    held_out = check_held_out(_sides(laws_a, laws_b), stated=same_held_out)
+    warnings = _check_conventions(laws_a, laws_b, budget_flops)
     rows = min(len(next(iter(draws_a.values()))), len(next(iter(draws_b.values()))))
     center_a, center_b = laws_a.constants(), laws_b.constants()
     common = [name for name in draws_a if name in draws_b and name in center_a and name in center_b]
@@ -193,12 +235,18 @@ def compare(laws_a: Laws, laws_b: Laws, *, budget_flops: float, level: float = 0
             laws_a.loss,
         ),
         exponents=exponents,
+        held_out=held_out,
         families={side: _family(laws) for side, laws in (("a", laws_a), ("b", laws_b))},
         decided=decided,
         next_cells=cells,
         warnings=warnings,
     )
     return dataclasses.replace(result, verdict=_verdict(result))
+
+
+def _sides(laws_a: Laws, laws_b: Laws) -> dict[str, Mapping[str, Any]]:
+    named = ((f"{side} ({laws.name})", laws) for side, laws in (("A", laws_a), ("B", laws_b)))
+    return {name: {key: getattr(laws, key) for key in HELD_OUT} for name, laws in named}
 
 
 def _losses(laws: Laws, constants: Mapping[str, np.ndarray], total_flops: Any) -> dict[str, np.ndarray]:
@@ -265,8 +313,7 @@ def _next_cells(
 ) -> list[NextCell]:
     """The runs, chosen one after the other, whose outcome would say most about ln m.
 
-    Each resample is a world: what a candidate run would measure in it and what ln m is in it are known, so the variance
-    of ln m that is left after the run follows from their covariance (linear update), with the noise of one run.
+    By the covariance of ln m and what the candidates would measure over the resamples, as in `plan.next_cells`.
     Candidates: optimal scale and a factor 2 to both sides, at the tested budgets and 3 times the largest.
     """
     target_R = np.mean(list(ln_by_law.values()), axis=0)
@@ -282,21 +329,12 @@ def _next_cells(
             outcomes.append(outcome_R)
             noises.append((noise * outcome_R.mean()) ** 2)
     joint = np.cov(np.vstack([target_R, *outcomes]))
-    chosen: list[NextCell] = []
-    taken: list[int] = []
     start = float(joint[0, 0])
-    for _ in range(NEXT_CELLS):
-        gains = joint[0, 1:] ** 2 / (np.diag(joint)[1:] + noises)
-        gains[taken] = 0.0  # a repeat is worth less than the update says: seeds share the fit's own error
-        best = int(np.argmax(gains))
-        if not np.isfinite(gains[best]) or gains[best] <= 0:
-            break
-        column = joint[:, best + 1].copy()
-        joint = joint - np.outer(column, column) / (column[best + 1] + noises[best])
-        taken.append(best)
-        left = math.sqrt(max(float(joint[0, 0]), 0.0) / start) if start > 0 else 1.0
-        chosen.append(dataclasses.replace(candidates[best], interval_width_left=left))
-    return chosen
+    steps = choose(joint, np.array(noises), [[index] for index in range(len(candidates))])
+    return [
+        dataclasses.replace(candidates[index], interval_width_left=math.sqrt(left / start))
+        for index, left in itertools.islice(steps, NEXT_CELLS)
+    ]
 
 
 def _family(laws: Laws) -> str | None:
@@ -315,9 +353,6 @@ def _check_conventions(laws_a: Laws, laws_b: Laws, budget_flops: float) -> list[
     for key in sorted({*a, *b} - set(FAMILY_KEYS)):
         if a.get(key) != b.get(key):
             warnings.append(f"conventions.{key} differs: {a.get(key)!r} and {b.get(key)!r}")
-    tokenizer = next((key for key in ("tokenizer_sha256", "tokenizer") if a.get(key) != b.get(key)), "")
-    if tokenizer and laws_a.loss == "loss_nats":
-        warnings.append("nats per token of two tokenizers cannot be compared: fit bits_per_byte")
     for side, laws in (("A", laws_a), ("B", laws_b)):
         largest = laws.largest_budget_flops
         if largest and budget_flops > 30 * largest:
@@ -349,6 +384,8 @@ def _verdict(result: Comparison) -> str:
         if runs
         else "More sizes around the optimum and seeds at the largest budgets would tell."
     )
+    if result.held_out.stated:
+        growth += " That both were measured on the same held-out text is your word (--same-held-out), not the records'."
     if result.decided:
         more = f" To narrow it run next: {runs} (expected to leave {left:.0%} of the interval)." if runs else ""
         worth = f"B{of['b']} is worth {_times(m.center)} the compute of A{of['a']} ({span})"

@@ -111,7 +111,13 @@ def expected_leverage(config: ModelConfig, total_flops: float) -> tuple[Expected
 
 
 def leverage_of(
-    laws: Laws, config: ModelConfig, paper_flops: float, total_flops: float, dense_laws: Laws | None, level: float
+    laws: Laws,
+    config: ModelConfig,
+    paper_flops: float,
+    total_flops: float,
+    dense_laws: Laws | None,
+    level: float,
+    same_held_out: bool = False,
 ) -> tuple[Leverage | None, list[str]]:
     """What a plan's experts should be worth by published laws, what one's own dense laws say, and warnings.
 
@@ -120,7 +126,7 @@ def leverage_of(
     expected, warnings = expected_leverage(config, paper_flops)
     measured = None
     if dense_laws is not None:
-        found = compare(dense_laws, laws, budget_flops=total_flops, level=level)
+        found = compare(dense_laws, laws, budget_flops=total_flops, level=level, same_held_out=same_held_out)
         worth = found.multiplier
         measured = MeasuredLeverage(
             worth.center, worth.low, worth.high, worth.by_law, level, dense_laws.name, found.verdict

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from isoflop.errors import PlanError
-from isoflop.scaling.laws import Laws, surface_loss
+from isoflop.scaling.laws import Laws, surface_loss, task_metric
 from isoflop.scaling.published import LawsSource, load_laws
 
 PRIOR_WITNESSES, MOST_WITNESSES = 6.0, 6
@@ -248,6 +248,26 @@ def predict(
         by_law_interval=intervals,
         components=components,
     )
+
+
+def predict_benchmarks(
+    laws: Laws, scale: float, n_tokens: float, *, level: float = 0.9
+) -> dict[str, dict[str, dict[str, float]]]:
+    """{TASK: {METRIC: {value, low, high}}} of one run; what one step does not know is carried into the next."""
+    tails, found = [(1 - level) / 2, (1 + level) / 2], {}
+    spread_Q = np.array([NormalDist().inv_cdf((i + 0.5) / 15) for i in range(15)])
+    for task, law in laws.benchmarks.items():
+        bits_R = surface_loss(np.array(law.bits), scale, n_tokens)
+        bits_RQ = bits_R[1:, None] * (1 + law.bits_sd * spread_Q)
+        metrics = {"answer_bits_per_byte": (bits_R[0], bits_RQ)}
+        for metric, rows in law.metrics.items():
+            runs_RQQ = task_metric(np.array(rows)[1:, None], bits_RQ)[..., None] + law.metrics_sd[metric] * spread_Q
+            metrics[metric] = (task_metric(np.array(rows[0]), bits_R[0]), runs_RQQ.clip(0.0, 1.0))
+        found[task] = {
+            metric: dict(zip(("value", "low", "high"), map(float, (value, *np.quantile(runs, tails)))))
+            for metric, (value, runs) in metrics.items()
+        }
+    return found
 
 
 def _rehearsed(laws: Laws, weights: Mapping[str, float]) -> tuple[float, int]:

@@ -4,8 +4,10 @@ In: laws, a law of batch and rate, a `Machine`. Out: a `Run`; scaling/plan/choos
 prediction. Time in, compute out works by searching for the compute whose run takes that time.
 """
 
+import contextlib
 import dataclasses
 import functools
+import itertools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +15,7 @@ from typing import Any
 from isoflop.errors import IsoflopError, PlanError
 from isoflop.model.accounting import Memory, count_parameters, flops_per_token, training_memory
 from isoflop.model.config import ModelConfig
-from isoflop.model.hardware import Hardware, Machine, hardware
+from isoflop.model.hardware import HARDWARE, Hardware, Machine, hardware
 from isoflop.scaling.laws import Laws
 from isoflop.scaling.lr_batch_law import HyperLaw
 from isoflop.scaling.plan.allocate import Split, best_split, serving_split
@@ -80,11 +82,22 @@ class Draft:
         idle = counts.n_params_total - counts.n_params_active  # experts that a token does not use cost no compute
         return float((counts.n_params_non_embedding if "non" in convention.lower() else counts.n_params_total) - idle)
 
+    def split(self, budget: float) -> Split:
+        """Size and tokens at the loss that a budget reaches; to serve many tokens, a smaller size and more training."""
+        split = best_split(self.laws, budget, unique_tokens=self.unique_tokens, max_epochs=self.max_epochs)
+        return serving_split(self.laws, budget, self.serve_tokens, split) if self.serve_tokens else split
+
+    def reached_with(self, training_flops: float) -> float:
+        """The budget whose loss is reached by a run of this training compute; less than it where serving counts."""
+        budget = training_flops
+        for _ in range(20 if self.serve_tokens else 0):
+            split = self.split(budget)
+            budget *= training_flops / (self.laws.flops_factor * split.scale * split.n_tokens)
+        return budget
+
     def at(self, budget: float) -> Run:
         """The run for a budget, in the order of the module's docstring."""
-        split = best_split(self.laws, budget, unique_tokens=self.unique_tokens, max_epochs=self.max_epochs)
-        if self.serve_tokens:
-            split = serving_split(self.laws, budget, self.serve_tokens, split)
+        split = self.split(budget)
         config = self.shape(split.scale)
         scale, factor = self.scale_of(config), self.laws.flops_factor
         compute = factor * split.scale * split.n_tokens
@@ -143,6 +156,8 @@ class MemoryPlan:
     micro_batch: int
     limit_bytes: float | None
     """What the device has, where that is known."""
+    refusal: str = ""
+    """Why this does not fit, and what would; empty where it fits."""
 
     def tree(self) -> dict[str, Any]:
         """Plain data, the parts beside the rest."""
@@ -150,8 +165,9 @@ class MemoryPlan:
         return {**tree.pop("parts"), **tree}
 
 
-def memory_plan(run: Run, machine: Machine, template: Tree) -> MemoryPlan:
-    """Memory of one device with the micro-batch: the most sequences that divide its share of the batch and fit."""
+def memory_plan(draft: Draft, run: Run, template: Tree) -> MemoryPlan:
+    """Memory of one device with the least sharding that fits, and then the most sequences that divide its share."""
+    machine = draft.machine
     sequences = run.batch_tokens // run.config.seq_len // machine.n_gpus
     limit = machine.memory_gib * 2**30
     if not limit and machine.hardware:
@@ -161,15 +177,40 @@ def memory_plan(run: Run, machine: Machine, template: Tree) -> MemoryPlan:
     if wanted and sequences % wanted == 0:
         micro_batches = [wanted, *(n for n in micro_batches if n < wanted)]
     memory = functools.partial(training_memory, run.config, precision=machine.precision, world_size=machine.n_gpus)
-    for micro_batch in micro_batches:
-        parts = memory(micro_batch=micro_batch, zero_stage=machine.zero_stage)
+    stages = range(4) if machine.zero_stage is None and machine.n_gpus > 1 else (machine.zero_stage or 0,)
+    made = functools.partial(MemoryPlan, precision=machine.precision, n_gpus=machine.n_gpus, limit_bytes=limit or None)
+    for stage, micro_batch in itertools.product(stages, micro_batches):
+        parts = memory(micro_batch=micro_batch, zero_stage=stage)
         if not limit or parts.total_bytes <= MEMORY_SHARE * limit:
-            return MemoryPlan(parts, machine.precision, machine.zero_stage, machine.n_gpus, micro_batch, limit or None)
-    fitting = [n for n in range(4) if memory(micro_batch=1, zero_stage=n).total_bytes <= MEMORY_SHARE * limit]
-    parts = dataclasses.asdict(memory(micro_batch=1, zero_stage=machine.zero_stage))
-    gib = {name.removesuffix("_bytes"): size / 2**30 for name, size in parts.items()}
-    raise PlanError(
+            return made(parts, zero_stage=stage, micro_batch=micro_batch)
+    parts = memory(micro_batch=1, zero_stage=stages[-1])
+    gib = {name.removesuffix("_bytes"): size / 2**30 for name, size in dataclasses.asdict(parts).items()}
+    refusal = (
         f"memory = {gib.pop('total'):.3g} GiB per device with one sequence at a time exceeds {MEMORY_SHARE:.0%} of "
-        f"{limit / 2**30:.3g} GiB ({', '.join(f'{name} {size:.3g}' for name, size in gib.items())}); "
-        + (f"zero_stage = {fitting[0]} fits" if fitting else "use more or larger devices, or a smaller budget")
+        f"{limit / 2**30:.3g} GiB ({', '.join(f'{name} {size:.3g}' for name, size in gib.items())}); what would fit: "
+        f"{', '.join(_what_fits(draft, run, limit)) or 'a shorter seq_len'}"
     )
+    return made(parts, zero_stage=stages[-1], micro_batch=1, refusal=refusal)
+
+
+def _what_fits(draft: Draft, run: Run, limit: float) -> list[str]:
+    """Sharding, more devices, larger devices, a smaller budget: the least of each that holds one sequence."""
+    n_gpus, stage = draft.machine.n_gpus, 3 if draft.machine.zero_stage is None else draft.machine.zero_stage
+    memory = functools.partial(training_memory, precision=draft.machine.precision, micro_batch=1)
+
+    def fits(config: ModelConfig, room: float = limit, n: int = n_gpus, stage: int = stage) -> bool:
+        return memory(config, world_size=n, zero_stage=stage).total_bytes <= MEMORY_SHARE * room
+
+    budget = draft.laws.flops_factor * run.split.scale * run.split.n_tokens
+    devices = sorted(HARDWARE.values(), key=lambda device: device.memory_bytes)
+    more = (n_gpus << k for k in range(1, 11))
+    ways = [
+        (f"zero_stage = {n}" for n in range(stage + 1, 4) if n_gpus > 1 and fits(run.config, stage=n)),
+        (f"{n} devices with zero_stage = 3" for n in more if fits(run.config, n=n, stage=3)),
+        (f"{n_gpus} x {device.name}" for device in devices if fits(run.config, device.memory_bytes)),
+        (f"a budget of {c:.1e} FLOPs" for c in (budget / 2**k for k in range(1, 40)) if fits(draft.at(c).config)),
+    ]
+    found = []
+    with contextlib.suppress(PlanError):  # the smallest run that has a shape and a step does not fit either
+        found += (text for way in ways for text in itertools.islice(way, 1))
+    return found

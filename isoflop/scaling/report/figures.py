@@ -39,7 +39,7 @@ def figures_of(study: Study, target_metrics: Sequence[Json] | None = None) -> "d
     """Every figure that this study has the data for, by name."""
     drawn = {name: function(study) for name, function in FIGURES.items()}
     if target_metrics:
-        drawn["training"] = training_figure(target_metrics, study.target)
+        drawn["training"] = training_figure(target_metrics, study.target, curve=study.target and study.target.curve)
         drawn["load"] = load_figure(target_metrics)
     return {name: figure for name, figure in drawn.items() if figure is not None}
 

@@ -85,15 +85,20 @@ def _planned(path: Path) -> dict[str, Any] | None:
 def _report_run(run_dir: Path, out: Path, *, figures: Path | None, title: str) -> dict[str, Any]:
     """The page of one run: what isoflop train left in its folder."""
     metrics, result = _lines(run_dir / "metrics.jsonl"), _json(run_dir / "result.json") or {}
-    config = None
+    config, prediction = None, {}
     if (run_dir / "recipe.toml").is_file():
         tree = _toml(run_dir / "recipe.toml")
         if "model" not in tree:
             raise DataError(f"{run_dir} is no run of a language model; isoflop imaging report draws a study of imaging")
-        config = from_tree(tree["model"], ModelConfig)
+        config, prediction = from_tree(tree["model"], ModelConfig), tree.get("prediction") or {}
     sizes = {} if config is None else {"n_layers": config.n_layers, "d_model": config.d_model, "config": config}
     drawn = write_run_report(
-        out, run={**sizes, **result}, metrics=metrics, title=title or f"Run: {run_dir.resolve().name}"
+        out,
+        run={**sizes, **result},
+        metrics=metrics,
+        title=title or f"Run: {run_dir.resolve().name}",
+        curve=prediction.get("curve"),
+        forecasts=_lines(run_dir / "forecast.jsonl"),
     )
     saved = {} if figures is None else {n: [save(f, figures / f"{n}{e}") for e in FORMATS] for n, f in drawn.items()}
     return {"report": str(out), "figures": {name: [str(path) for path in paths] for name, paths in saved.items()}}

@@ -99,19 +99,24 @@ def write_run_report(
     run: Json,
     metrics: Sequence[Json],
     title: str,
+    curve: Json | None = None,
+    forecasts: Sequence[Json] = (),
 ) -> dict[str, "Figure"]:
     """One page about one run, from its sizes and result (`run`) and its metrics; returns the figures that it shows.
+
+    `curve` and `forecasts` are those of `training_figure`.
 
     Raises:
         DataError: matplotlib is missing.
     """
-    drawn = {"training": training_figure(metrics), "load": load_figure(metrics)}
+    drawn = {"training": training_figure(metrics, curve=curve, forecasts=forecasts), "load": load_figure(metrics)}
     figures = {name: figure for name, figure in drawn.items() if figure is not None}
     text = page(
         "scaling/report/run.html",
         title=title,
         run=tables.run_values(run),
         load=load_values(metrics, run.get("expert_load")),
+        warnings=[line["warning"] for line in forecasts if "warning" in line],
         pictures=_pictures(figures),
     )
     write_text(out_html, text)

@@ -65,10 +65,17 @@ def hyper_figure(study: Study, max_panels: int = 3) -> "Figure | None":
     return figure
 
 
-def training_figure(metrics: Sequence[Json], target: Target | None = None) -> "Figure | None":
+def training_figure(
+    metrics: Sequence[Json],
+    target: Target | None = None,
+    *,
+    curve: Json | None = None,
+    forecasts: Sequence[Json] = (),
+) -> "Figure | None":
     """Training loss, validation and learning rate of one run against tokens, with the predicted interval at its end.
 
     `metrics` are the lines of `metrics.jsonl`: a step has `loss_nats`, a validation has `validation.bits_per_byte`.
+    `curve` is `[prediction.curve]` of the plan, `forecasts` are the lines of `forecast.jsonl`.
     """
     steps = [line for line in metrics if number(line.get("loss_nats")) is not None and number(line.get("n_tokens"))]
     if len(steps) < 2:
@@ -95,6 +102,7 @@ def training_figure(metrics: Sequence[Json], target: Target | None = None) -> "F
         loss_axes.set_ylabel("training loss (nats per token)", color=BLUE)
         light_grid(loss_axes)
         loss_axes.set_title("The target run" if target else "Training")
+        _draw_forecasts(loss_axes, per_step, curve or {}, forecasts)
         if len(checks) >= 1:
             _draw_validation(loss_axes, checks, target, float(tokens[-1]))
         rate = np.array([line.get("learning_rate") or np.nan for line in steps], dtype=float)
@@ -300,6 +308,30 @@ def _edges(values: np.ndarray) -> dict[float, tuple[float, float]]:
     first, last = logs[0] - (middles[0] - logs[0]), logs[-1] + (logs[-1] - middles[-1])
     borders = np.exp(np.concatenate([[first], middles, [last]]))
     return {value: (borders[i], borders[i + 1]) for i, value in enumerate(np.unique(values))}
+
+
+def _draw_forecasts(axes: "Axes", per_step: float, curve: Json, forecasts: Sequence[Json]) -> None:
+    """The planned curve with its interval, and where the run was heading as it went on."""
+    bottom, top = axes.get_ylim()
+    if nats := curve.get("final_nats"):
+        tokens, planned = per_step * np.array(curve["steps"]), np.array(curve["of_final"])
+        center, low, high = (planned * value for value in nats)
+        axes.fill_between(tokens, low, high, color=INK, alpha=0.08, linewidth=0)
+        axes.plot(tokens, center, color=INK, linewidth=1.2, linestyle=(0, (5, 3)), label="planned")
+        bottom = min(bottom, low[-1])
+    ends = [(per_step * line["step"], *line["final"].values()) for line in forecasts if line.get("final")]
+    if ends:
+        tokens, center, low, high = np.array(ends).T
+        axes.fill_between(tokens, low, high, color=VERMILION, alpha=0.18, linewidth=0)
+        axes.plot(tokens, center, color=VERMILION, linewidth=1.2, label="forecast of the end (90%)")
+        bottom = min(bottom, low[len(low) // 4 :].min())
+    for line in forecasts:
+        if "warning" in line:
+            axes.axvline(per_step * line["step"], color=VERMILION, linewidth=1.0)
+            note(axes, "warning", (per_step * line["step"], top), (4, -12), color=VERMILION)
+    axes.set_ylim(bottom, top)
+    if axes.get_legend_handles_labels()[1]:
+        axes.legend(loc="upper right", frameon=False)
 
 
 def _draw_validation(axes: "Axes", checks: list[tuple[float, float]], target: Target | None, end: float) -> None:

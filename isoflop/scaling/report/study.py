@@ -49,6 +49,8 @@ class Target:
     by_law: dict[str, float] = field(default_factory=dict)
     by_law_interval: dict[str, Sequence[float]] = field(default_factory=dict)
     unique_tokens: float | None = None
+    curve: Json = field(default_factory=dict)
+    """Its predicted loss over its steps, `[prediction.curve]` of the plan."""
 
 
 @dataclass(frozen=True)
@@ -289,4 +291,5 @@ def _read_target(record: RunRecord | None, plan: Json | None, score: Json | None
         by_law=dict(said.get("by_law") or planned.get("by_law") or {}),
         by_law_interval=dict(said.get("by_law_interval") or planned.get("by_law_interval") or {}),
         unique_tokens=first(record and record.unique_tokens, wish.get("unique_tokens")),
+        curve=dict(said.get("curve") or planned.get("curve") or {}),
     )

@@ -224,9 +224,17 @@ def record_of_run(
         expert_load=result.get("expert_load"),
         max_violation_global=result.get("max_violation_global"),
         eval_name=f"held-out split of data {result['data_sha256'][:12]}",
-        conventions={**conventions(train["schedule"], config), "numerics": result["numerics"]},
+        held_out_sha256=result.get("held_out_sha256"),
+        held_out_bytes=result.get("n_bytes"),
+        conventions={**conventions(train["schedule"], config), "numerics": result["numerics"], **_stacked(result)},
         **{key: result[key] for key in _RESULT_KEYS},
     )
+
+
+def _stacked(result: Mapping[str, Any]) -> dict[str, str]:
+    if "stacked" not in result:
+        return {}
+    return {"wall_s": f"the share of one of {result['stacked']} runs trained as one program"}
 
 
 def _family_fields(config: ModelConfig) -> Tree:

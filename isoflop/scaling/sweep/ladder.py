@@ -132,7 +132,7 @@ def plan_ladder(recipe: LadderRecipe, speed: Speed | None = None, *, data_sha256
     """
     check(recipe)
     spec = recipe.ladder
-    if spec.purpose != "grid" and not spec.budgets:
+    if spec.purpose != "grid" and (spec.minutes or spec.gpu_hours):
         if speed is None:
             raise RecipeError("ladder.minutes or ladder.gpu_hours needs a measured speed; or give ladder.budgets")
         return _fit_into_time(recipe, speed, data_sha256)
@@ -186,15 +186,18 @@ def resolved(ladder: Ladder) -> LadderRecipe:
 
 def _plan(recipe: LadderRecipe, budgets: tuple[float, ...], speed: Speed | None, data_sha256: str) -> Ladder:
     runs = _grid(recipe) if recipe.ladder.purpose == "grid" else _sizes_by_budget(recipe, budgets)
+    more = [(budget, _shape(recipe, scale)) for budget, scale in recipe.ladder.cells]
     law = hyper_law(recipe.hyper)
     cells: list[Cell] = []
     # Runs of one size are planned together: with shared trunks they must agree in everything but their length.
-    for config in dict.fromkeys(config for _, config in runs):
-        wanted = [budget for budget, of in runs if of == config]
+    for config in dict.fromkeys(config for _, config in runs + more):
+        first = [budget for budget, of in runs if of == config]
+        wanted = list(dict.fromkeys([*first, *(budget for budget, of in more if of == config)]))
         for batch in [wanted] if recipe.ladder.share_trunks else [[budget] for budget in wanted]:
-            cells.extend(_cells_of_size(recipe, law, config, batch, data_sha256))
+            cells.extend(_cells_of_size(recipe, law, config, batch, data_sha256, max(len(first), 1)))
     if recipe.ladder.share_trunks:
-        cells.extend(_controls(recipe, law, cells, data_sha256))
+        planned = [cell for cell in cells if (cell.budget_flops, cell.config) in runs]
+        cells.extend(_controls(recipe, law, planned, data_sha256))
     cells.sort(key=lambda cell: (cell.budget_flops, cell.flops_per_token, cell.learning_rate, cell.batch_tokens))
     unique = tuple({cell.cell_id: cell for cell in cells}.values())  # factors that round to one batch are one cell
     return Ladder(recipe, budgets, unique, group_cells(unique), tuple(_warnings(recipe, unique)), speed)
@@ -210,7 +213,7 @@ def _sizes_by_budget(recipe: LadderRecipe, budgets: tuple[float, ...]) -> list[t
         shift = prior.exponent * math.log(budgets[-1] / budgets[0]) / (len(budgets) - 1)
         exact = shift / max(1, round(shift / spacing))
         spacing = exact if 0.8 <= exact / spacing <= 1.25 else spacing
-    anchor = prior.scale_at(budgets[len(budgets) // 2])
+    anchor = prior.scale_at(budgets[len(budgets) // 2]) if budgets else 0.0
     runs: list[tuple[float, ModelConfig]] = []
     for budget in budgets:
         if spec.sizes:
@@ -268,19 +271,23 @@ def _shape(recipe: LadderRecipe, scale: float) -> ModelConfig:
 
 
 def _cells_of_size(
-    recipe: LadderRecipe, law: HyperLaw, config: ModelConfig, budgets: list[float], data_sha256: str
+    recipe: LadderRecipe, law: HyperLaw, config: ModelConfig, budgets: list[float], data_sha256: str, n_first: int = 0
 ) -> list[Cell]:
-    """All cells of one shape at these budgets: rates x batches x seeds x lengths."""
+    """All cells of one shape at these budgets: rates x batches x seeds x lengths.
+
+    Batch and warmup look at the first `n_first` budgets alone (0: at all), so that a cell added later changes no other.
+    """
     spec, train, scale = recipe.ladder, recipe.train, flops_per_token(config)
     # Shared trunks must not know how long a run gets: rate and batch are those of the budget where the size is optimal.
     law_budget = recipe.allocation.budget_at(scale) if spec.share_trunks else budgets[0]
     law_tokens = law_budget / scale
     choice = law.choose_for(config, total_flops=law_budget, n_tokens=law_tokens)
     tokens = [budget / scale for budget in budgets]
+    first = tokens[: n_first or None]
     cells: list[Cell] = []
     for batch_factor in spec.batch_factors:
         wanted = choice.batch_tokens_exact * batch_factor
-        batch_tokens = _whole_batch(wanted, tokens, config.seq_len, exact=spec.batch_factors != (1.0,))
+        batch_tokens = _whole_batch(wanted, first, config.seq_len, exact=spec.batch_factors != (1.0,))
         steps = [round(n / batch_tokens) for n in tokens]
         for budget, n, count in zip(budgets, tokens, steps):
             if count < 1:
@@ -289,7 +296,9 @@ def _cells_of_size(
                     f"{n:.3g} tokens, one batch is {batch_tokens}; raise the budget to "
                     f"{scale * batch_tokens:.3g} or lower the batch in [hyper]"
                 )
-        warmup = train.warmup_steps or max(1, round(min(0.02 * law_tokens / batch_tokens, 0.1 * min(steps))))
+        warmup = train.warmup_steps or max(
+            1, round(min(0.02 * law_tokens / batch_tokens, 0.1 * min(steps[: len(first)])))
+        )
         for rate_factor in spec.learning_rate_factors:
             for seed in spec.seeds:
                 sections = _sections(recipe, batch_tokens // config.seq_len, warmup, seed)

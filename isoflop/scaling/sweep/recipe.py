@@ -57,6 +57,8 @@ class LadderSection:
     """Sizes per budget; an IsoFLOP curve needs at least 3."""
     size_span: Annotated[float, Range(above=1)] = 3.5
     """Factor in M from the centre to the smallest and to the largest size (the fact sheet advises 3 to 4)."""
+    cells: tuple[tuple[Positive, Positive], ...] = ()
+    """More cells, each a budget and a model scale M, beside those of the purpose; isoflop next writes them."""
     sizes: tuple[Positive, ...] = ()
     """Explicit model scales M, FLOPs per token: for a grid, or instead of the centred sizes of a hyper ladder."""
     tokens_per_param: tuple[Positive, ...] = ()
@@ -204,8 +206,8 @@ def check(recipe: LadderRecipe) -> None:
             raise RecipeError(
                 'ladder.purpose = "grid" needs ladder.sizes (FLOPs per token) and ladder.tokens_per_param'
             )
-    elif sum(map(bool, (spec.budgets, spec.minutes, spec.gpu_hours))) != 1:
-        raise RecipeError("give exactly one of ladder.budgets, ladder.minutes and ladder.gpu_hours")
+    elif (given := sum(map(bool, (spec.budgets, spec.minutes, spec.gpu_hours)))) > 1 or not (given or spec.cells):
+        raise RecipeError("give exactly one of ladder.budgets, ladder.minutes and ladder.gpu_hours, or ladder.cells")
     if any(b <= a for a, b in zip(spec.budgets, spec.budgets[1:])):
         raise RecipeError(f"ladder.budgets = {list(spec.budgets)} must increase; sort them")
     given = len(set(spec.sizes)) if spec.sizes else spec.n_sizes
@@ -213,7 +215,7 @@ def check(recipe: LadderRecipe) -> None:
         raise RecipeError(
             f"ladder.n_sizes = {given}: an IsoFLOP curve needs at least 3 sizes per budget, better 5 to 7"
         )
-    for name in ("learning_rate_factors", "batch_factors", "seeds", "sizes", "tokens_per_param"):
+    for name in ("learning_rate_factors", "batch_factors", "seeds", "sizes", "tokens_per_param", "cells"):
         values = getattr(spec, name)
         if len(set(values)) < len(values):
             raise RecipeError(f"ladder.{name} = {list(values)} names a value twice; each is a cell: leave one out")

@@ -105,6 +105,10 @@ class RunRecord:
     tokenizer_sha256: str | None = None
     data_sha256: str | None = None
     eval_name: str | None = None
+    held_out_sha256: str | None = None
+    """Of the held-out text itself, whatever its tokenizer (isoflop.tokens.shards); absent in older records."""
+    held_out_bytes: int | float | None = None
+    """Text that the loss was measured on: all of it, or what validate.max_tokens took."""
     commit: str | None = None
     started_at: str | None = None
     finished_at: str | None = None

@@ -10,6 +10,7 @@ Killing a worker costs the steps since its last checkpoint; killing the sweep co
 continues at the missing cells. Training, records and ladders know nothing of processes: this file is all there is.
 """
 
+import functools
 import json
 import logging
 import multiprocessing
@@ -17,15 +18,16 @@ import os
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
 from isoflop.errors import DataError, IsoflopError, RecipeError
+from isoflop.model.accounting import count_parameters
 from isoflop.recipe import write_json
 from isoflop.run import only_one
-from isoflop.scaling.sweep.cells import Cell, group_cells
+from isoflop.scaling.sweep.cells import Cell, group_cells, stable_hash
 from isoflop.scaling.sweep.records import RunRecord, append_record, read_records
 from isoflop.scaling.sweep.worker import work
 from isoflop.training.checkpoint import damage, saved
@@ -34,6 +36,10 @@ log = logging.getLogger(__name__)
 
 TRIES = 4
 """A job whose worker dies this often is given up: a job that always dies must not run for ever."""
+STACK = 8
+"""Runs of one shape that a GPU trains as one program, unless told otherwise."""
+STACKED_PARAMETERS = 50_000_000
+"""Of all runs of a stack together; above, one model fills a GPU (assumption)."""
 STOP_S = 30.0
 """How long a worker may take to save when it is asked to stop."""
 
@@ -76,6 +82,13 @@ class _Job:
             "keep_steps": list(self.keep_steps),
         }
 
+    @functools.cached_property
+    def kind(self) -> str:
+        """The same for jobs that differ in seed and rate only: those can be trained as one program."""
+        recipe = self.cell.recipe
+        train = {key: value for key, value in recipe["train"].items() if key not in ("seed", "learning_rate")}
+        return stable_hash([{**recipe, "train": train}, self.first_step(), self.last_step(), list(self.keep_steps)])
+
     def first_step(self) -> int:
         return int(self.start_from.name.removeprefix("step_")) if self.start_from else 0
 
@@ -87,7 +100,8 @@ class _Job:
 class _Worker:
     process: Any
     pipe: Any
-    job: _Job | None = None
+    jobs: list[_Job] = field(default_factory=list)
+    """What it trains, all at once."""
 
 
 def run_sweep(
@@ -97,11 +111,14 @@ def run_sweep(
     study: str,
     workers: int = 1,
     threads: int = 1,
+    stack: int = 0,
     keep_weights: bool = False,
     on_progress: Callable[[SweepProgress], None] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> list[RunRecord]:
     """Run what is missing of `cells` and return the records of all of them, in the order of the ladder.
+
+    A worker trains up to `stack` cells at once that differ in seed and rate only (0: 8 on a GPU, 1 on a CPU).
 
     Raises:
         RecipeError: another sweep works in `out`, `out` holds another ladder, or the cells name no tokens.
@@ -113,7 +130,8 @@ def run_sweep(
         _check_same_ladder(cells, out)
         records_path = out / "records.jsonl"
         done = {record.run_id for record in read_records(records_path)} if records_path.exists() else set()
-        _Scheduler(cells, out, study, keep_weights, done).run(workers, threads, on_progress, should_stop)
+        scheduler = _Scheduler(cells, out, study, keep_weights, done, stack or _stack_of(cells))
+        scheduler.run(workers, threads, on_progress, should_stop)
         by_id = {record.run_id: record for record in read_records(records_path)} if records_path.exists() else {}
         groups = group_cells(cells)
         separate = sum(group.steps_separate * group.flops_per_step for group in groups)
@@ -134,9 +152,9 @@ def run_sweep(
 class _Scheduler:
     """Jobs and what they wait for."""
 
-    def __init__(self, cells: list[Cell], out: Path, study: str, keep_weights: bool, done: set[str]):
+    def __init__(self, cells: list[Cell], out: Path, study: str, keep_weights: bool, done: set[str], stack: int):
         self.cells = {cell.cell_id: cell for cell in cells}
-        self.out, self.study, self.keep_weights = out, study, keep_weights
+        self.out, self.study, self.keep_weights, self.stack = out, study, keep_weights, stack
         self.records_path = out / "records.jsonl"
         self.open = {cell.cell_id for cell in cells if cell.cell_id not in done}
         self.trunks = {group.trunk_id: group.cells for group in group_cells(cells) if len(group.cells) > 1}
@@ -178,17 +196,18 @@ class _Scheduler:
         try:
             while self._unfinished():
                 for index, worker in enumerate(pool):
-                    if worker.job is None and not should_stop():
-                        job = self._next()
-                        if job is not None:
-                            worker.job, job.state = job, "running"
-                            try:
-                                worker.pipe.send(job.message())
-                            except (BrokenPipeError, OSError):
-                                pool[index] = self._replace(context, threads, worker, index)
+                    if not worker.jobs and not should_stop():
+                        worker.jobs = self._next()
+                        for job in worker.jobs:
+                            job.state = "running"
+                        try:
+                            if worker.jobs:
+                                worker.pipe.send([job.message() for job in worker.jobs])
+                        except (BrokenPipeError, OSError):
+                            pool[index] = self._replace(context, threads, worker, index)
                 if should_stop():
                     return
-                if all(worker.job is None for worker in pool):
+                if not any(worker.jobs for worker in pool):
                     raise DataError(
                         f"{self.out}: no cell can start, a trunk has lost a checkpoint; run the sweep again"
                     )
@@ -212,25 +231,39 @@ class _Scheduler:
     def _unfinished(self) -> bool:
         return any(job.state != "finished" for job in self.jobs.values())
 
-    def _next(self) -> _Job | None:
-        """The most expensive job that can start; branches first, so that a sweep that is cut off has whole sizes."""
+    def _next(self) -> list[_Job]:
+        """The most expensive job that can start, with others of its kind; none where none can.
+
+        Branches first, so that a sweep that is cut off has whole sizes. What has killed a worker is tried alone.
+        """
         ready = [
             job
             for job in self.jobs.values()
             if job.state == "waiting" and (job.start_from is None or (job.start_from / "state.json").is_file())
         ]
-        return max(ready, key=lambda job: (job.start_from is not None, job.flops), default=None)
+        if not ready:
+            return []
+        job = max(ready, key=lambda job: (job.start_from is not None, job.flops))
+        if job.tries or not _stackable(job.cell):
+            return [job]
+        most = min(self.stack, STACKED_PARAMETERS // count_parameters(job.cell.config).n_params_total)
+        alike = [other for other in ready if other.kind == job.kind and not other.tries and other is not job]
+        return [job, *alike[: max(0, most - 1)]]
 
     def _take(self, worker: _Worker, answer: dict[str, Any]) -> None:
-        job = self.jobs[answer["job"]]
         if "progress" in answer:
+            job = self.jobs[answer["job"]]
             span = max(1, job.last_step() - job.first_step())
             job.fraction_done = (answer["progress"]["step"] - job.first_step()) / span
             return
-        worker.job = None
+        jobs, worker.jobs = worker.jobs, []
         if "error" in answer:
-            raise IsoflopError(f"sweep job {job.name} failed: {answer['error']}")
-        result = answer["result"]
+            names = ", ".join(job.name for job in jobs)
+            raise IsoflopError(f"sweep job {names} failed: {answer['error']}")
+        for job, result in zip(jobs, answer["results"], strict=True):
+            self._finish(job, result)
+
+    def _finish(self, job: _Job, result: dict[str, Any]) -> None:
         if result["status"] == "interrupted":
             job.state = "waiting"
             return
@@ -267,8 +300,7 @@ class _Scheduler:
     def _replace(self, context, threads: int, worker: _Worker, number: int) -> _Worker:
         """A new process for one that died; its job goes back to the queue."""
         worker.process.join(timeout=5)
-        job = worker.job
-        if job is not None:
+        for job in worker.jobs:
             job.tries += 1
             job.state, job.fraction_done = "waiting", 0.0
             log.warning("the worker of %s died (exit code %s); running it again", job.name, worker.process.exitcode)
@@ -285,8 +317,25 @@ class _Scheduler:
         so_far = sum(job.flops * min(1.0, share[job.state](job)) for job in self.jobs.values())
         left = (self.total - so_far) * seconds / so_far if so_far else float("inf")
         cells_open = sum(self.jobs[cell_id].state != "finished" for cell_id in self.open)
-        names = ", ".join(worker.job.name for worker in pool if worker.job is not None)
+        names = ", ".join(job.name for worker in pool for job in worker.jobs)
         return SweepProgress(len(self.cells) - cells_open, len(self.cells), so_far, self.total, left, names)
+
+
+def _stackable(cell: Cell) -> bool:
+    """What `isoflop.training.stack` can train as one program, as far as a recipe says it."""
+    config, sections = cell.config, cell.sections
+    plain = config.experts is None and not config.mtp_depth and "numerics" not in sections
+    return plain and sections["train"].get("optimizer") != "muon" and not sections["validate"].get("every_steps")
+
+
+def _stack_of(cells: list[Cell]) -> int:
+    """Runs of one shape to train at once on the device of these cells."""
+    device = cells[0].sections["train"].get("device", "auto") if cells else "cpu"
+    if device == "cpu":  # torch need not be imported to know it
+        return 1
+    from isoflop.training.device import choose_device
+
+    return STACK if choose_device(device).type == "cuda" else 1
 
 
 def _start(context, threads: int, number: int) -> _Worker:
@@ -301,7 +350,7 @@ def _stop(pool: list[_Worker]) -> None:
     """Idle workers leave when their pipe closes, busy ones save first; who takes too long is killed."""
     for worker in pool:
         worker.pipe.close()
-        if worker.job is not None:
+        if worker.jobs:
             worker.process.terminate()
     for worker in pool:
         worker.process.join(timeout=STOP_S)

@@ -1,4 +1,4 @@
-"""A sweep's worker process: one job at a time from its pipe, one answer for each.
+"""A sweep's worker process: jobs of one kind from its pipe, trained at once, one answer for them.
 
 A job is plain data: a recipe tree, a run folder, where to start and stop. When its sweep asks it to stop (SIGTERM) or
 is gone, a worker leaves after saving, so that the sweep can be started again at once. Ctrl-C is the sweep's business.
@@ -40,14 +40,14 @@ def work(pipe: Connection, threads: int, parent: int, number: int) -> None:
         torch.cuda.set_device(number % torch.cuda.device_count())
     while not asked:
         try:
-            job = pipe.recv()
+            jobs = pipe.recv()
         except (EOFError, OSError):
             return
         busy = True
         try:
-            answer = {"job": job["name"], "result": _run(job, pipe, lambda: asked or os.getppid() != parent)}
+            answer = {"results": _run(jobs, pipe, lambda: asked or os.getppid() != parent)}
         except (IsoflopError, OSError) as error:  # a full disk, for example: running it again does not help
-            answer = {"job": job["name"], "error": str(error)}
+            answer = {"error": str(error)}
         try:
             pipe.send(answer)
         except OSError:
@@ -55,12 +55,31 @@ def work(pipe: Connection, threads: int, parent: int, number: int) -> None:
         busy = False
 
 
-def _run(job: dict[str, Any], pipe: Connection, orphaned) -> dict[str, Any]:
+def _run(jobs: list[dict[str, Any]], pipe: Connection, orphaned) -> list[dict[str, Any]]:
     from isoflop.training.pretrain.recipe import PretrainRecipe
-    from isoflop.training.pretrain.workload import run_pretrain
+    from isoflop.training.pretrain.workload import Pretraining
+    from isoflop.training.stack import run_stacked
 
-    recipe = from_tree(job["recipe"], PretrainRecipe)
-    run_dir = Path(job["run_dir"])
+    recipes = [from_tree(job["recipe"], PretrainRecipe) for job in jobs]
+    run_dirs = [Path(job["run_dir"]) for job in jobs]
+
+    # A worker of a sweep that was killed a moment ago may still be saving here.
+    with contextlib.ExitStack() as held:
+        for run_dir in run_dirs:
+            held.enter_context(only_one(run_dir, wait_s=60.0))
+        return run_stacked(
+            [Pretraining(recipe) for recipe in recipes],
+            run_dirs,
+            start_from=[Path(job["start_from"]) if job["start_from"] else None for job in jobs],
+            stop_at=jobs[0]["stop_at"],
+            keep_steps=frozenset(jobs[0]["keep_steps"]),
+            on_progress=[_reporter(pipe, job["name"]) for job in jobs],
+            should_stop=orphaned,
+        )
+
+
+def _reporter(pipe: Connection, name: str):
+    """Sends the progress of a job, at most once a second."""
     last_sent = 0.0
 
     def report(progress) -> None:
@@ -69,16 +88,6 @@ def _run(job: dict[str, Any], pipe: Connection, orphaned) -> dict[str, Any]:
             last_sent = time.monotonic()
             figures = {"step": progress.step, "tokens_per_s": progress.tokens_per_s, "loss_nats": progress.loss_nats}
             with contextlib.suppress(OSError):  # the sweep is gone: save first
-                pipe.send({"job": job["name"], "progress": figures})
+                pipe.send({"job": name, "progress": figures})
 
-    # A worker of a sweep that was killed a moment ago may still be saving here.
-    with only_one(run_dir, wait_s=60.0):
-        return run_pretrain(
-            recipe,
-            run_dir,
-            start_from=Path(job["start_from"]) if job.get("start_from") else None,
-            stop_at=job.get("stop_at"),
-            keep_steps=frozenset(job.get("keep_steps", ())),
-            on_progress=report,
-            should_stop=orphaned,
-        )
+    return report

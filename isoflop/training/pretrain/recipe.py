@@ -14,7 +14,7 @@ from isoflop.errors import RecipeError
 from isoflop.model.config import ExpertConfig, ModelConfig
 from isoflop.numerics.section import NumericsSection, check_numerics
 from isoflop.recipe import NotNegative, NotNegativeInt, Positive, PositiveInt, Processes, Range, Seed, check_ranges
-from isoflop.training.schedule import Schedule
+from isoflop.training.schedule import Schedule, factor
 
 WHERE_IT_RUNS = ("device", "micro_batch", "compile", "cuda_graph", "threads")
 """Keys of [train] that say where a run is computed, not what: no hash of a run or a cell depends on them."""
@@ -127,7 +127,7 @@ class TrainSection:
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile of each block; auto compiles long runs on a GPU that our own kernels do not cover (float32)."""
     cuda_graph: bool = True
-    """Replay the steps of small models as one CUDA graph: ten times faster where launches dominate."""
+    """Replay optimizer steps as CUDA graphs where they can be captured; ten times faster where launches dominate."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1 ..."""
     threads: Processes = 0
@@ -181,6 +181,25 @@ class PretrainRecipe:
         """Optimizer steps; tokens that don't fill a step are left out."""
         return self.train.n_tokens // self.train.batch_tokens
 
+    def rate(self, step: int) -> float:
+        """Learning rate of optimizer step `step`, from 0."""
+        t = self.train
+        return t.learning_rate * factor(
+            step,
+            n_steps=self.n_steps(),
+            warmup_steps=t.warmup_steps,
+            schedule=t.schedule,
+            cooldown_fraction=t.cooldown_fraction,
+        )
+
+    def computed_as(self) -> dict[str, Any]:
+        """What `isoflop.model.accounting` needs to know of the formats to forecast memory, on a GPU unless float32."""
+        if self.train.precision == "float32":
+            return {"precision": "fp32"}
+        rules = self.numerics.rules if self.numerics is not None and self.model.experts is None else ()
+        blocks = [rule.format for rule in rules if rule.modules in ("*", "blocks.*")]
+        return {"precision": "bf16", "step": "fp8" if blocks and blocks[-1].startswith("fp8") else None}
+
 
 def check(recipe: PretrainRecipe) -> None:
     """Ranges, and rules between keys. Raises RecipeError naming the key, the value, the rule and a way out."""
@@ -233,6 +252,11 @@ def check_prediction(prediction: dict[str, Any]) -> None:
     ordered = [found[key] for key in ("low", "bits_per_byte", "high") if key in found]
     if ordered != sorted(ordered):
         raise RecipeError(f"prediction: low, bits_per_byte, high = {ordered} must rise; plan again")
+    if (curve := prediction.get("curve")) is not None:
+        lists = [curve.get(key) or [] for key in ("steps", "of_final")] if isinstance(curve, dict) else [[], []]
+        numbers = [*lists[0], *lists[1], *(lists[0] and [curve.get("gain_nats"), *curve.get("final_nats", ())])]
+        if len(lists[0]) != len(lists[1]) or not numbers or not all(isinstance(n, (int, float)) for n in numbers):
+            raise RecipeError("prediction.curve must hold steps, of_final and gain_nats, numbers only; plan again")
 
 
 def check_device(name: str, key: str = "train.device") -> None:

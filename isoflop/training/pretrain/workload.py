@@ -5,7 +5,6 @@ checkpoint of a longer one (its trunk): up to the cooldown both compute the same
 """
 
 import dataclasses
-import functools
 import hashlib
 import json
 from collections.abc import Callable, Sequence
@@ -27,7 +26,8 @@ from isoflop.tokens.batches import Batches
 from isoflop.tokens.shards import TokenSet
 from isoflop.training import checkpoint
 from isoflop.training.checkpoint import Saving
-from isoflop.training.device import choose_device
+from isoflop.training.device import choose_device, choose_dtype
+from isoflop.training.forecast import BLOCKS, Interval, LossForecast, usual_gain
 from isoflop.training.load_run import keep_tokenizer, require_tokenizer_of
 from isoflop.training.loop import StepPlan
 from isoflop.training.monitor import Progress
@@ -44,7 +44,7 @@ from isoflop.training.pretrain.terms import StepTerms
 from isoflop.training.pretrain.validate import validate
 from isoflop.training.run import Built, Job, run
 from isoflop.training.saturation import watch_clipping
-from isoflop.training.schedule import cooldown_start, factor
+from isoflop.training.schedule import cooldown_start
 from isoflop.training.step_hooks import NoiseHook, StepHook
 from isoflop.training.workload import Loss, Workload
 
@@ -120,16 +120,9 @@ class Pretraining(Job):
             "schedule": t.schedule,
             "cooldown_fraction": t.cooldown_fraction,
         }
-        relative = functools.partial(
-            factor,
-            n_steps=n_steps,
-            warmup_steps=t.warmup_steps,
-            schedule=t.schedule,
-            cooldown_fraction=t.cooldown_fraction,
-        )
         self.plan = StepPlan(
             n_steps,
-            rate=lambda step: t.learning_rate * relative(step),
+            rate=recipe.rate,
             clip_norm=t.clip_norm,
             validate_every=recipe.validate.every_steps,
             graph=t.cuda_graph,
@@ -144,7 +137,7 @@ class Pretraining(Job):
         if t.threads:
             torch.set_num_threads(t.threads)
         device = choose_device(t.device)
-        dtype = _precision(t.precision, device)
+        dtype = choose_dtype(t.precision, device)
         document_start = None if recipe.data.cross_document else self._token_set.tokenizer.bos_id
         model = Transformer(recipe.model, dtype, document_start).to(device)
         hooks: list[StepHook] = []
@@ -162,7 +155,8 @@ class Pretraining(Job):
         if _should_compile(recipe, model, exact * t.n_tokens):
             for block in model.all_blocks():
                 block.compile(dynamic=False)
-        return Built(LanguageModel(recipe, self._token_set, terms, hooks), model, optimizer, exact, dtype)
+        workload = LanguageModel(recipe, self._token_set, terms, hooks)
+        return Built(workload, model, optimizer, exact, dtype, forecast=_forecast(recipe))
 
     def initialise(self, model: nn.Module) -> None:
         assert isinstance(model, Transformer)
@@ -209,6 +203,7 @@ class Pretraining(Job):
             "numerics": numerics_text(recipe.numerics, precision),
             "tokenizer_sha256": tokens.tokenizer_sha256,
             "data_sha256": tokens.data_sha256,
+            "held_out_sha256": tokens.held_out_sha256,
             "trajectory": self.trajectory,
             **validation,
         }
@@ -345,10 +340,20 @@ def _with_whole_paths(recipe: PretrainRecipe) -> PretrainRecipe:
     return dataclasses.replace(recipe, data=data, initial=initial)
 
 
-def _precision(name: str, device: torch.device) -> torch.dtype:
-    if name == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+def _forecast(recipe: PretrainRecipe) -> LossForecast | None:
+    """An onlooker for a run long enough; the plan's curve, where it is for this run, says more about it."""
+    n_steps, curve = recipe.n_steps(), (recipe.prediction or {}).get("curve") or {}
+    if n_steps < 2 * BLOCKS:
+        return None
+    if curve and curve["steps"][-1] != n_steps:  # planned for more or fewer steps
+        curve = {}
+    nats = curve.get("final_nats")
+    return LossForecast(
+        [recipe.rate(step) for step in range(n_steps)],
+        gain=curve.get("gain_nats") or usual_gain(recipe.model.d_model, recipe.train.learning_rate),
+        stages=[stage * recipe.model.seq_len // recipe.train.batch_tokens for stage, _ in _stages(recipe)[1:]],
+        planned=Interval(*nats) if nats else None,
+    )
 
 
 def _should_compile(recipe: PretrainRecipe, model: Transformer, total_flops: float) -> bool:

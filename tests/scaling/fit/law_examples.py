@@ -71,6 +71,8 @@ def example_laws(
         "n_runs": len(losses),
         "budgets": list(budgets),
         "largest_budget_flops": budgets[-1],
+        "held_out_sha256": "e" * 64,
+        "held_out_bytes": 178_000,
         "conventions": {"flops": "M D", "schedule": "constant_cooldown", "tokenizer_sha256": "f" * 64},
         "surface": {"log_huber": dict(zip(names, center)), "varpro": dict(zip(names, center))},
         "parabola": {

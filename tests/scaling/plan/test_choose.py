@@ -2,11 +2,13 @@
 
 import datetime
 import json
+import re
 import tomllib
 
 import pytest
 from law_examples import example_laws
 
+from isoflop.cli import main as cli
 from isoflop.errors import PlanError
 from isoflop.model.accounting import count_parameters, flops_per_token
 from isoflop.recipe import from_tree, to_toml, write_json
@@ -124,13 +126,52 @@ def test_deepseek_law_plans_a_model_with_its_own_batch_and_rate():
     assert found.recipe["train"]["schedule"] == "multi_step" and found.recipe["train"]["warmup_steps"] <= 2000
 
 
-def test_serving_makes_the_planned_model_smaller_at_the_same_predicted_loss():
+def test_serving_makes_the_planned_model_smaller_for_the_same_training_budget_and_costs_little_loss():
     plain = make_plan(LAWS, budget_flops=1.5e15, **SMALL)
     served = make_plan(LAWS, budget_flops=1.5e15, serve_tokens=5.0 * plain.n_tokens, **SMALL)
-    assert served.scale < plain.scale and served.total_flops > 1.05 * plain.total_flops
+    assert served.scale < 0.8 * plain.scale and served.total_flops == pytest.approx(plain.total_flops, rel=2e-3)
     assert served.prediction is not None and plain.prediction is not None
-    assert served.prediction.center == pytest.approx(plain.prediction.center, rel=2e-3)
     assert 0 < served.serving["saving"] < 1
+    assert served.serving["training_flops"] == pytest.approx(1.5e15, rel=1e-6)
+    smaller = make_plan(LAWS, budget_flops=served.serving["training_flops_optimum"], **SMALL)  # reaches the same loss
+    assert smaller.prediction is not None and smaller.scale > 1.2 * served.scale
+    assert smaller.prediction.center == pytest.approx(served.prediction.center, rel=2e-3)
+    assert plain.prediction.center < served.prediction.center
+
+
+def test_a_served_model_has_one_size_whether_its_training_is_given_in_flops_or_in_hours():
+    machine = Machine(n_gpus=8, hardware="H100")
+    by_hours = make_plan("chinchilla", gpu_hours=2688, machine=machine, serve_tokens=1e12)
+    by_flops = make_plan("chinchilla", budget_flops=by_hours.total_flops, machine=machine, serve_tokens=1e12)
+    assert by_hours.config == by_flops.config
+    assert by_hours.n_tokens == pytest.approx(by_flops.n_tokens, rel=0.005)
+    rows = dict(plan_rows(by_flops))
+    assert "for training alone" in rows["model scale"] and not any("% loss" in name for name in rows)
+
+
+def test_the_share_of_the_corpus_and_how_far_the_laws_are_stretched_are_told():
+    found = make_plan(LAWS, budget_flops=1.5e15, unique_tokens=1e9, **SMALL)
+    assert found.extrapolation == pytest.approx(5.0, rel=0.02)
+    rows = dict(plan_rows(found))
+    assert rows["corpus"] == f"{found.n_tokens / 1e9:.0%} of 1e+09 tokens at hand"
+    assert rows["extrapolation"].startswith("5 x the largest run of the laws (3e+14 FLOPs)")
+    repeated = dict(plan_rows(make_plan(LAWS, budget_flops=1.5e15, unique_tokens=found.n_tokens / 4, **SMALL)))
+    assert "passes over" in repeated["corpus"]
+    far = make_plan(LAWS, budget_flops=1.5e21, machine=Machine(memory_gib=1.0), **{**SMALL, "hyper": "deepseek"})
+    assert far.memory.refusal and dict(plan_rows(far))["extrapolation"].startswith("5e+06 x")
+    assert any("5e+06 times the largest sweep budget" in text for text in far.warnings)
+
+
+def test_published_laws_give_a_rough_loss_that_says_what_it_is():
+    found = make_plan("deepseek", budget_flops=3.5e21)
+    assert list(found.rough_loss) == ["chinchilla", "hoffmann", "muennighoff"] and found.prediction is None
+    n_params = count_parameters(found.config).n_params_total
+    by_hand = 1.817 + 482.0 / n_params**0.348 + 2085.0 / found.n_tokens**0.366  # arXiv 2404.10102
+    assert found.rough_loss["chinchilla"] == pytest.approx(by_hand)
+    row = dict(plan_rows(found))["rough loss"]
+    assert row.startswith("2.2") and "other data, no interval" in row
+    assert found.extrapolation == pytest.approx(3.5e21 / 3e20, rel=0.01)
+    assert make_plan(LAWS, budget_flops=1.5e15, **SMALL).rough_loss == {}
 
 
 def test_repeated_data_raises_the_predicted_loss():
@@ -186,7 +227,6 @@ def test_memory_is_reported_and_the_micro_batch_fits_it():
         (LAWS, {**SMALL}, "give exactly one"),
         (LAWS, {"budget_flops": 1e15, "gpu_hours": 1.0, **SMALL}, "give exactly one"),
         (LAWS, {"gpu_hours": 1.0, **SMALL}, "needs hardware"),
-        ("deepseek", {"budget_flops": 1e22, "machine": Machine(memory_gib=16.0)}, r"memory = .* GiB per device"),
         ("deepseek", {"budget_flops": 1e20, "machine": Machine(hardware="H10")}, "did you mean H100"),
         ("deepseek", {"budget_flops": 1e20, "machine": Machine(utilisation=40)}, "utilisation = 40"),
         ({**LAWS, "resamples": {}}, {"budget_flops": 1e15, **SMALL}, "no interval is available"),
@@ -198,9 +238,36 @@ def test_a_plan_that_cannot_be_met_is_refused_with_a_way_out(laws, arguments, me
         make_plan(laws, **arguments)
 
 
-def test_memory_refusal_names_the_sharding_that_would_fit():
-    with pytest.raises(PlanError, match="zero_stage = 1 fits"):
-        make_plan("deepseek", budget_flops=3e21, machine=Machine(n_gpus=64, hardware="H100"))
+def test_what_does_not_fit_is_still_a_plan_that_says_what_would_and_is_not_written(tmp_path):
+    found = make_plan("deepseek", budget_flops=1e22, machine=Machine(memory_gib=16.0))
+    assert found.n_tokens > 1e11 and found.rough_loss and "does not fit" in dict(plan_rows(found))["memory"]
+    with pytest.raises(PlanError, match=r"memory = .* GiB per device .* what would fit: .*a budget of .* FLOPs"):
+        found.write(tmp_path / "plan.toml")
+    assert not (tmp_path / "plan.toml").exists() and found.tree()["memory"]["refusal"]
+
+
+def test_a_memory_refusal_names_sharding_devices_and_budgets_that_fit():
+    asked = {"budget_flops": 3e21, "machine": Machine(n_gpus=64, hardware="H100", zero_stage=0)}
+    refusal = make_plan("deepseek", **asked).memory.refusal
+    assert "what would fit: zero_stage = 1, " in refusal and "64 x H200" in refusal
+    one = make_plan("deepseek", budget_flops=3e21, machine=Machine(hardware="A100")).memory
+    more, larger, smaller = one.refusal.split("what would fit: ")[1].split(", ")
+    assert (more, larger) == ("2 devices with zero_stage = 3", "1 x H200")
+    budget = float(smaller.split()[3])
+    fits = {
+        (3e21, Machine(n_gpus=2, hardware="A100", zero_stage=3)): True,
+        (3e21, Machine(hardware="H200")): True,
+        (budget, Machine(hardware="A100")): True,
+        (2.2 * budget, Machine(hardware="A100")): False,
+    }
+    for (flops, machine), expected in fits.items():
+        assert (not make_plan("deepseek", budget_flops=flops, machine=machine).memory.refusal) == expected, machine
+
+
+def test_the_least_sharding_that_fits_is_taken_where_none_is_asked_for():
+    plans = [make_plan("deepseek", budget_flops=c, machine=Machine(n_gpus=64, hardware="H100")) for c in (3e20, 3e21)]
+    assert [found.memory.zero_stage for found in plans] == [0, 1]
+    assert make_plan("deepseek", budget_flops=3e20, machine=Machine(hardware="H100")).memory.zero_stage == 0
 
 
 def test_a_tokenizer_other_than_the_sweeps_is_refused():
@@ -272,3 +339,49 @@ def test_a_law_of_parameters_shows_both_counts_of_a_mixture():
     assert other["learning_rate"] < found.learning_rate  # more parameters, lower rate
     dense = make_plan(LAWS, budget_flops=1.5e15, **hyper)
     assert "by_total_parameters" not in dense.tree()["hyper"]
+
+
+DAY_ONE = ["--gpus", "8", "--hardware", "h100", "--days", "14", "--tokens", "5e11"]
+
+
+def test_eight_gpus_two_weeks_and_500_billion_tokens_are_answered_in_one_screen(tmp_path, capsys):
+    out = str(tmp_path / "plan.toml")
+    cli.main(["plan", "chinchilla", *DAY_ONE, "--out", out, "--json", str(tmp_path / "plan.json")])
+    shown = capsys.readouterr().out
+    lines = shown.splitlines()
+    assert len(lines) <= 24 and all(len(line) <= 132 for line in lines if out not in line)
+    for label, text in {
+        "tokens": r"1\.\d+e\+11 \(2\d\.\d per parameter\)",
+        "corpus": "22% of 5e[+]11 tokens at hand",
+        "time": "14 days on 8 devices, 2,688 device hours",
+        "extrapolation": "0.27 x the largest run of the laws",
+        "memory": "GiB per device at 1 sequence, zero_stage 2",
+        "rough loss": "2.19 to 2.25 nats per token: other data, no interval",
+    }.items():
+        assert re.search(rf"^  {label} +.*{text}", shown, re.MULTILINE), (label, shown)
+    assert "8 devices and isoflop train uses 1 so far" in shown and "run it:" not in shown
+    tree = json.loads((tmp_path / "plan.json").read_text(encoding="utf-8"))
+    assert tree["gpu_hours"] == pytest.approx(2688, rel=0.003) and tree["unique_tokens"] == 5e11
+    cli.main(["plan", "chinchilla", "--hours", "5", "--hardware", "h100", "--out", out])
+    assert f"run it: isoflop train {out}" in capsys.readouterr().out
+
+
+def test_a_day_one_plan_that_does_not_fit_shows_itself_the_extrapolation_and_the_way_out(tmp_path, capsys):
+    write_json(tmp_path / "laws.json", {**LAWS, "budgets": [1e13, 3e13], "largest_budget_flops": 7e14})
+    out = tmp_path / "plan.toml"
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["plan", str(tmp_path / "laws.json"), *DAY_ONE, "--memory-gib", "24", "--out", str(out)])
+    shown = capsys.readouterr()
+    assert stopped.value.code == 2 and not out.exists()
+    assert re.search(r"shape +\d+ layers", shown.out) and re.search(r"extrapolation +5.*e\+06 x the largest", shown.out)
+    assert re.search(r"memory +.* does not fit", shown.out) and "no recipe: it does not fit" in shown.out
+    assert re.search(r"predicted +.* 90% interval", shown.out) and "what would fit: " in shown.err
+
+
+@pytest.mark.parametrize(
+    "budget", [[], ["--days", "1", "--gpu-hours", "1"], ["--hours", "1", "--budget-flops", "1e20"]]
+)
+def test_a_budget_is_given_in_one_way(budget, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["plan", "chinchilla", "--hardware", "h100", *budget])
+    assert "exactly one of --budget-flops, --gpu-hours, --hours and --days" in capsys.readouterr().err

@@ -9,6 +9,7 @@ from synthetic_study import make_corpus_manifest, make_metrics, make_study, make
 from isoflop.errors import DataError
 from isoflop.recipe import write_json, write_recipe
 from isoflop.scaling.report.folder import report_study
+from isoflop.scaling.report.run_figures import training_figure
 from isoflop.scaling.sweep.cells import model_tree
 from isoflop.scaling.sweep.family import ExpertFamily, Family
 from isoflop.scaling.sweep.shapes import shape
@@ -106,3 +107,22 @@ def test_the_folder_of_one_run_gives_a_page_with_its_expert_load(tmp_path):
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert set(found["figures"]) == {"training", "load"}
     assert "16 experts, 3 active" in page and "1.234" in page and "Load of the experts" in page
+
+
+def test_the_page_of_a_run_shows_its_planned_curve_its_forecasts_and_its_warning(tmp_path):
+    lines = make_metrics()
+    last = max(line["step"] for line in lines)
+    final = {"center": 2.3, "low": 2.2, "high": 2.4}
+    forecasts = [{"step": step, "loss_nats": 3.0, "final": final} for step in range(last // 10, last, last // 10)]
+    forecasts[4]["warning"] = "step 5: the loss is above its band & more"
+    curve = {"steps": [last // 2, last], "of_final": [1.1, 1.0], "gain_nats": 0.3, "final_nats": [2.3, 2.2, 2.4]}
+    config = shape(16, vocab_size=64, seq_len=16, family=Family())
+    write_lines(tmp_path / "metrics.jsonl", lines)
+    write_lines(tmp_path / "forecast.jsonl", forecasts)
+    write_recipe(tmp_path / "recipe.toml", {"model": model_tree(config), "prediction": {"curve": curve}})
+    report_study(tmp_path, tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "above its band &amp; more" in page
+    axes = training_figure(lines, curve=curve, forecasts=forecasts)
+    assert axes is not None
+    assert axes.axes[0].get_legend_handles_labels()[1] == ["planned", "forecast of the end (90%)"]

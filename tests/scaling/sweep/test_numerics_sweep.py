@@ -81,6 +81,8 @@ def runs(worth, numerics):
                     batch_tokens=4096,
                     cooled=True,
                     numerics=numerics,
+                    held_out_sha256="e" * 64,
+                    held_out_bytes=178_000,
                     conventions={"family": "dense; MHA", "numerics": numerics},
                 )
             )

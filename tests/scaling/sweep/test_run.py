@@ -23,6 +23,7 @@ from isoflop.scaling.sweep.ladder import LadderRecipe, ladder_on_tokens, plan_la
 from isoflop.scaling.sweep.records import read_records
 from isoflop.scaling.sweep.run import run_sweep
 from isoflop.scaling.sweep.shapes import shape
+from isoflop.tokens.shards import TokenSet
 from isoflop.training.pretrain.recipe import PretrainRecipe
 from isoflop.training.pretrain.workload import run_pretrain
 
@@ -71,6 +72,9 @@ def test_four_sizes_by_four_token_counts_save_more_than_half_and_equal_separate_
     seen = []
     records = run_sweep(cells, tmp_path, study="test", workers=2, on_progress=seen.append)
     assert [record.run_id for record in records] == [cell.cell_id for cell in cells]
+    held_out = TokenSet.open(tiny_tokens).held_out_sha256
+    assert {record.held_out_sha256 for record in records} == {held_out} and len(held_out or "") == 64
+    assert all((record.held_out_bytes or 0) > 500 for record in records)
     assert seen[-1].cells_done == 16 and seen[-1].flops_done == pytest.approx(seen[-1].flops_total)
 
     spent = json.loads((tmp_path / "sweep.json").read_text(encoding="utf-8"))
@@ -109,6 +113,34 @@ def test_four_sizes_by_four_token_counts_save_more_than_half_and_equal_separate_
     again = run_sweep(cells, tmp_path, study="test", workers=2)
     assert (tmp_path / "records.jsonl").read_bytes() == before and steps_run(tmp_path) == ran
     assert [facts(record) for record in again] == [facts(record) for record in records]
+
+
+@pytest.mark.dist
+def test_cells_that_differ_in_seed_and_rate_are_trained_as_one_program(tmp_path, tiny_tokens):
+    planned = cells_of(ladder_recipe(tiny_tokens, widths=(8, 16), ratios=(0.25, 0.5)))
+    seeded = lambda cell, seed: {**cell.sections, "train": {**cell.sections["train"], "seed": seed}}
+    cells = [dataclasses.replace(cell, sections=seeded(cell, seed)) for seed in (0, 1) for cell in planned]
+    cells += [dataclasses.replace(cell, learning_rate=2 * cell.learning_rate) for cell in planned]
+    cells.append(dataclasses.replace(planned[0], learning_rate=1e30))  # diverges and leaves the others alone
+    apart = run_sweep(cells, tmp_path / "apart", study="test", stack=1)
+    first = run_sweep(cells, tmp_path / "stacked", study="test", stack=4, should_stop=_after(3))
+    assert len(first) < len(cells)
+    stacked = run_sweep(cells, tmp_path / "stacked", study="test", stack=4)
+    assert (
+        [record.status for record in stacked] == [record.status for record in apart] == ["finished"] * 12 + ["diverged"]
+    )
+    for one, other in zip(stacked[:-1], apart[:-1], strict=True):
+        assert one.loss_nats == pytest.approx(other.loss_nats, rel=1e-5)
+        assert (one.run_id, one.steps, one.n_tokens) == (other.run_id, other.steps, other.n_tokens)
+    results = [json.loads(path.read_text("utf-8")) for path in (tmp_path / "stacked").glob("cells/*/result.json")]
+    assert sum("stacked" in result for result in results) > 6
+    assert "of 3 runs" in " ".join(record.conventions.get("wall_s", "") for record in stacked)
+
+
+def _after(calls: int):
+    """False so many times, then True."""
+    asked = iter([False] * calls)
+    return lambda: next(asked, True)
 
 
 @pytest.mark.dist

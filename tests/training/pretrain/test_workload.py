@@ -83,7 +83,7 @@ def test_a_finished_run_is_not_repeated_and_another_recipe_in_its_folder_is_refu
 
 def test_a_run_does_not_change_its_number_format_with_the_device(tmp_path, tiny_recipe, monkeypatch):
     with monkeypatch.context() as elsewhere:
-        elsewhere.setattr("isoflop.training.pretrain.workload._precision", lambda *_: torch.bfloat16)
+        elsewhere.setattr("isoflop.training.pretrain.workload.choose_dtype", lambda *_: torch.bfloat16)
         run_pretrain(tiny_recipe(checkpoint={"every_steps": 5}), tmp_path, should_stop=stopping_after(12))
     with pytest.raises(
         CheckpointError, match=r"was trained in bfloat16, here it would go on in float32.*another folder"

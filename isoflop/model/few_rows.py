@@ -1,0 +1,155 @@
+"""A decoding step of a few tokens in as few kernels as possible: what `Transformer.step` computes, joined otherwise.
+
+Nothing is defined here: each line is one or several of transformer.py and experts.py, and tests hold both together. At
+batch 1 a step is bound by reading weights and by the starts of its kernels, so residuals, norms and gates go into the
+products beside them: 6 kernels a dense layer, 8 a latent one with experts, instead of some 30 and 60.
+
+Shapes: N tokens, D model, H heads, C channels of a head.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from isoflop.model.experts import Experts, MixtureOfExperts
+from isoflop.model.pages import LayerPages, Step
+from isoflop.model.transformer import MLP, Attention, Block, LatentAttention, MTPModule, RMSNorm, Transformer
+from isoflop.numerics import few_rows
+from isoflop.numerics.few_rows import MOST_ROWS, Mixture, Norm, product
+from isoflop.numerics.joined import normed
+from isoflop.numerics.launch import has_kernels
+from isoflop.numerics.linear import Linear
+
+
+def takes(model: Transformer, step: Step) -> bool:
+    """Whether this step is computed here: rows only, on a GPU, with plain products and ungrouped experts."""
+    if step.rows is None or step.chunks or step.rows.n_tokens > MOST_ROWS or step.rows.one_by_one:
+        return False
+    if model.config.experts is not None and model.config.experts.n_groups > 1:
+        return False
+    weight = model.head.weight
+    return has_kernels(weight, wide=True) and not any(
+        layer.numerics is not None for layer in model.modules() if isinstance(layer, (Linear, Experts))
+    )
+
+
+def run_step(model: Transformer, tokens_N: Tensor, step: Step, layers: Sequence[LayerPages]) -> Tensor:
+    """`model.step`, here where that is possible."""
+    if not takes(model, step):
+        return model.step(tokens_N, step, layers)
+    angles = model.angles_at(step.positions_N)
+    x_ND, update_ND = model.embedding(tokens_N).to(model.dtype), None
+    for block, pages in zip(model.blocks, layers):
+        x_ND, update_ND = _block(block, x_ND, update_ND, angles, step, pages)  # type: ignore[arg-type]
+    return normed(x_ND, update_ND, *_norm(model.norm))[1]
+
+
+def run_mtp_step(
+    model: Transformer, depth: int, hidden_ND: Tensor, tokens_N: Tensor, step: Step, pages: LayerPages
+) -> Tensor:
+    """`model.mtp_step`, here where that is possible."""
+    if not takes(model, step):
+        return model.mtp_step(depth, hidden_ND, tokens_N, step, pages)
+    module: MTPModule = model.mtp[depth - 1]  # type: ignore[assignment]
+    embedded_ND = module.embedding_norm(model.embedding(tokens_N).to(model.dtype))
+    joined_NX = torch.cat((embedded_ND, module.hidden_norm(hidden_ND)), dim=-1)
+    x_ND = product(joined_NX, module.project.weight)[1]
+    x_ND, update_ND = _block(module.block, x_ND, None, model.angles_at(step.positions_N), step, pages)
+    return normed(x_ND, update_ND, *_norm(module.norm))[1]
+
+
+def run_head(model: Transformer, hidden_ND: Tensor, n_tokens: int) -> Tensor:
+    """Logits [N, n_tokens] of the ids below `n_tokens`."""
+    head = model.head
+    if head.numerics is not None:
+        return head(hidden_ND)[:, :n_tokens]
+    return F.linear(hidden_ND, head.weight[:n_tokens].to(hidden_ND.dtype))
+
+
+def _block(
+    block: Block,
+    x_ND: Tensor,
+    update_ND: Tensor | None,
+    angles: tuple[Tensor, Tensor],
+    step: Step,
+    pages: LayerPages,
+) -> tuple[Tensor, Tensor]:
+    """The stream without what the MLP adds to it, and that."""
+    attention, norm = block.attention, _norm(block.attention_norm)
+    if isinstance(attention, LatentAttention):
+        x_ND, update_ND = _latent_attention(attention, x_ND, update_ND, norm, angles, step, pages)
+    else:
+        x_ND, update_ND = _attention(attention, x_ND, update_ND, norm, angles, step, pages)
+    norm = _norm(block.mlp_norm)
+    if isinstance(block.mlp, MixtureOfExperts):
+        return few_rows.mixture(x_ND, update_ND, norm, _mixture(block.mlp))
+    x_ND, inner_NF = product(x_ND, block.mlp.gate_up.weight, norm=norm, update_ND=update_ND, gated=True)
+    return x_ND, product(inner_NF, block.mlp.down.weight)[1]
+
+
+def _attention(
+    attention: Attention,
+    x_ND: Tensor,
+    update_ND: Tensor | None,
+    norm: Norm,
+    angles: tuple[Tensor, Tensor],
+    step: Step,
+    pages: LayerPages,
+) -> tuple[Tensor, Tensor]:
+    x_ND, qkv_NX = product(x_ND, attention.qkv.weight, norm=norm, update_ND=update_ND)
+    heads_NHC = qkv_NX.view(len(x_ND), -1, attention.d_head)
+    q_NHC = few_rows.turn_and_write(heads_NHC, *angles, step.slots_N, pages.keys, pages.values)
+    assert step.rows is not None
+    mixed_NHC = pages.attend_rows(step.rows, q_NHC, attention.scale)
+    return x_ND, product(mixed_NHC.flatten(1), attention.out.weight)[1]
+
+
+def _latent_attention(
+    attention: LatentAttention,
+    x_ND: Tensor,
+    update_ND: Tensor | None,
+    norm: Norm,
+    angles: tuple[Tensor, Tensor],
+    step: Step,
+    pages: LayerPages,
+) -> tuple[Tensor, Tensor]:
+    """The absorbed form."""
+    sizes, up, n_heads = attention.latent, attention.kv_up.weight, attention.n_heads
+    if sizes.d_q_latent:
+        x_ND, low_NX = product(x_ND, attention.q_down.weight, attention.kv_down.weight, norm=norm, update_ND=update_ND)
+        q_low_NX, kv_NX = low_NX.split((sizes.d_q_latent, low_NX.shape[1] - sizes.d_q_latent), 1)
+        q_NX = product(q_low_NX.contiguous(), attention.q_up.weight, norm=_norm(attention.q_norm))[1]
+        joint_NX = q_NX.new_empty(len(x_ND), q_NX.shape[1] + kv_NX.shape[1])
+        joint_NX[:, : q_NX.shape[1]], joint_NX[:, q_NX.shape[1] :] = q_NX, kv_NX
+    else:
+        x_ND, joint_NX = product(x_ND, attention.q.weight, attention.kv_down.weight, norm=norm, update_ND=update_ND)
+    q_NHL = few_rows.absorb_and_write(
+        joint_NX, _norm(attention.kv_norm), up, (n_heads, sizes.d_nope, sizes.d_value), angles, step.slots_N, pages.keys
+    )
+    assert step.rows is not None
+    mixed_NHL = pages.attend_rows(step.rows, q_NHL, attention.scale)
+    values_NHC = few_rows.values_up(mixed_NHL, up, sizes.d_nope)
+    return x_ND, product(values_NHC.flatten(1), attention.out.weight)[1]
+
+
+def _norm(norm: RMSNorm) -> Norm:
+    return Norm(norm.weight, norm.eps)
+
+
+def _mixture(layer: MixtureOfExperts) -> Mixture:
+    router, experts, config = layer.router, layer.experts, layer.router.config
+    shared: MLP | None = layer.shared  # type: ignore[assignment]
+    return Mixture(
+        router.weight,
+        router.bias if config.selection_bias else None,
+        experts.gate_up,
+        experts.down,
+        None if shared is None else shared.gate_up.weight,
+        None if shared is None else shared.down.weight,
+        config.n_active,
+        config.affinity == "sigmoid",
+        config.normalise,
+        config.routed_scale,
+    )

@@ -1,0 +1,112 @@
+"""The loss of a planned run over its steps: the laws say where it would be if cooled, the schedule how far above it is.
+
+    L(t) = surface(S, D s(t)) + gain x (what the falls of the rate that are still to come will gain),   s(T) = 1
+
+s is the share of the summed rates that has passed. What a fall gains is measured on the cells of the sweep, where its
+folder is at hand; else it is the usual one of isoflop.training.forecast.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from isoflop.recipe import from_tree, load_recipe
+from isoflop.scaling.laws import Laws, surface_loss
+from isoflop.scaling.plan.predict import Prediction
+from isoflop.scaling.sweep.records import RunRecord, read_records
+from isoflop.scaling.sweep.shapes import Tree
+from isoflop.training.forecast import BLOCKS, GAIN, arrived, average, fit_curve, usual_gain
+from isoflop.training.pretrain.recipe import PretrainRecipe
+from isoflop.training.schedule_law import Schedule
+
+POINTS, LEAST_CELLS = 32, 5
+NATS_PER_UNIT = {"loss_nats": 1.0, "bits_per_byte": 2.9}
+"""Training loss over the laws' loss where no sweep tells: a bit per byte at 4.2 bytes a token (assumption)."""
+
+
+@dataclass(frozen=True)
+class SweepCurves:
+    """What the loss curves of a sweep say beside its laws."""
+
+    gain: float
+    """Of a fall of the rate, in nats per unit of rate and sqrt(d_model)."""
+    cells: list[RunRecord]
+    """Runs with a training loss at their end."""
+
+    def final_nats(self, losses: Sequence[float], unit: str) -> list[float]:
+        """Training losses, in nats per token, of runs that end at validation losses in a unit of the records."""
+        pairs = [(loss, r.train_loss_nats) for r in self.cells if (loss := getattr(r, unit)) and r.train_loss_nats]
+        validation, training = np.log(pairs).T
+        exponent, logarithm = np.polyfit(validation, training, 1)
+        return (np.exp(logarithm) * np.asarray(losses) ** exponent).tolist()
+
+
+def predicted_curve(
+    laws: Laws, prediction: Prediction, recipe: Tree, scale: float, curves: SweepCurves | None = None
+) -> Tree | None:
+    """`[prediction.curve]` of a plan: steps and loss over final loss; None where no law knows other token counts.
+
+    `final_nats` (center, low, high of the training loss) is there with the curves of a sweep only.
+    """
+    surfaces = laws.surface_constants()
+    if not surfaces:
+        return None
+    made = from_tree(recipe, PretrainRecipe)
+    n_steps = made.n_steps()
+    stride = max(1, n_steps // 4000)
+    schedule = Schedule([made.rate(step) for step in range(0, n_steps, stride)])
+    places = np.unique(np.linspace(schedule.n_steps / POINTS, schedule.n_steps, POINTS).astype(int))
+    tokens = made.train.n_tokens * schedule.sums[places] / schedule.sums[-1]
+    cooled = np.mean([surface_loss(constants, scale, tokens) for constants in surfaces.values()], axis=0)
+    gain_nats = usual_gain(made.model.d_model, made.train.learning_rate) * (curves.gain / GAIN if curves else 1.0)
+    gained = arrived(schedule, places, stride)
+    ends = [prediction.center, prediction.low, prediction.high]
+    nats = curves.final_nats(ends, prediction.unit) if curves else NATS_PER_UNIT[prediction.unit] * np.array(ends)
+    gain = gain_nats / nats[0] * prediction.center
+    loss = prediction.center + cooled - cooled[-1] + gain * (gained[-1] - gained)
+    found: Tree = {
+        "steps": np.minimum(places * stride, n_steps).tolist(),
+        "of_final": [round(float(value), 5) for value in loss / prediction.center],
+        "gain_nats": gain_nats,
+    }
+    if curves:
+        found["final_nats"] = nats
+    return found
+
+
+def sweep_curves(sweep: Path) -> SweepCurves | None:
+    """From records.jsonl, cells/ and trunks/ in the folder of a sweep; None where they are not there, or too few."""
+    path = sweep / "records.jsonl"
+    records = read_records(path) if path.is_file() else []
+    cells = [record for record in records if record.kind == "cell" and record.status == "finished"]
+    gains = [gain for record in cells if (gain := _gain(sweep, record)) is not None]
+    return SweepCurves(float(np.median(gains)), cells) if len(gains) >= LEAST_CELLS else None
+
+
+def _gain(sweep: Path, record: RunRecord) -> float | None:
+    """What the cooldown of a cell gained, by its own curve and that of its trunk."""
+    folder = sweep / "cells" / record.run_id
+    if not (folder / "metrics.jsonl").is_file():
+        return None
+    recipe = load_recipe(folder / "recipe.toml", PretrainRecipe)
+    own = _losses(folder / "metrics.jsonl")
+    trunk = sweep / "trunks" / str(record.trunk_id) / "metrics.jsonl"
+    earlier = [line for line in _losses(trunk) if line["step"] < own[0]["step"]] if trunk.is_file() else []
+    lines, length = [*earlier, *own], recipe.n_steps() // BLOCKS
+    if length < 2 or len(lines) < recipe.n_steps():
+        return None
+    schedule = Schedule([recipe.rate(step) for step in range(recipe.n_steps())])
+    blocks = [average(lines[start : start + length]) for start in range(0, len(lines) - length + 1, length)]
+    steps, means, noise = map(np.array, zip(*blocks[BLOCKS // 4 :], strict=True))
+    usual = usual_gain(recipe.model.d_model, schedule.peak)
+    noise_sd = float(np.median(noise)) / length**0.5
+    fit = fit_curve(schedule, steps, means, noise_sd, [steps[-1:]], gain=usual, gain_spread=2.0)
+    return GAIN * fit.gain / usual
+
+
+def _losses(metrics: Path) -> Sequence[dict]:
+    rows = map(json.loads, metrics.read_text(encoding="utf-8").splitlines())
+    return [row for row in rows if "loss_nats" in row]

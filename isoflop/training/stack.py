@@ -1,0 +1,259 @@
+"""Runs of one shape, batch and length trained as one batched program: they differ in seed, data order and rate.
+
+Small models leave most of a GPU idle and pay for every kernel; eight of them at once take little longer than one. Each
+run keeps its own files and numbers: those of `loop.train`, up to the order of sums.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from isoflop.model.attention import fastest_kernels
+from isoflop.model.stacked import StackedTransformer, stackable
+from isoflop.model.transformer import Transformer
+from isoflop.training import checkpoint
+from isoflop.training.checkpoint import Saving
+from isoflop.training.cuda_graph import MAX_PARAMETERS, captured
+from isoflop.training.loop import LoopResult, Status, StepPlan
+from isoflop.training.monitor import Progress, Reporter, Watch
+from isoflop.training.optim import prepare_state
+from isoflop.training.run import Job, Opened, conclude, finished_result, open_run, trained
+from isoflop.training.step import move_weights
+from isoflop.training.workload import Workload
+
+MicroBatches = list[tuple[Tensor, ...]]
+
+
+class Member(NamedTuple):
+    """One run of a stack, with what `loop.train` takes for it."""
+
+    workload: Workload
+    model: Transformer
+    optimizer: torch.optim.Optimizer
+    plan: StepPlan
+    run_dir: Path
+    saving: Saving
+    state: dict[str, Any]
+    watch: Watch
+
+
+def run_stacked(
+    jobs: Sequence[Job],
+    run_dirs: Sequence[Path],
+    *,
+    start_from: Sequence[Path | None],
+    stop_at: int | None = None,
+    keep_steps: frozenset[int] = frozenset(),
+    on_progress: Sequence[Callable[[Progress], None] | None],
+    should_stop: Callable[[], bool] = lambda: False,
+) -> list[dict[str, Any]]:
+    """`run` of several jobs, as one batched program where they can be stacked from the same step, else one by one.
+
+    Raises CheckpointError as `run` does.
+    """
+    results = [finished_result(job, run_dir, stop_at) for job, run_dir in zip(jobs, run_dirs, strict=True)]
+    missing = [index for index, result in enumerate(results) if result is None]
+    opened = [
+        open_run(jobs[i], run_dirs[i], start_from[i], stop_at, keep_steps, Watch(on_progress[i], should_stop))
+        for i in missing
+    ]
+    members = [_member(each) for each in opened]
+    if len(opened) > 1 and len({each.start_step for each in opened}) == 1 and can_stack(members):
+        with fastest_kernels(opened[0].device):
+            loops = train_stacked(members, start_step=opened[0].start_step)
+    else:
+        loops = map(trained, opened)
+    for index, each, loop in zip(missing, opened, loops):
+        results[index] = conclude(each, loop)
+    return [result for result in results if result is not None]
+
+
+def can_stack(members: Sequence[Member]) -> bool:
+    """Whether these runs can be one program: equal shapes and lengths, nothing around their steps or during the run."""
+    first = members[0]
+
+    def fits(member: Member) -> bool:
+        plan, alike = member.plan, (member.plan.n_steps, member.plan.end, member.plan.clip_norm)
+        same = alike == (first.plan.n_steps, first.plan.end, first.plan.clip_norm)
+        same = same and member.workload.tokens_per_step == first.workload.tokens_per_step
+        plain = not member.workload.hooks and not plan.validate_every and stackable(member.model)
+        plain = plain and type(member.optimizer) is torch.optim.AdamW
+        return same and plain and member.model.config == first.model.config
+
+    return all(map(fits, members))
+
+
+def train_stacked(members: Sequence[Member], *, start_step: int) -> list[LoopResult]:
+    """Train all members from `start_step` to the end of their plans; a member that diverges leaves the others alone.
+
+    The time of a member is its share of the stack's.
+    """
+    first = members[0]
+    device = first.model.embedding.weight.device
+    end, step, n = first.plan.end, start_step, len(members)
+    finished: Status = "finished" if end == first.plan.n_steps else "stopped"
+    statuses: list[Status] = [finished] * n
+    data_wait_s = wall_s = 0.0
+    last_save = time.perf_counter()
+    with ExitStack() as open_files, ThreadPoolExecutor(1, thread_name_prefix="batches") as reader:
+        reports = [_reporter(member, device, start_step) for member in members]
+        for report in reports:
+            open_files.callback(report.close)
+        take, ahead = None, reader.submit(_ready, members, step, device)
+        while step < end and any(status != "diverged" for status in statuses):
+            began = time.perf_counter()
+            micro_batches = ahead.result()
+            data_wait_s += time.perf_counter() - began
+            take = take or StackedStep(members, micro_batches)
+            if step + 1 < end:
+                ahead = reader.submit(_ready, members, step + 1, device)
+            rates = [member.plan.rate(step) for member in members]
+            values = take(micro_batches, rates)
+            step += 1
+            for report, rate, value, status in zip(reports, rates, values.unbind(0), statuses):
+                if status != "diverged":
+                    report.add(step, rate, value)
+            wall_s += time.perf_counter() - began
+            stopping = any(member.watch.should_stop() for member in members)
+            saves = first.saving.at(step, time.perf_counter() - last_save)
+            saves = saves or (step == end and first.saving.at_end) or stopping
+            for index, report in enumerate(reports):
+                if statuses[index] != "diverged" and report.drain(wait=bool(saves or step == end)):
+                    statuses[index] = "diverged"
+            if saves:
+                for member, status in zip(members, statuses):
+                    if status != "diverged":
+                        _save(member, step, wall_s / n)
+                last_save = time.perf_counter()
+            if stopping and step < end:
+                statuses = ["diverged" if status == "diverged" else "interrupted" for status in statuses]
+                break
+    return [
+        LoopResult(
+            status=status,
+            step=report.diverged_at or step,
+            train_loss_nats=report.recent_loss(),
+            wall_s=wall_s / n,
+            tokens=(step - start_step) * member.workload.tokens_per_step,
+            data_wait_s=data_wait_s / n,
+            stacked=n,
+        )
+        for member, report, status in zip(members, reports, statuses)
+    ]
+
+
+class StackedStep:
+    """One optimizer step of every member, on a GPU as one CUDA graph where there is one micro-batch."""
+
+    def __init__(self, members: Sequence[Member], micro_batches: MicroBatches):
+        self.members = members
+        self.stack = StackedTransformer([member.model for member in members])
+        self._parameters = list(self.stack.parameters())
+        self._device = self._parameters[0].device
+        self._total_S = torch.zeros(len(members), device=self._device)
+        self._graph: torch.cuda.CUDAGraph | None = None
+        fused = all(member.optimizer.defaults["fused"] and member.plan.graph for member in members)
+        small = sum(p.numel() for p in members[0].model.parameters()) <= MAX_PARAMETERS
+        if self._device.type == "cuda" and fused and small and len(micro_batches) == 1:
+            self._capture(micro_batches[0])
+
+    def __call__(self, micro_batches: MicroBatches, rates: Sequence[float]) -> Tensor:
+        """[S, 2]: loss per token and gradient norm of each member, on the device."""
+        if self._graph is None:
+            for member, rate in zip(self.members, rates):
+                for group in member.optimizer.param_groups:
+                    group["lr"] = rate
+            return self._take([tuple(t.to(self._device, non_blocking=True) for t in batch) for batch in micro_batches])
+        for held, new in zip(self._inputs, micro_batches[0], strict=True):
+            held.copy_(new, non_blocking=True)
+        for held, rate in zip(self._rates, rates):
+            held.fill_(rate)
+        self._graph.replay()
+        return self._figures.clone()
+
+    def _gradients(self, micro_batches: MicroBatches) -> None:
+        """The gradients of all members, written over those of the step before."""
+        torch._foreach_zero_([p.grad for p in self._parameters if p.grad is not None])
+        self._total_S.zero_()
+        workload = self.members[0].workload
+        divisor = workload.divisor(micro_batches)  # of one member: the number of its tokens
+        for micro_batch in micro_batches:
+            losses_S = workload.loss_sum(self.stack, micro_batch)
+            assert isinstance(losses_S, Tensor)
+            (losses_S.sum() / divisor).backward()
+            self._total_S += losses_S.detach() / divisor
+
+    def _take(self, micro_batches: MicroBatches) -> Tensor:
+        self._gradients(micro_batches)
+        moved = [
+            move_weights(m.workload, m.model, m.optimizer, loss, m.plan.clip_norm)
+            for m, loss in zip(self.members, self._total_S.unbind(0))
+        ]
+        return torch.stack(moved)
+
+    def _capture(self, micro_batch: tuple[Tensor, ...]) -> None:
+        self._inputs = tuple(tensor.to(self._device) for tensor in micro_batch)
+        self._rates = [torch.zeros((), device=self._device) for _ in self.members]
+        for member, rate in zip(self.members, self._rates):
+            for group in member.optimizer.param_groups:
+                group["capturable"], group["lr"] = True, rate
+            for parameter in member.model.parameters():
+                prepare_state(member.optimizer, parameter)
+        stream = torch.cuda.Stream(self._device)
+        stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(stream):
+            for _ in range(2):  # kernels are chosen and libraries initialised outside the capture
+                self._gradients([self._inputs])
+        torch.cuda.current_stream(self._device).wait_stream(stream)
+        self._graph = torch.cuda.CUDAGraph()
+        with captured(self._graph):
+            self._figures = self._take([self._inputs])
+
+
+def _member(opened: Opened) -> Member:
+    built = opened.built
+    assert isinstance(built.model, Transformer)
+    return Member(
+        built.workload,
+        built.model,
+        built.optimizer,
+        opened.plan,
+        opened.run_dir,
+        opened.saving,
+        opened.state,
+        opened.watch,
+    )
+
+
+def _ready(members: Sequence[Member], step: int, device: torch.device) -> MicroBatches:
+    """The members' micro-batches, row by row after each other."""
+    of_members = zip(*(member.workload.batch(step) for member in members), strict=True)
+    joined = [tuple(torch.cat(parts) for parts in zip(*micro_batch, strict=True)) for micro_batch in of_members]
+    if device.type != "cuda":
+        return joined
+    return [tuple(tensor.pin_memory() for tensor in micro_batch) for micro_batch in joined]
+
+
+def _reporter(member: Member, device: torch.device, start_step: int) -> Reporter:
+    return Reporter(
+        member.run_dir,
+        device=device,
+        hooks=(),
+        start_step=start_step,
+        n_steps=member.plan.n_steps,
+        tokens_per_step=member.workload.tokens_per_step,
+        watch=member.watch,
+    )
+
+
+def _save(member: Member, step: int, wall_s: float) -> None:
+    folder, state = member.run_dir / "checkpoints", member.state
+    state = {**state, "wall_s": state.get("wall_s", 0.0) + wall_s}
+    checkpoint.save(folder, step=step, model=member.model, optimizer=member.optimizer, state=state)
+    checkpoint.prune(folder, step=step, keep=member.saving.keep, pinned=set(member.saving.at_steps))
