@@ -2,8 +2,9 @@
 
 Each bootstrap resample is a world: what a run would measure in it and what the target's loss is in it are known, so
 their covariance says how much of the target's variance the run would take away, with the noise of one run (linear
-update), the larger the less a fit weighs the run. Drift is not in the resamples: it grows with the distance from the largest budget to the target, which a larger
-budget shortens. Runs are chosen one after the other, the ones before counted. Noise of the target itself always stays.
+update), the larger the less a fit weighs the run. Drift is not in the resamples: it grows with the distance from the
+largest budget to the target, which a larger budget shortens. Runs are chosen one after the other, the ones before
+counted. Noise of the target itself always stays.
 
 Runs that only mean something together (the three sizes of a budget that the sweep lacks) are offered together.
 """
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from isoflop.errors import PlanError
-from isoflop.scaling.fit.joint import NEARNESS, NEARNESS_OF_TABLES
+from isoflop.scaling.fit.law_set import NEARNESS, NEARNESS_OF_TABLES
 from isoflop.scaling.laws import Laws
 from isoflop.scaling.plan.allocate import best_split
 from isoflop.scaling.plan.predict import Prediction, law_losses, predict
