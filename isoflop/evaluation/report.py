@@ -190,7 +190,8 @@ def loss_figure(runs: Mapping[str, Any], losses: Mapping[str, float]) -> "Figure
             scored = {name: run["tasks"][task] for name, run in runs.items() if BITS in run["tasks"].get(task, {})}
             known = [name for name in scored if name in losses]
             left.plot([losses[n] for n in known], [scored[n][BITS]["value"] for n in known], "o", color=NAMED[0])
-            left.set_ylabel(f"{task}: bits per byte of right answers", fontsize=8)
+            left.set_title(task)
+            left.set_ylabel("answer bits per byte")
             left.set_xlabel("validation loss (bits per byte)")
             metrics = [m for m in next(iter(scored.values())) if "bits" not in m]
             for index, metric in enumerate(metrics):
@@ -203,7 +204,7 @@ def loss_figure(runs: Mapping[str, Any], losses: Mapping[str, float]) -> "Figure
             if chance is not None:
                 right.axhline(chance, color=MUTED, linestyle="--", linewidth=1, label="chance")
             right.set_ylabel("accuracy")
-            right.set_xlabel("bits per byte of right answers")
+            right.set_xlabel("answer bits per byte")
             right.legend(frameon=False, fontsize=8)
             for axes in (left, right):
                 axes.invert_xaxis()  # better to the right
