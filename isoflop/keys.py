@@ -29,6 +29,7 @@ KINDS = {
     "reward": "isoflop.alignment.recipe.RewardRecipe",
     "align_demo": "isoflop.alignment.demo.DemoRecipe",
     "eval": "isoflop.evaluation.recipe.EvalRecipe",
+    "judge": "isoflop.evaluation.judge.recipe.JudgeRecipe",
     "imaging": "isoflop.imaging.config.ImagingRecipe",
     "imaging_sweep": "isoflop.imaging.sweep.ImagingSweep",
     "optics": "isoflop.optics.config.CoreConfig",

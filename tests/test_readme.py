@@ -201,7 +201,7 @@ def test_the_python_quickstart_runs_and_its_numbers_are_near_the_truth_of_its_ta
     exec(compile(block, "README.md", "exec"), names)
     found, best = names["loss"], names["best"]
     assert found.low < law.loss(3e6, 2e7) < found.high
-    assert found.center == pytest.approx(float(law.loss(3e6, 2e7)), rel=0.02)
+    assert found.center == pytest.approx(float(law.loss(3e6, 2e7)), rel=0.03)
     assert best.scale == pytest.approx(law.optimum(2.4e13, 1.0)[0], rel=0.3)
     recipe = load_recipe(tmp_path / "plan.toml", PretrainRecipe)
     assert recipe.model.vocab_size == 512 and recipe.prediction["bits_per_byte"] == best.prediction.center

@@ -13,6 +13,7 @@ from isoflop.alignment.demo import DemoRecipe
 from isoflop.alignment.recipe import DpoRecipe, RewardRecipe, SftRecipe
 from isoflop.alignment.recipe import check as check_align
 from isoflop.corpus.recipe import CorpusRecipe
+from isoflop.evaluation.judge.recipe import JudgeRecipe
 from isoflop.evaluation.recipe import EvalRecipe
 from isoflop.imaging.config import ImagingRecipe
 from isoflop.imaging.sweep import ImagingSweep
@@ -45,6 +46,7 @@ SCHEMAS = {
     "reward": RewardRecipe,
     "align demo": DemoRecipe,
     "eval": EvalRecipe,
+    "judge": JudgeRecipe,
 }
 
 
@@ -53,7 +55,7 @@ ALIGN_MARKS = {"talks": "align demo", "dpo": "dpo", "reward": "reward"}
 
 def kind_of(path: Path) -> str:
     """By folder; study recipes and presets by the sections they have."""
-    if path.parent.name in SCHEMAS:
+    if path.parent.name in SCHEMAS and path.stem != "judge":
         return path.parent.name
     keys = tomllib.loads(path.read_text(encoding="utf-8")).keys()
     if path.parent.name == "align" or path.stem.startswith("align"):
@@ -66,6 +68,8 @@ def kind_of(path: Path) -> str:
         "train": "pretrain",
         "sources": "corpus",
         "environment": "corpus",
+        "judge": "judge",
+        "tasks": "eval",
     }
     return next(kind for mark, kind in marks.items() if mark in keys)
 

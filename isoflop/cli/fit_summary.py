@@ -54,6 +54,9 @@ def print_laws(laws: Laws, out: Path, tables: Iterable[Path]) -> None:
         r = laws.rehearsal
         text = f"without the largest budget its runs were predicted {r.relative_error:+.2%} off"
         lines.append(("rehearsal", f"{text}, at {r.extrapolation_factor:.3g} times the compute"))
+    for task, law in laws.benchmarks.items():
+        sds = [f"bits {law.bits_sd:.2%}", *(f"{metric} {sd:.3f}" for metric, sd in law.metrics_sd.items())]
+        lines.append((f"benchmark {task}", f"{law.n_runs} runs; spread of a run: {', '.join(sds)}"))
     say("")
     print_rows(lines)
     print_inferences(laws.inferences)

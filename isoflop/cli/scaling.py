@@ -250,7 +250,7 @@ def score(
     from isoflop.scaling.plan.score import score_run
 
     found = dataclasses.asdict(score_run(run, records=records))
-    report_found(found, json, f"score in {run / 'score.json'}", list(flat(found)))
+    report_found(found, json, f"score in {run / 'score.json'}", list(flat(found, depth=4)))
 
 
 def compare(

@@ -81,6 +81,22 @@ class Model:
         }
 
 
+def with_cells(runs: Sequence[str]) -> list[str]:
+    """Runs, and instead of the folder of a sweep all of its cells.
+
+    Raises:
+        DataError: a sweep whose cells have no weights.
+    """
+    found = []
+    for run in runs:
+        cells = sorted(Path(run, "cells").glob("*/")) if not Path(run, "recipe.toml").is_file() else []
+        kept = [str(cell) for cell in cells if (cell / "checkpoints").is_dir()]
+        if cells and not kept:
+            raise DataError(f"no cell of {run} has weights; run the sweep with isoflop sweep --keep-weights")
+        found += kept or [run]
+    return found
+
+
 @dataclass
 class Chosen:
     """A task with the items that are asked, and why others are not."""
@@ -141,7 +157,7 @@ def evaluate(
     on_progress: Progress | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> tuple[dict[str, Any], Iterator[dict[str, Any]]]:
-    """Scores of all runs as plain data, and with `with_samples` one object an item.
+    """Scores of all runs, or cells of sweeps, as plain data, and with `with_samples` one object an item.
 
     Raises:
         CheckpointError, RecipeError, DataError: a run, recipe or official file that cannot be used.
@@ -154,7 +170,7 @@ def evaluate(
     with Sandbox(recipe.generation.workers or cores()) as sandbox:
         if any(one.task.job for one in chosen):
             sandbox.require()
-        for name in runs:
+        for name in with_cells(runs):
             model = Model(Path(name), recipe)
             by_task = {}
             with only_one(model.run / "evaluation"):
@@ -230,6 +246,7 @@ def _one_task(
     problems = [f"{items[n].id}: {answers.known[n]['problem']}" for n in items if "problem" in answers.known[n]]
     details = {
         "n_items": len(items),
+        "chance": _chance(one.items),
         "n_missing": sum(one is None for one in graded.values()),
         "n_skipped": len(one.loaded.skipped),
         "n_truncated": sum(answers.known[n]["n_cut"] > 0 for n in items),
@@ -252,6 +269,12 @@ def _one_task(
         shown = (sample(one.task, item, answers.known[n], graded[n], metrics) for n, item in items.items())
         samples = [{"run": name, "task": one.task.name, **row} for row in shown]
     return Found(values, details, samples)
+
+
+def _chance(items: Sequence[Item]) -> float | None:
+    """Accuracy of guessing, where every item has options."""
+    shares = [len(item.gold) / len(item.options) for item in items if isinstance(item, Choice)]
+    return sum(shares) / len(shares) if shares and len(shares) == len(items) else None
 
 
 def _key(model: Model, one: Chosen) -> str:

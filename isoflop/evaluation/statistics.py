@@ -75,9 +75,7 @@ def mean_of(scores: Sequence[float], groups: Sequence[Hashable] | None = None, z
             return wilson(float(values.sum()), len(values), z)
         groups = range(len(values))
     mean, half = float(values.mean()), z * clustered_error(values.tolist(), groups)
-    inside = bool(((values >= 0) & (values <= 1)).all())
-    low, high = (max(0.0, mean - half), min(1.0, mean + half)) if inside else (mean - half, mean + half)
-    return Interval(mean, low, high, len(values))
+    return _around(mean, half, values, len(set(groups)), z)
 
 
 def weighted_mean(
@@ -90,8 +88,19 @@ def weighted_mean(
     mean = float(values @ heavy / heavy.sum())
     residuals = heavy * (values - mean) / heavy.mean()
     half = z * clustered_error(residuals.tolist(), groups or range(len(values)))
-    inside = bool(((values >= 0) & (values <= 1)).all())
-    low, high = (max(0.0, mean - half), min(1.0, mean + half)) if inside else (mean - half, mean + half)
+    return _around(mean, half, values, len(set(groups or range(len(values)))), z)
+
+
+def _around(mean: float, half: float, values: np.ndarray, n_groups: int, z: float) -> Interval:
+    """The interval of a mean, inside 0 to 1 where all scores are.
+
+    Scores of 0 to 1 that are all equal show no spread and are not certain for that: Wilson's interval over the groups.
+    """
+    low, high = mean - half, mean + half
+    if ((values >= 0) & (values <= 1)).all():
+        low, high = max(0.0, low), min(1.0, high)
+        if half == 0:
+            low, high = wilson(mean * n_groups, n_groups, z)[1:3]
     return Interval(mean, low, high, len(values))
 
 

@@ -166,6 +166,23 @@ class Rehearsal:
     by_law: dict[str, float] | None = None
 
 
+@dataclass(frozen=True)
+class TaskLaw:
+    """From a run to a benchmark: bits per byte of right answers by a surface, then a metric by a sigmoid of them."""
+
+    bits: list[list[float]]
+    """E, A, B, alpha, beta: the centre, then one row a resample."""
+    bits_sd: float
+    """Of one run, relative."""
+    metrics: dict[str, list[list[float]]]
+    """Floor, top, steepness and middle of each sigmoid, the rows as those of `bits`."""
+    metrics_sd: dict[str, float]
+    """Of one run around its sigmoid."""
+    n_runs: int
+    asked: str = ""
+    """Hash of the items that every run was asked, and how many of them."""
+
+
 @dataclass(frozen=True, eq=False)
 class Laws:
     """All laws of one sweep, or one published law."""
@@ -190,6 +207,8 @@ class Laws:
     """How much faster ln L falls with ln C at the end of the sweep than the laws say there; 0 where it does not."""
     resamples: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
     """By law; a row that failed is NaN."""
+    benchmarks: dict[str, TaskLaw] = field(default_factory=dict)
+    """By task, where cells of the sweep were evaluated (isoflop.scaling.fit.task_law)."""
     floor_prior: dict[str, object] | None = None
     """Lognormal prior of E: median, standard deviation of ln E, unit."""
     bootstrap: dict[str, object] | None = None
@@ -304,6 +323,7 @@ class Laws:
             "leave_out": self.rehearsal and _plain(self.rehearsal),
             "rehearsals": [_plain(one) for one in self.rehearsals],
             "hyper": self.hyper and self.hyper.tree(),
+            "benchmarks": {task: _plain(law) for task, law in self.benchmarks.items()},
         }
         given = {name: getattr(self, name) for name in _PLAIN}
         given |= {} if self.published else {"name": None}
@@ -351,6 +371,9 @@ class Laws:
             lstar=part(LossAtOptimum, "lstar"),
             bottoms=part(LossAtOptimum, "bottoms"),
             hyper=RateBatchFit.from_tree(tree["hyper"]) if tree.get("hyper") else None,
+            benchmarks={
+                k: _read(TaskLaw, v, f"laws {name}: benchmarks.{k}") for k, v in (tree.get("benchmarks") or {}).items()
+            },
             noise=part(Noise, "noise"),
             rehearsal=part(Rehearsal, "leave_out"),
             rehearsals=tuple(_read(Rehearsal, one, f"laws {name}: rehearsals") for one in tree.get("rehearsals") or ()),
@@ -390,6 +413,12 @@ def surface_optimum(constants: np.ndarray, total_flops: Any, factor: float) -> t
     product = np.asarray(total_flops, dtype=float) / factor
     scale = np.exp((np.log(alpha * A) - np.log(beta * B) + beta * np.log(product)) / (alpha + beta))
     return scale, product / scale
+
+
+def task_metric(constants: np.ndarray, bits: Any) -> np.ndarray:
+    """Floor + (top - floor) / (1 + exp(steepness (bits - middle))). Shapes: constants (..., 4). Source: 2412.04403."""
+    floor, top, steepness, middle = np.moveaxis(np.asarray(constants), -1, 0)
+    return floor + (top - floor) / (1 + np.exp(steepness * (bits - middle)))
 
 
 def lstar_loss(constants: np.ndarray, total_flops: Any, reference_flops: float = 1.0) -> np.ndarray:

@@ -29,11 +29,11 @@ from isoflop.serving.drafts import look_up
 from isoflop.serving.grammar import Grammars, Matcher
 from isoflop.serving.memory import n_pages_for
 from isoflop.serving.options import Completion, EngineOptions, Finish, Output, Stats
-from isoflop.serving.products import prepare
+from isoflop.serving.products import hold_weights, prepare
 from isoflop.serving.replay import can_replay
 from isoflop.serving.request import Sampling, check_prompt, check_sampling
 from isoflop.serving.runner import Ran, Runner
-from isoflop.serving.sampler import Drawn, LogProbs, Place, draw, is_plain, most_likely, prompt_logprobs
+from isoflop.serving.sampler import Drawn, LogProbs, Place, PlainDraw, as_drawn, draw, is_plain, prompt_logprobs
 from isoflop.serving.scheduler import Plan, Row, Scheduler, Work
 from isoflop.serving.text import TextStream
 from isoflop.serving.vocabulary import Vocabulary
@@ -174,9 +174,8 @@ class Engine:
         if not works:
             assert self.is_finished(), "requests wait, nothing runs, and none is admitted"
             return []
-        greedy = all(self._is_greedy(self._requests[work.row.number]) for work in works)
-        ran = self.runner.run(plan, greedy=greedy)
-        drawn = self._draw(plan, ran) if ran.best is None else most_likely(*ran.best.read())
+        ran = self.runner.run(plan, self._plain_draws(plan))
+        drawn = self._draw(plan, ran) if ran.best is None else as_drawn(*ran.best.read())
         n_known = {work.row.number: len(work.row.tokens) for work in works}
         outputs, place = [], 0
         for work, hidden in zip(works, ran.hidden, strict=True):
@@ -262,6 +261,7 @@ class Engine:
         with torch.no_grad():
             for name, tensor in state.items():
                 ours[name].copy_(tensor)
+        hold_weights(self.model)
         self.pool.forget_all()
 
     def _draw(self, plan: Plan, ran: Ran) -> Drawn:
@@ -279,12 +279,17 @@ class Engine:
                 places.append(self._place(request, work.row.tokens, mask))
         return draw(ran.logits_MV, places) if places else Drawn([], [], [])
 
-    def _is_greedy(self, request: _Request) -> bool:
-        """Whether its tokens are the most likely ones, and nothing more is asked about them."""
-        sampling = request.sampling
-        return (
-            sampling.temperature == 0 and sampling.logprobs is None and request.matcher is None and is_plain(sampling)
-        )
+    def _plain_draws(self, plan: Plan) -> list[PlainDraw] | None:
+        """How the tokens of a plan's rows are drawn, if nothing but the tokens is asked for."""
+        found = []
+        for work in plan.rows:
+            request = self._requests[work.row.number]
+            sampling = request.sampling
+            if sampling.logprobs is not None or request.matcher is not None or not is_plain(sampling):
+                return None
+            first = len(work.row.tokens)
+            found += [PlainDraw(sampling.temperature, request.seed, first + n) for n in range(work.n)]
+        return found
 
     def _place(self, request: _Request, tokens: list[int], mask: np.ndarray | None = None) -> Place:
         return Place(request.sampling, request.seed, tokens, request.row.n_prompt, mask)

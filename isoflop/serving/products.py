@@ -15,6 +15,10 @@ ONEDNN_WEIGHTS = 2**17
 """Weights of a product below which oneDNN's start costs more than it saves (measured, docs/serving.md)."""
 
 
+HELD_BYTES = 2**32
+"""Weights of a model up to which oneDNN keeps a copy of its own of them (assumption)."""
+
+
 def prepare(model: Transformer, *, fixed: bool) -> None:
     """Give products without a number format of their own their program.
 
@@ -32,3 +36,17 @@ def prepare(model: Transformer, *, fixed: bool) -> None:
             )
             if largest >= ONEDNN_WEIGHTS and not name.endswith("kv_up"):
                 module.numerics = OneDnnProduct()
+    hold_weights(model)
+
+
+def hold_weights(model: Transformer) -> None:
+    """Let products keep what they make of the weights as these are now; to be called again when they change.
+
+    A model of more than HELD_BYTES is not kept twice.
+    """
+    layers = [layer for layer in model.modules() if isinstance(layer, Linear)]
+    if sum(layer.weight.nbytes for layer in layers) > HELD_BYTES:
+        return
+    for layer in layers:
+        if isinstance(layer.numerics, OneDnnProduct):
+            layer.numerics.hold(layer.weight, False)

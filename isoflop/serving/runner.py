@@ -19,6 +19,7 @@ from isoflop.model.pages import PAGE, LayerPages, Span, Step, make_step
 from isoflop.model.transformer import Transformer
 from isoflop.numerics.few_rows import most_likely
 from isoflop.serving.replay import Replay, buckets_up_to
+from isoflop.serving.sampler import PlainDraw, draw_plain
 from isoflop.serving.scheduler import Plan, Row, Work
 
 
@@ -30,11 +31,11 @@ class Ran(NamedTuple):
     hidden: list[Tensor]
     """[n, D] of each work."""
     best: "Best | None" = None
-    """The most likely token at every place, where only that was asked for."""
+    """The token of every place, where only that was asked for."""
 
 
 class Best:
-    """Most likely tokens and their logits, on their way from the device."""
+    """Tokens and their scores, on their way from the device."""
 
     def __init__(self, best_M2: Tensor):
         self._event, self._host_M2 = None, best_M2
@@ -45,11 +46,11 @@ class Best:
             self._event.record()
 
     def read(self) -> tuple[list[int], list[float]]:
-        """Tokens and logits, once the device has them."""
+        """Tokens and scores, once the device has them."""
         if self._event is not None:
             self._event.synchronize()
-        tokens, logits = self._host_M2.T.tolist()
-        return [int(token) for token in tokens], logits
+        tokens, scores = self._host_M2.T.tolist()
+        return [int(token) for token in tokens], scores
 
 
 class Ahead(NamedTuple):
@@ -93,13 +94,13 @@ class Runner:
             self._decode = self._replay(self._decode_step, columns)
             self._mtp = [self._replay(self._mtp_of(depth), columns) for depth in range(1, n_mtp + 1)]
 
-    def run(self, plan: Plan, *, greedy: bool = False) -> Ran:
-        """Compute what a plan says; with `greedy` nothing but the most likely tokens is asked for."""
+    def run(self, plan: Plan, draws: Sequence[PlainDraw] | None = None) -> Ran:
+        """Compute what a plan says; with `draws` of all its places nothing but their tokens is asked for."""
         ahead, self._ahead = self._ahead, None
         if self._decode is None:
             return self._run_together(plan)
-        if greedy and not plan.chunks:
-            return self._run_greedy(plan.rows, ahead)
+        if draws is not None and not plan.chunks:
+            return self._run_and_draw(plan.rows, ahead, draws)
         parts = [self._run_padded(plan.rows)] if plan.rows else []
         chunks = [[work] for work in plan.chunks] if self.fixed else [plan.chunks] if plan.chunks else []
         parts += [self._run_together(Plan([], works)) for works in chunks]
@@ -199,20 +200,24 @@ class Runner:
             logits_NV = logits_NV.index_select(0, self._on_device(index))
         return Ran(logits_NV, self._hidden(works, hidden_ND, width))
 
-    def _run_greedy(self, works: Sequence[Work], ahead: Ahead | None) -> Ran:
-        """The same for most likely tokens, which the device passes on to the next step while the host reads them."""
+    def _run_and_draw(self, works: Sequence[Work], ahead: Ahead | None, draws: Sequence[PlainDraw]) -> Ran:
+        """The same with its tokens, which the device passes on to the next step while the host reads them."""
         width = self._width(works)
         if ahead is not None and ahead.rows == [(work.row, work.start) for work in works] and width == 1:
             hidden_ND, logits_NV, best_N2 = ahead.results
         else:
             hidden_ND, logits_NV, best_N2 = self._decode_rows(works, width)
         hidden, index = self._hidden(works, hidden_ND, width), self._places(works, width)
-        best_M2 = best_N2 if len(index) == len(best_N2) else best_N2.index_select(0, self._on_device(index))
+        is_greedy = all(draw.temperature == 0 for draw in draws)
+        source_NX = best_N2 if is_greedy else logits_NV
+        if len(index) < len(source_NX):
+            source_NX = source_NX.index_select(0, self._on_device(index))
+        best_M2 = source_NX if is_greedy else draw_plain(source_NX, draws)
         best = Best(best_M2)
         if self._can_go_ahead(works):
             spans = [Span(work.row.pages, work.start + 1, 1) for work in works]
             assert self._decode is not None
-            results = self._decode(best_N2[:, 0], spans, 1)
+            results = self._decode(best_M2[:, 0], spans, 1)
             self._ahead = Ahead([(work.row, work.start + 1) for work in works], results)
         return Ran(logits_NV, hidden, best)
 

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from isoflop.numerics.few_rows import most_likely
 from isoflop.serving.noise import gumbel_rows
 from isoflop.serving.request import Sampling
 
@@ -79,15 +80,36 @@ def draw(logits_MV: Tensor, places: Sequence[Place]) -> Drawn:
     return Drawn([int(token) for token in tokens], found, broken)
 
 
-def most_likely(tokens: list[int], logits: list[float]) -> Drawn:
-    """Tokens that the device has chosen, and their logits."""
-    return Drawn(tokens, [None] * len(tokens), [not np.isfinite(value) for value in logits])
+class PlainDraw(NamedTuple):
+    """A draw that hangs on nothing but its logits and these."""
+
+    temperature: float
+    seed: int
+    position: int
+
+
+def draw_plain(logits_MV: Tensor, draws: Sequence[PlainDraw]) -> Tensor:
+    """The tokens that `draw` gives, and how high they score, [M, 2] in float64; nothing waits for the device."""
+    x_MV = logits_MV.float()
+    if any(d.temperature not in (0, 1) for d in draws):
+        x_MV = x_MV / torch.tensor([d.temperature or 1.0 for d in draws], device=x_MV.device)[:, None]
+    noisy = [m for m, d in enumerate(draws) if d.temperature > 0]
+    noise_RV = gumbel_rows([draws[m][1:] for m in noisy], x_MV.shape[1], x_MV.device)
+    if len(noisy) == len(draws):
+        return most_likely(x_MV + noise_RV)
+    at_R = torch.tensor(noisy).to(x_MV.device, non_blocking=True)
+    return most_likely(x_MV.index_add(0, at_R, noise_RV))
+
+
+def as_drawn(tokens: list[int], scores: list[float]) -> Drawn:
+    """Tokens that the device has chosen; a score that is no number shows that the model is broken there."""
+    return Drawn(tokens, [None] * len(tokens), [not np.isfinite(score) for score in scores])
 
 
 def process(logits_MV: Tensor, places: Sequence[Place]) -> Tensor:
     """The logits of the distribution that is drawn from, float32; what may not be drawn is -inf."""
     x_MV = logits_MV.float()
-    if all(is_plain(place.sampling) and place.allowed is None for place in places):
+    if all(is_plain(p.sampling) and p.allowed is None and p.sampling.temperature in (0, 1) for p in places):
         return x_MV
     x_MV = x_MV.clone()
     for m, place in enumerate(places):
@@ -113,11 +135,10 @@ def prompt_logprobs(logits_TV: Tensor, next_tokens: Sequence[int], n_top: int) -
     return [LogProbs(value, value, best) for value, best in zip(chosen, pairs, strict=True)]
 
 
-def is_plain(sampling: Sampling) -> bool:
-    """Whether it draws from the model's own distribution, or takes its most likely token."""
-    s = sampling
+def is_plain(s: Sampling) -> bool:
+    """Whether it draws from the model's own distribution at some temperature: no filter, bias or penalty."""
     filtered = s.top_k > 0 or s.top_p < 1 or s.min_p > 0
-    return s.temperature in (0.0, 1.0) and not filtered and not _changes_ids(s)
+    return not filtered and not _changes_ids(s)
 
 
 def _changes_ids(s: Sampling) -> bool:

@@ -22,8 +22,8 @@ MAX_PARAMETERS = 100_000_000
 """Used by one token, of a step with one micro-batch; above, its launches no longer matter (assumption)."""
 
 FREE_SHARE = 0.9
-"""Of the free memory that several micro-batches may need: their activations stay the graph's own, so validation
-finds what is left (assumption)."""
+"""Of the free memory that several micro-batches and a validation may need: activations and logits of the former stay
+the graph's own (assumption)."""
 
 
 def can_capture(
@@ -73,7 +73,8 @@ def _fits(model: nn.Module, micro_batch: tuple[Tensor, ...], device: torch.devic
     precision = "bf16" if model.dtype == torch.bfloat16 else "fp32"
     memory = training_memory(model.config, precision=precision, micro_batch=len(micro_batch[0]))
     free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return memory.total_bytes - memory.weights_bytes <= FREE_SHARE * free
+    validation = memory.logits_bytes  # little else is there at one time
+    return memory.total_bytes - memory.weights_bytes + validation <= FREE_SHARE * free
 
 
 class GraphedStep:

@@ -53,7 +53,10 @@ def run_stacked(
     on_progress: Sequence[Callable[[Progress], None] | None],
     should_stop: Callable[[], bool] = lambda: False,
 ) -> list[dict[str, Any]]:
-    """`run` of several jobs, as one batched program where they can be stacked from the same step, else one by one."""
+    """`run` of several jobs, as one batched program where they can be stacked from the same step, else one by one.
+
+    Raises CheckpointError as `run` does.
+    """
     results = [finished_result(job, run_dir, stop_at) for job, run_dir in zip(jobs, run_dirs, strict=True)]
     missing = [index for index, result in enumerate(results) if result is None]
     opened = [

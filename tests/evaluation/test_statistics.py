@@ -130,3 +130,10 @@ def test_normalisations_known_answer():
 def test_unusable_numbers_are_refused(work, message):
     with pytest.raises(DataError, match=message):
         work()
+
+
+def test_clusters_that_are_all_wrong_are_not_certain():
+    found = mean_of([0.0] * 12, ["a", "b", "c"] * 4)
+    assert (found.value, found.low, found.n) == (0.0, 0.0, 12)
+    assert found.high == pytest.approx(wilson(0, 3).high)  # three groups, not twelve items
+    assert weighted_mean([1.0] * 4, [1.0, 2.0, 1.0, 3.0]).low == pytest.approx(wilson(4, 4).low)

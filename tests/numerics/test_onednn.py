@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from serving_models import MOE_MLA, count_ties, prompts_of
+from serving_models import DENSE, MOE_MLA, count_ties, prompts_of
 from test_deepseek import build
 
 from isoflop.numerics.onednn import OneDnnProduct, has_onednn
@@ -18,12 +18,25 @@ pytestmark = pytest.mark.skipif(not has_onednn(), reason="this PyTorch comes wit
 def test_products_are_exact_to_float32(n_rows):
     generator = torch.Generator().manual_seed(0)
     x, weight = torch.randn(1, n_rows, 640, generator=generator), torch.randn(300, 640, generator=generator)
-    with torch.inference_mode():
-        found = OneDnnProduct()(x, weight)
-    assert found.shape == (1, n_rows, 300) and found.dtype == torch.float32
-    exact = x.double() @ weight.double().T
-    if n_rows:
-        assert ((found - exact).abs().max() / exact.abs().max()).item() < 1e-6
+    product, exact = OneDnnProduct(), x.double() @ weight.double().T
+    for holds in (False, True):
+        if holds:
+            product.hold(weight, False)
+        with torch.inference_mode():
+            found = product(x, weight)
+        assert found.shape == (1, n_rows, 300) and found.dtype == torch.float32
+        if n_rows:
+            assert ((found - exact).abs().max() / exact.abs().max()).item() < 1e-6
+
+
+def test_held_weights_follow_an_update():
+    wide = dataclasses.replace(DENSE, d_model=256, d_ff=512, n_heads=8, d_head=32, vocab_size=600, init_std=0.05)
+    engine, new = Engine(build(wide)), build(wide, seed=1)
+    greedy, prompts = Sampling(max_tokens=10, temperature=0), prompts_of(3, wide, longest=60)
+    before = engine.complete(prompts, greedy)
+    engine.update_weights(new.state_dict())
+    after = engine.complete(prompts, greedy)
+    assert count_ties(new, after) == 0 and [one.ids for one in after] != [one.ids for one in before]
 
 
 def test_a_model_whose_products_are_wide_enough_says_the_same_through_it():

@@ -1,6 +1,7 @@
 """On a GPU: greedy text through kernels and CUDA graphs is the full forward pass's, at every border of a bucket."""
 
 import dataclasses
+import gc
 
 import pytest
 import torch
@@ -73,6 +74,8 @@ def test_bfloat16_experts_through_graphs_stay_near_the_exact_model(n):
 
 
 def test_peak_memory_is_what_was_forecast():
+    gc.collect()  # models and graphs of the tests before this one
+    before = torch.cuda.memory_allocated()
     config = ModelConfig(4, 512, 8, 8, 64, 1408, 8192, 2048, init_std=0.05)
     model = Transformer(config, torch.bfloat16).cuda()
     model.initialise(torch.Generator().manual_seed(0))
@@ -82,4 +85,4 @@ def test_peak_memory_is_what_was_forecast():
     prompts = prompts_of(8, config, shortest=1000, longest=1024)
     engine.complete(prompts, Sampling(max_tokens=20, temperature=0.7, top_p=0.9))
     needed = needed_bytes(model, n_pages=engine.pool.n_pages, max_rows=8, budget=engine.scheduler.budget)
-    assert torch.cuda.max_memory_allocated() == pytest.approx(needed, rel=0.05)
+    assert torch.cuda.max_memory_allocated() - before == pytest.approx(needed, rel=0.05)

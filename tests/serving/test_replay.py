@@ -1,5 +1,6 @@
 """Buckets, padding and slot tables, with the replay replaced by a plain call; and the mode of fixed shapes."""
 
+import dataclasses
 import random
 
 import pytest
@@ -10,6 +11,7 @@ from isoflop.model.pages import DUMP, PAGE, Span
 from isoflop.numerics.tiled import TiledProduct
 from isoflop.serving import Engine, EngineOptions, Sampling
 from isoflop.serving.replay import Replay, Shape, buckets_up_to
+from isoflop.serving.runner import Runner
 
 BOTH = pytest.mark.parametrize("name", MODELS)
 
@@ -61,6 +63,24 @@ def test_everything_that_is_a_launch_constant_is_part_of_the_shape():
                 assert step.positions_N.max() <= 150 and shape.n_columns * PAGE >= start + spans[0].n
     assert set(replay._recorded) == shapes
     assert len({recorded._numbers.data_ptr() for recorded in replay._recorded.values()}) == len(shapes)
+
+
+@BOTH
+@pytest.mark.parametrize("temperatures", [(0.0,), (0.0, 0.7, 1.0)], ids=["greedy", "mixed"])
+def test_steps_begun_before_their_tokens_are_read_give_the_same_text(name, temperatures, monkeypatch):
+    model, prompts, begun = fresh(name), prompts_of(6, MODELS[name], longest=100), []
+    sampling = [
+        Sampling(max_tokens=20 + at, temperature=temperatures[at % len(temperatures)], seed=at, stop_ids=(7,))
+        for at in range(6)
+    ]
+    expected = Engine(model, None, EngineOptions(max_rows=4)).complete(prompts, sampling)
+    original = Runner._decode_rows
+    monkeypatch.setattr(Runner, "_decode_rows", lambda self, *args: begun.append(1) or original(self, *args))
+    engine = Engine(model, None, EngineOptions(max_rows=4, replay=True))
+    assert [one.ids for one in engine.complete(prompts, sampling)] == [one.ids for one in expected]
+    assert len(begun) < engine.stats.n_steps / 2, "most steps were begun before"
+    asked = [*sampling[:-1], dataclasses.replace(sampling[-1], logprobs=1)]  # nobody's tokens stay on the device
+    assert [one.ids for one in engine.complete(prompts, asked)] == [one.ids for one in expected]
 
 
 def bytes_of(model, prompts, sampling, **options):

@@ -13,8 +13,8 @@ NAMES = (
     *("gsm8k", "humaneval", "mbpp", "bbh", "agieval", "cluewsc", "chid", "cmmlu", "cmath", "c3", "ccpm"),
     *("leetcode", "ifeval"),
 )
-OTHERS = ("race", "arc_challenge", "ceval", "pile")
-"""Read from official files that are not in the shared folder."""
+OTHERS = ("race", "arc_challenge", "ceval", "pile", "next_word", "next_words")
+"""Read from official files that are not in the shared folder, or from files that are made."""
 
 
 def task(name: str) -> Task:

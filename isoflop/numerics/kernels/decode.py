@@ -330,7 +330,7 @@ def experts_up(
         share /= together
     n_routed, width = n_active * n_inner, n_active * n_inner + n_shared
     f, end = first % n_inner + tl.arange(0, tile), n_inner
-    base, share = gate_up + mine.to(tl.int64) * 2 * n_inner * n_in, share * routed_scale
+    base, share = gate_up + mine.to(tl.int64) * 2 * n_inner * n_in, share * routed_scale  # pyright: ignore[reportAttributeAccessIssue]
     tl.store(chosen + token * n_active + slot, mine, (first < n_routed) & (first % n_inner == 0))
     if sharing and first >= n_routed:
         f, end, base, share = first - n_routed + tl.arange(0, tile), n_shared, shared, 1.0

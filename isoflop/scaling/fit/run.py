@@ -24,6 +24,7 @@ from isoflop.scaling.fit.repeated import fit_repeated
 from isoflop.scaling.fit.selection import load_table
 from isoflop.scaling.fit.surface import fit_surface
 from isoflop.scaling.fit.table import LOSSES, Table
+from isoflop.scaling.fit.task_law import with_benchmarks
 from isoflop.scaling.laws import Laws
 from isoflop.scaling.published import load_laws
 
@@ -41,7 +42,7 @@ def fit_files(
     bootstrap: int = 1000,
     seed: int = 0,
 ) -> Laws:
-    """Fit every law to tables on disk.
+    """Fit every law to tables on disk, also those of benchmarks where cells beside a table were evaluated.
 
     A size or a loss that `mapping` names is the one that is fitted, also where the table has another by our name.
 
@@ -53,7 +54,10 @@ def fit_files(
     named = [pair.partition("=")[0].strip() for pair in mapping.split(",")]
     scale = next((name for name in ("flops_per_token", "n_params") if name in named), None)
     loss = next((name for name in ("bits_per_byte", "loss_nats") if name in named), None)
-    return joint.fit(table, bootstrap=bootstrap, seed=seed, scale=scale, loss=loss)
+    laws = joint.fit(table, bootstrap=bootstrap, seed=seed, scale=scale, loss=loss)
+    files = [Path(table) for table in ([tables] if isinstance(tables, (str, Path)) else tables)]
+    folders = [folder for file in files for folder in (file.parent / "cells", file.parent / "sweep/cells")]
+    return with_benchmarks(laws, table, folders, bootstrap=bootstrap, seed=seed)
 
 
 def run_fit(

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from isoflop.errors import FitError
-from isoflop.scaling.fit.least_squares import least_squares
+from isoflop.scaling.fit.solver import least_squares
 from isoflop.training.schedule_law import Schedule, ScheduleLaw, losses
 
 POINTS = 120

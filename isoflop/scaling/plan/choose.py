@@ -23,7 +23,7 @@ from isoflop.run import now
 from isoflop.scaling.laws import Laws
 from isoflop.scaling.lr_batch_law import HyperChoice, HyperLaw, hyper_law
 from isoflop.scaling.plan.curve import SweepCurves, predicted_curve
-from isoflop.scaling.plan.predict import Prediction, central_loss, predict
+from isoflop.scaling.plan.predict import Prediction, central_loss, predict, predict_benchmarks
 from isoflop.scaling.plan.size_run import Draft, MemoryPlan, Run, memory_plan
 from isoflop.scaling.published import LAWS, LawsSource, load_laws
 from isoflop.scaling.sweep.family import DENSE, Family, family_text
@@ -117,7 +117,7 @@ class Plan:
         tree["flops_per_token_exact"] = flops_per_token(config, "exact")
         tree["tokens_per_param"] = self.n_tokens / counts.n_params_active
         tree["kv_bytes_per_token"] = kv_bytes_per_token(config)
-        tree["prediction"] = None
+        tree["prediction"], tree["benchmarks"] = None, self.recipe.get("prediction", {}).get("benchmarks", {})
         if self.prediction is not None:
             tree["prediction"] = {**dataclasses.asdict(self.prediction), **self.recipe["prediction"]}
         return tree
@@ -239,6 +239,9 @@ def plan(
         recipe["prediction"] = _stated(prediction, found, paper_flops, exact, largest_sweep_flops_exact)
         if curve := predicted_curve(found, prediction, recipe, run.scale, curves):
             recipe["prediction"]["curve"] = curve
+        if found.benchmarks:
+            recipe["prediction"]["benchmarks"] = predict_benchmarks(found, run.scale, run.n_tokens, level=level)
+            recipe["prediction"]["asked"] = {task: law.asked for task, law in found.benchmarks.items()}
     near = _near_optimal(found, run, draft, total_flops, unique_tokens)
     if not near:
         warnings.append("no list of near-optimal plans: these laws give an allocation but no loss")

@@ -21,16 +21,50 @@ from typing import Any
 import numpy as np
 
 from isoflop.errors import PlanError
-from isoflop.scaling.laws import Laws, surface_loss
+from isoflop.scaling.laws import Laws, surface_loss, task_metric
 from isoflop.scaling.published import LawsSource, load_laws
 
-PRIOR_WITNESSES, MOST_WITNESSES = 12.0, 6
+PRIOR_WITNESSES, MOST_WITNESSES = 6.0, 6
 """Rehearsals that the prior of the drift counts as, and that a sweep's own count as at most (they are nested)."""
+LAW_DRIFT = 0.005  # assumption: prior of one law's drift per e-fold, where the laws are weighed against each other
 LEAST_REHEARSED = 1.35  # assumption: predicting less far than this times the compute rehearses nothing
 VOTES = {"surface_log_huber": 0.5, "surface_varpro": 0.5}
 """Of a law before it is weighed, else 1: two surfaces through the same runs make the same mistakes."""
 REPEAT_TOKENS, REPEAT_SCALE = 15.387756, 5.309743
 """Decay constants of repeated data and of excess size (arXiv 2305.16264, section 5; they are poorly determined)."""
+
+
+@dataclass(frozen=True)
+class Experience:
+    """What public series say of intervals, besides the runs at hand."""
+
+    drift: float
+    """Prior of the drift, relative per e-fold of compute."""
+    constants: float
+    """Factor on the spread of resampled constants: joint resamples of few, unequally weighed runs say too much."""
+
+    @classmethod
+    @cache
+    def of(cls, curves: bool) -> "Experience":
+        """From IsoFLOP curves or from other tables, as benchmarks/forecast.py learned it (drift.json)."""
+        tree = json.loads(Path(__file__).with_name("drift.json").read_text(encoding="utf-8"))
+        return cls(**tree["curves" if curves else "tables"])
+
+    def causes(self, known: Mapping[str, Any]) -> dict[str, float]:
+        """Relative standard deviations, from what `predict` keeps of a forecast under `components`."""
+        own = min(known["rehearsals"], MOST_WITNESSES)
+        return {
+            "noise": known["noise"],
+            "constants": self.constants * known["resampled"],
+            "drift": drift_rate(self.drift, known["rehearsed_drift"], own) * known["e_folds"],
+            "steepening": known["steepening"],
+        }
+
+
+def drift_rate(prior: float, rehearsed: float, witnesses: float) -> float:
+    """Drift per e-fold: the prior and the rehearsals, each counting as its witnesses."""
+    squares = PRIOR_WITNESSES * prior**2 + witnesses * rehearsed**2
+    return math.sqrt(squares / (PRIOR_WITNESSES + witnesses))
 
 
 @dataclass(frozen=True)
@@ -132,18 +166,17 @@ def predict(
     *,
     level: float = 0.9,
     unique_tokens: float | None = None,
-    drift: float | None = None,
+    experience: Experience | None = None,
 ) -> Prediction:
     """Predicted loss of a run of model scale S on D tokens, with an interval for one run.
 
-    A law counts by its vote over the square of what it may miss: its rehearsals' misses per e-fold of compute (with the
-    prior of the drift as `PRIOR_WITNESSES` more) as far as the target lies beyond the sweep, its resamples' spread, and
-    the noise of one run. The centre is the weighted mean of the laws' centres. The interval is that of a normal law
-    whose variance is the sum of `constants` (spread of the laws' weighted mean over the resamples, and of the laws
-    about it), `noise`, `drift` (rehearsed likewise by the weighted mean), and of `steepening` where the sweep's loss
-    fell faster at its end. `drift`: its prior, relative per e-fold of compute; from `drift.json` unless given. With
-    repeated data, half of the pool uses repeated tokens only and half also the decay of excess size (see
-    `repeated_loss`).
+    A law counts by its vote over the square of what it may miss: its rehearsals' misses per e-fold of compute (with
+    `LAW_DRIFT` as `PRIOR_WITNESSES` more) as far as the target lies beyond the sweep, its resamples' spread, and the
+    noise of one run. The centre is the weighted mean of the laws' centres. The interval is that of a normal law of ln
+    L whose variance is the sum of `noise`, `constants` (spread of the laws' weighted mean over the resamples, and of
+    the laws about it), `drift` (rehearsed likewise by the weighted mean), and of `steepening` where the sweep's loss
+    fell faster at its end. `experience` is that of drift.json unless given. With repeated data, half of the pool uses
+    repeated tokens only and half also the decay of excess size (see `repeated_loss`).
 
     Raises:
         PlanError: no law of loss, no resamples, or a level outside 0.5 to 0.999.
@@ -164,30 +197,32 @@ def predict(
     many = [law_losses(laws, resamples, scale, n_tokens, unique_tokens, repeat_scale=decay) for decay in variants]
     samples = {name: np.concatenate([one[name] for one in many]) for name in many[0]}
     noise = laws.noise_sd
-    prior = drift_prior(bool(laws.budgets)) if drift is None else drift
     extrapolation = total_flops / laws.largest_budget_flops if laws.largest_budget_flops else None
     distance = max(math.log(extrapolation or 1.0), 0.0)
-    rates = {name: _rate(_misses(laws, {name: 1.0}), prior) for name in by_law}
-    doubt = {name: (rates[name] * distance) ** 2 + _spread(values) ** 2 + noise**2 for name, values in samples.items()}
+    doubt = {}
+    for name, values in samples.items():
+        rehearsed, count = _rehearsed(laws, {name: 1.0})
+        rate = drift_rate(LAW_DRIFT, rehearsed, min(count, MOST_WITNESSES))
+        doubt[name] = (rate * distance) ** 2 + _spread(values) ** 2 + noise**2
     total = sum(VOTES.get(name, 1.0) / doubt[name] for name in by_law)
     weights = {name: VOTES.get(name, 1.0) / doubt[name] / total for name in by_law}
     center = sum(weights[name] * by_law[name] for name in by_law)
-    misses = _misses(laws, weights)
-    causes = {
+    rehearsed, count = _rehearsed(laws, weights)
+    resampled = _spread(np.sum([weights[name] * samples[name] for name in samples], axis=0))
+    disagreement = math.sqrt(sum(weights[name] * (by_law[name] / center - 1) ** 2 for name in by_law))
+    known = {
         "noise": noise,
-        "constants": math.hypot(
-            _spread(np.sum([weights[name] * samples[name] for name in samples], axis=0)),
-            math.sqrt(sum(weights[name] * (by_law[name] / center - 1) ** 2 for name in by_law)),
-        ),
-        "drift": _rate(misses, prior) * distance,
+        "resampled": math.hypot(resampled, disagreement),
         "steepening": (laws.steepening or 0.0) * distance / 2,
+        "rehearsed_drift": rehearsed,
+        "rehearsals": count,
+        "e_folds": distance,
     }
-    half = NormalDist().inv_cdf((1 + level) / 2) * math.hypot(*causes.values()) * center
-    components: dict[str, Any] = causes | {
-        "drift_per_efold": _rate(misses, prior),
-        "drift_prior": prior,
-        "rehearsals": len(misses),
-        "rehearsed_drift": _rehearsed(misses),
+    causes = (experience or Experience.of(bool(laws.budgets))).causes(known)
+    factor = math.exp(NormalDist().inv_cdf((1 + level) / 2) * math.hypot(*causes.values()))
+    components: dict[str, Any] = {
+        **known,
+        **causes,
         "resamples": len(next(iter(resamples.values()))),
         "weights": weights,
         "laws_spread": (max(by_law.values()) - min(by_law.values())) / center,
@@ -203,8 +238,8 @@ def predict(
     return Prediction(
         unit=laws.loss,
         center=center,
-        low=center - half,
-        high=center + half,
+        low=center / factor,
+        high=center * factor,
         level=level,
         scale=float(scale),
         n_tokens=float(n_tokens),
@@ -215,15 +250,28 @@ def predict(
     )
 
 
-@cache
-def drift_prior(budgets: bool) -> float:
-    """How fast forecasts drift in public series, per e-fold of compute: from IsoFLOP curves, or from other tables."""
-    tree = json.loads(Path(__file__).with_name("drift.json").read_text(encoding="utf-8"))
-    return tree["curves" if budgets else "tables"]["drift_per_efold"]
+def predict_benchmarks(
+    laws: Laws, scale: float, n_tokens: float, *, level: float = 0.9
+) -> dict[str, dict[str, dict[str, float]]]:
+    """{TASK: {METRIC: {value, low, high}}} of one run; what one step does not know is carried into the next."""
+    tails, found = [(1 - level) / 2, (1 + level) / 2], {}
+    spread_Q = np.array([NormalDist().inv_cdf((i + 0.5) / 15) for i in range(15)])
+    for task, law in laws.benchmarks.items():
+        bits_R = surface_loss(np.array(law.bits), scale, n_tokens)
+        bits_RQ = bits_R[1:, None] * (1 + law.bits_sd * spread_Q)
+        metrics = {"answer_bits_per_byte": (bits_R[0], bits_RQ)}
+        for metric, rows in law.metrics.items():
+            runs_RQQ = task_metric(np.array(rows)[1:, None], bits_RQ)[..., None] + law.metrics_sd[metric] * spread_Q
+            metrics[metric] = (task_metric(np.array(rows[0]), bits_R[0]), runs_RQQ.clip(0.0, 1.0))
+        found[task] = {
+            metric: dict(zip(("value", "low", "high"), map(float, (value, *np.quantile(runs, tails)))))
+            for metric, (value, runs) in metrics.items()
+        }
+    return found
 
 
-def _misses(laws: Laws, weights: Mapping[str, float]) -> np.ndarray:
-    """What the weighted laws missed in each rehearsal beyond noise, and over how many e-folds, shape (n, 2)."""
+def _rehearsed(laws: Laws, weights: Mapping[str, float]) -> tuple[float, int]:
+    """Drift per e-fold that the weighted laws showed in the rehearsals beyond noise, and in how many."""
     found = []
     for one in laws.rehearsals or filter(None, [laws.rehearsal]):
         part = {name: weight for name, weight in weights.items() if name in (one.by_law or {})}
@@ -231,21 +279,10 @@ def _misses(laws: Laws, weights: Mapping[str, float]) -> np.ndarray:
             miss = (
                 sum(weight * one.by_law[name] for name, weight in part.items()) / sum(part.values()) / one.measured - 1
             )
-            left = math.sqrt(max(miss**2 - laws.noise_sd**2 / one.n_cells, 0.0))
-            found.append((left, math.log(one.extrapolation_factor)))
-    return np.array(found).reshape(-1, 2)
-
-
-def _rate(misses: np.ndarray, prior: float) -> float:
-    """Drift per e-fold: the prior and the rehearsals, each counting as its witnesses."""
-    own = min(len(misses), MOST_WITNESSES)
-    squares = PRIOR_WITNESSES * prior**2 + own * _rehearsed(misses) ** 2
-    return math.sqrt(squares / (PRIOR_WITNESSES + own))
-
-
-def _rehearsed(misses: np.ndarray) -> float:
-    """Drift per e-fold of the rehearsals alone; the far ones say more of it."""
-    return math.sqrt((misses[:, 0] ** 2).sum() / (misses[:, 1] ** 2).sum()) if len(misses) else 0.0
+            left = max(miss**2 - laws.noise_sd**2 / one.n_cells, 0.0)
+            found.append((left, math.log(one.extrapolation_factor) ** 2))
+    squares = np.sum(found, axis=0) if found else np.array([0.0, 1.0])
+    return math.sqrt(squares[0] / squares[1]), len(found)  # far rehearsals say more of drift
 
 
 def _mean(losses: Mapping[str, np.ndarray], weights: Mapping[str, float]) -> float:

@@ -5,13 +5,14 @@ import dataclasses
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from isoflop.errors import DataError, PlanError, RecipeError
 from isoflop.recipe import load_recipe, read_tree, to_tree, write_json
+from isoflop.scaling.fit.task_law import asked_of, last_of_each_task
 from isoflop.scaling.sweep.cells import record_of_run, stable_hash
 from isoflop.scaling.sweep.records import append_record, study_records
 from isoflop.training.pretrain.recipe import PretrainRecipe, check_prediction
@@ -44,6 +45,35 @@ class Score:
     laws: str | None
     laws_sha256: str | None
     by_law: dict[str, float]
+    benchmarks: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    """{TASK: {METRIC: predicted, interval, measured, ...}}; measured is None where the run was not evaluated on it."""
+
+
+def score_benchmarks(
+    prediction: Mapping[str, Any], evaluated: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Predicted against measured scores; `evaluated` holds the run's record of each task.
+
+    Raises:
+        PlanError: the run was asked other items than the cells that the prediction came from.
+    """
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for task, metrics in (prediction.get("benchmarks") or {}).items():
+        record = evaluated.get(task)
+        asked = prediction.get("asked", {}).get(task)
+        if record and asked and asked_of(record) != asked:
+            raise PlanError(
+                f"task {task}: the run was asked {asked_of(record)}, the cells of the law {asked}; evaluate both with "
+                "one recipe and the same files"
+            )
+        for metric, p in metrics.items():
+            measured = record and record["metrics"].get(metric, {}).get("value")
+            error = None if measured is None else p["value"] - measured
+            inside = None if measured is None else p["low"] <= measured <= p["high"]
+            interval = [p["low"], p["high"]]
+            row = {"predicted": p["value"], "interval": interval, "measured": measured, "error": error}
+            found.setdefault(task, {})[metric] = {**row, "inside_interval": inside}
+    return found
 
 
 def score(
@@ -122,6 +152,7 @@ def score(
 def score_run(run_dir: Path, *, records: Path | None = None) -> Score:
     """Score a finished run against the prediction in its recipe; writes `run_dir`/score.json.
 
+    Benchmarks are scored where the run was evaluated (isoflop eval).
     `records` gets a line of kind "target" with prediction and score; by default those of the study around the run.
 
     Raises:
@@ -150,6 +181,8 @@ def score_run(run_dir: Path, *, records: Path | None = None) -> Score:
         target_flops=result["total_flops"],
         target_flops_exact=result["total_flops_exact"],
     )
+    benchmarks = score_benchmarks(recipe.prediction, last_of_each_task(run_dir / "evaluation.jsonl"))
+    found = dataclasses.replace(found, benchmarks=benchmarks)
     write_json(run_dir / "score.json", found)
     records = records or study_records(run_dir.absolute().parent)
     if records is not None:

@@ -65,6 +65,9 @@ def plan_rows(plan: Plan) -> list[tuple[str, str]]:
             text = ", ".join(f"{p.center * of_final:.3f} at {share:.0%}" for share, of_final in at)
             rows.append(("predicted curve", f"{text} of the steps"))
         rows.append(("by law", "; ".join(f"{name} {value:.4f}" for name, value in p.by_law.items())))
+        for task, metrics in tree["benchmarks"].items():
+            scores = (f"{name} {v['value']:.3f} ({v['low']:.3f} to {v['high']:.3f})" for name, v in metrics.items())
+            rows.append((f"predicted {task}", "; ".join(scores)))
     if plan.rough_loss:
         losses = plan.rough_loss.values()
         by_law = "; ".join(f"{name} {value:.3f}" for name, value in plan.rough_loss.items())

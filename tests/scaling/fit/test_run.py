@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from isoflop.errors import FitError, PlanError
-from isoflop.scaling.fit import joint as law_set
+from isoflop.scaling.fit import law_set
 from isoflop.scaling.fit.joint import fit
 from isoflop.scaling.fit.run import LAWS, fit_table, run_fit
 from isoflop.scaling.fit.table import Table

@@ -8,7 +8,7 @@ from law_examples import TRUTH, example_laws
 
 from isoflop.errors import PlanError
 from isoflop.scaling.laws import surface_loss, surface_optimum
-from isoflop.scaling.plan.predict import effective, predict, repeated_loss
+from isoflop.scaling.plan.predict import Experience, effective, predict, repeated_loss
 from isoflop.scaling.published import published_laws
 
 C4 = published_laws("muennighoff").surfaces["published"].constants
@@ -89,12 +89,12 @@ def rehearsed(relative_error, factor=3.0, count=6):
 
 def test_a_rehearsal_miss_that_noise_explains_says_that_nothing_drifts():
     scale, n_tokens = _optimum(3e15)
-    small = predict(rehearsed(1e-4), scale, n_tokens, drift=0.01)
+    small = predict(rehearsed(1e-4), scale, n_tokens, experience=Experience(0.01, 1.0))
     assert small.components["rehearsed_drift"] == 0
     assert (
         0
         < small.components["drift"]
-        < predict({**LAWS, "leave_out": {}}, scale, n_tokens, drift=0.01).components["drift"]
+        < predict({**LAWS, "leave_out": {}}, scale, n_tokens, experience=Experience(0.01, 1.0)).components["drift"]
     )
 
 
@@ -102,14 +102,14 @@ def test_the_interval_is_the_sum_of_its_causes():
     scale, n_tokens = _optimum(3e15)
     before = predict(LAWS, scale, n_tokens)
     noisy = predict({**LAWS, "noise": {"relative_sd": 0.02}}, scale, n_tokens)
-    missed = predict(rehearsed(0.05), scale, n_tokens, drift=0.002)
+    missed = predict(rehearsed(0.05), scale, n_tokens, experience=Experience(0.002, 1.0))
     assert noisy.relative_width > before.relative_width + 0.02
     assert missed.relative_width > before.relative_width + 0.02
     causes = [missed.components[name] for name in ("noise", "constants", "drift", "steepening")]
-    assert missed.relative_width == pytest.approx(2 * 1.6449 * np.sqrt(np.square(causes).sum()), rel=1e-4)
-    # ten e-folds' worth of compute at what 18 witnesses say: 12 of the prior, 6 of 0.05 over ln 3
+    assert np.log(missed.high / missed.low) == pytest.approx(2 * 1.6449 * np.sqrt(np.square(causes).sum()), rel=1e-4)
+    # ten times the compute at what 12 witnesses say: 6 of the prior, 6 of 0.05 over ln 3
     own = (0.05**2 - LAWS["noise"]["relative_sd"] ** 2 / 3) / np.log(3) ** 2
-    assert missed.components["drift"] == pytest.approx(np.log(10) * np.sqrt((12 * 0.002**2 + 6 * own) / 18), rel=1e-6)
+    assert missed.components["drift"] == pytest.approx(np.log(10) * np.sqrt((6 * 0.002**2 + 6 * own) / 12), rel=1e-6)
 
 
 def test_the_interval_grows_with_the_level():
