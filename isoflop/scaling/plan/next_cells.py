@@ -105,9 +105,8 @@ def next_cells(
     if not 0 < width < 1 or most < 1:
         raise PlanError(f"width = {width:g} must lie between 0 and 1, and cells = {most} must be at least 1")
     target = predict(laws, scale, n_tokens, level=level)
-    whole = 2 * NormalDist().inv_cdf((1 + level) / 2)
-    least = whole * target.components["noise"]
-    found = NextCells(target, width, (), (), least)
+    noise = target.components["noise"]
+    found = NextCells(target, width, (), (), _width(noise, level))
     if offers is None:
         offers = offered(laws, target.total_flops)
     if found.reached or not offers:
@@ -129,7 +128,7 @@ def next_cells(
     chosen, left = [], []
     for group, variance in steps:
         chosen += offers[group]
-        left += [whole * math.hypot(math.sqrt(variance), target.components["noise"])] * len(offers[group])
+        left += [_width(math.sqrt(variance + noise**2), level)] * len(offers[group])
         if left[-1] <= width or len(chosen) >= most:
             break
     return dataclasses.replace(found, runs=tuple(chosen), width_left=tuple(left))
@@ -227,8 +226,13 @@ def _measured(joint: np.ndarray, noise_C: np.ndarray, candidates: Sequence[int])
 
 
 def _drift(target: Prediction, largest_flops: float) -> float:
-    """Variance of the drift from the largest budget to the target, steepening included, as `predict` counts it."""
-    distance = max(math.log(target.total_flops / largest_flops), 0.0)
-    before = math.log(max(target.components["extrapolation"] or 1.0, 1.0))
-    steep = target.components["steepening"] / before if before else 0.0
-    return (target.components["drift_per_efold"] ** 2 + steep**2) * distance**2
+    """Variance of drift and steepening from this largest budget to the target: like the distance, each in ln L."""
+    known = target.components
+    before = math.log(max(known["extrapolation"] or 1.0, 1.0))
+    left = max(math.log(target.total_flops / largest_flops), 0.0)
+    return (math.hypot(known["drift"], known["steepening"]) * left / before) ** 2 if before else 0.0
+
+
+def _width(sd: float, level: float) -> float:
+    """Of the interval of a loss whose ln has this standard deviation, over its centre."""
+    return 2 * math.sinh(NormalDist().inv_cdf((1 + level) / 2) * sd)

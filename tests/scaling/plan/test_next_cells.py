@@ -232,7 +232,8 @@ def test_a_sweep_until_a_width_grows_its_ladder_and_goes_on_where_it_stopped(tmp
         return read_records(sweep(Ladder(ladder().recipe, BUDGETS, tuple(kept), (), ())))
 
     monkeypatch.setattr("isoflop.scaling.sweep.run.run_sweep", run_sweep)
-    width = "0.05"
+    monkeypatch.setattr("isoflop.scaling.plan.grow.fit", lambda path, bootstrap: fit(path, bootstrap=120, hyper=False))
+    width = "0.1"
     given = ["sweep", str(tmp_path / "recipe.toml"), "--no-calibrate", "--out", str(out), "--until-width", width]
     given += ["--target-flops", str(TARGET), "--max-flops", "1e15", "--json", str(tmp_path / "found.json")]
     with pytest.raises(SystemExit) as stopped:  # in its second round, after the ladder grew
