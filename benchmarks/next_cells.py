@@ -81,7 +81,7 @@ def by_information(market: Market, laws: Laws, bought: list[int]) -> list[int]:
         rows.append(sorted(three))
     offers = [[market.run(row) for row in offer] for offer in rows]
     target = market.run(market.target)
-    found = next_cells(laws, target.scale, target.n_tokens, width=1e-6, most=1, offers=offers, least_gain=0.0)
+    found = next_cells(laws, target.scale, target.n_tokens, width=1e-6, most=1, offers=offers)
     return rows[offers.index(list(found.runs))] if found.runs else []
 
 

@@ -1,12 +1,11 @@
 """A ladder that grows: the runs that are worth buying become cells of it, until the target's interval is narrow enough.
 
 `next_cells` speaks of sizes and budgets; here they become shapes with a batch and a rate, beside the cells a ladder has
-(`ladder.cells` of its recipe). What no shape can be, what the ladder holds already and what costs too much is not
+(`ladder.cells` of its recipe). What no shape can be, and what the ladder holds, is not
 offered.
 """
 
 import dataclasses
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -39,10 +38,11 @@ def grown(ladder: Ladder, laws: Laws, runs: Sequence[Run]) -> Ladder:
     return plan_ladder(recipe, ladder.speed, data_sha256=ladder.cells[0].data_sha256)
 
 
-def offered_by(ladder: Ladder, laws: Laws, target_flops: float, *, max_flops: float = math.inf) -> list[list[Run]]:
+def offered_by(ladder: Ladder, laws: Laws, target_flops: float) -> list[list[Run]]:
     """What `offered` names, as this ladder can run it: scales of real shapes, paid in FLOPs or, with a speed, seconds.
 
-    `max_flops`: of an offer, all its cells together. Raises PlanError: an optimum that no tested size surrounds.
+    Raises:
+        PlanError: an optimum that no tested size surrounds.
     """
     held = {cell.cell_id for cell in ladder.cells}
     found = []
@@ -51,7 +51,7 @@ def offered_by(ladder: Ladder, laws: Laws, target_flops: float, *, max_flops: fl
             cells = [cell for cell in grown(ladder, laws, offer).cells if cell.cell_id not in held]
         except RecipeError:  # no such shape, or less than one step
             continue
-        if len({cell.config for cell in cells}) == len(offer) and sum(cell.total_flops for cell in cells) <= max_flops:
+        if len({cell.config for cell in cells}) == len(offer):
             found.append([_run(ladder, laws, cell) for cell in cells])
     return found
 
@@ -95,10 +95,16 @@ def grow_until(
         laws = fit(sweep(ladder), bootstrap=bootstrap)
         laws.write(laws_file)
         target = best_split(laws, target_flops)
-        offers = offered_by(ladder, laws, target_flops, max_flops=max_flops - spent(ladder))
-        found = next_cells(laws, target.scale, target.n_tokens, width=width, most=1, offers=offers)
+        left = max_flops - spent(ladder)
+        offers = offered_by(ladder, laws, target_flops)
+        payable = [
+            offer for offer in offers if laws.flops_factor * sum(run.scale * run.n_tokens for run in offer) <= left
+        ]
+        found = next_cells(laws, target.scale, target.n_tokens, width=width, most=1, offers=payable)
         say(found.verdict)
         if found.reached or not found.runs:
+            if not found.reached and len(payable) < len(offers):
+                say(f"{len(offers) - len(payable)} offers cost more than the {left:.3g} FLOPs that are left")
             return found
         ladder = grown(ladder, laws, found.runs)
 

@@ -2,9 +2,8 @@
 
 Each bootstrap resample is a world: what a run would measure in it and what the target's loss is in it are known, so
 their covariance says how much of the target's variance the run would take away, with the noise of one run (linear
-update), the larger the less a fit weighs the run. Drift is not in the resamples: it grows with the distance from the
-largest budget to the target, which a larger budget shortens. Runs are chosen one after the other, the ones before
-counted. Noise of the target itself always stays.
+update). Drift is not in the resamples: it grows with the distance from the largest budget to the target, which a larger
+budget shortens. Runs are chosen one after the other, the ones before counted. Noise of the target itself always stays.
 
 Runs that only mean something together (the three sizes of a budget that the sweep lacks) are offered together.
 """
@@ -19,7 +18,6 @@ from typing import Any
 import numpy as np
 
 from isoflop.errors import PlanError
-from isoflop.scaling.fit.law_set import NEARNESS, NEARNESS_OF_TABLES
 from isoflop.scaling.laws import Laws
 from isoflop.scaling.plan.allocate import best_split
 from isoflop.scaling.plan.predict import Prediction, law_losses, predict
@@ -29,7 +27,6 @@ BETWEEN, NEW_BUDGET = (0.6, 0.77, 1.0, 1.3, 1.7), (0.6, 1.0, 1.7)
 SAME_SIZE = 1.1  # assumption: nearer sizes say the same
 BUDGET_RATIO = 3.0  # from the largest budget to a new one, where the sweep has no ratio of its own
 LEAST_GAIN = 0.01  # assumption: what takes less of the variance that can still go is no reason for a run
-TRIFLE = 0.1  # assumption: nor is what takes less than this share of what the best on offer takes, cheap as it may be
 TAIL = 0.01  # of resamples on each side, clipped: a few may be far off
 
 
@@ -108,9 +105,8 @@ def next_cells(
     if not 0 < width < 1 or most < 1:
         raise PlanError(f"width = {width:g} must lie between 0 and 1, and cells = {most} must be at least 1")
     target = predict(laws, scale, n_tokens, level=level)
-    whole = 2 * NormalDist().inv_cdf((1 + level) / 2)
-    least = whole * target.components["noise"]
-    found = NextCells(target, width, (), (), least)
+    noise = target.components["noise"]
+    found = NextCells(target, width, (), (), _width(noise, level))
     if offers is None:
         offers = offered(laws, target.total_flops)
     if found.reached or not offers:
@@ -122,7 +118,7 @@ def next_cells(
     largest = laws.largest_budget_flops or target.total_flops
     steps = choose(
         joint,
-        _noise(laws, runs, largest),
+        np.full(len(runs), laws.noise_sd**2),
         groups,
         cost=np.array([sum(run.cost for run in offer) for offer in offers]),
         apart=_drift(target, largest),
@@ -132,7 +128,7 @@ def next_cells(
     chosen, left = [], []
     for group, variance in steps:
         chosen += offers[group]
-        left += [whole * math.hypot(math.sqrt(variance), target.components["noise"])] * len(offers[group])
+        left += [_width(math.sqrt(variance + noise**2), level)] * len(offers[group])
         if left[-1] <= width or len(chosen) >= most:
             break
     return dataclasses.replace(found, runs=tuple(chosen), width_left=tuple(left))
@@ -212,8 +208,7 @@ def choose(
         now = joint[0, 0] + apart
         after = {g: _measured(joint, noise_C, groups[g]) for g in open_groups}
         gain = {g: now - after[g][0, 0] - min(apart, apart_if[g]) for g in open_groups}
-        least = max(least_gain * now, TRIFLE * max(gain.values()), 0.0)
-        worth = {g: value / cost[g] for g, value in gain.items() if value > least}
+        worth = {g: value / cost[g] for g, value in gain.items() if value > max(least_gain * now, 0.0)}
         if not worth:
             return
         best = max(worth, key=lambda g: worth[g])
@@ -230,16 +225,14 @@ def _measured(joint: np.ndarray, noise_C: np.ndarray, candidates: Sequence[int])
     return joint
 
 
-def _noise(laws: Laws, runs: Sequence[Run], largest_flops: float) -> np.ndarray:
-    """Variance of measuring each run, over the weight that a fit gives it: small budgets say little of large ones."""
-    flops = np.array([run.budget_flops for run in runs])
-    weight = np.minimum(flops / largest_flops, 1.0) ** (NEARNESS if laws.budgets else NEARNESS_OF_TABLES)
-    return laws.noise_sd**2 / weight
-
-
 def _drift(target: Prediction, largest_flops: float) -> float:
-    """Variance of the drift from the largest budget to the target, steepening included, as `predict` counts it."""
-    distance = max(math.log(target.total_flops / largest_flops), 0.0)
-    before = math.log(max(target.components["extrapolation"] or 1.0, 1.0))
-    steep = target.components["steepening"] / before if before else 0.0
-    return (target.components["drift_per_efold"] ** 2 + steep**2) * distance**2
+    """Variance of drift and steepening from this largest budget to the target: like the distance, each in ln L."""
+    known = target.components
+    before = math.log(max(known["extrapolation"] or 1.0, 1.0))
+    left = max(math.log(target.total_flops / largest_flops), 0.0)
+    return (math.hypot(known["drift"], known["steepening"]) * left / before) ** 2 if before else 0.0
+
+
+def _width(sd: float, level: float) -> float:
+    """Of the interval of a loss whose ln has this standard deviation, over its centre."""
+    return 2 * math.sinh(NormalDist().inv_cdf((1 + level) / 2) * sd)

@@ -1,6 +1,5 @@
 """Next cells: the update is Bayes' own, larger budgets beat drift, purchases do what was promised, the loop ends."""
 
-import dataclasses
 import json
 
 import numpy as np
@@ -9,15 +8,15 @@ from law_examples import TRUTH
 
 from isoflop.cli import main as cli
 from isoflop.errors import PlanError, RecipeError
-from isoflop.recipe import from_tree, load_recipe, write_recipe
+from isoflop.recipe import from_tree, load_recipe, write_json, write_recipe
 from isoflop.scaling.fit.joint import fit
 from isoflop.scaling.laws import Laws, surface_loss
 from isoflop.scaling.plan.allocate import best_split
 from isoflop.scaling.plan.grow import grow_until, grown, ladder_of, offered_by, spent
 from isoflop.scaling.plan.next_cells import Run, choose, next_cells, offered
 from isoflop.scaling.plan.predict import predict
-from isoflop.scaling.sweep.ladder import LadderRecipe, plan_ladder
-from isoflop.scaling.sweep.records import RunRecord, append_record
+from isoflop.scaling.sweep.ladder import Ladder, LadderRecipe, plan_ladder
+from isoflop.scaling.sweep.records import RunRecord, append_record, read_records
 
 BUDGETS = (1e12, 3e12, 9e12, 2.7e13)
 TARGET = 3e14
@@ -74,12 +73,10 @@ def test_price_decides_between_equal_cells():
 
 
 def test_a_forecast_that_drift_makes_wide_asks_for_three_sizes_of_a_larger_budget(laws):
-    drifting = dataclasses.replace(laws, rehearsals=(), rehearsal=None)
-    far = next_cells(drifting, *best(laws, 1e16), width=0.001)
+    far = next_cells(laws, *best(laws, 1e16), width=0.001, most=20)
     larger = [run for run in far.runs if run.budget_flops > max(BUDGETS)]
-    assert larger
-    for budget in {run.budget_flops for run in larger}:
-        assert len({run.scale for run in larger if run.budget_flops == budget}) == 3
+    assert len(larger) >= 6 and {run.budget_flops for run in larger[:3]} == {8.1e13}
+    assert all(len({run.scale for run in larger if run.budget_flops == one.budget_flops}) == 3 for one in larger)
     assert list(far.width_left) == sorted(far.width_left, reverse=True)
     assert far.least_width < far.width_left[-1] < far.target.relative_width
     for run in far.runs:
@@ -164,7 +161,7 @@ def test_a_ladder_may_be_cells_alone_but_not_nothing(laws, tmp_path):
         plan_ladder(from_tree({"ladder": {}}, LadderRecipe))
 
 
-def test_the_loop_ends_at_the_width_and_again_without_a_run(tmp_path):
+def test_the_loop_ends_at_the_width(tmp_path):
     sweep, ran = sweep_into(tmp_path / "records.jsonl")
     goal = {"target_flops": TARGET, "max_flops": 1e15, "laws_file": tmp_path / "laws.json", "bootstrap": 150}
     said = []
@@ -220,6 +217,35 @@ def test_the_command_says_when_the_interval_is_reached_and_writes_no_recipe(laws
     cli.main(["next", str(tmp_path / "laws.json"), "--budget-flops", "3e14", "--width", "0.9",
               "--out", str(tmp_path / "next.toml")])  # fmt: skip
     assert "no further run is needed" in capsys.readouterr().out and not (tmp_path / "next.toml").exists()
+
+
+def test_a_sweep_until_a_width_grows_its_ladder_and_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
+    write_recipe(tmp_path / "recipe.toml", ladder().recipe)
+    out = tmp_path / "sweep"
+    sweep, ran = sweep_into(out / "records.jsonl")
+    fails = {"after": len(ladder().cells)}
+
+    def run_sweep(cells, folder, **_):
+        kept = [cell for cell in cells if len(ran) < fails["after"] or cell.cell_id in ran]
+        write_json(folder / "ladder.json", {})
+        write_json(folder / "sweep.json", {"n_cells": len(cells)})
+        return read_records(sweep(Ladder(ladder().recipe, BUDGETS, tuple(kept), (), ())))
+
+    monkeypatch.setattr("isoflop.scaling.sweep.run.run_sweep", run_sweep)
+    monkeypatch.setattr("isoflop.scaling.plan.grow.fit", lambda path, bootstrap: fit(path, bootstrap=120, hyper=False))
+    width = "0.1"
+    given = ["sweep", str(tmp_path / "recipe.toml"), "--no-calibrate", "--out", str(out), "--until-width", width]
+    given += ["--target-flops", str(TARGET), "--max-flops", "1e15", "--json", str(tmp_path / "found.json")]
+    with pytest.raises(SystemExit) as stopped:  # in its second round, after the ladder grew
+        cli.main(given)
+    assert stopped.value.code == 130 and load_recipe(out / "ladder.toml", LadderRecipe).ladder.cells
+    fails["after"] = 1000
+    cli.main(given)
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["next"]["reached"] and found["recorded"] == len(ran) > len(ladder().cells)
+    n_ran = len(ran)
+    cli.main(given)
+    assert len(ran) == n_ran and "going on with" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
