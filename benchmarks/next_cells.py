@@ -5,8 +5,8 @@
 Each of the seven public sweeps of IsoFLOP curves (benchmarks/forecast.py) begins with its three smallest budgets. The
 target is the run at the largest budget that is nearest to the optimum; the whole sweep's interval there is the measure.
 Runs are then bought from what is left, their losses unknown until bought, and the laws fitted anew after each
-purchase: as `next_cells` says (per FLOP; a budget that is not begun yet in threes), by chance, or budget by budget as a
-ladder runs. Where too few budgets surround their optimum for `next_cells`, the next budget is bought whole. Reported:
+purchase: as `next_cells` says (four at a time, per FLOP; a budget that is not begun yet in threes), by chance (a tenth of
+the sweep's FLOPs at a time, three seeds), or budget by budget as a ladder runs. Where too few budgets surround their optimum for `next_cells`, the next budget is bought whole. Reported:
 the width over the whole sweep's at the last purchase within half of its FLOPs, the share of its FLOPs at which it came
 within 10%, and how often the interval held the runs near the optimum at the largest budget that were not bought yet.
 Sweeps of one source share their weight in the coverage.
@@ -61,7 +61,7 @@ class Market:
 
 
 def by_information(market: Market, laws: Laws, bought: list[int]) -> list[int]:
-    """What `next_cells` names, of the runs that are left."""
+    """What `next_cells` names, of the runs that are left: four at a time, as the command does."""
     try:
         check_vertices(laws)
     except PlanError:
@@ -81,8 +81,8 @@ def by_information(market: Market, laws: Laws, bought: list[int]) -> list[int]:
         rows.append(sorted(three))
     offers = [[market.run(row) for row in offer] for offer in rows]
     target = market.run(market.target)
-    found = next_cells(laws, target.scale, target.n_tokens, width=1e-6, most=1, offers=offers)
-    return rows[offers.index(list(found.runs))] if found.runs else []
+    found = next_cells(laws, target.scale, target.n_tokens, width=1e-6, offers=offers)
+    return [row for offer, three in zip(offers, rows) if offer[0] in found.runs for row in three]
 
 
 def by_chance(seed: int) -> Buy:

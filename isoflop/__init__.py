@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from isoflop.scaling.laws import Laws
     from isoflop.scaling.plan.choose import plan
     from isoflop.scaling.plan.compare import compare_files
+    from isoflop.scaling.plan.next_cells import next_cells
     from isoflop.scaling.plan.predict import predict
     from isoflop.scaling.plan.score import score_run
     from isoflop.scaling.report.folder import report_study
@@ -47,6 +48,7 @@ __all__ = [
     "fit",
     "import_folder",
     "load_recipe",
+    "next_cells",
     "plan",
     "plan_ladder",
     "predict",
@@ -71,6 +73,7 @@ _HOME = {
     "fit": "isoflop.scaling.fit.joint",
     "import_folder": "isoflop.interop.import_hf",
     "load_recipe": "isoflop.recipe",
+    "next_cells": "isoflop.scaling.plan.next_cells",
     "plan": "isoflop.scaling.plan.choose",
     "plan_ladder": "isoflop.scaling.sweep.ladder",
     "predict": "isoflop.scaling.plan.predict",

@@ -97,10 +97,11 @@ def grow_until(
         target = best_split(laws, target_flops)
         left = max_flops - spent(ladder)
         offers = offered_by(ladder, laws, target_flops)
-        payable = [
-            offer for offer in offers if laws.flops_factor * sum(run.scale * run.n_tokens for run in offer) <= left
-        ]
-        found = next_cells(laws, target.scale, target.n_tokens, width=width, most=1, offers=payable)
+        payable = [offer for offer in offers if _flops(laws, offer) <= left]
+        target_run = (laws, target.scale, target.n_tokens)
+        found = next_cells(*target_run, width=width, offers=payable)
+        if _flops(laws, found.runs) > left:
+            found = next_cells(*target_run, width=width, most=1, offers=payable)
         say(found.verdict)
         if found.reached or not found.runs:
             if not found.reached and len(payable) < len(offers):
@@ -111,6 +112,10 @@ def grow_until(
 
 def _pairs(laws: Laws, runs: Sequence[Run]) -> tuple[tuple[float, float], ...]:
     return tuple((run.budget_flops, float(f"{laws.flops_factor * run.scale:.6g}")) for run in runs)
+
+
+def _flops(laws: Laws, runs: Sequence[Run]) -> float:
+    return laws.flops_factor * sum(run.scale * run.n_tokens for run in runs)
 
 
 def _run(ladder: Ladder, laws: Laws, cell: Cell) -> Run:

@@ -10,7 +10,7 @@ Runs that only mean something together (the three sizes of a budget that the swe
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
@@ -95,9 +95,9 @@ def next_cells(
     offers: Sequence[Sequence[Run]] | None = None,
     least_gain: float = LEAST_GAIN,
 ) -> NextCells:
-    """Runs that narrow the interval of a target (S, D) to `width` (relative), cheapest first, `most` or one offer.
+    """Runs that narrow the interval of a target (S, D), best first, until `width` (relative) or `most` runs are reached.
 
-    `offers`: runs that are bought together; `offered(laws, C)` unless given.
+    `offers`: runs that are bought together, and whole; `offered(laws, C)` unless given.
 
     Raises:
         PlanError: width or most out of range, laws without resamples, an optimum that no tested size surrounds.
@@ -134,12 +134,8 @@ def next_cells(
     return dataclasses.replace(found, runs=tuple(chosen), width_left=tuple(left))
 
 
-def offered(
-    laws: Laws, target_flops: float, cost: Callable[[float, float], float] = lambda flops, scale: flops
-) -> list[list[Run]]:
+def offered(laws: Laws, target_flops: float) -> list[list[Run]]:
     """Sizes near the optimum that the tested budgets lack, and three sizes at budgets on the way to the target.
-
-    `cost`: of a run, from its budget and scale.
 
     Raises:
         PlanError: an optimum that no tested size surrounds.
@@ -151,7 +147,7 @@ def offered(
 
     def run(budget: float, factor: float) -> Run:
         scale = best_split(laws, budget).scale * factor
-        return Run(budget, scale, budget / (laws.flops_factor * scale), cost(budget, scale))
+        return Run(budget, scale, budget / (laws.flops_factor * scale), budget)
 
     known = [run(budget, factor) for budget in tested for factor in BETWEEN]
     found = [
@@ -195,7 +191,7 @@ def choose(
     apart: float = 0.0,
     apart_if: np.ndarray | None = None,
     least_gain: float = 0.0,
-):
+) -> Iterator[tuple[int, float]]:
     """Groups of candidates in the order of what they take from the target's variance per cost, with what is left.
 
     `joint` is the covariance of the target (first) and the candidates, `noise_C` the variance of measuring each,
