@@ -370,21 +370,8 @@ def test_help_lists_the_commands_in_the_order_of_the_data_flow(capsys, arguments
     cli.main(arguments)
     text = capsys.readouterr().out
     order = ["corpus build", "tokens", "inspect", "ladder", "sweep", "fit"]
-    order += [
-        "predict",
-        "next",
-        "plan",
-        "train",
-        "extend",
-        "passkey",
-        "sft",
-        "dpo",
-        "reward",
-        "align demo",
-        "generate",
-        "chat",
-    ]
-    order += ["eval", "score", "export", "import", "compare", "report", "demo"]
+    order += ["predict", "next", "plan", "train", "extend", "passkey", "sft", "dpo", "reward", "align demo"]
+    order += ["generate", "chat", "eval", "judge", "score", "export", "import", "compare", "report", "demo"]
     order += ["optics inspect", "optics demo"]
     order += [f"imaging {name}" for name in ("train", "evaluate", "sweep", "report", "demo")]
     order += ["keys", "schema"]
