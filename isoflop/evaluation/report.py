@@ -96,8 +96,8 @@ def _difference_rows(
                 groups = [a["group"] or a["item"] for a, _ in pairs]
                 if len({*groups}) < 2:
                     continue
-                scores = ([one["scores"][metric] for one in side] for side in zip(*pairs, strict=True))
-                gap = paired(*scores, groups)
+                before, after = ([one["scores"][metric] for one in side] for side in zip(*pairs, strict=True))
+                gap = paired(before, after, groups)
                 clear = gap.low > 0 or gap.high < 0
                 row = {"run": labels[name], "task": task, "metric": metric, "difference": gap.value, "n": gap.n}
                 rows.append({**row, "interval": (gap.low, gap.high), "clear": "yes" if clear else "no"})
@@ -190,7 +190,8 @@ def loss_figure(runs: Mapping[str, Any], losses: Mapping[str, float]) -> "Figure
             scored = {name: run["tasks"][task] for name, run in runs.items() if BITS in run["tasks"].get(task, {})}
             known = [name for name in scored if name in losses]
             left.plot([losses[n] for n in known], [scored[n][BITS]["value"] for n in known], "o", color=NAMED[0])
-            left.set_ylabel(f"{task}: bits per byte of right answers", fontsize=8)
+            left.set_title(task)
+            left.set_ylabel("answer bits per byte")
             left.set_xlabel("validation loss (bits per byte)")
             metrics = [m for m in next(iter(scored.values())) if "bits" not in m]
             for index, metric in enumerate(metrics):
@@ -203,7 +204,7 @@ def loss_figure(runs: Mapping[str, Any], losses: Mapping[str, float]) -> "Figure
             if chance is not None:
                 right.axhline(chance, color=MUTED, linestyle="--", linewidth=1, label="chance")
             right.set_ylabel("accuracy")
-            right.set_xlabel("bits per byte of right answers")
+            right.set_xlabel("answer bits per byte")
             right.legend(frameon=False, fontsize=8)
             for axes in (left, right):
                 axes.invert_xaxis()  # better to the right

@@ -20,7 +20,7 @@ sweep)
     ;;
 predict)
     $run fit $out/sweep/records.jsonl --out $out/laws.json
-    $run plan $out/laws.json --ladder $out/sweep/ladder.toml --budget-flops "${BUDGET:-2e12}" --out $out/plan.toml \
+    $run plan $out/laws.json --ladder $out/sweep/ladder.toml --budget-flops "${BUDGET:-4.9e12}" --out $out/plan.toml \
         --json $out/plan.json
     ;;
 target)

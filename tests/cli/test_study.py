@@ -26,7 +26,7 @@ def study(tmp_path_factory):
             if record.kind == "cell":
                 append_record("runs/sweep/records.jsonl", record)
         isoflop("fit", "runs/sweep/records.jsonl", "--bootstrap", 100)
-        isoflop("plan", "--budget-flops", 1.1e9, "--vocab-size", 264, "--seq-len", 16)
+        isoflop("plan", "--budget-flops", 1.3e9, "--vocab-size", 264, "--seq-len", 16)
         isoflop("report", "runs", "--out", "planned.html")
         isoflop(
             "train", "runs/plan.toml", *CPU, "train.micro_batch=0", 'data.tokens="runs/tokens"', "--out", "runs/target"

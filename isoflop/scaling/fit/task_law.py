@@ -48,6 +48,8 @@ class Seen:
     score: np.ndarray
     run: np.ndarray
     """Number of the run that each pair is of."""
+    n_items: int = 0
+    """Of a score, whose own curve may leave the sigmoid by what so few items leave open; 0: many."""
 
 
 def fit_sigmoid(
@@ -80,7 +82,8 @@ def fit_sigmoid(
         many[rows], _ = least_squares(doubted, *some, bounds=bounds, free=free, relative_decrease=1e-8)
     left = residuals(best[None])[0, :-1]
     spare = max(len(left) - int(free.sum()), 1)
-    return [best.tolist(), *many.tolist()], math.sqrt(float((left**2).sum()) / spare)
+    few = float((seen.score * (1 - seen.score)).mean()) / seen.n_items if seen.n_items else 0.0
+    return [best.tolist(), *many.tolist()], math.sqrt(float((left**2).sum()) / spare + few)
 
 
 def fit_bits(points: Points, weight_RS: np.ndarray, sweep: Sweep | None = None) -> tuple[list[list[float]], float]:
@@ -169,10 +172,11 @@ def with_benchmarks(laws: Laws, table: Table, folders: Sequence[Path], *, bootst
             if metric == BITS:
                 continue
             score = np.array([record["metrics"][metric]["value"] for record in cells.records])
-            if chance is not None and not _rises(bits, score, chance, cells.records[0]["metrics"][metric]["n"]):
+            n_items = cells.records[0]["metrics"][metric]["n"]
+            if chance is not None and not _rises(bits, score, chance, n_items):
                 warnings.append(f"task {task}, {metric}: no cell is clearly above chance ({chance:.3g}); left out")
                 continue
-            seen[metric] = Seen(bits, score, np.arange(len(rows)))
+            seen[metric] = Seen(bits, score, np.arange(len(rows)), n_items)
         found[task] = fit_task(
             sweep.points, seen, weight_RS, chance=chance, sweep=sweep, asked=asked_of(cells.records[0])
         )

@@ -218,11 +218,13 @@ def predict(
         "rehearsals": count,
         "e_folds": distance,
     }
-    causes = (experience or Experience.of(bool(laws.budgets))).causes(known)
+    experience = experience or Experience.of(bool(laws.budgets))
+    causes = experience.causes(known)
     factor = math.exp(NormalDist().inv_cdf((1 + level) / 2) * math.hypot(*causes.values()))
     components: dict[str, Any] = {
         **known,
         **causes,
+        "drift_per_efold": drift_rate(experience.drift, rehearsed, min(count, MOST_WITNESSES)),
         "resamples": len(next(iter(resamples.values()))),
         "weights": weights,
         "laws_spread": (max(by_law.values()) - min(by_law.values())) / center,
