@@ -384,7 +384,7 @@ def test_help_lists_the_commands_in_the_order_of_the_data_flow(capsys, arguments
         "generate",
         "chat",
     ]
-    order += ["eval", "score", "export", "import", "compare", "report", "demo"]
+    order += ["eval", "judge", "score", "export", "import", "compare", "report", "demo"]
     order += ["optics inspect", "optics demo"]
     order += [f"imaging {name}" for name in ("train", "evaluate", "sweep", "report", "demo")]
     order += ["keys", "schema"]
