@@ -5,11 +5,12 @@
 Each of the seven public sweeps of IsoFLOP curves (benchmarks/forecast.py) begins with its three smallest budgets. The
 target is the run at the largest budget that is nearest to the optimum; the whole sweep's interval there is the measure.
 Runs are then bought from what is left, their losses unknown until bought, and the laws fitted anew after each
-purchase: as `next_cells` says (four at a time, per FLOP; a budget that is not begun yet in threes), by chance (a tenth of
-the sweep's FLOPs at a time, three seeds), or budget by budget as a ladder runs. Where too few budgets surround their optimum for `next_cells`, the next budget is bought whole. Reported:
-the width over the whole sweep's at the last purchase within half of its FLOPs, the share of its FLOPs at which it came
-within 10%, and how often the interval held the runs near the optimum at the largest budget that were not bought yet.
-Sweeps of one source share their weight in the coverage.
+purchase: as `next_cells` says (four at a time, per FLOP; a budget that is not begun yet in threes), by chance (a tenth
+of the sweep's FLOPs at a time, three seeds), or budget by budget as a ladder runs. Where too few budgets surround their
+optimum for `next_cells`, the next budget is bought whole. Reported: the width over the whole sweep's at the last
+purchase within half of its FLOPs, the share of its FLOPs at which it came within 10%, and how often the interval held
+the runs near the optimum at the largest budget that were not bought yet. Sweeps of one source share their weight in the
+coverage.
 """
 
 import argparse

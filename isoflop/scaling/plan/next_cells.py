@@ -95,7 +95,7 @@ def next_cells(
     offers: Sequence[Sequence[Run]] | None = None,
     least_gain: float = LEAST_GAIN,
 ) -> NextCells:
-    """Runs that narrow the interval of a target (S, D), best first, until `width` (relative) or `most` runs are reached.
+    """Runs that narrow the interval of a target (S, D), best first, until `width` (relative) or `most` runs.
 
     `offers`: runs that are bought together, and whole; `offered(laws, C)` unless given.
 

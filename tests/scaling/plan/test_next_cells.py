@@ -263,7 +263,7 @@ def test_what_is_missing_is_said(arguments, message, laws, tmp_path, capsys):
     write_recipe(tmp_path / "ladder.toml", ladder().recipe)
     places = {"LAWS": str(tmp_path / "laws.json"), "RECIPE": str(tmp_path / "ladder.toml")}
     with pytest.raises(SystemExit) as stopped:
-        cli.main([places.get(word, word) for word in arguments])
+        cli.main([str(places.get(word, word)) for word in arguments])
     assert stopped.value.code == 2
     text = capsys.readouterr().err
     assert any(part in text for part in message.split("|"))
