@@ -131,6 +131,8 @@ def published_laws(name: str) -> Laws:
             f"law {name!r} sets batch and learning rate but no size; name one of {', '.join(names())} "
             f"for the size and give {name!r} as the hyper-parameter law"
         )
+    if name.endswith(".json") or "/" in name:
+        raise PlanError(f"{name}: there is no such laws file; isoflop fit writes one, or name a published law")
     hint = did_you_mean(name, names(), f"published laws: {', '.join(names())}")
     raise PlanError(f"law {name!r} is neither a laws file (isoflop fit writes one) nor a published law; {hint}")
 

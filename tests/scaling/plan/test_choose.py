@@ -230,7 +230,7 @@ def test_memory_is_reported_and_the_micro_batch_fits_it():
         ("deepseek", {"budget_flops": 1e20, "machine": Machine(hardware="H10")}, "did you mean H100"),
         ("deepseek", {"budget_flops": 1e20, "machine": Machine(utilisation=40)}, "utilisation = 40"),
         ({**LAWS, "resamples": {}}, {"budget_flops": 1e15, **SMALL}, "no interval is available"),
-        ("no-such-laws.json", {"budget_flops": 1e15}, "nor a published law"),
+        ("no-such-laws.json", {"budget_flops": 1e15}, "no such laws file"),
     ],
 )
 def test_a_plan_that_cannot_be_met_is_refused_with_a_way_out(laws, arguments, message):
