@@ -91,7 +91,7 @@ def test_the_pile_is_read_by_subset(ending, tmp_path):
 def test_missing_and_foreign_files_are_named(name, tmp_path):
     with pytest.raises(DataError, match=r"has no .*official files"):
         task(name).read(tmp_path, 0)
-    for path in ("race/high/1.txt", "arc/ARC-Challenge-Test.jsonl", "pile/test.jsonl"):
+    for path in ("race/high/1.txt", "arc/ARC-Challenge-Test.jsonl", "pile/test.jsonl", f"cloze/{name}.jsonl"):
         write(tmp_path / path, "{}\n")
     write(tmp_path / "ceval/dev/law_dev.csv", "a,b\n1,2\n")
     write(tmp_path / "ceval/val/law_val.csv", "a,b\n1,2\n")
