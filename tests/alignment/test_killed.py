@@ -3,7 +3,7 @@
 import random
 
 import pytest
-from killing import finish, kill, start
+from killing import finish, kill, size, start, wait_until
 from safetensors import SafetensorError
 
 from isoflop.alignment import reference
@@ -22,18 +22,13 @@ def test_ten_kills_at_random_moments_change_no_bit(kind, make, tmp_path):
     write_recipe(tmp_path / "recipe.toml", make(kind, **options))
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert finish(start(kind, tmp_path / "recipe.toml", "--out", whole))[0] == 0
-    generator = random.Random(kind)
+    metrics = cut / "metrics.jsonl"
+    n_steps = len((whole / "metrics.jsonl").read_bytes().splitlines())
     n_killed = 0
-    while n_killed < N_KILLS:
+    for step in sorted(random.Random(kind).sample(range(n_steps * 9 // 10), N_KILLS)):
         process = start(kind, tmp_path / "recipe.toml", "--out", cut)
-        try:
-            process.wait(timeout=generator.uniform(2.0, 9.0))
-        except Exception:
-            kill(process)
-            n_killed += 1
-            continue
-        process.communicate()
-        break
+        n_killed += wait_until(lambda at=step: size(metrics) and len(metrics.read_bytes().splitlines()) > at, process)
+        kill(process)
     code, errors = finish(start(kind, tmp_path / "recipe.toml", "--out", cut))
     assert code == 0, errors
     assert (cut / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
