@@ -24,7 +24,7 @@ from isoflop.corpus.recipe import CorpusRecipe, check, decisive
 from isoflop.corpus.remix import mixture_section
 from isoflop.corpus.report.page import corpus_page
 from isoflop.corpus.tables.output_folder import read_manifest, require_replaceable
-from isoflop.corpus.tables.stages import Build, Progress, Workers, fingerprint, n_workers
+from isoflop.corpus.tables.stages import Build, Progress, Workers, fingerprint, n_workers, remove_stage
 from isoflop.recipe import to_tree, write_json, write_recipe, write_text
 from isoflop.run import commit, now, only_one, processor
 
@@ -85,6 +85,8 @@ def build_corpus(recipe: CorpusRecipe, out: str | Path, *, on_progress: Progress
             shutil.rmtree(out)
         work.rename(out)
     if not recipe.keep_stages:
+        for stage in build.stages:
+            remove_stage(stage.folder)
         shutil.rmtree(root)
     log.info("wrote %s: %d documents, %.1f MB", out, manifest["n_documents"], manifest["n_bytes"] / 1e6)
     return {**manifest, "reused": False}

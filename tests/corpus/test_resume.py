@@ -147,6 +147,29 @@ def test_a_disk_that_is_really_full_loses_nothing(texts: Path, reference: dict[s
         subprocess.run(["umount", disk], check=False)
 
 
+def test_a_kill_while_stages_are_removed_leaves_none_that_looks_finished(
+    texts: Path, reference: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, rmtree = tmp_path / "corpus", shutil.rmtree
+
+    def killed(folder: Path, ignore_errors: bool = False) -> None:
+        """Removes marks as asked; the first folder of data loses some partitions, and the process ends."""
+        if not folder.name.startswith(("documents-", ".corpus.stages")):
+            return rmtree(folder, ignore_errors)
+        for path in sorted(folder.rglob("*00002*")):
+            path.unlink()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        build_corpus(recipe_of(texts, workers=1), out)
+    monkeypatch.undo()
+    assert content_of(out) == reference
+    rmtree(out)
+    build_corpus(recipe_of(texts, workers=1), out)
+    assert content_of(out) == reference
+
+
 def _kill_often(texts: Path, tmp_path: Path, n_kills: int, seed: int) -> int:
     """Kill the command `n_kills` times, each time after some more finished tasks; how many kills found it at work."""
     write_recipe(tmp_path / "recipe.toml", recipe_of(texts, workers=2))

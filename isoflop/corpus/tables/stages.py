@@ -171,6 +171,13 @@ class Stage:
         return (self.folder / "stage.json").is_file()
 
 
+def remove_stage(folder: Path) -> None:
+    """Its marks first: what a kill leaves behind must not look finished."""
+    (folder / "stage.json").unlink(missing_ok=True)
+    shutil.rmtree(folder / "done", ignore_errors=True)
+    shutil.rmtree(folder)
+
+
 class Build:
     """The folder of all stages of one build, and who works on them."""
 
@@ -188,7 +195,7 @@ class Build:
         stage = Stage(name, self.root / f"{name}-{mark}", mark)
         for old in self.root.glob(f"{name}-*"):
             if (old != stage.folder or fresh) and len(old.name) == len(stage.folder.name):
-                shutil.rmtree(old)
+                remove_stage(old)
         (stage.folder / "done").mkdir(parents=True, exist_ok=True)
         self.stages.append(stage)
         return stage
