@@ -154,7 +154,7 @@ class LossForecast:
         if self.final is not None:
             found["final"] = self.final._asdict()
             late = block[-1]["step"] > len(self._rates) / 2
-            if late and not self._warned and self._planned and _apart(self.final, self._planned):
+            if late and not self._warned and self._planned and self.final.low > self._planned.high:
                 self._warned = True
                 found["warning"] = f"the run is heading for {_text(self.final)}; planned was {_text(self._planned)}"
         return found
@@ -206,10 +206,6 @@ def average(lines: list[dict[str, Any]]) -> tuple[int, float, float]:
     losses = np.array([line["loss_nats"] for line in lines])
     noise, middle = float(np.std(np.diff(losses))) / 2**0.5, float(np.median(losses))
     return lines[len(lines) // 2]["step"], float(losses.clip(middle - 5 * noise, middle + 5 * noise).mean()), noise
-
-
-def _apart(one: Interval, other: Interval) -> bool:
-    return one.low > other.high or one.high < other.low
 
 
 def _text(interval: Interval) -> str:

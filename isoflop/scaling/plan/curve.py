@@ -18,7 +18,7 @@ from isoflop.scaling.laws import Laws, surface_loss
 from isoflop.scaling.plan.predict import Prediction
 from isoflop.scaling.sweep.records import RunRecord, read_records
 from isoflop.scaling.sweep.shapes import Tree
-from isoflop.training.forecast import BLOCKS, GAIN, arrived, average, fit_curve, usual_gain
+from isoflop.training.forecast import BLOCKS, GAIN, LEVEL, arrived, average, fit_curve, usual_gain
 from isoflop.training.pretrain.recipe import PretrainRecipe
 from isoflop.training.schedule_law import Schedule
 
@@ -34,14 +34,29 @@ class SweepCurves:
     gain: float
     """Of a fall of the rate, in nats per unit of rate and sqrt(d_model)."""
     cells: list[RunRecord]
-    """Runs with a training loss at their end."""
+    """Finished runs; each has its training and its validation loss."""
 
-    def final_nats(self, losses: Sequence[float], unit: str) -> list[float]:
-        """Training losses, in nats per token, of runs that end at validation losses in a unit of the records."""
-        pairs = [(loss, r.train_loss_nats) for r in self.cells if (loss := getattr(r, unit)) and r.train_loss_nats]
-        validation, training = np.log(pairs).T
-        exponent, logarithm = np.polyfit(validation, training, 1)
-        return (np.exp(logarithm) * np.asarray(losses) ** exponent).tolist()
+    def final_nats(self, prediction: Prediction) -> list[float]:
+        """Center, low and high of the training loss at the end, in nats per token.
+
+        How far training lies below validation is taken as linear in validation^-2: chosen on studies of this project
+        (docs/log.md). What cells scatter by, and half of what the gap grows by beyond them, join the interval.
+        """
+        own, training, validation = np.array(
+            [(getattr(r, prediction.unit), r.train_loss_nats, r.loss_nats) for r in self.cells], float
+        ).T
+        inverse, gap = (own.mean() / own) ** 2, validation - training
+        slope, offset = np.polyfit(inverse, gap, 1)
+        scatter = float(np.std(gap - slope * inverse - offset, ddof=2))
+        ends = np.array([prediction.center, prediction.low, prediction.high])
+        center, low, high = ends * (validation / own).mean() - slope * (own.mean() / ends) ** 2 - offset
+        beyond = abs(slope) * max(0.0, (own.mean() / ends[0]) ** 2 - inverse.max())
+        doubt = np.hypot(LEVEL * scatter, beyond / 2)
+        return [
+            float(center),
+            float(center - np.hypot(center - low, doubt)),
+            float(center + np.hypot(high - center, doubt)),
+        ]
 
 
 def predicted_curve(
@@ -63,16 +78,15 @@ def predicted_curve(
     cooled = np.mean([surface_loss(constants, scale, tokens) for constants in surfaces.values()], axis=0)
     gain_nats = usual_gain(made.model.d_model, made.train.learning_rate) * (curves.gain / GAIN if curves else 1.0)
     gained = arrived(schedule, places, stride)
-    ends = [prediction.center, prediction.low, prediction.high]
-    nats = curves.final_nats(ends, prediction.unit) if curves else NATS_PER_UNIT[prediction.unit] * np.array(ends)
-    gain = gain_nats / nats[0] * prediction.center
+    nats = curves.final_nats(prediction) if curves else None
+    gain = gain_nats / (nats[0] / prediction.center if nats else NATS_PER_UNIT[prediction.unit])
     loss = prediction.center + cooled - cooled[-1] + gain * (gained[-1] - gained)
     found: Tree = {
         "steps": np.minimum(places * stride, n_steps).tolist(),
         "of_final": [round(float(value), 5) for value in loss / prediction.center],
         "gain_nats": gain_nats,
     }
-    if curves:
+    if nats:
         found["final_nats"] = nats
     return found
 
@@ -81,7 +95,7 @@ def sweep_curves(sweep: Path) -> SweepCurves | None:
     """From records.jsonl, cells/ and trunks/ in the folder of a sweep; None where they are not there, or too few."""
     path = sweep / "records.jsonl"
     records = read_records(path) if path.is_file() else []
-    cells = [record for record in records if record.kind == "cell" and record.status == "finished"]
+    cells = [r for r in records if r.kind == "cell" and r.status == "finished" and r.loss_nats and r.train_loss_nats]
     gains = [gain for record in cells if (gain := _gain(sweep, record)) is not None]
     return SweepCurves(float(np.median(gains)), cells) if len(gains) >= LEAST_CELLS else None
 
