@@ -46,11 +46,12 @@ class SweepCurves:
             [(getattr(r, prediction.unit), r.train_loss_nats, r.loss_nats) for r in self.cells], float
         ).T
         inverse, gap = (own.mean() / own) ** 2, validation - training
-        slope, offset = np.polyfit(inverse, gap, 1)
-        scatter = float(np.std(gap - slope * inverse - offset, ddof=2))
+        slope = max(0.0, np.polyfit(inverse, gap, 1)[0])  # a model that learns more never fits its own text less
+        offset = (gap - slope * inverse).mean()
+        scatter = float(np.std(gap - slope * inverse, ddof=2))
         ends = np.array([prediction.center, prediction.low, prediction.high])
         center, low, high = ends * (validation / own).mean() - slope * (own.mean() / ends) ** 2 - offset
-        beyond = abs(slope) * max(0.0, (own.mean() / ends[0]) ** 2 - inverse.max())
+        beyond = slope * max(0.0, (own.mean() / ends[0]) ** 2 - inverse.max())
         doubt = np.hypot(LEVEL * scatter, beyond / 2)
         return [
             float(center),
