@@ -53,6 +53,10 @@ class Budget:
         parts = {name: getattr(self, name)[keep] for name in ("scale", "tokens", "loss", "weight", "rows")}
         return dataclasses.replace(self, **parts)
 
+    def among(self, rows: np.ndarray) -> "Budget":
+        """The same runs, `rows` being indices into these (sorted) rows of the table."""
+        return dataclasses.replace(self, rows=np.searchsorted(rows, self.rows))
+
 
 @dataclasses.dataclass(frozen=True)
 class Bottom:
@@ -87,17 +91,8 @@ def group_budgets(table: Table, law: str = LAW, *, loss: str | None = None, scal
                     "without a gap; runs of one budget share their compute: map budget_flops, or use --law surface"
                 )
             label = labels[rows[0]] if np.ptp(labels[rows]) == 0 else float(np.exp(np.log(labels[rows]).mean()))
-            budgets.append(
-                Budget(
-                    float(label),
-                    float(np.exp(np.log(compute[rows]).mean())),
-                    scales[rows],
-                    tokens[rows],
-                    losses[rows],
-                    table.weights()[rows],
-                    rows,
-                )
-            )
+            columns = (column[rows] for column in (scales, tokens, losses, table.weights()))
+            budgets.append(Budget(float(label), float(np.exp(np.log(compute[rows]).mean())), *columns, rows))
     return sorted(budgets, key=lambda budget: budget.total_flops)
 
 
@@ -150,7 +145,7 @@ FindBottom = Callable[[np.ndarray, np.ndarray, np.ndarray], Bottom]
 
 def find_vertices(budgets: list[Budget], bottom: FindBottom = find_vertex) -> tuple[list[Vertex], list[str]]:
     """The optimum of every budget in scale and in tokens, whether it is used; and a warning per problem."""
-    rows, warnings = [], []
+    vertices, warnings = [], []
     for budget in budgets:
         by_scale = bottom(np.log10(budget.scale), budget.loss, budget.weight)
         by_tokens = bottom(np.log10(budget.tokens), budget.loss, budget.weight)
@@ -166,22 +161,20 @@ def find_vertices(budgets: list[Budget], bottom: FindBottom = find_vertex) -> tu
             warnings.append(
                 f"budget {budget.budget_flops:.4g} has only {budget.n_sizes} model sizes; better five or more"
             )
-        rows.append(
+        rows = sorted(zip(budget.scale, budget.tokens, budget.loss))
+        vertices.append(
             Vertex(
-                budget_flops=budget.budget_flops,
-                total_flops=budget.total_flops,
+                budget.budget_flops,
+                budget.total_flops,
                 scale_opt=10**by_scale.position,
                 tokens_opt=10**by_tokens.position,
                 loss=by_scale.loss,
                 inside=by_scale.inside and by_tokens.inside,
                 used=used,
-                points=[
-                    {"scale": float(s), "tokens": float(d), "loss": float(y)}
-                    for s, d, y in sorted(zip(budget.scale, budget.tokens, budget.loss))
-                ],
+                points=[dict(zip(("scale", "tokens", "loss"), map(float, row))) for row in rows],
             )
         )
-    return rows, warnings
+    return vertices, warnings
 
 
 def near_optimum(budgets: list[Budget], factor: float = NEAR) -> list[Budget]:
@@ -255,10 +248,8 @@ def resampled_vertices(budgets: list[Budget], weight_RN: np.ndarray) -> tuple[np
     """
     found = np.full((3, len(weight_RN), len(budgets)), np.nan)
     for index, budget in enumerate(budgets):
-        weight_RS = weight_RN[:, budget.rows]
-        for part, values in ((0, budget.scale), (1, budget.tokens)):
-            x = np.log10(values)
-            position, bottom = quadratic_vertices(x, budget.loss, weight_RS)
+        for part, x in enumerate((np.log10(budget.scale), np.log10(budget.tokens))):
+            position, bottom = quadratic_vertices(x, budget.loss, weight_RN[:, budget.rows])
             with np.errstate(invalid="ignore"):
                 fine = (position >= x.min() - np.ptp(x)) & (position <= x.max() + np.ptp(x))
             found[part, :, index] = np.where(fine, position, np.nan)

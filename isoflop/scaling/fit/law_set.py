@@ -89,16 +89,15 @@ class Sweep:
         return FLOPS_FACTOR[self.scale] * self.points.scale * self.points.tokens
 
     @property
-    def used(self) -> list[int]:
+    def used(self) -> list[tuple[Budget, Vertex]]:
         """Budgets whose curve has its bottom among the tested sizes."""
-        return [index for index, vertex in enumerate(self.vertices) if vertex.used]
+        return [pair for pair in zip(self.budgets, self.vertices) if pair[1].used]
 
     @property
     def bottoms(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Compute, loss and weight of the bottoms of these curves."""
-        used = [self.vertices[index] for index in self.used]
-        flops = np.array([FLOPS_FACTOR[self.scale] * vertex.scale_opt * vertex.tokens_opt for vertex in used])
-        return flops, np.array([vertex.loss for vertex in used]), (flops / self.compute.max()) ** NEARNESS
+        flops = np.array([FLOPS_FACTOR[self.scale] * vertex.scale_opt * vertex.tokens_opt for _, vertex in self.used])
+        return flops, np.array([vertex.loss for _, vertex in self.used]), (flops / self.compute.max()) ** NEARNESS
 
     def prior(self, sd: float, n_resamples: int = 0) -> FloorPrior:
         """Of ln E beside squares of ln L that are `sd` large; for resamples, equally likely means dealt out in turn."""
@@ -111,8 +110,7 @@ class Sweep:
     def select(self, keep: np.ndarray) -> "Sweep":
         """Some of the points (sorted), with the budgets that lie wholly among them; the noise stays."""
         points = Points(*(getattr(self.points, f.name)[keep] for f in dataclasses.fields(Points)))
-        budgets = [one for one in self.budgets if np.isin(one.rows, keep).all()]
-        budgets = [dataclasses.replace(one, rows=np.searchsorted(keep, one.rows)) for one in budgets]
+        budgets = [one.among(keep) for one in self.budgets if np.isin(one.rows, keep).all()]
         return Sweep(points, budgets, self.scale, self.noise, self.misfit, *find_vertices(budgets), self.floor)
 
     @property
@@ -133,12 +131,8 @@ class Centre:
     def laws(self, points: Points, **known: Any) -> Laws:
         """As `Laws`, without anything but the central constants."""
         surfaces = {name: _surface(points, *found) for name, found in self.surfaces.items()}
-        curves = {
-            name: LossAtOptimum(*curve.lstar()[0].tolist())
-            for name, curve in (("lstar", self.pooled), ("bottoms", self.bottoms))
-            if curve is not None
-        }
-        return Laws(surfaces=surfaces, **curves, **known)
+        lstar, bottoms = (c and LossAtOptimum(*c.lstar()[0].tolist()) for c in (self.pooled, self.bottoms))
+        return Laws(surfaces=surfaces, lstar=lstar, bottoms=bottoms, **known)
 
 
 def joint_weights(points: Points, generator: np.random.Generator, bootstrap: int) -> np.ndarray:
@@ -205,12 +199,10 @@ def find_centre(sweep: Sweep) -> Centre:
     prior = sweep.prior(sweep.shared_misfit)
     pooled = fit_pooled(sweep.compute, points.scale, points.loss, points.weight[None], prior=prior)
     flops, loss, weight = sweep.bottoms
-    bottoms = (
-        fit_pooled(flops, None, loss, weight[None], prior=sweep.prior(sweep.noise.relative_sd))
-        if len(loss) >= 2
-        else None
-    )
-    return Centre(surfaces, pooled, bottoms)
+    if len(loss) < 2:
+        return Centre(surfaces, pooled, None)
+    prior = sweep.prior(sweep.noise.relative_sd)
+    return Centre(surfaces, pooled, fit_pooled(flops, None, loss, weight[None], prior=prior))
 
 
 def resample(sweep: Sweep, centre: Centre, weight_RS: np.ndarray) -> dict[str, np.ndarray]:
@@ -230,7 +222,7 @@ def resample(sweep: Sweep, centre: Centre, weight_RS: np.ndarray) -> dict[str, n
         found |= {"lstar": pooled.lstar(), "pooled": pooled.allocation()}
     if centre.bottoms:
         flops, loss, weight = sweep.bottoms
-        loss_RB = resampled_vertices([sweep.budgets[index] for index in sweep.used], weight_RS)[2]
+        loss_RB = resampled_vertices([budget for budget, _ in sweep.used], weight_RS)[2]
         weight_RB = np.where(np.isfinite(loss_RB), weight, 0.0)
         loss_RB = np.where(np.isfinite(loss_RB), loss_RB, loss)
         prior = sweep.prior(sweep.noise.relative_sd, n_resamples)
@@ -256,14 +248,12 @@ def find_rehearsals(sweep: Sweep) -> list[Rehearsal]:
         laws = find_centre(part).laws(part.points, scale=sweep.scale, loss="")
         for rows in groups:
             by_law = laws.losses(laws.constants(), sweep.points.scale[rows], sweep.points.tokens[rows])
-            best = np.argsort(np.mean(list(by_law.values()), axis=0))[: max(3, len(rows) // 2)]
-            best = best if sweep.budgets else np.arange(len(rows))
-            ratio = {
-                name: float(np.mean(values[best] / sweep.points.loss[rows][best])) for name, values in by_law.items()
-            }
-            measured = float(sweep.points.loss[rows][best].mean())
-            mean = float(np.mean(list(ratio.values())))
-            reached = float(np.exp(np.log(sweep.compute[rows][best]).mean()))
+            order = np.argsort(np.mean(list(by_law.values()), axis=0))
+            best = order[: max(3, len(rows) // 2)] if sweep.budgets else np.arange(len(rows))
+            loss = sweep.points.loss[rows[best]]
+            ratio = {name: float(np.mean(values[best] / loss)) for name, values in by_law.items()}
+            measured, mean = float(loss.mean()), float(np.mean(list(ratio.values())))
+            reached = float(np.exp(np.log(sweep.compute[rows[best]]).mean()))
             found.append(
                 Rehearsal(
                     relative_error=mean - 1,
