@@ -17,7 +17,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -38,6 +38,8 @@ POOLED = ("log_huber", "varpro", "published")
 """Surfaces that take part in a prediction; `published` stands alone."""
 AT_OPTIMUM = ("lstar", "bottoms")
 """Laws that know the best loss of a compute only."""
+REPEAT_TOKENS, REPEAT_SCALE = 15.387756, 5.309743
+"""Decay constants of repeated data and of excess size (arXiv 2305.16264, section 5; they are poorly determined)."""
 MIN_RESAMPLES = 100
 """Below this, percentiles of a 90% interval rest on a handful of values (assumption)."""
 
@@ -298,15 +300,14 @@ class Laws:
         constants: Mapping[str, np.ndarray],
         scale: Any,
         n_tokens: Any,
-        surface: Callable[..., np.ndarray] | None = None,
+        unique_tokens: float | None = None,
+        *,
+        repeat_scale: float = REPEAT_SCALE,
     ) -> dict[str, np.ndarray]:
-        """Loss of runs by each law; to laws at the optimum the surfaces' mean penalty off it is added.
-
-        `surface`: constants, scale, tokens -> loss, in place of `surface_loss`.
-        """
+        """Loss of runs by each law; to laws at the optimum the surfaces' mean penalty off it is added."""
         best = self.optimum_losses(constants, self.flops_factor * np.asarray(scale) * n_tokens)
         found = {
-            name: (surface or surface_loss)(values, scale, n_tokens)
+            name: repeated_loss(values, scale, n_tokens, unique_tokens, repeat_scale=repeat_scale)
             for name, values in constants.items()
             if name not in AT_OPTIMUM
         }
@@ -402,24 +403,59 @@ def surface_optimum(constants: np.ndarray, total_flops: Any, factor: float) -> t
     return scale, product / scale
 
 
+def effective(amount: Any, unique: Any, decay: float) -> np.ndarray:
+    """What `amount` is worth if only `unique` of it is new: U + U R (1 - exp(-(amount / U - 1) / R)) above U.
+
+    Source: Muennighoff et al., arXiv 2305.16264, equation 5. Four passes count as 3.73 fresh ones, forty as 15.2.
+    """
+    amount, unique = np.asarray(amount, dtype=float), np.asarray(unique, dtype=float)
+    excess = np.maximum(amount / unique - 1, 0.0)
+    return np.where(amount > unique, unique + unique * decay * -np.expm1(-excess / decay), amount)
+
+
+def repeated_loss(
+    constants: np.ndarray,
+    scale: Any,
+    n_tokens: Any,
+    unique_tokens: float | None,
+    *,
+    repeat_tokens: float = REPEAT_TOKENS,
+    repeat_scale: float = REPEAT_SCALE,
+) -> np.ndarray:
+    """Surface loss where `n_tokens` are passes over `unique_tokens`; None: all tokens are new.
+
+    Size above the optimal one for the corpus counts less by the same form (U_N). Where we deviate: U_N belongs to the
+    whole corpus even if less of it is read, so that the loss is continuous and equals the surface without repetition.
+    Pass `math.inf` for a decay constant to switch its term off.
+    """
+    if unique_tokens is None:
+        return surface_loss(constants, scale, n_tokens)
+    tokens = n_tokens if math.isinf(repeat_tokens) else effective(n_tokens, unique_tokens, repeat_tokens)
+    if not math.isinf(repeat_scale):  # beyond the scale that unique_tokens are optimal for
+        _, A, B, alpha, beta = np.moveaxis(np.asarray(constants, dtype=float), -1, 0)
+        best = np.exp((np.log(alpha * A) - np.log(beta * B) + beta * np.log(unique_tokens)) / alpha)
+        scale = effective(scale, best, repeat_scale)
+    return surface_loss(constants, scale, tokens)
+
+
 def task_metric(constants: np.ndarray, bits: Any) -> np.ndarray:
     """Floor + (top - floor) / (1 + exp(steepness (bits - middle))). Shapes: constants (..., 4). Source: 2412.04403."""
     floor, top, steepness, middle = np.moveaxis(np.asarray(constants), -1, 0)
     return floor + (top - floor) / (1 + np.exp(steepness * (bits - middle)))
 
 
+_PARTS = (
+    {"surface": "surfaces", "parabola": "allocation", "lstar": "lstar", "bottoms": "bottoms", "noise": "noise"}
+    | {"resamples": "resamples", "leave_out": "rehearsal", "rehearsals": "rehearsals", "hyper": "hyper"}
+    | {"benchmarks": "benchmarks"}
+)
+"""Fields that are parts of their own, by their key."""
 _PLAIN = (
     *("scale", "loss", "name", "source", "grade", "published_hyper", "n_runs", "budgets", "largest_budget_flops"),
     *("largest_budget_flops_exact", "held_out_sha256", "held_out_bytes", "steepening"),
     *("conventions", "warnings", "inferences", "floor_prior", "bootstrap"),
 )
 """Fields that are plain data under the same key."""
-_PARTS = (
-    {"surface": "surfaces", "parabola": "allocation", "lstar": "lstar", "bottoms": "bottoms", "noise": "noise"}
-    | {"resamples": "resamples", "leave_out": "rehearsal", "rehearsals": "rehearsals", "hyper": "hyper"}
-    | {"benchmarks": "benchmarks"}
-)
-"""Fields that are data of their own, by their key."""
 
 
 def _read(kind: type[T], tree: Tree, where: str) -> T:

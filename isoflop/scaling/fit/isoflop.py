@@ -25,8 +25,6 @@ FLAT = 1e-9  # losses that differ by less than this share are equal but for roun
 LEAST_SPREAD = 0.02  # decades (5%) that sizes must span before a bowl over them means anything
 NEAR = 4.0  # sizes within this factor of the trend of optima: there a bowl is a parabola, and laws of loss agree
 EDGE_SLACK = 0.25  # of the tested width; further outside, no standard error excuses a vertex
-Power = float | list[float]
-"""A number of a fitted power law: exponent, coefficient, standard deviation, or an interval."""
 FEW_SIZES = 5  # scaling-laws.md section 2: keep at least five sizes near the vertex
 
 
@@ -76,9 +74,7 @@ def group_budgets(table: Table, law: str = LAW, *, loss: str | None = None, scal
     Raises:
         FitError: the compute of the rows is spread out continuously.
     """
-    _, scales = table.scale(law, scale)
-    tokens = table.tokens(law)
-    _, losses = table.loss(law, loss)
+    scales, tokens, losses = table.scale(law, scale)[1], table.tokens(law), table.loss(law, loss)[1]
     _, compute = table.compute(law)
     labels = table.columns["budget_flops"] if table.has("budget_flops") else compute
     labels = np.where(np.isfinite(labels), labels, compute)
@@ -224,21 +220,24 @@ def fit_allocation(
     draws_RB: np.ndarray,
     weight_RB: np.ndarray,
     weight: np.ndarray | None = None,
-) -> dict[str, Power]:
-    """`{letter}_exponent`, `{letter}_coefficient` with intervals; `draws_RB` are resampled log10 optima."""
+) -> tuple[dict[str, float | list[float]], np.ndarray]:
+    """`{letter}_exponent`, `{letter}_coefficient` with intervals, and both resampled (coefficient first, R2).
+
+    `draws_RB` are resampled log10 optima.
+    """
     weight = np.ones(len(flops)) if weight is None else weight
     x = np.log10(flops)
     slope, intercept = (float(part[0]) for part in lines(x, np.log10(best)[None], weight[None]))
-    result: dict[str, Power] = {f"{letter}_exponent": slope, f"{letter}_coefficient": 10**intercept}
+    result: dict[str, float | list[float]] = {f"{letter}_exponent": slope, f"{letter}_coefficient": 10**intercept}
     slopes, intercepts = lines(x, draws_RB, weight_RB * weight)
-    fine = np.isfinite(slopes)
+    rows_R2, fine = np.stack([10**intercepts, slopes], axis=1), np.isfinite(slopes)
     if fine.sum() < 2:
-        return result
-    slopes, coefficients = slopes[fine], 10 ** intercepts[fine]
+        return result, rows_R2
+    coefficients, slopes = rows_R2[fine].T
     result[f"{letter}_exponent_sd"] = float(slopes.std(ddof=1))
     result[f"{letter}_exponent_interval_95"] = np.percentile(slopes, [2.5, 97.5]).tolist()
     result[f"{letter}_coefficient_interval_95"] = np.percentile(coefficients, [2.5, 97.5]).tolist()
-    return result
+    return result, rows_R2
 
 
 def resampled_vertices(budgets: list[Budget], weight_RN: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -18,17 +18,8 @@ import numpy as np
 
 from isoflop.errors import FitError
 from isoflop.scaling.fit.checks import check_resamples, families, fit_rows, held_out, import_checks
-from isoflop.scaling.fit.isoflop import (
-    NEAR,
-    Budget,
-    fit_allocation,
-    group_budgets,
-    lines,
-    near_optimum,
-    resampled_vertices,
-)
+from isoflop.scaling.fit.isoflop import NEAR, Budget, fit_allocation, group_budgets, near_optimum, resampled_vertices
 from isoflop.scaling.fit.law_set import (
-    FLOOR_SPREAD,
     LEAST_BUDGETS,
     LEAST_RUNS,
     LEAST_VALUES,
@@ -110,6 +101,7 @@ def fit(
     rehearsals = find_rehearsals(sweep)
     steepening, steep = find_steepening(sweep, laws)
     prior = sweep.prior(sweep.misfit)
+    held_out_sha256, held_out_bytes = held_out(table)
     conventions = {
         "compute": "C = M D, M = flops_per_token" if scale == "flops_per_token" else "C = 6 N D",
         "loss_column": loss,
@@ -124,13 +116,14 @@ def fit(
         rehearsals=tuple(rehearsals),
         steepening=steepening,
         resamples=resamples | moved,
-        floor_prior={"median": math.exp(prior.mean_R[0]), "sd_of_ln": FLOOR_SPREAD, "unit": loss},
+        floor_prior={"median": math.exp(prior.mean_R[0]), "sd_of_ln": sweep.floor[1], "unit": loss},
         bootstrap={"resamples": bootstrap, "seed": seed, "group": "cell, jointly for all laws"},
         n_runs=len(points.loss),
         budgets=tuple(budget.budget_flops for budget in budgets),
         largest_budget_flops=float(sweep.compute.max()),
         conventions=table.conventions | conventions | (CONVENTIONS_OF_CURVES if budgets else {}),
-        **held_out(table),
+        held_out_sha256=held_out_sha256,
+        held_out_bytes=held_out_bytes,
         warnings=(*warnings, *thin, *sweep.warnings, *notes, *steep),
         inferences=tuple(table.inferences),
     )
@@ -229,11 +222,10 @@ def _allocation(
     draws = resampled_vertices([budget for budget, _ in used], weight_RS)
     for letter, key, draws_RB in (("n", "scale_opt", draws[0]), ("d", "tokens_opt", draws[1])):
         best, ones = np.array([getattr(vertex, key) for _, vertex in used]), np.ones_like(draws_RB)
-        law = fit_allocation(flops, best, letter, draws_RB=draws_RB, weight_RB=ones)
+        law, rows = fit_allocation(flops, best, letter, draws_RB=draws_RB, weight_RB=ones)
         allocation = dataclasses.replace(allocation, **law)  # type: ignore[arg-type]
-        slope, intercept = lines(np.log10(flops), draws_RB, ones)
-        if len(weight_RS):
-            found[f"{letter}_allocation"] = np.stack([10**intercept, slope], axis=1)
+        if len(rows):
+            found[f"{letter}_allocation"] = rows
     return allocation, found, warnings
 
 
