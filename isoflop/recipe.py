@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 T = TypeVar("T")
+Tree = dict[str, Any]
+"""A TOML or JSON file, or a section of one, as it was read."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -25,7 +25,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from isoflop.errors import PlanError
-from isoflop.recipe import write_json
+from isoflop.recipe import Tree, write_json
 from isoflop.scaling.lr_batch_law import RateBatchFit
 
 FORMAT = 2
@@ -38,6 +38,8 @@ POOLED = ("log_huber", "varpro", "published")
 """Surfaces that take part in a prediction; `published` stands alone."""
 AT_OPTIMUM = ("lstar", "bottoms")
 """Laws that know the best loss of a compute only."""
+REPEAT_TOKENS, REPEAT_SCALE = 15.387756, 5.309743
+"""Decay constants of repeated data and of excess size (arXiv 2305.16264, section 5; they are poorly determined)."""
 MIN_RESAMPLES = 100
 """Below this, percentiles of a 90% interval rest on a handful of values (assumption)."""
 
@@ -286,7 +288,9 @@ class Laws:
         for name, values in constants.items():
             if name in AT_OPTIMUM:
                 law = getattr(self, name)
-                losses[name] = lstar_loss(values, total_flops, law.reference_flops if law else 1.0)
+                E, k, g = np.moveaxis(np.asarray(values, dtype=float), -1, 0)
+                reference_flops = law.reference_flops if law else 1.0
+                losses[name] = E + k * np.exp(-g * (np.log(total_flops) - math.log(reference_flops)))
             else:
                 losses[name] = surface_loss(values, *surface_optimum(values, total_flops, self.flops_factor))
         return losses
@@ -296,35 +300,23 @@ class Laws:
         constants: Mapping[str, np.ndarray],
         scale: Any,
         n_tokens: Any,
-        surface: Callable[..., np.ndarray] | None = None,
+        unique_tokens: float | None = None,
+        *,
+        repeat_scale: float = REPEAT_SCALE,
     ) -> dict[str, np.ndarray]:
-        """Loss of runs by each law; to laws at the optimum the surfaces' mean penalty off it is added.
-
-        `surface`: constants, scale, tokens -> loss, in place of `surface_loss`.
-        """
+        """Loss of runs by each law; to laws at the optimum the surfaces' mean penalty off it is added."""
         best = self.optimum_losses(constants, self.flops_factor * np.asarray(scale) * n_tokens)
         found = {
-            name: (surface or surface_loss)(values, scale, n_tokens)
+            name: repeated_loss(values, scale, n_tokens, unique_tokens, repeat_scale=repeat_scale)
             for name, values in constants.items()
             if name not in AT_OPTIMUM
         }
         penalty = np.mean([found[name] - best[name] for name in found], axis=0) if found else 0.0
         return found | {name: best[name] + penalty for name in constants if name in AT_OPTIMUM}
 
-    def tree(self) -> dict[str, Any]:
+    def tree(self) -> Tree:
         """Plain data, as in a laws file."""
-        parts = {
-            "surface": {name: _plain(surface) for name, surface in self.surfaces.items()},
-            "parabola": self.allocation and _plain(self.allocation),
-            "lstar": self.lstar and _plain(self.lstar),
-            "bottoms": self.bottoms and _plain(self.bottoms),
-            "noise": self.noise and _plain(self.noise),
-            "resamples": {name: rows.tolist() for name, rows in self.resamples.items()},
-            "leave_out": self.rehearsal and _plain(self.rehearsal),
-            "rehearsals": [_plain(one) for one in self.rehearsals],
-            "hyper": self.hyper and self.hyper.tree(),
-            "benchmarks": {task: _plain(law) for task, law in self.benchmarks.items()},
-        }
+        parts = {key: _plain(getattr(self, name)) for key, name in _PARTS.items()}
         given = {name: getattr(self, name) for name in _PLAIN}
         given |= {} if self.published else {"name": None}
         tree = {"law_set": 1, "format": FORMAT, **given, **parts}
@@ -332,7 +324,7 @@ class Laws:
         return {name: value for name, value in tree.items() if name in kept or value not in (None, "", {}, (), [])}
 
     @classmethod
-    def from_tree(cls, tree: Mapping[str, Any], *, name: str = "laws", sha256: str = "") -> "Laws":
+    def from_tree(cls, tree: Tree, *, name: str = "laws", sha256: str = "") -> "Laws":
         """Read the JSON of a laws file; keys that nothing reads are left out.
 
         Raises:
@@ -351,12 +343,13 @@ class Laws:
         def part(kind: type[T], key: str) -> T | None:
             return _read(kind, tree[key], f"laws {name}: {key}") if tree.get(key) else None
 
+        def parts(kind: type[T], key: str) -> dict[str, T]:
+            return {k: _read(kind, one, f"laws {name}: {key}.{k}") for k, one in (tree.get(key) or {}).items()}
+
         allocation = part(Allocation, "parabola")
         if allocation:
-            given_vertices = tree["parabola"].get("vertices") or ()
-            places = (
-                {"total_flops": v.get("budget_flops"), "used": v.get("inside", True), **v} for v in given_vertices
-            )
+            found = tree["parabola"].get("vertices") or ()
+            places = [{"total_flops": v.get("budget_flops"), "used": v.get("inside", True), **v} for v in found]
             vertices = tuple(_read(Vertex, place, f"laws {name}: vertex") for place in places)
             allocation = dataclasses.replace(allocation, vertices=vertices)
         given = {key: tree[key] for key in _PLAIN if tree.get(key) is not None}
@@ -364,16 +357,12 @@ class Laws:
             given[key] = tuple(given.get(key, ()))
         return cls(
             **{"loss": "bits_per_byte", "name": name, "sha256": sha256, **given},
-            surfaces={
-                k: _read(Surface, v, f"laws {name}: surface.{k}") for k, v in (tree.get("surface") or {}).items()
-            },
+            surfaces=parts(Surface, "surface"),
             allocation=allocation,
             lstar=part(LossAtOptimum, "lstar"),
             bottoms=part(LossAtOptimum, "bottoms"),
             hyper=RateBatchFit.from_tree(tree["hyper"]) if tree.get("hyper") else None,
-            benchmarks={
-                k: _read(TaskLaw, v, f"laws {name}: benchmarks.{k}") for k, v in (tree.get("benchmarks") or {}).items()
-            },
+            benchmarks=parts(TaskLaw, "benchmarks"),
             noise=part(Noise, "noise"),
             rehearsal=part(Rehearsal, "leave_out"),
             rehearsals=tuple(_read(Rehearsal, one, f"laws {name}: rehearsals") for one in tree.get("rehearsals") or ()),
@@ -388,8 +377,7 @@ class Laws:
             tree = json.loads(data)
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise PlanError(f"laws {path} is not JSON ({error}); write it with isoflop fit") from error
-        if not isinstance(tree, dict):
-            tree = {}
+        tree = tree if isinstance(tree, dict) else {}
         return cls.from_tree({**tree, "name": str(path)}, name=str(path), sha256=hashlib.sha256(data).hexdigest())
 
     def write(self, path: str | Path) -> None:
@@ -415,18 +403,53 @@ def surface_optimum(constants: np.ndarray, total_flops: Any, factor: float) -> t
     return scale, product / scale
 
 
+def effective(amount: Any, unique: Any, decay: float) -> np.ndarray:
+    """What `amount` is worth if only `unique` of it is new: U + U R (1 - exp(-(amount / U - 1) / R)) above U.
+
+    Source: Muennighoff et al., arXiv 2305.16264, equation 5. Four passes count as 3.73 fresh ones, forty as 15.2.
+    """
+    amount, unique = np.asarray(amount, dtype=float), np.asarray(unique, dtype=float)
+    excess = np.maximum(amount / unique - 1, 0.0)
+    return np.where(amount > unique, unique + unique * decay * -np.expm1(-excess / decay), amount)
+
+
+def repeated_loss(
+    constants: np.ndarray,
+    scale: Any,
+    n_tokens: Any,
+    unique_tokens: float | None,
+    *,
+    repeat_tokens: float = REPEAT_TOKENS,
+    repeat_scale: float = REPEAT_SCALE,
+) -> np.ndarray:
+    """Surface loss where `n_tokens` are passes over `unique_tokens`; None: all tokens are new.
+
+    Size above the optimal one for the corpus counts less by the same form (U_N). Where we deviate: U_N belongs to the
+    whole corpus even if less of it is read, so that the loss is continuous and equals the surface without repetition.
+    Pass `math.inf` for a decay constant to switch its term off.
+    """
+    if unique_tokens is None:
+        return surface_loss(constants, scale, n_tokens)
+    tokens = n_tokens if math.isinf(repeat_tokens) else effective(n_tokens, unique_tokens, repeat_tokens)
+    if not math.isinf(repeat_scale):  # beyond the scale that unique_tokens are optimal for
+        _, A, B, alpha, beta = np.moveaxis(np.asarray(constants, dtype=float), -1, 0)
+        best = np.exp((np.log(alpha * A) - np.log(beta * B) + beta * np.log(unique_tokens)) / alpha)
+        scale = effective(scale, best, repeat_scale)
+    return surface_loss(constants, scale, tokens)
+
+
 def task_metric(constants: np.ndarray, bits: Any) -> np.ndarray:
     """Floor + (top - floor) / (1 + exp(steepness (bits - middle))). Shapes: constants (..., 4). Source: 2412.04403."""
     floor, top, steepness, middle = np.moveaxis(np.asarray(constants), -1, 0)
     return floor + (top - floor) / (1 + np.exp(steepness * (bits - middle)))
 
 
-def lstar_loss(constants: np.ndarray, total_flops: Any, reference_flops: float = 1.0) -> np.ndarray:
-    """Loss at the optimum, E + k (C / reference)^-g. Shapes: constants (..., 3)."""
-    E, k, g = np.moveaxis(np.asarray(constants, dtype=float), -1, 0)
-    return E + k * np.exp(-g * (np.log(total_flops) - math.log(reference_flops)))
-
-
+_PARTS = (
+    {"surface": "surfaces", "parabola": "allocation", "lstar": "lstar", "bottoms": "bottoms", "noise": "noise"}
+    | {"resamples": "resamples", "leave_out": "rehearsal", "rehearsals": "rehearsals", "hyper": "hyper"}
+    | {"benchmarks": "benchmarks"}
+)
+"""Fields that are parts of their own, by their key."""
 _PLAIN = (
     *("scale", "loss", "name", "source", "grade", "published_hyper", "n_runs", "budgets", "largest_budget_flops"),
     *("largest_budget_flops_exact", "held_out_sha256", "held_out_bytes", "steepening"),
@@ -435,7 +458,7 @@ _PLAIN = (
 """Fields that are plain data under the same key."""
 
 
-def _read(kind: type[T], tree: Mapping[str, Any], where: str) -> T:
+def _read(kind: type[T], tree: Tree, where: str) -> T:
     """A part from its JSON: numbers that are null become NaN where one is needed, other keys are left out."""
     known = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
     needed = {name for name, f in known.items() if f.default is f.default_factory is dataclasses.MISSING}
@@ -448,8 +471,16 @@ def _read(kind: type[T], tree: Mapping[str, Any], where: str) -> T:
     return kind(**{name: value for name, value in values.items() if name in known and value is not None})
 
 
-def _plain(part: Any) -> dict[str, Any]:
-    """A part as JSON, values that are not known left out."""
+def _plain(part: Any) -> Any:
+    """A part, or parts by name or in a row, as JSON; values that are not known left out."""
+    if isinstance(part, dict):
+        return {name: _plain(one) for name, one in part.items()}
+    if isinstance(part, tuple):
+        return [_plain(one) for one in part]
+    if isinstance(part, np.ndarray):
+        return part.tolist()
+    if part is None or isinstance(part, RateBatchFit):
+        return part and part.tree()
     return {name: value for name, value in dataclasses.asdict(part).items() if value is not None}
 
 

@@ -10,11 +10,12 @@ import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from isoflop.errors import RecipeError, did_you_mean
 from isoflop.model.accounting import count_parameters, flops_per_token
 from isoflop.model.config import ModelConfig
+from isoflop.recipe import Tree
 from isoflop.scaling.sweep.family import activated_share
 
 QUANTITIES = ("total_flops", "flops_per_token", "n_params", "n_tokens", "n_experts")
@@ -128,7 +129,7 @@ class HyperLaw:
             n_experts=1 / activated_share(config),
         )
 
-    def tree(self) -> dict[str, Any]:
+    def tree(self) -> Tree:
         """Plain form for a recipe's `[hyper]` section or for JSON; `hyper_law` reads it back."""
         tree = dataclasses.asdict(self)
         tree["learning_rate"], tree["batch_tokens"] = self.learning_rate.tree(), self.batch_tokens.tree()
@@ -186,7 +187,7 @@ class RateBatchFit:
     by_total_parameters: "RateBatchFit | None" = None
     """Of mixtures, N counting all experts; above it is the active ones."""
 
-    def tree(self) -> dict[str, Any]:
+    def tree(self) -> Tree:
         """The JSON of a laws file."""
         laws = {
             "learning_rate": {name: law.tree() for name, law in self.learning_rate.items()},
@@ -197,13 +198,10 @@ class RateBatchFit:
             for method in ("surface", "band")
         }
         regret = {name: dataclasses.asdict(found) for name, found in self.regret.items()}
-        own = {"name": self.own_law.name, "learning_rate": _fitted_tree(self.own_law.learning_rate)}
-        own |= {
-            "batch_tokens": _fitted_tree(self.own_law.batch_tokens)
-            if self.own_law.batch_tokens.exponents
-            else self.own_law.batch_tokens.coefficient
-        }
-        own |= {"source": self.own_law.source, "grade": self.own_law.grade}
+        law = self.own_law
+        batch = _fitted_tree(law.batch_tokens) if law.batch_tokens.exponents else law.batch_tokens.coefficient
+        own = {"name": law.name, "learning_rate": _fitted_tree(law.learning_rate), "batch_tokens": batch}
+        own |= {"source": law.source, "grade": law.grade}
         rest = {"settings": self.settings, "conventions": self.conventions, "warnings": self.warnings}
         tree = {**laws, **methods, "own_law": own, "regret": regret, **rest}
         if self.by_total_parameters:
@@ -212,21 +210,20 @@ class RateBatchFit:
         return tree
 
     @classmethod
-    def from_tree(cls, tree: Mapping[str, Any]) -> "RateBatchFit":
+    def from_tree(cls, tree: Tree) -> "RateBatchFit":
         """Read the JSON of a laws file, or a plain law (`[hyper]` of a recipe)."""
         known = {f.name for f in dataclasses.fields(FittedPower)}
-
-        def powers(part: str) -> dict[str, FittedPower]:
-            laws = tree.get(part) or {} if "own_law" in tree else {}
-            return {
+        rate, batch = (
+            {
                 name: FittedPower(**{key: value for key, value in law.items() if key in known})
-                for name, law in laws.items()
+                for name, law in ((tree.get(part) or {}) if "own_law" in tree else {}).items()
             }
-
+            for part in ("learning_rate", "batch")
+        )
         return cls(
             hyper_law(tree),
-            powers("learning_rate"),
-            powers("batch"),
+            rate,
+            batch,
             regret={name: Regret(**found) for name, found in (tree.get("regret") or {}).items()},
             settings=list(tree.get("settings") or ()),
             conventions=dict(tree.get("conventions") or {}),
@@ -244,7 +241,7 @@ def whole_batch(batch_tokens: float, seq_len: int) -> int:
     return max(1, round(batch_tokens / seq_len)) * seq_len
 
 
-def power_law(tree: Mapping[str, Any], *, where: str = "power law") -> PowerLaw:
+def power_law(tree: Tree, *, where: str = "power law") -> PowerLaw:
     """Read `{coefficient, total_flops, n_tokens, ...}`; fitted names (`n_exponent`, ...) are understood too.
 
     Raises:
@@ -255,21 +252,18 @@ def power_law(tree: Mapping[str, Any], *, where: str = "power law") -> PowerLaw:
         raise RecipeError(
             f"{where} has no coefficient; write for example {{ coefficient = 0.3118, total_flops = -0.125 }}"
         )
-    exponents: dict[str, float] = {}
+    values: dict[str, float] = {}
     is_fit = any(name in tree for name in fitted)  # a fit carries intervals beside its exponents
     for key, value in tree.items():
-        if key == "coefficient" or (is_fit and key not in fitted and key not in QUANTITIES):
+        if is_fit and key not in ("coefficient", *fitted, *QUANTITIES):
             continue
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise RecipeError(f"{where}.{key} = {value!r} must be a number")
-        exponents[fitted.get(key, key)] = float(value)
-    coefficient = tree["coefficient"]
-    if isinstance(coefficient, bool) or not isinstance(coefficient, (int, float)):
-        raise RecipeError(f"{where}.coefficient = {coefficient!r} must be a number")
-    return PowerLaw(float(coefficient), exponents)
+        values[fitted.get(key, key)] = float(value)
+    return PowerLaw(values.pop("coefficient"), values)
 
 
-def hyper_law(spec: "str | Mapping[str, Any] | HyperLaw | RateBatchFit") -> HyperLaw:
+def hyper_law(spec: "str | Tree | HyperLaw | RateBatchFit") -> HyperLaw:
     """A law by published name, from a `[hyper]` tree, or from the result of `fit_hyper` (its `own_law` is used).
 
     Raises:
@@ -284,7 +278,7 @@ def hyper_law(spec: "str | Mapping[str, Any] | HyperLaw | RateBatchFit") -> Hype
             hint = did_you_mean(spec, HYPER_LAWS, f"known laws: {', '.join(HYPER_LAWS)}")
             raise RecipeError(f"hyper-parameter law {spec!r} is unknown; {hint}")
         return HYPER_LAWS[spec]
-    tree: Mapping[str, Any] = spec
+    tree: Tree = spec
     known = ("law", "learning_rate", "batch_tokens", "name", "source", "grade", "counts")
     unknown = [key for key in tree if key not in known and "own_law" not in tree]  # a fit says more than its law
     if unknown:

@@ -11,19 +11,20 @@ from pathlib import Path
 from typing import Any
 
 from isoflop.errors import PlanError, did_you_mean
+from isoflop.recipe import Tree
 from isoflop.scaling.laws import Allocation, Laws, Scale, Surface
 from isoflop.scaling.lr_batch_law import HYPER_LAWS
 
-LawsSource = Laws | Mapping[str, Any] | str | Path
+LawsSource = Laws | Tree | str | Path
 """Laws, the content of a laws file, such a file, or the name of a published law."""
 PAPER_M = "C = M D; M = 72 n d^2 + 12 n d s: no embedding, no head, attention without causal halving"
 
 
 def _law(name: str, scale: Scale, law: Allocation | Surface, *, counts: str, hyper: str, **origin: Any) -> Laws:
     """One law in nats per token, with source, grade and, where it is known, the compute of its largest run."""
-    parts: dict[str, Any] = {"allocation": law} if isinstance(law, Allocation) else {"surfaces": {"published": law}}
-    conventions = {"flops": counts, "params": counts, "loss_unit": "nats per token"}
-    return Laws(scale, "loss_nats", name=name, published_hyper=hyper, conventions=conventions, **parts, **origin)
+    allocation, surfaces = (law, {}) if isinstance(law, Allocation) else (None, {"published": law})
+    told = {"flops": counts, "params": counts, "loss_unit": "nats per token"}
+    return Laws(scale, "loss_nats", surfaces, allocation, name=name, published_hyper=hyper, conventions=told, **origin)
 
 
 def _allocation(name: str, scale: Scale, n: tuple[float, float], d: tuple[float, float], **rest: Any) -> Laws:
@@ -110,43 +111,31 @@ LAWS: dict[str, Laws] = {
 }
 """Published laws by name."""
 _ALIASES = {"besiroglu": "chinchilla"}
-
-
-def names() -> tuple[str, ...]:
-    """Every name that `published_laws` knows."""
-    return (*LAWS, *_ALIASES)
-
-
-def published_laws(name: str) -> Laws:
-    """A published law.
-
-    Raises:
-        PlanError: unknown name, or the name of a law that sets batch and learning rate only.
-    """
-    name = _ALIASES.get(name, name)
-    if name in LAWS:
-        return LAWS[name]
-    if name in HYPER_LAWS:
-        raise PlanError(
-            f"law {name!r} sets batch and learning rate but no size; name one of {', '.join(names())} "
-            f"for the size and give {name!r} as the hyper-parameter law"
-        )
-    if name.endswith(".json") or "/" in name:
-        raise PlanError(f"{name}: there is no such laws file; isoflop fit writes one, or name a published law")
-    hint = did_you_mean(name, names(), f"published laws: {', '.join(names())}")
-    raise PlanError(f"law {name!r} is neither a laws file (isoflop fit writes one) nor a published law; {hint}")
+NAMES = (*LAWS, *_ALIASES)
 
 
 def load_laws(laws: LawsSource) -> Laws:
     """Laws as they are, from the content of a laws file, from such a file, or by the name of a published law.
 
     Raises:
-        PlanError: neither a file nor a known name, or a file that is not a laws file.
+        PlanError: a file that is not a laws file, no file and no known name, or the name of a law that sets batch and
+            learning rate only.
     """
     if isinstance(laws, Laws):
         return laws
     if isinstance(laws, Mapping):
         return Laws.from_tree(laws)
-    if str(laws) in names() or not Path(laws).is_file():
-        return published_laws(str(laws))
-    return Laws.read(laws)
+    name = _ALIASES.get(str(laws), str(laws))
+    if name in LAWS:
+        return LAWS[name]
+    if Path(laws).is_file():
+        return Laws.read(laws)
+    if name in HYPER_LAWS:
+        raise PlanError(
+            f"law {name!r} sets batch and learning rate but no size; name one of {', '.join(NAMES)} "
+            f"for the size and give {name!r} as the hyper-parameter law"
+        )
+    if name.endswith(".json") or "/" in name:
+        raise PlanError(f"{name}: there is no such laws file; isoflop fit writes one, or name a published law")
+    hint = did_you_mean(name, NAMES, f"published laws: {', '.join(NAMES)}")
+    raise PlanError(f"law {name!r} is neither a laws file (isoflop fit writes one) nor a published law; {hint}")

@@ -6,13 +6,12 @@ learning rate, one loss scale). None knows where a table comes from. Nothing is 
 """
 
 from collections import Counter
-from typing import Any
 
 import numpy as np
 
 from isoflop.errors import FitError
 from isoflop.numerics.section import by_rule
-from isoflop.scaling.fit.table import RUN_COLUMNS, Table
+from isoflop.scaling.fit.table import LOSSES, RUN_COLUMNS, Table
 from isoflop.scaling.fit.units import check_units
 
 CLOSE = 0.02  # labels, counts and products agree within this
@@ -35,33 +34,29 @@ def fit_rows(table: Table, used: list[str]) -> tuple[Table, list[str]]:
     Raises:
         FitError: no row is left.
     """
-    warnings = []
+    warnings: list[str] = []
     keep = np.ones(table.n_rows, dtype=bool)
+
+    def leave_out(bad: np.ndarray, why: str) -> None:
+        if (bad & keep).any():
+            warnings.append(f"{int((bad & keep).sum())} rows left out: {why}")
+            keep[bad] = False
+
     for name in (name for name in used if name in table.columns):
-        bad = ~np.isfinite(table.columns[name]) | (table.columns[name] <= 0)
-        if bad[keep].any():
-            warnings.append(f"{int((bad & keep).sum())} rows left out: {name} is missing, not finite or not above 0")
-        keep &= ~bad
+        values = table.columns[name]
+        leave_out(~np.isfinite(values) | (values <= 0), f"{name} is missing, not finite or not above 0")
     for name in ("status", "State", "state"):
         if name in table.columns and table.columns[name].dtype.kind == "U":
             states = np.char.lower(table.columns[name])
             for state in sorted({*states[keep].tolist()} & UNFINISHED):
-                warnings.append(f"{int((keep & (states == state)).sum())} rows left out: {name} = {state}")
-            keep &= ~np.isin(states, [*UNFINISHED])
-    if hot := _never_cooled(table):
-        name, bad = hot
-        if (bad & keep).any() and not bad[keep].all():
-            warnings.append(
-                f"{int((bad & keep).sum())} rows left out: {name} = {table.text(name)[bad & keep][0]}, never cooled, "
-                f"while others were (the first: {table.place(int((bad & keep).argmax()))}); --map cooled=1 keeps them"
-            )
-            keep &= ~bad
+                leave_out(states == state, f"{name} = {state}")
+    if (hot := _never_cooled(table)) and (bad := hot[1] & keep).any() and not bad[keep].all():
+        first = f"{hot[0]} = {table.text(hot[0])[bad][0]}, never cooled, while others were (the first: "
+        leave_out(bad, f"{first}{table.place(int(bad.argmax()))}); --map cooled=1 keeps them")
     if "cooled" in table.columns:
         column = table.columns["cooled"]
         bad = np.char.lower(column) == "false" if column.dtype.kind == "U" else column == 0
-        if (bad & keep).any():
-            warnings.append(f"{int((bad & keep).sum())} rows left out: cooled = false, their loss is not a final one")
-        keep &= ~bad
+        leave_out(bad, "cooled = false, their loss is not a final one")
     if not keep.any():
         raise FitError(f"none of {table.n_rows} rows can be fitted: {'; '.join(warnings)}")
     return (table if keep.all() else table.select(keep)), warnings
@@ -69,12 +64,10 @@ def fit_rows(table: Table, used: list[str]) -> tuple[Table, list[str]]:
 
 def import_checks(table: Table) -> list[str]:
     """All checks; an empty list means that nothing looks wrong."""
-    found: list[str] = []
     counts = (_label_against_count, _product_against_compute, _tokens_against_steps)
-    for check in (*counts, _uncooled, _rounded_labels, _duplicates, _several_sources, check_units):
-        with np.errstate(over="ignore"):  # a number near the end of floats is some other check's business
-            found.extend(check(table))
-    return found
+    checks = (*counts, _uncooled, _rounded_labels, _duplicates, _several_sources, check_units)
+    with np.errstate(over="ignore"):  # a number near the end of floats is some other check's business
+        return [said for check in checks for said in check(table)]
 
 
 def _label_against_count(table: Table) -> list[str]:
@@ -158,10 +151,8 @@ def _uncooled(table: Table) -> list[str]:
     name = next((name for name in RUN_COLUMNS if name in table.columns), None)
     steps = next((name for name in ("steps", "step", "n_tokens") if table.has(name)), None)
     if name and steps:
-        stages: dict[str, set[float]] = {}
-        for run, step in zip(table.text(name).tolist(), table.columns[steps].tolist()):
-            stages.setdefault(run, set()).add(step)
-        many = [run for run, seen in stages.items() if len(seen) > 1]
+        stages = dict.fromkeys(zip(table.text(name).tolist(), table.columns[steps].tolist()))
+        many = [run for run, count in Counter(run for run, _ in stages).items() if count > 1]
         if many:
             found.append(
                 f"{len(many)} runs (column {name}, for example {many[0]}) appear at several values of {steps}: "
@@ -207,17 +198,14 @@ def _rounded_labels(table: Table) -> list[str]:
 
 def _duplicates(table: Table) -> list[str]:
     found = []
-    names = sorted(table.columns)
-    rows = list(zip(*(table.text(name).tolist() for name in names)))
-    copies = len(rows) - len(set(rows))
+    copies = table.n_rows - len(set(zip(*(table.text(name).tolist() for name in table.columns))))
     if copies:
         found.append(f"{copies} rows are exact copies of another row; they count twice: remove them")
     sizes = ("n_params", "flops_per_token", "n_tokens", "learning_rate", "batch_tokens", "seed")
     identity = [name for name in (*sizes, "n_experts", "n_active") if table.has(name)]
-    loss = next((name for name in ("loss_nats", "bits_per_byte") if table.has(name)), None)
-    if loss and len(identity) >= 2:
-        setting = list(zip(*(table.columns[name].tolist() for name in identity)))
-        repeated = sum(count - 1 for count in Counter(setting).values() if count > 1) - copies
+    if any(table.has(name) for name in LOSSES) and len(identity) >= 2:
+        settings = set(zip(*(table.columns[name].tolist() for name in identity)))
+        repeated = table.n_rows - len(settings) - copies
         if repeated > 0:
             found.append(
                 f"{repeated} rows repeat the {', '.join(identity)} of another row with a different loss or setting "
@@ -245,11 +233,11 @@ HELD_OUT = ("held_out_sha256", "held_out_bytes")
 """What records say of the text that their loss was measured on."""
 
 
-def held_out(table: Table) -> dict[str, Any]:
-    """Hash and byte count of the held-out text as fields of `Laws`, each where all rows agree on it."""
-    seen = {name: set(table.text(name).tolist()) if name in table.columns else {""} for name in HELD_OUT}
-    told = {name: values.pop() for name, values in seen.items() if len(values) == 1 and not values & {"", "nan"}}
-    return told | ({"held_out_bytes": int(float(told["held_out_bytes"]))} if "held_out_bytes" in told else {})
+def held_out(table: Table) -> tuple[str, int | None]:
+    """Hash and byte count of the held-out text, each where all rows agree on it; else "" and None."""
+    seen = (set(table.text(name).tolist()) if name in table.columns else {""} for name in HELD_OUT)
+    sha256, n_bytes = (values.pop() if len(values) == 1 and not values & {"", "nan"} else "" for values in seen)
+    return sha256, int(float(n_bytes)) if n_bytes else None
 
 
 def families(table: Table) -> dict[str, int]:
@@ -286,7 +274,7 @@ def _rows_named(table: Table, rows: np.ndarray) -> str:
         inside, outside = set(column[rows].tolist()), set(column[~rows].tolist())
         if len(inside) <= 3 and not inside & outside:
             return f" (all of {name}={' or '.join(sorted(inside))}, no others)"
-    label: Any = next((name for name in (*RUN_COLUMNS, "budget_flops") if name in table.columns), None)
+    label = next((name for name in (*RUN_COLUMNS, "budget_flops") if name in table.columns), None)
     if label is None:
         return ""
     first = list(dict.fromkeys(table.text(label)[rows].tolist()))[:4]

@@ -25,8 +25,6 @@ FLAT = 1e-9  # losses that differ by less than this share are equal but for roun
 LEAST_SPREAD = 0.02  # decades (5%) that sizes must span before a bowl over them means anything
 NEAR = 4.0  # sizes within this factor of the trend of optima: there a bowl is a parabola, and laws of loss agree
 EDGE_SLACK = 0.25  # of the tested width; further outside, no standard error excuses a vertex
-Power = float | list[float]
-"""A number of a fitted power law: exponent, coefficient, standard deviation, or an interval."""
 FEW_SIZES = 5  # scaling-laws.md section 2: keep at least five sizes near the vertex
 
 
@@ -53,6 +51,10 @@ class Budget:
         parts = {name: getattr(self, name)[keep] for name in ("scale", "tokens", "loss", "weight", "rows")}
         return dataclasses.replace(self, **parts)
 
+    def among(self, rows: np.ndarray) -> "Budget":
+        """The same runs, `rows` being indices into these (sorted) rows of the table."""
+        return dataclasses.replace(self, rows=np.searchsorted(rows, self.rows))
+
 
 @dataclasses.dataclass(frozen=True)
 class Bottom:
@@ -72,9 +74,7 @@ def group_budgets(table: Table, law: str = LAW, *, loss: str | None = None, scal
     Raises:
         FitError: the compute of the rows is spread out continuously.
     """
-    _, scales = table.scale(law, scale)
-    tokens = table.tokens(law)
-    _, losses = table.loss(law, loss)
+    scales, tokens, losses = table.scale(law, scale)[1], table.tokens(law), table.loss(law, loss)[1]
     _, compute = table.compute(law)
     labels = table.columns["budget_flops"] if table.has("budget_flops") else compute
     labels = np.where(np.isfinite(labels), labels, compute)
@@ -87,17 +87,8 @@ def group_budgets(table: Table, law: str = LAW, *, loss: str | None = None, scal
                     "without a gap; runs of one budget share their compute: map budget_flops, or use --law surface"
                 )
             label = labels[rows[0]] if np.ptp(labels[rows]) == 0 else float(np.exp(np.log(labels[rows]).mean()))
-            budgets.append(
-                Budget(
-                    float(label),
-                    float(np.exp(np.log(compute[rows]).mean())),
-                    scales[rows],
-                    tokens[rows],
-                    losses[rows],
-                    table.weights()[rows],
-                    rows,
-                )
-            )
+            columns = (column[rows] for column in (scales, tokens, losses, table.weights()))
+            budgets.append(Budget(float(label), float(np.exp(np.log(compute[rows]).mean())), *columns, rows))
     return sorted(budgets, key=lambda budget: budget.total_flops)
 
 
@@ -150,7 +141,7 @@ FindBottom = Callable[[np.ndarray, np.ndarray, np.ndarray], Bottom]
 
 def find_vertices(budgets: list[Budget], bottom: FindBottom = find_vertex) -> tuple[list[Vertex], list[str]]:
     """The optimum of every budget in scale and in tokens, whether it is used; and a warning per problem."""
-    rows, warnings = [], []
+    vertices, warnings = [], []
     for budget in budgets:
         by_scale = bottom(np.log10(budget.scale), budget.loss, budget.weight)
         by_tokens = bottom(np.log10(budget.tokens), budget.loss, budget.weight)
@@ -166,22 +157,20 @@ def find_vertices(budgets: list[Budget], bottom: FindBottom = find_vertex) -> tu
             warnings.append(
                 f"budget {budget.budget_flops:.4g} has only {budget.n_sizes} model sizes; better five or more"
             )
-        rows.append(
+        rows = sorted(zip(budget.scale, budget.tokens, budget.loss))
+        vertices.append(
             Vertex(
-                budget_flops=budget.budget_flops,
-                total_flops=budget.total_flops,
+                budget.budget_flops,
+                budget.total_flops,
                 scale_opt=10**by_scale.position,
                 tokens_opt=10**by_tokens.position,
                 loss=by_scale.loss,
                 inside=by_scale.inside and by_tokens.inside,
                 used=used,
-                points=[
-                    {"scale": float(s), "tokens": float(d), "loss": float(y)}
-                    for s, d, y in sorted(zip(budget.scale, budget.tokens, budget.loss))
-                ],
+                points=[dict(zip(("scale", "tokens", "loss"), map(float, row))) for row in rows],
             )
         )
-    return rows, warnings
+    return vertices, warnings
 
 
 def near_optimum(budgets: list[Budget], factor: float = NEAR) -> list[Budget]:
@@ -231,21 +220,24 @@ def fit_allocation(
     draws_RB: np.ndarray,
     weight_RB: np.ndarray,
     weight: np.ndarray | None = None,
-) -> dict[str, Power]:
-    """`{letter}_exponent`, `{letter}_coefficient` with intervals; `draws_RB` are resampled log10 optima."""
+) -> tuple[dict[str, float | list[float]], np.ndarray]:
+    """`{letter}_exponent`, `{letter}_coefficient` with intervals, and both resampled (coefficient first, R2).
+
+    `draws_RB` are resampled log10 optima.
+    """
     weight = np.ones(len(flops)) if weight is None else weight
     x = np.log10(flops)
     slope, intercept = (float(part[0]) for part in lines(x, np.log10(best)[None], weight[None]))
-    result: dict[str, Power] = {f"{letter}_exponent": slope, f"{letter}_coefficient": 10**intercept}
+    result: dict[str, float | list[float]] = {f"{letter}_exponent": slope, f"{letter}_coefficient": 10**intercept}
     slopes, intercepts = lines(x, draws_RB, weight_RB * weight)
-    fine = np.isfinite(slopes)
+    rows_R2, fine = np.stack([10**intercepts, slopes], axis=1), np.isfinite(slopes)
     if fine.sum() < 2:
-        return result
-    slopes, coefficients = slopes[fine], 10 ** intercepts[fine]
+        return result, rows_R2
+    coefficients, slopes = rows_R2[fine].T
     result[f"{letter}_exponent_sd"] = float(slopes.std(ddof=1))
     result[f"{letter}_exponent_interval_95"] = np.percentile(slopes, [2.5, 97.5]).tolist()
     result[f"{letter}_coefficient_interval_95"] = np.percentile(coefficients, [2.5, 97.5]).tolist()
-    return result
+    return result, rows_R2
 
 
 def resampled_vertices(budgets: list[Budget], weight_RN: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -255,10 +247,8 @@ def resampled_vertices(budgets: list[Budget], weight_RN: np.ndarray) -> tuple[np
     """
     found = np.full((3, len(weight_RN), len(budgets)), np.nan)
     for index, budget in enumerate(budgets):
-        weight_RS = weight_RN[:, budget.rows]
-        for part, values in ((0, budget.scale), (1, budget.tokens)):
-            x = np.log10(values)
-            position, bottom = quadratic_vertices(x, budget.loss, weight_RS)
+        for part, x in enumerate((np.log10(budget.scale), np.log10(budget.tokens))):
+            position, bottom = quadratic_vertices(x, budget.loss, weight_RN[:, budget.rows])
             with np.errstate(invalid="ignore"):
                 fine = (position >= x.min() - np.ptp(x)) & (position <= x.max() + np.ptp(x))
             found[part, :, index] = np.where(fine, position, np.nan)

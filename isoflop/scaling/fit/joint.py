@@ -12,23 +12,14 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 
 from isoflop.errors import FitError
 from isoflop.scaling.fit.checks import check_resamples, families, fit_rows, held_out, import_checks
-from isoflop.scaling.fit.isoflop import (
-    NEAR,
-    Budget,
-    fit_allocation,
-    group_budgets,
-    lines,
-    near_optimum,
-    resampled_vertices,
-)
+from isoflop.scaling.fit.isoflop import NEAR, Budget, fit_allocation, group_budgets, near_optimum, resampled_vertices
 from isoflop.scaling.fit.law_set import (
-    FLOOR_SPREAD,
     LEAST_BUDGETS,
     LEAST_RUNS,
     LEAST_VALUES,
@@ -43,18 +34,13 @@ from isoflop.scaling.fit.law_set import (
 from isoflop.scaling.fit.lr_batch import fit_hyper
 from isoflop.scaling.fit.parametric import surface_points
 from isoflop.scaling.fit.table import Table
-from isoflop.scaling.laws import (
-    AT_OPTIMUM,
-    CONSTANTS,
-    FLOPS_FACTOR,
-    Allocation,
-    Laws,
-)
+from isoflop.scaling.laws import AT_OPTIMUM, CONSTANTS, FLOPS_FACTOR, Allocation, Laws, LossAtOptimum, Surface
 from isoflop.scaling.lr_batch_law import RateBatchFit
 from isoflop.scaling.sweep.records import RunRecord
 
 logger = logging.getLogger(__name__)
 
+L = TypeVar("L", Surface, LossAtOptimum)
 LAW = "law set"
 LEAST_CELLS = 9
 CONVENTIONS_OF_CURVES = {
@@ -95,7 +81,7 @@ def fit(
     rows = np.sort(np.concatenate([budget.rows for budget in budgets])) if budgets else np.arange(table.n_rows)
     if len(rows) < table.n_rows:
         thin.append(f"{table.n_rows - len(rows)} runs of sizes more than {NEAR:g} times off the optimum left out")
-        budgets = [dataclasses.replace(one, rows=np.searchsorted(rows, one.rows)) for one in budgets]
+        budgets = [budget.among(rows) for budget in budgets]
     sweep = Sweep.of(surface_points(table.select(rows), loss=loss, scale=scale), budgets, scale)  # type: ignore[arg-type]
     points = sweep.points
 
@@ -107,21 +93,20 @@ def fit(
         resamples = resample(sweep, centre, weight_RS)
         laws = dataclasses.replace(
             laws,
-            surfaces={
-                name: dataclasses.replace(law, **_spread(CONSTANTS, resamples[f"surface_{name}"]))
-                for name, law in laws.surfaces.items()
-            },
-            **{
-                name: dataclasses.replace(getattr(laws, name), **_spread("Ekg", resamples[name]))
-                for name in AT_OPTIMUM
-                if name in resamples
-            },
+            surfaces={name: _spread(law, resamples[f"surface_{name}"]) for name, law in laws.surfaces.items()},
+            **{name: _spread(getattr(laws, name), resamples[name]) for name in AT_OPTIMUM if name in resamples},
         )
     allocation, moved, notes = _allocation(sweep, centre, resamples, weight_RS)
     resamples.pop("pooled", None)
     rehearsals = find_rehearsals(sweep)
     steepening, steep = find_steepening(sweep, laws)
     prior = sweep.prior(sweep.misfit)
+    held_out_sha256, held_out_bytes = held_out(table)
+    conventions = {
+        "compute": "C = M D, M = flops_per_token" if scale == "flops_per_token" else "C = 6 N D",
+        "loss_column": loss,
+        "surface": "L = E + A/N^alpha + B/D^beta, exponents within 0.05 to 1.5",
+    }
     return dataclasses.replace(
         laws,
         allocation=allocation,
@@ -131,13 +116,14 @@ def fit(
         rehearsals=tuple(rehearsals),
         steepening=steepening,
         resamples=resamples | moved,
-        floor_prior={"median": math.exp(prior.mean_R[0]), "sd_of_ln": FLOOR_SPREAD, "unit": loss},
+        floor_prior={"median": math.exp(prior.mean_R[0]), "sd_of_ln": sweep.floor[1], "unit": loss},
         bootstrap={"resamples": bootstrap, "seed": seed, "group": "cell, jointly for all laws"},
         n_runs=len(points.loss),
         budgets=tuple(budget.budget_flops for budget in budgets),
         largest_budget_flops=float(sweep.compute.max()),
-        conventions=_conventions(runs, table, scale, loss, bool(budgets)),
-        **held_out(table),
+        conventions=table.conventions | conventions | (CONVENTIONS_OF_CURVES if budgets else {}),
+        held_out_sha256=held_out_sha256,
+        held_out_bytes=held_out_bytes,
         warnings=(*warnings, *thin, *sweep.warnings, *notes, *steep),
         inferences=tuple(table.inferences),
     )
@@ -175,14 +161,12 @@ def _curves(table: Table, scale: str, loss: str) -> tuple[Table, list[Budget], l
     n_cells = sum(len(budget.rows) for budget in fine)
     if len(fine) >= LEAST_BUDGETS and n_cells >= max(LEAST_CELLS, table.n_rows / 2):
         warnings = [
-            f"budget {budget.budget_flops:.4g} left out: {budget.n_sizes} finished sizes, a vertex needs three: add "
-            "sizes"
-            for budget in budgets
-            if budget.n_sizes < LEAST_VALUES
+            f"budget {one.budget_flops:.4g} left out: {one.n_sizes} finished sizes, a vertex needs three: add sizes"
+            for one in budgets
+            if one.n_sizes < LEAST_VALUES
         ]
         rows = np.sort(np.concatenate([budget.rows for budget in fine]))
-        fine = [dataclasses.replace(budget, rows=np.searchsorted(rows, budget.rows)) for budget in fine]
-        return table.select(rows), fine, warnings
+        return table.select(rows), [budget.among(rows) for budget in fine], warnings
     n_sizes, n_counts = len(np.unique(table.scale(LAW, scale)[1])), len(np.unique(table.tokens(LAW)))
     if table.n_rows < LEAST_RUNS or min(n_sizes, n_counts) < LEAST_VALUES:
         raise FitError(
@@ -194,12 +178,14 @@ def _curves(table: Table, scale: str, loss: str) -> tuple[Table, list[Budget], l
     return table, [], [f"no IsoFLOP curves ({len(fine)} budgets with three sizes): surfaces through all runs"]
 
 
-def _spread(names: Sequence[str], rows: np.ndarray) -> dict[str, Any]:
-    """Standard deviation and interval of each constant, as fields of a law."""
-    return {
-        "bootstrap_sd": dict(zip(names, rows.std(0, ddof=1).tolist())),
-        "interval_95": dict(zip(names, np.percentile(rows, [2.5, 97.5], axis=0).T.tolist())),
-    }
+def _spread(law: L, rows: np.ndarray) -> L:
+    """A law with the standard deviation and the interval of each of its constants."""
+    names = CONSTANTS if isinstance(law, Surface) else "Ekg"
+    return dataclasses.replace(
+        law,
+        bootstrap_sd=dict(zip(names, rows.std(0, ddof=1).tolist())),
+        interval_95=dict(zip(names, np.percentile(rows, [2.5, 97.5], axis=0).T.tolist())),
+    )
 
 
 def _allocation(
@@ -209,44 +195,37 @@ def _allocation(
 
     Where too few vertices lie inside, the pooled curve gives the law; without curves, the log-Huber surface.
     """
-    vertices, budgets = sweep.vertices, sweep.budgets
+    used, vertices = sweep.used, tuple(sweep.vertices)
     warnings: list[str] = []
-    if len(sweep.used) < LEAST_BUDGETS:
+    if len(used) < LEAST_BUDGETS:
         if centre.pooled:
             source, rows = "pooled curve", centre.pooled.allocation()
             moved = resamples.get("pooled", np.empty((0, 2)))
-            factor = float(np.mean([b.total_flops / np.mean(b.scale * b.tokens) for b in budgets]))
+            factor = float(np.mean([b.total_flops / np.mean(b.scale * b.tokens) for b in sweep.budgets]))
             warnings.append(
-                f"vertex outside the tested range in {len(vertices) - len(sweep.used)} of {len(vertices)} budgets: the "
+                f"vertex outside the tested range in {len(vertices) - len(used)} of {len(vertices)} budgets: the "
                 "allocation comes from all curves fitted together; add sizes on the side the vertices lie"
             )
         else:
             source, factor = "surface", FLOPS_FACTOR[sweep.scale]
             constants = sweep.points.constants(centre.surfaces["log_huber"][0][None])
-            rows, moved = (
-                _optimum_law(c, factor) for c in (constants, resamples.get("surface_log_huber", constants[:0]))
-            )
-        coefficient, exponent = rows[0].tolist()
-        found = {}
-        if len(moved):
-            found = {
-                "n_allocation": moved,
-                "d_allocation": np.stack([1 / (factor * moved[:, 0]), 1 - moved[:, 1]], axis=1),
-            }
-        law = {"n_coefficient": coefficient, "n_exponent": exponent}
-        law |= {"d_coefficient": 1 / (factor * coefficient), "d_exponent": 1 - exponent}
-        return Allocation(tuple(vertices), "parabola (as asked)", source, **law), found, warnings
-    allocation, found = Allocation(tuple(vertices), "parabola (as asked)", "vertices"), {}
-    flops = np.array([vertices[index].total_flops for index in sweep.used])
-    draws = resampled_vertices([budgets[index] for index in sweep.used], weight_RS)
-    for letter, key, part in (("n", "scale_opt", 0), ("d", "tokens_opt", 1)):
-        best = np.array([getattr(vertices[index], key) for index in sweep.used])
-        ones = np.ones_like(draws[part])
-        law = fit_allocation(flops, best, letter, draws_RB=draws[part], weight_RB=ones)
+            many = resamples.get("surface_log_huber", constants[:0])
+            rows, moved = _optimum_law(constants, factor), _optimum_law(many, factor)
+        both = np.concatenate([rows, moved])
+        of_tokens = np.stack([1 / (factor * both[:, 0]), 1 - both[:, 1]], axis=1)
+        law = dict(zip(("n_coefficient", "n_exponent"), both[0].tolist()))
+        law |= dict(zip(("d_coefficient", "d_exponent"), of_tokens[0].tolist()))
+        found = {"n_allocation": moved, "d_allocation": of_tokens[1:]} if len(moved) else {}
+        return Allocation(vertices, "parabola (as asked)", source, **law), found, warnings
+    allocation, found = Allocation(vertices, "parabola (as asked)", "vertices"), {}
+    flops = np.array([vertex.total_flops for _, vertex in used])
+    draws = resampled_vertices([budget for budget, _ in used], weight_RS)
+    for letter, key, draws_RB in (("n", "scale_opt", draws[0]), ("d", "tokens_opt", draws[1])):
+        best, ones = np.array([getattr(vertex, key) for _, vertex in used]), np.ones_like(draws_RB)
+        law, rows = fit_allocation(flops, best, letter, draws_RB=draws_RB, weight_RB=ones)
         allocation = dataclasses.replace(allocation, **law)  # type: ignore[arg-type]
-        slope, intercept = lines(np.log10(flops), draws[part], ones)
-        if len(weight_RS):
-            found[f"{letter}_allocation"] = np.stack([10**intercept, slope], axis=1)
+        if len(rows):
+            found[f"{letter}_allocation"] = rows
     return allocation, found, warnings
 
 
@@ -255,26 +234,6 @@ def _optimum_law(constants_R5: np.ndarray, factor: float) -> np.ndarray:
     _, A, B, alpha, beta = constants_R5.T
     exponent = beta / (alpha + beta)
     return np.stack([(alpha * A / (beta * B)) ** (1 / (alpha + beta)) * factor**-exponent, exponent], axis=1)
-
-
-def _conventions(runs: object, table: Table, scale: str, loss: str, curves: bool) -> dict[str, str]:
-    """How the runs were counted, as their records say, and what the laws make of it."""
-    records = [run for run in runs if isinstance(run, RunRecord)] if isinstance(runs, Sequence) else []
-    given: dict[str, str] = next((dict(record.conventions) for record in records if record.conventions), {})
-    largest = max(records, key=lambda record: record.flops_per_token or 0.0, default=None)
-    if largest and (largest.conventions or {}).get("family"):  # a tiny model has one head, which is no GQA yet
-        given["family"] = (largest.conventions or {})["family"]
-    tokenizers = {record.tokenizer_sha256 for record in records if record.tokenizer_sha256}
-    if len(tokenizers) == 1:
-        given.setdefault("tokenizer_sha256", tokenizers.pop())
-    return {
-        **given,
-        **table.conventions,
-        "compute": "C = M D, M = flops_per_token" if scale == "flops_per_token" else "C = 6 N D",
-        "loss_column": loss,
-        "surface": "L = E + A/N^alpha + B/D^beta, exponents within 0.05 to 1.5",
-        **(CONVENTIONS_OF_CURVES if curves else {}),
-    }
 
 
 def _hyper(table: Table, seed: int, bootstrap: int) -> RateBatchFit | None:

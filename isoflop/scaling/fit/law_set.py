@@ -77,7 +77,7 @@ class Sweep:
     ) -> "Sweep":
         weight = points.weight * (points.scale * points.tokens) ** (NEARNESS if budgets else NEARNESS_OF_TABLES)
         points = dataclasses.replace(points, weight=weight / weight.mean())
-        theta, _, _ = fit_centre(points, "log_huber", _objective(points, "log_huber"))
+        theta, _, _ = fit_centre(points, "log_huber", _bounded(points, "log_huber"))
         residual = np.log(Surface.of(points.constants(theta[None])[0]).loss(points.scale, points.tokens) / points.loss)
         noise = _noise(points, budgets, residual)
         misfit = math.sqrt(math.pi / 2) * float(np.abs(residual).mean()) * len(residual) / max(len(residual) - 5, 1)
@@ -89,16 +89,15 @@ class Sweep:
         return FLOPS_FACTOR[self.scale] * self.points.scale * self.points.tokens
 
     @property
-    def used(self) -> list[int]:
+    def used(self) -> list[tuple[Budget, Vertex]]:
         """Budgets whose curve has its bottom among the tested sizes."""
-        return [index for index, vertex in enumerate(self.vertices) if vertex.used]
+        return [pair for pair in zip(self.budgets, self.vertices) if pair[1].used]
 
     @property
     def bottoms(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Compute, loss and weight of the bottoms of these curves."""
-        used = [self.vertices[index] for index in self.used]
-        flops = np.array([FLOPS_FACTOR[self.scale] * vertex.scale_opt * vertex.tokens_opt for vertex in used])
-        return flops, np.array([vertex.loss for vertex in used]), (flops / self.compute.max()) ** NEARNESS
+        flops = np.array([FLOPS_FACTOR[self.scale] * vertex.scale_opt * vertex.tokens_opt for _, vertex in self.used])
+        return flops, np.array([vertex.loss for _, vertex in self.used]), (flops / self.compute.max()) ** NEARNESS
 
     def prior(self, sd: float, n_resamples: int = 0) -> FloorPrior:
         """Of ln E beside squares of ln L that are `sd` large; for resamples, equally likely means dealt out in turn."""
@@ -111,8 +110,7 @@ class Sweep:
     def select(self, keep: np.ndarray) -> "Sweep":
         """Some of the points (sorted), with the budgets that lie wholly among them; the noise stays."""
         points = Points(*(getattr(self.points, f.name)[keep] for f in dataclasses.fields(Points)))
-        budgets = [one for one in self.budgets if np.isin(one.rows, keep).all()]
-        budgets = [dataclasses.replace(one, rows=np.searchsorted(keep, one.rows)) for one in budgets]
+        budgets = [one.among(keep) for one in self.budgets if np.isin(one.rows, keep).all()]
         return Sweep(points, budgets, self.scale, self.noise, self.misfit, *find_vertices(budgets), self.floor)
 
     @property
@@ -133,12 +131,8 @@ class Centre:
     def laws(self, points: Points, **known: Any) -> Laws:
         """As `Laws`, without anything but the central constants."""
         surfaces = {name: _surface(points, *found) for name, found in self.surfaces.items()}
-        curves = {
-            name: LossAtOptimum(*curve.lstar()[0].tolist())
-            for name, curve in (("lstar", self.pooled), ("bottoms", self.bottoms))
-            if curve is not None
-        }
-        return Laws(surfaces=surfaces, **curves, **known)
+        lstar, bottoms = (c and LossAtOptimum(*c.lstar()[0].tolist()) for c in (self.pooled, self.bottoms))
+        return Laws(surfaces=surfaces, lstar=lstar, bottoms=bottoms, **known)
 
 
 def joint_weights(points: Points, generator: np.random.Generator, bootstrap: int) -> np.ndarray:
@@ -157,7 +151,10 @@ def _noise(points: Points, budgets: list[Budget], off_surface: np.ndarray) -> No
     ln_loss = np.log(points.loss)
     repeats = ln_loss - (np.bincount(points.setting, ln_loss) / np.bincount(points.setting))[points.setting]
     repeated = np.bincount(points.setting)[points.setting] > 1
-    off = [_off_parabola(budget) for budget in budgets if len(budget.rows) > 3]
+    off = []
+    for budget in (budget for budget in budgets if len(budget.rows) > 3):
+        x, y = np.log(budget.scale / budget.scale.mean()), np.log(budget.loss)
+        off.append(y - np.polyval(np.polyfit(x, y, 2), x))
     kinds = [
         ("repeats", repeats[repeated], int(repeated.sum()) - len(np.unique(points.setting[repeated]))),
         ("bowls", np.concatenate([*off, np.empty(0)]), sum(len(part) - 3 for part in off)),
@@ -168,49 +165,37 @@ def _noise(points: Points, budgets: list[Budget], off_surface: np.ndarray) -> No
     return Noise(max(sd, LEAST_NOISE), freedom, source)
 
 
-def _off_parabola(budget: Budget) -> np.ndarray:
-    """Residuals of ln L."""
-    x = np.log(budget.scale / budget.scale.mean())
-    return np.log(budget.loss) - np.polyval(np.polyfit(x, np.log(budget.loss), 2), x)
-
-
-def _objective(
-    points: Points, name: str, prior: FloorPrior | None = None, sd: float = 0.0, floor_spread: float = FLOOR_SPREAD
-) -> Objective:
-    """The objective with bounds for small sweeps and priors of E and the exponents, against misfits of `sd`."""
+def _bounded(points: Points, name: str) -> Objective:
+    """The objective with bounds for small sweeps."""
     found = make_objective(points, name)
-    low, high = SMALL_SWEEP_EXPONENTS
-    found.lower[3:], found.upper[3:] = low, high
-    if prior is None:
-        return found
+    found.lower[3:], found.upper[3:] = SMALL_SWEEP_EXPONENTS
+    return found
+
+
+def _objective(sweep: Sweep, name: str) -> Objective:
+    """That of a surface, bounded, with priors of E and the exponents against the misfit of the runs."""
+    found, sd = _bounded(sweep.points, SURFACES[name]), sweep.shared_misfit
     if found.huber_delta is None:  # squares: 2 sigma^2 x the negative log-likelihood of a Gaussian
-        unit = 2 * (sd * points.loss.mean()) ** 2
+        unit = 2 * (sd * sweep.points.loss.mean()) ** 2
     else:  # beyond delta Huber's loss is delta x |r|: delta x scale x that of a Laplace law
         unit = found.huber_delta * max(sd * math.sqrt(2 / math.pi), found.huber_delta)
-    spread = np.array([floor_spread, np.inf, np.inf, EXPONENT_SPREAD, EXPONENT_SPREAD])
-    means = np.array([prior.mean_R[0], 0.0, 0.0, EXPONENT, EXPONENT])
+    spread = np.array([sweep.floor[1], np.inf, np.inf, EXPONENT_SPREAD, EXPONENT_SPREAD])
+    means = np.array([sweep.prior(sd).mean_R[0], 0.0, 0.0, EXPONENT, EXPONENT])
     return dataclasses.replace(found, prior_mean=means, prior_precision=unit / spread**2)
-
-
-def _surface_objective(sweep: Sweep, name: str) -> Objective:
-    sd = sweep.shared_misfit
-    return _objective(sweep.points, SURFACES[name], sweep.prior(sd), sd, sweep.floor[1])
 
 
 def find_centre(sweep: Sweep) -> Centre:
     points = sweep.points
-    surfaces = {name: fit_centre(points, path, _surface_objective(sweep, name))[:2] for name, path in SURFACES.items()}
+    surfaces = {name: fit_centre(points, path, _objective(sweep, name))[:2] for name, path in SURFACES.items()}
     if not sweep.budgets:
         return Centre(surfaces, None, None)
     prior = sweep.prior(sweep.shared_misfit)
     pooled = fit_pooled(sweep.compute, points.scale, points.loss, points.weight[None], prior=prior)
     flops, loss, weight = sweep.bottoms
-    bottoms = (
-        fit_pooled(flops, None, loss, weight[None], prior=sweep.prior(sweep.noise.relative_sd))
-        if len(loss) >= 2
-        else None
-    )
-    return Centre(surfaces, pooled, bottoms)
+    if len(loss) < 2:
+        return Centre(surfaces, pooled, None)
+    prior = sweep.prior(sweep.noise.relative_sd)
+    return Centre(surfaces, pooled, fit_pooled(flops, None, loss, weight[None], prior=prior))
 
 
 def resample(sweep: Sweep, centre: Centre, weight_RS: np.ndarray) -> dict[str, np.ndarray]:
@@ -219,7 +204,7 @@ def resample(sweep: Sweep, centre: Centre, weight_RS: np.ndarray) -> dict[str, n
     prior = sweep.prior(sweep.shared_misfit, n_resamples)
     found = {}
     for name, (theta, _) in centre.surfaces.items():
-        objective, rows_R5 = _surface_objective(sweep, name), np.tile(theta, (n_resamples, 1))
+        objective, rows_R5 = _objective(sweep, name), np.tile(theta, (n_resamples, 1))
         for mean in np.unique(prior.mean_R):
             rows = prior.mean_R == mean
             moved = dataclasses.replace(objective, prior_mean=np.array([mean, *objective.prior_mean[1:]]))
@@ -230,7 +215,7 @@ def resample(sweep: Sweep, centre: Centre, weight_RS: np.ndarray) -> dict[str, n
         found |= {"lstar": pooled.lstar(), "pooled": pooled.allocation()}
     if centre.bottoms:
         flops, loss, weight = sweep.bottoms
-        loss_RB = resampled_vertices([sweep.budgets[index] for index in sweep.used], weight_RS)[2]
+        loss_RB = resampled_vertices([budget for budget, _ in sweep.used], weight_RS)[2]
         weight_RB = np.where(np.isfinite(loss_RB), weight, 0.0)
         loss_RB = np.where(np.isfinite(loss_RB), loss_RB, loss)
         prior = sweep.prior(sweep.noise.relative_sd, n_resamples)
@@ -256,14 +241,12 @@ def find_rehearsals(sweep: Sweep) -> list[Rehearsal]:
         laws = find_centre(part).laws(part.points, scale=sweep.scale, loss="")
         for rows in groups:
             by_law = laws.losses(laws.constants(), sweep.points.scale[rows], sweep.points.tokens[rows])
-            best = np.argsort(np.mean(list(by_law.values()), axis=0))[: max(3, len(rows) // 2)]
-            best = best if sweep.budgets else np.arange(len(rows))
-            ratio = {
-                name: float(np.mean(values[best] / sweep.points.loss[rows][best])) for name, values in by_law.items()
-            }
-            measured = float(sweep.points.loss[rows][best].mean())
-            mean = float(np.mean(list(ratio.values())))
-            reached = float(np.exp(np.log(sweep.compute[rows][best]).mean()))
+            order = np.argsort(np.mean(list(by_law.values()), axis=0))
+            best = order[: max(3, len(rows) // 2)] if sweep.budgets else np.arange(len(rows))
+            loss = sweep.points.loss[rows[best]]
+            ratio = {name: float(np.mean(values[best] / loss)) for name, values in by_law.items()}
+            measured, mean = float(loss.mean()), float(np.mean(list(ratio.values())))
+            reached = float(np.exp(np.log(sweep.compute[rows[best]]).mean()))
             found.append(
                 Rehearsal(
                     relative_error=mean - 1,
@@ -280,19 +263,17 @@ def find_rehearsals(sweep: Sweep) -> list[Rehearsal]:
 
 def _cuts(sweep: Sweep) -> list[tuple[np.ndarray, list[np.ndarray]]]:
     """Rows to fit, and groups of rows to predict, smallest cut first."""
-    every = np.arange(len(sweep.compute))
     if sweep.budgets:
-        tops = range(2, len(sweep.budgets))
         rows = [budget.rows for budget in sweep.budgets]
-        return [(np.sort(np.concatenate(rows[:top])), rows[top:]) for top in tops]
-    found = []
+        return [(np.sort(np.concatenate(rows[:top])), rows[top:]) for top in range(2, len(rows))]
+    found, compute = [], sweep.compute
     for step in CUTS:
-        top = sweep.compute.max() / step
-        keep = every[sweep.compute <= top]
+        top = compute.max() / step
+        keep = np.flatnonzero(compute <= top)
         values = [len(np.unique(part[keep])) for part in (sweep.points.scale, sweep.points.tokens)]
         if len(keep) >= LEAST_RUNS and min(values) >= LEAST_VALUES:
             edges = [top * np.sqrt(3.0), *(top * 3.0 ** (k + 0.5) for k in range(1, 6))]
-            groups = [every[(sweep.compute > low) & (sweep.compute <= high)] for low, high in itertools.pairwise(edges)]
+            groups = [np.flatnonzero((compute > a) & (compute <= b)) for a, b in itertools.pairwise(edges)]
             found.append((keep, [rows for rows in groups if len(rows)]))
     return found
 

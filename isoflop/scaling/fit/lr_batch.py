@@ -15,15 +15,7 @@ import numpy as np
 
 from isoflop.errors import FitError, RecipeError
 from isoflop.scaling.fit.table import Table
-from isoflop.scaling.lr_batch_law import (
-    EXPONENTS,
-    HYPER_LAWS,
-    FittedPower,
-    HyperLaw,
-    PowerLaw,
-    RateBatchFit,
-    Regret,
-)
+from isoflop.scaling.lr_batch_law import EXPONENTS, HYPER_LAWS, FittedPower, HyperLaw, PowerLaw, RateBatchFit, Regret
 
 BAND = 0.0025
 """Runs this close to the best of their setting (relative loss) count as optimal. Source: arXiv 2401.02954, 3.1."""
@@ -46,7 +38,7 @@ class Setting:
     """The grid of one size and token count, in natural logarithms."""
 
     scale: dict[str, float]
-    """n_params, n_tokens, total_flops, flops_per_token as far as known; plain values, not logarithms."""
+    """total_flops, and n_params, n_tokens, flops_per_token as far as known; plain values, not logarithms."""
     ln_lr: np.ndarray
     ln_batch: np.ndarray
     loss: np.ndarray
@@ -56,10 +48,10 @@ class Setting:
 class Optimum:
     """The vertex of one setting's quadratic, or why there is none."""
 
-    ln_lr: float | None = None
-    ln_batch: float | None = None
-    loss: float | None = None
-    curvature: tuple[float, float] | None = None
+    ln_lr: float = math.nan
+    ln_batch: float = math.nan
+    loss: float = math.nan
+    curvature: tuple[float, float] = (math.nan, math.nan)
     """Eigenvalues of the Hessian of the loss relative to the best, both above 0 at an optimum."""
     points: int = 0
     refused: str = ""
@@ -70,8 +62,6 @@ def fit_hyper(
     *,
     bootstrap: int = 1000,
     seed: int = 0,
-    band: float = BAND,
-    within: float = WITHIN,
     count: Literal["active", "total"] = "active",
 ) -> RateBatchFit:
     """Fit laws of learning rate and batch to grids of runs.
@@ -87,24 +77,20 @@ def fit_hyper(
     columns, names, warnings = _columns(table, count)
     settings = _settings(columns, warnings)
     regressors = _regressors(settings)
-    optima = [quadratic_optimum(setting, within) for setting in settings]
+    optima = [quadratic_optimum(setting) for setting in settings]
     for setting, optimum in zip(settings, optima, strict=True):
         if optimum.refused:
-            warnings.append(f"setting {_label(setting)}: surface refused, {optimum.refused}")
-    vertices = [
-        (i, o.ln_lr, o.ln_batch) for i, o in enumerate(optima) if o.ln_lr is not None and o.ln_batch is not None
-    ]
-    points = {"surface": vertices, "band": _band_points(settings, band)}
+            label = ", ".join(f"{name} {value:.3g}" for name, value in setting.scale.items())
+            warnings.append(f"setting {label}: surface refused, {optimum.refused}")
+    vertices = [(i, o.ln_lr, o.ln_batch) for i, o in enumerate(optima) if not o.refused]
+    points = {"surface": vertices, "band": _band_points(settings)}
     vary_batch = any(np.ptp(setting.ln_batch) > 0 for setting in settings)
     laws: dict[str, dict[str, FittedPower]] = {"learning_rate": {}, "batch": {}}
     generator = np.random.default_rng(seed)
     for method, rows in points.items():
         for suffix, (lr_on, batch_on) in regressors.items():
-            for part, on in (("learning_rate", lr_on), ("batch", batch_on)):
-                if part == "batch" and not vary_batch:
-                    continue
-                law = _regress(settings, rows, part, on, bootstrap, generator)
-                if law is not None:
+            for part, on in [("learning_rate", lr_on), ("batch", batch_on)][: 1 + vary_batch]:
+                if law := _regress(settings, rows, part, on, bootstrap, generator):
                     laws[part][f"{method}{suffix}"] = law
     if not laws["learning_rate"]:
         raise FitError(
@@ -114,10 +100,10 @@ def fit_hyper(
     if not vary_batch:
         warnings.append("batch_tokens does not vary inside any setting: no batch law was fitted")
     own_law = _own_law(laws, settings, regressors)
-    other = None
     regret = _regrets(laws, own_law, settings, regressors, warnings)
+    total = None
     if names["n_params"] == ACTIVE:
-        other = fit_hyper(table, bootstrap=bootstrap, seed=seed, band=band, within=within, count="total")
+        total = fit_hyper(table, bootstrap=bootstrap, seed=seed, count="total")
     return RateBatchFit(
         own_law,
         **laws,
@@ -125,40 +111,37 @@ def fit_hyper(
         settings=[_row(setting, optimum) for setting, optimum in zip(settings, optima, strict=True)],
         conventions={
             **names,
-            "band": band,
-            "within": within,
+            "band": BAND,
+            "within": WITHIN,
             "bootstrap": f"{bootstrap} resamples of whole settings, seed {seed}",
         },
         warnings=warnings,
-        by_total_parameters=other,
+        by_total_parameters=total,
     )
 
 
-def quadratic_optimum(setting: Setting, within: float = WITHIN) -> Optimum:
-    """Vertex of a least-squares quadratic in (ln lr, ln batch) over the runs within `within` of the best.
+def quadratic_optimum(setting: Setting) -> Optimum:
+    """Vertex of a least-squares quadratic in (ln lr, ln batch) over the runs within `WITHIN` of the best.
 
     Refused: too few runs, a saddle or a maximum, a vertex outside the range of the grid. A batch that does not vary
     leaves a parabola in ln lr.
     """
-    best = float(setting.loss.min())
-    near = setting.loss <= best * (1 + within)
-    axes = [setting.ln_lr[near]]
-    if np.ptp(setting.ln_batch) > 0:
-        axes.append(setting.ln_batch[near])
-    ranges = [(float(v.min()), float(v.max())) for v in (setting.ln_lr, setting.ln_batch)][: len(axes)]
-    count, terms = int(near.sum()), 6 if len(axes) == 2 else 3
+    best, n = float(setting.loss.min()), 2 if np.ptp(setting.ln_batch) > 0 else 1
+    near = setting.loss <= best * (1 + WITHIN)
+    grid = (setting.ln_lr, setting.ln_batch)[:n]
+    axes = [values[near] for values in grid]
+    count, terms = int(near.sum()), 6 if n == 2 else 3
     if count < terms or any(len(np.unique(axis)) < 3 for axis in axes):
-        return Optimum(points=count, refused=f"{count} runs within {within:.0%} of the best do not fix a quadratic")
+        return Optimum(points=count, refused=f"{count} runs within {WITHIN:.0%} of the best do not fix a quadratic")
     centers, widths = [axis.mean() for axis in axes], [axis.std() for axis in axes]
     z = [(axis - c) / w for axis, c, w in zip(axes, centers, widths, strict=True)]
     design = [np.ones(count), *z, *(v * v for v in z)]
-    if len(z) == 2:
+    if n == 2:
         design.append(z[0] * z[1])
     relative = setting.loss[near] / best - 1
     constants, _, rank, _ = np.linalg.lstsq(np.stack(design, axis=1), relative, rcond=None)
     if rank < terms:
         return Optimum(points=count, refused="the runs lie on a line and do not fix a quadratic")
-    n = len(z)
     hessian = np.diag(2 * constants[1 + n : 1 + 2 * n])
     if n == 2:
         hessian[0, 1] = hessian[1, 0] = constants[5]
@@ -167,28 +150,23 @@ def quadratic_optimum(setting: Setting, within: float = WITHIN) -> Optimum:
         return Optimum(points=count, refused="the quadratic is a saddle or a maximum: no optimum inside")
     vertex_z = np.linalg.solve(hessian, -constants[1 : 1 + n])
     vertex = [float(c + v * w) for c, v, w in zip(centers, vertex_z, widths, strict=True)]
-    for name, value, (low, high) in zip(("learning rate", "batch"), vertex, ranges, strict=False):
+    for name, value, values in zip(("learning rate", "batch"), vertex, grid, strict=False):
+        low, high = float(values.min()), float(values.max())
         if not low <= value <= high:
-            side = "below" if value < low else "above"
-            return Optimum(
-                points=count,
-                refused=f"{name} {math.exp(value):.3g} of the vertex lies {side} the tested range "
-                f"{math.exp(low):.3g} to {math.exp(high):.3g}: extend the grid",
-            )
+            side, tested = "below" if value < low else "above", f"{math.exp(low):.3g} to {math.exp(high):.3g}"
+            refused = f"{name} {math.exp(value):.3g} of the vertex lies {side} the tested range {tested}"
+            return Optimum(points=count, refused=f"{refused}: extend the grid")
     at_vertex = float(constants[0] + 0.5 * constants[1 : 1 + n] @ vertex_z)
-    scaled = hessian / np.outer(widths, widths)
-    curvature = np.linalg.eigvalsh(scaled)
+    curvature = np.linalg.eigvalsh(hessian / np.outer(widths, widths))
     ln_batch = vertex[1] if n == 2 else float(setting.ln_batch[0])
-    curvatures = (float(curvature[0]), float(curvature[-1]))
-    return Optimum(vertex[0], ln_batch, best * (1 + at_vertex), curvatures, count)
+    return Optimum(vertex[0], ln_batch, best * (1 + at_vertex), (float(curvature[0]), float(curvature[-1])), count)
 
 
 def regret(law: HyperLaw, settings: list[Setting]) -> np.ndarray:
     """Relative loss lost per setting at the grid point nearest in (ln lr, ln batch) to what the law chooses."""
     lost = []
     for setting in settings:
-        rate = math.log(law.learning_rate.at(**setting.scale))
-        batch = math.log(law.batch_tokens.at(**setting.scale))
+        rate, batch = (math.log(part.at(**setting.scale)) for part in (law.learning_rate, law.batch_tokens))
         nearest = np.argmin((setting.ln_lr - rate) ** 2 + (setting.ln_batch - batch) ** 2)
         lost.append(setting.loss[nearest] / setting.loss.min() - 1)
     return np.array(lost)
@@ -207,23 +185,21 @@ def _columns(
         idle = np.nan_to_num(values.get("n_params_total", np.zeros(1)) - values.get("n_params_active", np.nan))
         if count == "active" and (idle > 0).any():
             values["n_params"], params_name = values["n_params"] - idle, ACTIVE
-    present = {name for name in _NAMES if name in values}
-    loss = next((name for name in ("bits_per_byte", "loss_nats") if name in present), None)
-    scale = next((name for name in ("n_params", "flops_per_token") if name in present), None)
-    compute = next((name for name in ("total_flops", "budget_flops") if name in present), None)
-    known = sum(name is not None for name in (scale, compute)) + ("n_tokens" in present)
-    missing = [] if "learning_rate" in present else ["learning_rate"]
+    loss = next((name for name in ("bits_per_byte", "loss_nats") if name in values), None)
+    scale = next((name for name in ("n_params", "flops_per_token") if name in values), None)
+    compute = next((name for name in ("total_flops", "budget_flops") if name in values), None)
+    missing = [] if "learning_rate" in values else ["learning_rate"]
     missing += [] if loss else ["loss_nats or bits_per_byte"]
-    missing += [] if known >= 2 or compute else ["n_params (or flops_per_token) and n_tokens, or total_flops"]
+    if not (compute or (scale and "n_tokens" in values)):
+        missing.append("n_params (or flops_per_token) and n_tokens, or total_flops")
     if missing:
         raise FitError(
             f"hyper: columns {', '.join(missing)} are missing; the table has {', '.join(map(str, given))}; "
             "name them with --map ours=theirs, for example --map learning_rate=lr,loss_nats=loss"
         )
-    columns = {name: values[name] for name in _NAMES if name in present}
+    columns = {name: values[name] for name in _NAMES if name in values}
     columns["loss"] = columns[str(loss)]
-    if "batch_tokens" not in columns:
-        columns["batch_tokens"] = np.ones_like(columns["loss"])
+    columns.setdefault("batch_tokens", np.ones_like(columns["loss"]))
     if "n_tokens" not in columns and compute and scale:
         columns["n_tokens"] = columns[compute] / (columns[scale] * (6 if scale == "n_params" else 1))
     name = compute
@@ -236,9 +212,8 @@ def _columns(
         columns["total_flops"], name = 6 * columns["n_params"] * columns["n_tokens"], "6 n_params n_tokens"
     good = np.all([np.isfinite(v) & (v > 0) for v in columns.values()], axis=0)
     text = f"{int((~good).sum())} runs without a finite loss, rate, batch or size were left out (diverged?)"
-    warnings = [] if good.all() else [text]
     names: dict[str, object] = {"loss": loss, "n_params": params_name, "compute": name}
-    return {name: v[good] for name, v in columns.items()}, names, warnings
+    return {name: v[good] for name, v in columns.items()}, names, [] if good.all() else [text]
 
 
 _NAMES = (
@@ -250,7 +225,7 @@ _NAMES = (
 def _settings(columns: dict[str, np.ndarray], warnings: list[str]) -> list[Setting]:
     """Group runs whose size and tokens (or compute, if there is nothing else) agree within `SAME_SETTING`."""
     keys = [name for name in ("n_params", "flops_per_token", "n_tokens") if name in columns]
-    keys = keys if len(keys) > 1 or "total_flops" not in columns else ["total_flops"]
+    keys = keys if len(keys) > 1 else ["total_flops"]
     labels = np.stack([_cluster(np.log(columns[name])) for name in keys], axis=1)
     settings, alone = [], 0
     for label in np.unique(labels, axis=0):
@@ -280,10 +255,7 @@ def _settings(columns: dict[str, np.ndarray], warnings: list[str]) -> list[Setti
 def _cluster(values: np.ndarray) -> np.ndarray:
     """Group number per value: a gap above `SAME_SETTING` between sorted neighbours starts a new group."""
     order = np.argsort(values, kind="stable")
-    groups = np.concatenate([[0], np.cumsum(np.diff(values[order]) > SAME_SETTING)])
-    labels = np.empty(len(values), dtype=int)
-    labels[order] = groups
-    return labels
+    return np.concatenate([[0], np.cumsum(np.diff(values[order]) > SAME_SETTING)])[np.argsort(order)]
 
 
 def _regressors(settings: list[Setting]) -> Regressors:
@@ -297,19 +269,17 @@ def _regressors(settings: list[Setting]) -> Regressors:
         spread = np.linalg.svd(x - x.mean(axis=0), compute_uv=False)
         if spread[-1] > 0.15 * spread[0]:  # below, N and D move together and only C can be told
             found[""] = (["n_params", "n_tokens"], ["n_tokens"])
-    if all("total_flops" in s.scale for s in settings):
-        compute = [math.log(s.scale["total_flops"]) for s in settings]
-        if np.ptp(compute) > math.log(1.5):
-            found["_compute"] = (["total_flops"], ["total_flops"])
+    if np.ptp([math.log(s.scale["total_flops"]) for s in settings]) > math.log(1.5):
+        found["_compute"] = (["total_flops"], ["total_flops"])
     if not found:
         raise FitError("hyper: all settings have the same compute; run grids at compute at least a factor 1.5 apart")
     return found
 
 
-def _band_points(settings: list[Setting], band: float) -> Rows:
+def _band_points(settings: list[Setting]) -> Rows:
     rows: Rows = []
     for i, s in enumerate(settings):
-        near = s.loss <= s.loss.min() * (1 + band)
+        near = s.loss <= s.loss.min() * (1 + BAND)
         rows += [(i, float(rate), float(batch)) for rate, batch in zip(s.ln_lr[near], s.ln_batch[near], strict=True)]
     return rows
 
@@ -319,34 +289,36 @@ def _regress(
 ) -> FittedPower | None:
     """Log-log regression of the optima on scale, resampling whole settings; None if they do not determine it."""
     which = np.array([row[0] for row in rows], dtype=int)
-    used = np.unique(which)
+    used, position = np.unique(which, return_inverse=True)
     if len(used) < len(on) + 1:
         return None
     y = np.array([row[1 if part == "learning_rate" else 2] for row in rows])
     x = np.array([[1.0, *(math.log(settings[i].scale[name]) for name in on)] for i in which])
     center = x[:, 1:].mean(axis=0)
     x[:, 1:] -= center  # keeps the normal equations well conditioned
-    slopes, intercept, residuals = _solve(x, y, np.ones(len(y)))
-    names = [EXPONENTS[name] for name in on]
-    draws = []
-    position = np.searchsorted(used, which)
+
+    def solve(weight: np.ndarray) -> np.ndarray:
+        root = np.sqrt(weight)
+        return np.linalg.lstsq(x * root[:, None], y * root, rcond=None)[0]
+
+    constants, names, draws = solve(np.ones(len(y))), [EXPONENTS[name] for name in on], []
+    residuals = y - x @ constants
     for _ in range(bootstrap):
         weight = np.bincount(generator.integers(0, len(used), len(used)), minlength=len(used))
         if np.count_nonzero(weight) <= len(on):
             continue  # such a resample does not determine the law
         drawn = weight[position].astype(float)
-        if np.linalg.matrix_rank(x[drawn > 0]) < x.shape[1]:
-            continue
-        drawn_slopes, drawn_intercept, _ = _solve(x, y, drawn)
-        draws.append([drawn_intercept - drawn_slopes @ center, *drawn_slopes])
+        if np.linalg.matrix_rank(x[drawn > 0]) == x.shape[1]:
+            moved = solve(drawn)
+            draws.append([moved[0] - moved[1:] @ center, *moved[1:]])
     intervals: dict[str, list[float]] | None = None
     if len(draws) >= 20 and len(used) > len(on) + 1:
         low, high = np.quantile(np.array(draws), [0.025, 0.975], axis=0)
         intervals = {"coefficient": [math.exp(low[0]), math.exp(high[0])]}
         intervals |= {n: [float(a), float(b)] for n, a, b in zip(names, low[1:], high[1:], strict=True)}
     return FittedPower(
-        coefficient=math.exp(intercept - slopes @ center),
-        **dict(zip(names, map(float, slopes), strict=True)),
+        coefficient=math.exp(constants[0] - constants[1:] @ center),
+        **dict(zip(names, map(float, constants[1:]), strict=True)),
         settings=len(used),
         points=len(rows),
         residual_sd=float(np.sqrt((residuals**2).sum() / max(1, len(y) - x.shape[1]))),
@@ -355,20 +327,14 @@ def _regress(
     )
 
 
-def _solve(x: np.ndarray, y: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, float, np.ndarray]:
-    root = np.sqrt(weight)
-    constants = np.linalg.lstsq(x * root[:, None], y * root, rcond=None)[0]
-    return constants[1:], float(constants[0]), y - x @ constants
-
-
 def _own_law(
     laws: dict[str, dict[str, FittedPower]],
     settings: list[Setting],
     regressors: Regressors,
-    methods: Sequence[str] = (),
+    methods: Sequence[str] = ("surface", "band"),
 ) -> HyperLaw:
     """The law to use: surface before band, N and D before C; batch from the same kind, else a constant."""
-    order = methods or tuple(f"{method}{suffix}" for suffix in regressors for method in ("surface", "band"))
+    order = [f"{method}{suffix}" for suffix in regressors for method in methods]
     rate_name = next(name for name in order if name in laws["learning_rate"])
     batch_name = next((name for name in order if name in laws["batch"]), None)
     used = PowerLaw(math.exp(float(np.mean([s.ln_batch.mean() for s in settings]))))
@@ -390,9 +356,8 @@ def _regrets(
 ) -> dict[str, Regret]:
     laws = {"own_law": own_law}
     for method in ("surface", "band"):
-        names = tuple(f"{method}{suffix}" for suffix in regressors)
-        if any(name in fitted["learning_rate"] for name in names):
-            laws[f"{method}_law"] = _own_law(fitted, settings, regressors, names)
+        if any(f"{method}{suffix}" in fitted["learning_rate"] for suffix in regressors):
+            laws[f"{method}_law"] = _own_law(fitted, settings, regressors, (method,))
     laws |= {name: HYPER_LAWS[name] for name in ("deepseek", "steplaw")}
     found: dict[str, Regret] = {}
     for name, law in laws.items():
@@ -407,21 +372,14 @@ def _regrets(
     return found
 
 
-def _label(setting: Setting) -> str:
-    return ", ".join(f"{name} {value:.3g}" for name, value in setting.scale.items())
-
-
 def _row(setting: Setting, optimum: Optimum) -> dict[str, object]:
-    row: dict[str, object] = dict(setting.scale)
-    row["runs"] = len(setting.loss)
-    row["best_loss"] = float(setting.loss.min())
     best = int(np.argmin(setting.loss))
+    row: dict[str, object] = {**setting.scale, "runs": len(setting.loss), "best_loss": float(setting.loss.min())}
     row["best_learning_rate"] = math.exp(setting.ln_lr[best])
     row["best_batch_tokens"] = math.exp(setting.ln_batch[best])
     if optimum.refused:
         row["refused"] = optimum.refused
-    elif optimum.ln_lr is not None and optimum.ln_batch is not None:
+    else:
         row["learning_rate"], row["batch_tokens"] = math.exp(optimum.ln_lr), math.exp(optimum.ln_batch)
         row["loss"], row["curvature"] = optimum.loss, optimum.curvature
-    row["points"] = optimum.points
-    return row
+    return row | {"points": optimum.points}

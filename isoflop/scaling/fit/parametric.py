@@ -57,19 +57,18 @@ class Points:
 def surface_points(table: Table, *, loss: str | None = None, scale: str | None = None) -> Points:
     """The columns that the surface needs; a setting is what has the same scale and tokens."""
     law = "law surface"
-    _, scales = table.scale(law, scale)
-    tokens = table.tokens(law)
-    _, losses = table.loss(law, loss)
+    scales, tokens, losses = table.scale(law, scale)[1], table.tokens(law), table.loss(law, loss)[1]
     setting = np.unique(np.stack([scales, tokens]), axis=1, return_inverse=True)[1].reshape(-1)
-    if len(np.unique(scales)) < 3 or len(np.unique(tokens)) < 3 or len(losses) < 6:
+    n_sizes, n_counts = len(np.unique(scales)), len(np.unique(tokens))
+    if min(n_sizes, n_counts) < 3 or len(losses) < 6:
         raise FitError(
-            f"law surface: {len(losses)} rows with {len(np.unique(scales))} model scales and {len(np.unique(tokens))} "
-            "token counts; five constants need at least 6 rows, 3 scales and 3 token counts: add runs"
+            f"{law}: {len(losses)} rows with {n_sizes} model scales and {n_counts} token counts; five constants need "
+            "at least 6 rows, 3 scales and 3 token counts: add runs"
         )
     if (scales <= 0).any() or (tokens <= 0).any() or (losses <= 0).any():
-        raise FitError("law surface: model scale, tokens and loss must be above 0; drop the others with --where")
+        raise FitError(f"{law}: model scale, tokens and loss must be above 0; drop the others with --where")
     if np.ptp(losses) <= 1e-9 * losses.max():
-        raise FitError(f"law surface: all {len(losses)} losses are equal ({losses[0]:.6g}); no law follows from them")
+        raise FitError(f"{law}: all {len(losses)} losses are equal ({losses[0]:.6g}); no law follows from them")
     return Points(scales, tokens, losses, table.weights(), setting)
 
 
@@ -91,11 +90,6 @@ class Objective:
     prior_mean: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(5))
     prior_precision: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(5))
 
-    def residuals(self, theta_R5: np.ndarray) -> np.ndarray:
-        """Predicted minus measured, in the unit of the objective, shape RS."""
-        log_loss_RS = np.logaddexp.reduce(self._terms(theta_R5), axis=0)
-        return log_loss_RS - np.log(self.loss) if self.log_residuals else np.exp(log_loss_RS) - self.loss
-
     def derivatives(
         self, theta_R5: np.ndarray, weight_RS: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -116,10 +110,9 @@ class Objective:
         else:
             spread_RS = np.exp(log_loss_RS)
             residual_RS = spread_RS - self.loss
-        slope_RS, bound_RS, bend_RS = self._rho_slopes(residual_RS)
-        slope_RS, bound_RS, bend_RS = slope_RS * weight_RS, bound_RS * weight_RS, bend_RS * weight_RS
-
-        value_R = (self._rho(residual_RS) * weight_RS).sum(1) + self._prior(theta_R5)
+        rho_RS, slope_RS, bound_RS, bend_RS = (part_RS * weight_RS for part_RS in self._rho(residual_RS))
+        off_R5 = theta_R5 - self.prior_mean
+        value_R = rho_RS.sum(1) + 0.5 * (self.prior_precision * off_R5**2).sum(1)
         pull_RS = slope_RS * spread_RS
         gradient_R5 = np.einsum("rks,rs->rk", jacobian_R5S, pull_RS)
         transposed_RS5 = jacobian_R5S.transpose(0, 2, 1)
@@ -135,7 +128,7 @@ class Objective:
             exact_R55[:, k + 2, k + 2] += second_R
             exact_R55[:, k, k + 2] -= first_R
             exact_R55[:, k + 2, k] -= first_R
-        gradient_R5 += self.prior_precision * (theta_R5 - self.prior_mean)
+        gradient_R5 += self.prior_precision * off_R5
         diagonal = np.arange(5)
         exact_R55[:, diagonal, diagonal] += self.prior_precision
         bounding_R55[:, diagonal, diagonal] += self.prior_precision
@@ -145,24 +138,16 @@ class Objective:
         e, a, b, alpha, beta = (theta_R5[:, [k]] for k in range(5))
         return np.stack([np.broadcast_to(e, (len(theta_R5), len(self.x))), a - alpha * self.x, b - beta * self.y])
 
-    def _rho(self, residual: np.ndarray) -> np.ndarray:
-        if self.huber_delta is None:
-            return residual**2
-        size = np.abs(residual)
-        return np.where(size <= self.huber_delta, 0.5 * residual**2, self.huber_delta * (size - 0.5 * self.huber_delta))
-
-    def _rho_slopes(self, residual: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """First derivative, the bounding second one (first / residual), the exact second one."""
+    def _rho(self, residual: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Value, first derivative, the bounding second one (first / residual), the exact second one."""
         if self.huber_delta is None:
             two = np.full_like(residual, 2.0)
-            return 2.0 * residual, two, two
-        size = np.abs(residual)
-        inside = size <= self.huber_delta
-        slope = np.clip(residual, -self.huber_delta, self.huber_delta)
-        return slope, np.where(inside, 1.0, self.huber_delta / np.maximum(size, 1e-300)), inside.astype(float)
-
-    def _prior(self, theta_R5: np.ndarray) -> np.ndarray:
-        return 0.5 * (self.prior_precision * (theta_R5 - self.prior_mean) ** 2).sum(1)
+            return residual**2, 2.0 * residual, two, two
+        delta, size = self.huber_delta, np.abs(residual)
+        inside = size <= delta
+        value = np.where(inside, 0.5 * residual**2, delta * (size - 0.5 * delta))
+        bound = np.where(inside, 1.0, delta / np.maximum(size, 1e-300))
+        return value, np.clip(residual, -delta, delta), bound, inside.astype(float)
 
 
 def make_objective(points: Points, name: str) -> Objective:
@@ -255,9 +240,7 @@ def fit_centre(points: Points, name: str, objective: Objective | None = None) ->
 
 def start_grid(points: Points) -> np.ndarray:
     """A grid over both exponents and E; A and B share what E leaves of the mean loss."""
-    rows = []
-    for alpha, beta, floor in itertools.product(START_EXPONENTS, START_EXPONENTS, START_FLOORS):
-        base = floor * points.loss.min()
-        rest = np.log((points.loss.mean() - base) / 2)
-        rows.append([np.log(base), rest, rest, alpha, beta])
-    return np.array(rows)
+    alpha, beta, floor = np.array(list(itertools.product(START_EXPONENTS, START_EXPONENTS, START_FLOORS))).T
+    base = floor * points.loss.min()
+    rest = np.log((points.loss.mean() - base) / 2)
+    return np.stack([np.log(base), rest, rest, alpha, beta], axis=1)

@@ -40,11 +40,6 @@ class PooledCurve:
         place, slope = self.theta_R6[:, 4], self.theta_R6[:, 5]
         return np.stack([np.exp(place) * self.reference_scale * self.reference_flops**-slope, slope], axis=1)
 
-    def loss(self, flops: float, scale: float) -> np.ndarray:
-        """Predicted loss of one run, shape R."""
-        ln_c, ln_m = np.log(flops / self.reference_flops), np.log(scale / self.reference_scale)
-        return np.exp(_log_loss(self.theta_R6, np.array([ln_c]), np.array([ln_m]))[:, 0])
-
 
 @dataclasses.dataclass(frozen=True)
 class FloorPrior:

@@ -10,12 +10,12 @@ Shapes: R resamples, B budgets.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import scipy.interpolate
 
 from isoflop.errors import FitError
+from isoflop.recipe import Tree
 from isoflop.scaling.fit.isoflop import (
     FLAT,
     LAW,
@@ -61,7 +61,7 @@ def fit_power(table: Table, *, bootstrap: int = 1000, seed: int = 0, scale: str 
             raise FitError(f"{law}: column {name} must be above 0 in every row; drop the others with --where")
         draws_RB = np.tile(np.log10(best), (bootstrap, 1))
         weight_RB = np.random.default_rng(seed).exponential(size=draws_RB.shape)  # the same for N and D
-        result |= fit_allocation(flops, best, letter, draws_RB=draws_RB, weight_RB=weight_RB, weight=weight)
+        result |= fit_allocation(flops, best, letter, draws_RB=draws_RB, weight_RB=weight_RB, weight=weight)[0]
     vertices = [
         {"total_flops": float(flops[i])}
         | {key: float(table.columns[names[k]][i]) for k, key in (("n", "scale_opt"), ("d", "tokens_opt")) if k in names}
@@ -147,7 +147,7 @@ def fit_curves(
     for letter, key, part in (("n", "scale_opt", 0), ("d", "tokens_opt", 1)):
         best = np.array([getattr(vertices[i], key) for i in used])
         moved = np.tile(np.log10(best), (bootstrap, 1)) if draws is None else draws[part]
-        result |= fit_allocation(flops, best, letter, draws_RB=moved, weight_RB=budget_weight_RB)
+        result |= fit_allocation(flops, best, letter, draws_RB=moved, weight_RB=budget_weight_RB)[0]
     warnings += _shrinking(result)
     result |= {"vertices": [dataclasses.asdict(vertex) for vertex in vertices]}
     result |= {"n_budgets": len(budgets), "n_budgets_used": len(used), "n_rows": table.n_rows, "scale": scale_name}
@@ -264,7 +264,7 @@ def fit_lstar(
     E, k, g = map(float, constants[0])
     fitted = E + k * (flops / reference_flops) ** -g
     residual = fitted / loss - 1
-    result: dict[str, Any] = {
+    result: Tree = {
         "E": E,
         "k": k,
         "g": g,

@@ -13,8 +13,7 @@ from isoflop.errors import FitError
 from isoflop.scaling.fit.one_law import OneLaw
 from isoflop.scaling.fit.parametric import fit_centre, surface_points
 from isoflop.scaling.fit.table import Table
-from isoflop.scaling.laws import Laws, Surface
-from isoflop.scaling.plan.predict import REPEAT_SCALE, REPEAT_TOKENS, repeated_loss
+from isoflop.scaling.laws import REPEAT_SCALE, REPEAT_TOKENS, Laws, Surface, repeated_loss
 
 LAW = "law repeated"
 HUBER = 1e-3  # paper (arXiv 2305.16264, section 5)

@@ -7,11 +7,12 @@ with `--law LAW`; its result is the command's JSON. `fit_table` fits one law to 
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 
 from isoflop.errors import FitError
+from isoflop.recipe import Tree
 from isoflop.scaling.fit import joint
 from isoflop.scaling.fit.checks import check_resamples, families, fit_rows, import_checks
 from isoflop.scaling.fit.experts import fit_experts
@@ -75,7 +76,7 @@ def run_fit(
     at_flops: float | None = None,
     form: str = "",
     base: str = "",
-) -> dict[str, Any]:
+) -> Tree:
     """Fit one law to tables on disk, as `isoflop fit` does.
 
     Raises:
@@ -109,7 +110,7 @@ def fit_table(
     scale: str | None = None,
     form: str = "",
     base: str = "",
-) -> dict[str, Any]:
+) -> Tree:
     """Fit one law to a table; the result holds the law's numbers, `warnings` and `conventions`.
 
     `group`: what one bootstrap draw of the surface is (row, setting or budget). `interpolation`: how the bottom of an

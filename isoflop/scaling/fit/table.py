@@ -8,12 +8,10 @@ n_params_active, n_experts, n_active, n_shared, d_expert, granularity, activated
 """
 
 import dataclasses
-import difflib
 import logging
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -28,7 +26,7 @@ from isoflop.columns import (
     read_columns,
     unit_in,
 )
-from isoflop.errors import DataError, FitError
+from isoflop.errors import DataError, FitError, did_you_mean
 from isoflop.scaling.sweep.records import RunRecord
 
 logger = logging.getLogger(__name__)
@@ -55,8 +53,7 @@ class Table:
 
     @classmethod
     def _of_columns(cls, read: Columns) -> "Table":
-        stated = _stated(read)
-        return cls(read.values, stated, no_number=read.no_number, inferences=read.notes, places=read.places)
+        return cls(read.values, _stated(read), no_number=read.no_number, inferences=read.notes, places=read.places)
 
     @classmethod
     def from_rows(cls, rows: Sequence[Mapping[str, object]]) -> "Table":
@@ -65,7 +62,7 @@ class Table:
 
     @classmethod
     def of(cls, runs: object) -> "Table":
-        """A table of whatever holds runs: a table, files, records, or one mapping per run."""
+        """A table of whatever holds runs: a table, files, records (nested fields left out), or one mapping per run."""
         if isinstance(runs, Table):
             return runs
         if isinstance(runs, (str, Path)):
@@ -73,12 +70,7 @@ class Table:
         rows = list(runs)  # type: ignore[call-overload]
         if rows and all(isinstance(row, (str, Path)) for row in rows):
             return read_table(rows)
-        return cls.from_records(rows) if all(isinstance(row, RunRecord) for row in rows) else cls.from_rows(rows)
-
-    @classmethod
-    def from_records(cls, records: Iterable[RunRecord]) -> "Table":
-        """Columns of run records; nested fields are left out."""
-        return cls.from_rows([record.to_dict() for record in records])
+        return cls.from_rows([row.to_dict() if isinstance(row, RunRecord) else row for row in rows])
 
     @property
     def n_rows(self) -> int:
@@ -131,9 +123,8 @@ class Table:
     def adding(self, **columns: np.ndarray) -> "Table":
         """A copy with more columns."""
         kept = {name: cell for name, cell in self.no_number.items() if name not in columns}
-        return dataclasses.replace(
-            self, columns={**self.columns, **columns}, conventions=dict(self.conventions), no_number=kept
-        )
+        columns = self.columns | columns
+        return dataclasses.replace(self, columns=columns, conventions=dict(self.conventions), no_number=kept)
 
     def latest_of_each_run(self) -> "Table":
         """What a sweep wrote (it states `status`): the last row of a run replaces the earlier ones. Others: all rows.
@@ -199,11 +190,8 @@ class Table:
         for option in (name,) if name else ("n_params", "flops_per_token"):
             if self.has(option):
                 return option, self.columns[option]
-        if (
-            name in (None, "n_params")
-            and self.has("n_tokens")
-            and (self.has("total_flops") or self.has("budget_flops"))
-        ):
+        derivable = name in (None, "n_params") and self.has("n_tokens")
+        if derivable and (self.has("total_flops") or self.has("budget_flops")):
             self.conventions["n_params"] = "derived: total_flops / (6 n_tokens)"
             return "n_params", self.compute(law)[1] / (6 * self.columns["n_tokens"])
         raise self.missing([name or "n_params or flops_per_token"], law)
@@ -213,10 +201,7 @@ class Table:
         if self.has("n_tokens"):
             return self.columns["n_tokens"]
         if self.has("total_flops") or self.has("budget_flops"):
-            for option, factor, text in (
-                ("flops_per_token", 1.0, "flops_per_token"),
-                ("n_params", 6.0, "(6 n_params)"),
-            ):
+            for option, factor, text in (("flops_per_token", 1, "flops_per_token"), ("n_params", 6, "(6 n_params)")):
                 if self.has(option):
                     self.conventions["n_tokens"] = f"derived: total_flops / {text}"
                     return self.compute(law)[1] / (factor * self.columns[option])
@@ -228,10 +213,7 @@ class Table:
             if self.has(option):
                 self.conventions.setdefault("total_flops", f"column {option}")
                 return option, self.columns[option]
-        for option, factor, text in (
-            ("flops_per_token", 1.0, "flops_per_token x"),
-            ("n_params", 6.0, "6 x n_params x"),
-        ):
+        for option, factor, text in (("flops_per_token", 1, "flops_per_token x"), ("n_params", 6, "6 x n_params x")):
             if self.has(option, "n_tokens"):
                 self.conventions["total_flops"] = f"derived: {text} n_tokens"
                 return "derived", factor * self.columns[option] * self.columns["n_tokens"]
@@ -252,8 +234,7 @@ class Table:
             if not equals or not ours or not expression:
                 raise FitError(f"--map {pair!r} must read ours=theirs, for example n_params=params")
             if ours not in OTHER_NAMES:
-                close = difflib.get_close_matches(ours, OTHER_NAMES, n=1)
-                hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(OTHER_NAMES)}"
+                hint = did_you_mean(ours, OTHER_NAMES, f"known: {', '.join(OTHER_NAMES)}")
                 logger.info("--map %s adds a column that no law reads; %s", ours, hint)
             parts = parts_of(self.columns, expression)
             for name in parts if ours in OTHER_NAMES else ():
@@ -282,10 +263,8 @@ class Table:
         if any(name in self.columns for name in LOSSES) or "perplexity" not in self.columns:
             return self
         perplexity = self.numbers("perplexity")
-        if (perplexity <= 1).any():
-            raise DataError(
-                f"{self.cell('perplexity', int((perplexity <= 1).argmax()))} must be above 1; repair the row"
-            )
+        if (low := perplexity <= 1).any():
+            raise DataError(f"{self.cell('perplexity', int(low.argmax()))} must be above 1; repair the row")
         table = self.adding(loss_nats=np.log(perplexity))
         table.conventions.update(loss_nats="= ln(perplexity)", unit="perplexity")
         said = "perplexity is fitted as loss_nats, its logarithm; predictions are perplexities again"
@@ -298,7 +277,7 @@ def read_table(paths: str | Path | Sequence[str | Path]) -> Table:
     return Table._of_columns(read_columns(files))
 
 
-def _stated(read: Columns) -> dict[str, Any]:
+def _stated(read: Columns) -> dict[str, str]:
     """How runs were counted, as the records of a sweep say: those of the first; its family as the largest run has it.
 
     A tiny model has one head, which is no GQA yet.

@@ -12,15 +12,15 @@ Shapes: R resamples, S runs, P pairs of the second step (of every run one or mor
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from isoflop.errors import FitError
+from isoflop.recipe import Tree
 from isoflop.run import read_json_lines
 from isoflop.scaling.fit.joint import LEAST_CELLS, fit_cells
 from isoflop.scaling.fit.law_set import Sweep, find_centre, joint_weights, resample
@@ -136,7 +136,7 @@ class _Evaluated:
     """Cells with a record of one task."""
 
     rows: list[int] = field(default_factory=list)
-    records: list[dict[str, Any]] = field(default_factory=list)
+    records: list[Tree] = field(default_factory=list)
 
 
 def with_benchmarks(laws: Laws, table: Table, folders: Sequence[Path], *, bootstrap: int = 1000, seed: int = 0) -> Laws:
@@ -183,12 +183,12 @@ def with_benchmarks(laws: Laws, table: Table, folders: Sequence[Path], *, bootst
     return dataclasses.replace(laws, benchmarks=found, warnings=(*laws.warnings, *warnings))
 
 
-def last_of_each_task(evaluations: Path) -> dict[str, dict[str, Any]]:
+def last_of_each_task(evaluations: Path) -> dict[str, Tree]:
     """The newest record of every task in the `evaluation.jsonl` of a run; none where there is no such file."""
     return {row["task"]: row for row in read_json_lines(evaluations)} if evaluations.is_file() else {}
 
 
-def asked_of(evaluation: Mapping[str, Any]) -> str:
+def asked_of(evaluation: Tree) -> str:
     """What was asked in an evaluation: scores of two models compare where this is the same."""
     return f"{evaluation['items_sha256'][:16]}, {evaluation['n_items']} items"
 

@@ -19,10 +19,8 @@ UNIT_FACTORS = ((1.4, 1.5), (2.0, 4.5))  # bits and nats 1.44; nats per token an
 
 def check_units(table: Table) -> list[str]:
     """What may be in another unit, one sentence each. Raises FitError where it surely is."""
-    found: list[str] = []
-    for check in (_counts, _loss_range, _named_units, _bytes_per_token, _two_units):
-        found.extend(check(table))
-    return found
+    checks = (_counts, _loss_range, _named_units, _bytes_per_token, _two_units)
+    return [said for check in checks for said in check(table)]
 
 
 def _counts(table: Table) -> list[str]:

@@ -7,7 +7,6 @@ Symbols: S model scale (FLOPs per token M, or parameters N), D tokens, C = k S D
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,8 +14,7 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 
 from isoflop.errors import PlanError
-from isoflop.scaling.laws import Laws, surface_loss, surface_optimum
-from isoflop.scaling.plan.predict import repeated_loss
+from isoflop.scaling.laws import Laws, repeated_loss, surface_loss, surface_optimum
 
 MAX_OVERTRAINING = 5.0
 """More than this times the optimal tokens, three-term laws over-rate extra tokens (fact sheet, section 8)."""
@@ -64,7 +62,7 @@ def best_split(
     n_tokens = total_flops / (factor * scale)
     if unique_tokens is not None and n_tokens > unique_tokens:
         if constants:
-            scale *= _shift_by_repetition(constants, total_flops, factor, unique_tokens)
+            scale *= _shift_by_repetition(laws, total_flops, unique_tokens)
             n_tokens = total_flops / (factor * scale)
         else:
             warnings.append("repeated data was not considered: the laws hold no loss surface")
@@ -159,12 +157,10 @@ def check_vertices(laws: Laws) -> list[str]:
     ]
 
 
-def _shift_by_repetition(
-    constants: Mapping[str, np.ndarray], total_flops: float, factor: float, unique_tokens: float
-) -> float:
+def _shift_by_repetition(laws: Laws, total_flops: float, unique_tokens: float) -> float:
     """Factor on the optimal scale once repeated tokens count less: mean over the surfaces."""
-    shifts = []
-    for values in constants.values():
+    shifts, factor = [], laws.flops_factor
+    for values in laws.surface_constants().values():
         fresh = float(surface_optimum(values, total_flops, factor)[0])
 
         def loss(x: float, values: np.ndarray = values, fresh: float = fresh) -> float:

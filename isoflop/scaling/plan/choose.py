@@ -18,7 +18,7 @@ from isoflop.model.accounting import count_parameters, flops_per_token, kv_bytes
 from isoflop.model.config import ModelConfig
 from isoflop.model.hardware import Machine, check_machine
 from isoflop.numerics.section import NumericsSection, by_rule, numerics_text
-from isoflop.recipe import from_tree, write_json, write_recipe
+from isoflop.recipe import Tree, from_tree, write_json, write_recipe
 from isoflop.run import now
 from isoflop.scaling.laws import Laws
 from isoflop.scaling.lr_batch_law import HyperChoice, HyperLaw, hyper_law
@@ -27,7 +27,7 @@ from isoflop.scaling.plan.predict import Prediction, central_loss, predict, pred
 from isoflop.scaling.plan.size_run import Draft, MemoryPlan, Run, memory_plan
 from isoflop.scaling.published import LAWS, LawsSource, load_laws
 from isoflop.scaling.sweep.family import DENSE, Family, family_text
-from isoflop.scaling.sweep.shapes import Tree, model_tree
+from isoflop.scaling.sweep.shapes import model_tree
 
 if TYPE_CHECKING:
     from isoflop.scaling.plan.moe_leverage import Leverage
@@ -39,6 +39,8 @@ SAFE_EXTRAPOLATION = 30.0
 """Extrapolate in factors of 3 to 30, refit, go on (fact sheet, section 11)."""
 NEAR_OPTIMAL = 0.001
 """Plans within this relative loss of the best are listed: the optimum is flat."""
+TRAIN = {"beta1": 0.9, "beta2": 0.95, "weight_decay": 0.1, "clip_norm": 1.0, "cooldown_fraction": 0.2, "seed": 0}
+"""How a run trains where no template says it: the paper's settings (arXiv 2401.02954)."""
 
 
 @dataclass(frozen=True)
@@ -224,7 +226,7 @@ def plan(
         raise PlanError(f"budget_flops = {budget_flops} must be a finite number above 0")
     run = draft.at(budget)
     _check_family(found, run.config)
-    warnings = [*run.split.warnings, *_warnings(found, template, run, machine, gpu_hours)]
+    warnings = [*run.split.warnings, *_warnings(draft, template, run, gpu_hours)]
     memory = memory_plan(draft, run, template)
     total_flops = found.flops_factor * run.scale * run.n_tokens
     paper_flops = float(flops_per_token(run.config, "M") * run.n_tokens)  # M D, what records count
@@ -233,7 +235,9 @@ def plan(
     prediction, rough_loss = None, {}
     if found.published:
         warnings.append(f"no prediction: {found.name} is a published law without resamples, for other data")
-        rough_loss = _rough_loss(run, unique_tokens)
+        n_params = count_parameters(run.config).n_params_active
+        losses = {name: central_loss(one, n_params, run.n_tokens, unique_tokens) for name, one in LAWS.items()}
+        rough_loss = {name: loss for name, loss in losses.items() if LAWS[name].surfaces}
     else:
         prediction = predict(found, run.scale, run.n_tokens, level=level, unique_tokens=unique_tokens)
         recipe["prediction"] = _stated(prediction, found, paper_flops, exact, largest_sweep_flops_exact)
@@ -242,7 +246,7 @@ def plan(
         if found.benchmarks:
             recipe["prediction"]["benchmarks"] = predict_benchmarks(found, run.scale, run.n_tokens, level=level)
             recipe["prediction"]["asked"] = {task: law.asked for task, law in found.benchmarks.items()}
-    near = _near_optimal(found, run, draft, total_flops, unique_tokens)
+    near = _near_optimal(draft, run, total_flops)
     if not near:
         warnings.append("no list of near-optimal plans: these laws give an allocation but no loss")
     leverage = None
@@ -309,18 +313,9 @@ def _stated(prediction: Prediction, laws: Laws, paper_flops: float, exact: float
     return section
 
 
-def _rough_loss(run: Run, unique_tokens: float | None) -> dict[str, float]:
-    """Loss of a run by the published surfaces: of dense models, on other data, without an interval."""
-    n_params = count_parameters(run.config).n_params_active
-    surfaces = {name: law for name, law in LAWS.items() if law.surfaces}
-    return {name: central_loss(law, n_params, run.n_tokens, unique_tokens) for name, law in surfaces.items()}
-
-
-def _near_optimal(
-    laws: Laws, run: Run, draft: Draft, total_flops: float, unique_tokens: float | None
-) -> list[NearPlan]:
+def _near_optimal(draft: Draft, run: Run, total_flops: float) -> list[NearPlan]:
     """Whole shapes at this compute whose central loss is within `NEAR_OPTIMAL` of the best of them, smallest first."""
-    shapes = {run.config: run.scale}
+    laws, shapes = draft.laws, {run.config: run.scale}
     for step in np.linspace(-math.log(6), math.log(6), 73):
         try:
             config = draft.shape(run.split.scale * math.exp(step))
@@ -328,8 +323,8 @@ def _near_optimal(
             continue  # the family ends here; what it has is listed
         shapes[config] = draft.scale_of(config)
     tokens = {config: total_flops / (laws.flops_factor * scale) for config, scale in shapes.items()}
-    losses = {config: central_loss(laws, scale, tokens[config], unique_tokens) for config, scale in shapes.items()}
-    losses = {config: loss for config, loss in losses.items() if math.isfinite(loss)}
+    every = {c: central_loss(laws, scale, tokens[c], draft.unique_tokens) for c, scale in shapes.items()}
+    losses = {config: loss for config, loss in every.items() if math.isfinite(loss)}
     best = min(losses.values(), default=0.0)
     near = (c for c, loss in losses.items() if loss <= best * (1 + NEAR_OPTIMAL) or c == run.config)
     return [
@@ -360,18 +355,11 @@ def _check_family(laws: Laws, config: ModelConfig) -> None:
 
 
 def _recipe(run: Run, template: Tree, laws: Laws, micro_batch: int) -> Tree:
-    """The pretrain recipe: what the plan decides over what the template carries over the paper's settings."""
-    given = dict(template.get("train") or {})
-    schedule = given.get("schedule") or _schedule(laws) or "multi_step"
+    """The pretrain recipe: what the plan decides over what the template carries over `TRAIN`."""
+    given = TRAIN | (template.get("train") or {})
     train = {
-        "beta1": 0.9,
-        "beta2": 0.95,
-        "weight_decay": 0.1,
-        "clip_norm": 1.0,
-        "cooldown_fraction": 0.2,
-        "seed": 0,
         **given,
-        "schedule": schedule,
+        "schedule": given.get("schedule") or _schedule(laws) or "multi_step",
         "n_tokens": run.n_tokens,
         "batch_tokens": run.batch_tokens,
         "micro_batch": micro_batch,
@@ -392,8 +380,8 @@ def _schedule(laws: Laws) -> str:
     return next((name for name in ("constant_cooldown", "multi_step", "cosine") if name in stated), "")
 
 
-def _warnings(laws: Laws, template: Tree, run: Run, machine: Machine, gpu_hours: float | None) -> list[str]:
-    found = []
+def _warnings(draft: Draft, template: Tree, run: Run, gpu_hours: float | None) -> list[str]:
+    found, laws, machine = [], draft.laws, draft.machine
     largest, compute = laws.largest_budget_flops, laws.flops_factor * run.scale * run.n_tokens
     if largest and compute > SAFE_EXTRAPOLATION * largest:
         found.append(

@@ -22,7 +22,7 @@ import numpy as np
 
 from isoflop.errors import PlanError
 from isoflop.numerics.section import by_rule
-from isoflop.scaling.fit.checks import HELD_OUT
+from isoflop.recipe import Tree
 from isoflop.scaling.fit.checks import held_out as held_out_of
 from isoflop.scaling.fit.table import Table
 from isoflop.scaling.laws import Laws
@@ -30,7 +30,6 @@ from isoflop.scaling.plan.allocate import best_split
 from isoflop.scaling.plan.held_out import HeldOut, check_held_out, check_tokenizers
 from isoflop.scaling.plan.next_cells import choose
 from isoflop.scaling.plan.paired import CELL, PairedDifference, cells_by_setting, paired_differences
-from isoflop.scaling.plan.predict import law_losses
 from isoflop.scaling.published import load_laws
 
 WIDEST_MULTIPLIER = 1e4
@@ -113,7 +112,7 @@ class Comparison:
     paired: list[PairedDifference] = dataclasses.field(default_factory=list)
     """Of equal cells, where the records were given: in all, by budget, by domain."""
 
-    def tree(self) -> dict[str, Any]:
+    def tree(self) -> Tree:
         """Plain data for `--json`."""
         tree = dataclasses.asdict(self)
         for cell in tree["next_cells"]:
@@ -147,7 +146,7 @@ def compare_files(
     if records is None:
         return found
     cells_a, cells_b = (cells_by_setting(path, laws_a.loss) for path in records)
-    tables = (Table.from_records(cells.values()) for cells in (cells_a, cells_b))
+    tables = (Table.of(cells.values()) for cells in (cells_a, cells_b))
     measured = {f"records {path}": held_out_of(table) for path, table in zip(records, tables)}
     check_held_out(_sides(laws_a, laws_b) | measured, stated=same_held_out)
     paired = paired_differences(cells_a, cells_b, laws_a, level)
@@ -244,9 +243,9 @@ def compare(
     return dataclasses.replace(result, verdict=_verdict(result))
 
 
-def _sides(laws_a: Laws, laws_b: Laws) -> dict[str, Mapping[str, Any]]:
+def _sides(laws_a: Laws, laws_b: Laws) -> dict[str, tuple[str, int | None]]:
     named = ((f"{side} ({laws.name})", laws) for side, laws in (("A", laws_a), ("B", laws_b)))
-    return {name: {key: getattr(laws, key) for key in HELD_OUT} for name, laws in named}
+    return {name: (laws.held_out_sha256, laws.held_out_bytes) for name, laws in named}
 
 
 def _losses(laws: Laws, constants: Mapping[str, np.ndarray], total_flops: Any) -> dict[str, np.ndarray]:
@@ -324,7 +323,7 @@ def _next_cells(
         for budget, spread in itertools.product(_budgets(laws, budget_flops), (0.5, 1.0, 2.0)):
             scale = best_split(laws, budget).scale * spread
             n_tokens = budget / (factor * scale)
-            outcome_R = np.mean(list(law_losses(laws, draws, scale, n_tokens).values()), axis=0)
+            outcome_R = np.mean(list(laws.losses(draws, scale, n_tokens).values()), axis=0)
             candidates.append(NextCell(side, budget, laws.scale, scale, n_tokens))
             outcomes.append(outcome_R)
             noises.append((noise * outcome_R.mean()) ** 2)

@@ -8,12 +8,12 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from isoflop.columns import as_number
 from isoflop.errors import PlanError
+from isoflop.recipe import Tree
 from isoflop.scaling.fit.table import Table
 from isoflop.scaling.fit.units import LEAST_COUNT
 from isoflop.scaling.laws import Laws
@@ -27,7 +27,7 @@ UNITS = {"loss_nats": "nats"}
 
 def forecast(
     laws: LawsSource, runs: str | Path | Sequence[Mapping[str, object]], *, mapping: str = "", level: float = 0.9
-) -> tuple[dict[str, Any], list[str]]:
+) -> tuple[Tree, list[str]]:
     """Predictions as `{unit, level, predictions: [{n_params, n_tokens, total_flops, center, low, high, by_law}]}`.
 
     A run is a size and tokens, one of them with its compute, or compute alone: then it is at the optimum. Where the
@@ -53,11 +53,11 @@ def forecast(
     return {"unit": unit, "level": level, "predictions": rows}, table.inferences
 
 
-def _predict_row(laws: Laws, table: Table, row: int, level: float, in_perplexity: bool) -> dict[str, Any]:
+def _predict_row(laws: Laws, table: Table, row: int, level: float, in_perplexity: bool) -> Tree:
     cells = {name: float(table.columns[name][row]) for name in READ if name in table.columns}
     given = {name: value for name, value in cells.items() if math.isfinite(value) and value > 0}
     flops = given.get("total_flops", given.get("budget_flops"))
-    found: dict[str, Any] = {"n_params": given.get("n_params"), "n_tokens": given.get("n_tokens"), "total_flops": flops}
+    found: Tree = {"n_params": given.get("n_params"), "n_tokens": given.get("n_tokens"), "total_flops": flops}
     empty = found | {"center": None, "low": None, "high": None, "by_law": {}}
     try:
         scale, n_tokens = _run(laws, given, flops)

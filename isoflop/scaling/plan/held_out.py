@@ -6,10 +6,8 @@ Bits per byte of two texts differ by a factor that looks like a large multiplier
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from isoflop.errors import PlanError
-from isoflop.scaling.fit.checks import HELD_OUT
 from isoflop.scaling.laws import Laws
 
 
@@ -23,22 +21,22 @@ class HeldOut:
     """Not every side says which text it was: that it is the same is the word of whoever asked (--same-held-out)."""
 
 
-def check_held_out(sides: Mapping[str, Mapping[str, Any]], *, stated: bool) -> HeldOut:
-    """The text that all sides were measured on; a side is a name with what it says of `HELD_OUT`.
+def check_held_out(sides: Mapping[str, tuple[str, int | None]], *, stated: bool) -> HeldOut:
+    """The text that all sides were measured on; a side is a name with hash and bytes, empty where it does not say.
 
     `stated`: whoever asks vouches for it where a side does not say; against what the sides do say this has no force.
 
     Raises:
         PlanError: another text or another part of it, or a side that does not say while nobody vouches.
     """
-    hashes, sizes = ({found for told in sides.values() if (found := told.get(key))} for key in HELD_OUT)
+    hashes, sizes = {told[0] for told in sides.values()} - {""}, {told[1] for told in sides.values()} - {None}
     if len(hashes) > 1 or len(sizes) > 1:
-        texts = " and ".join(f"{name} on {_shown(told)}" for name, told in sides.items())
+        texts = " and ".join(f"{name} on {_shown(*told)}" for name, told in sides.items())
         raise PlanError(
             f"losses on different held-out text cannot be compared: {texts}; measure both sweeps on the same documents "
             '(sources with split = "valid") and the same part of them (validate.max_tokens = 0 takes all)'
         )
-    silent = [name for name, told in sides.items() if not all(told.get(key) for key in HELD_OUT)]
+    silent = [name for name, told in sides.items() if not all(told)]
     if silent and not stated:
         raise PlanError(
             f"{' and '.join(sides)} cannot be compared: held_out_sha256 and held_out_bytes, which say on which text "
@@ -59,6 +57,5 @@ def check_tokenizers(laws_a: Laws, laws_b: Laws) -> None:
         )
 
 
-def _shown(told: Mapping[str, Any]) -> str:
-    text, size = told.get("held_out_sha256"), told.get("held_out_bytes")
+def _shown(text: str, size: int | None) -> str:
     return f"{text[:12] if text else 'text not stated'} ({f'{size:,} bytes' if size else 'size not stated'})"

@@ -13,14 +13,14 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Any
 
 import numpy as np
 
 from isoflop.errors import PlanError
+from isoflop.recipe import Tree
 from isoflop.scaling.laws import Laws
 from isoflop.scaling.plan.allocate import best_split
-from isoflop.scaling.plan.predict import Prediction, law_losses, predict
+from isoflop.scaling.plan.predict import Prediction, predict
 
 BETWEEN, NEW_BUDGET = (0.6, 0.77, 1.0, 1.3, 1.7), (0.6, 1.0, 1.7)
 """Sizes on offer, times the optimal one: at tested budgets and at a new one; a fit uses those within a factor 2."""
@@ -70,7 +70,7 @@ class NextCells:
         more = "" if self.width_left[-1] <= self.width else "; fit again and ask again"
         return f"{now}; {len(self.runs)} runs should leave {self.width_left[-1]:.2%}{more}"
 
-    def tree(self) -> dict[str, Any]:
+    def tree(self) -> Tree:
         """Plain data for `--json`; `scale` under its own name."""
         rows = [dataclasses.asdict(run) | {"width_left": left} for run, left in zip(self.runs, self.width_left)]
         return {
@@ -173,8 +173,8 @@ def covariance(laws: Laws, target: Prediction, runs: Sequence[Run]) -> np.ndarra
     share = np.array([weights[name] for name in draws])
     within, between = [], []
     for scale, n_tokens in places:
-        draws_LR = np.stack([law_losses(laws, draws, scale, n_tokens)[name] for name in draws])
-        center_L = np.array([law_losses(laws, central, scale, n_tokens)[name] for name in draws])
+        draws_LR = np.stack([laws.losses(draws, scale, n_tokens)[name] for name in draws])
+        center_L = np.array([laws.losses(central, scale, n_tokens)[name] for name in draws])
         mean_R = share @ draws_LR
         within.append(np.clip(mean_R, *np.quantile(mean_R, [TAIL, 1 - TAIL])))
         between.append(center_L - share @ center_L)

@@ -16,12 +16,12 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from statistics import NormalDist
-from typing import Any
 
 import numpy as np
 
 from isoflop.errors import PlanError
-from isoflop.scaling.laws import Laws, surface_loss, task_metric
+from isoflop.recipe import Tree
+from isoflop.scaling.laws import REPEAT_SCALE, REPEAT_TOKENS, Laws, effective, surface_loss, task_metric
 from isoflop.scaling.published import LawsSource, load_laws
 
 PRIOR_WITNESSES, MOST_WITNESSES = 6.0, 6
@@ -30,8 +30,6 @@ LAW_DRIFT = 0.005  # assumption: prior of one law's drift per e-fold, where the 
 LEAST_REHEARSED = 1.35  # assumption: predicting less far than this times the compute rehearses nothing
 VOTES = {"surface_log_huber": 0.5, "surface_varpro": 0.5}
 """Of a law before it is weighed, else 1: two surfaces through the same runs make the same mistakes."""
-REPEAT_TOKENS, REPEAT_SCALE = 15.387756, 5.309743
-"""Decay constants of repeated data and of excess size (arXiv 2305.16264, section 5; they are poorly determined)."""
 
 
 @dataclass(frozen=True)
@@ -50,19 +48,19 @@ class Experience:
         tree = json.loads(Path(__file__).with_name("drift.json").read_text(encoding="utf-8"))
         return cls(**tree["curves" if curves else "tables"])
 
-    def causes(self, known: Mapping[str, Any]) -> dict[str, float]:
+    def causes(self, known: Mapping[str, float]) -> dict[str, float]:
         """Relative standard deviations, from what `predict` keeps of a forecast under `components`."""
-        own = min(known["rehearsals"], MOST_WITNESSES)
         return {
             "noise": known["noise"],
             "constants": self.constants * known["resampled"],
-            "drift": drift_rate(self.drift, known["rehearsed_drift"], own) * known["e_folds"],
+            "drift": drift_rate(self.drift, known["rehearsed_drift"], known["rehearsals"]) * known["e_folds"],
             "steepening": known["steepening"],
         }
 
 
-def drift_rate(prior: float, rehearsed: float, witnesses: float) -> float:
+def drift_rate(prior: float, rehearsed: float, rehearsals: float) -> float:
     """Drift per e-fold: the prior and the rehearsals, each counting as its witnesses."""
+    witnesses = min(rehearsals, MOST_WITNESSES)
     squares = PRIOR_WITNESSES * prior**2 + witnesses * rehearsed**2
     return math.sqrt(squares / (PRIOR_WITNESSES + witnesses))
 
@@ -86,7 +84,7 @@ class Prediction:
     """The centre of each law."""
     by_law_interval: dict[str, tuple[float, float]] = field(default_factory=dict)
     """Interval of each law alone, from its resamples, without run noise."""
-    components: dict[str, Any] = field(default_factory=dict)
+    components: Tree = field(default_factory=dict)
     """Relative standard deviations by cause (`noise`, `constants`, `drift`, `steepening`), what they rest on, and the
     extrapolation factor and effective tokens."""
 
@@ -96,66 +94,9 @@ class Prediction:
         return (self.high - self.low) / self.center
 
 
-def optimal_scale_for_tokens(constants: np.ndarray, n_tokens: Any) -> np.ndarray:
-    """The scale for which `n_tokens` is the optimal token count (alpha A / S^alpha = beta B / D^beta)."""
-    _, A, B, alpha, beta = np.moveaxis(np.asarray(constants, dtype=float), -1, 0)
-    return np.exp((np.log(alpha * A) - np.log(beta * B) + beta * np.log(n_tokens)) / alpha)
-
-
-def effective(amount: Any, unique: Any, decay: float) -> np.ndarray:
-    """What `amount` is worth if only `unique` of it is new: U + U R (1 - exp(-(amount / U - 1) / R)) above U.
-
-    Source: Muennighoff et al., arXiv 2305.16264, equation 5. Four passes count as 3.73 fresh ones, forty as 15.2.
-    """
-    amount, unique = np.asarray(amount, dtype=float), np.asarray(unique, dtype=float)
-    excess = np.maximum(amount / unique - 1, 0.0)
-    return np.where(amount > unique, unique + unique * decay * -np.expm1(-excess / decay), amount)
-
-
-def repeated_loss(
-    constants: np.ndarray,
-    scale: Any,
-    n_tokens: Any,
-    unique_tokens: float | None,
-    *,
-    repeat_tokens: float = REPEAT_TOKENS,
-    repeat_scale: float = REPEAT_SCALE,
-) -> np.ndarray:
-    """Surface loss where `n_tokens` are passes over `unique_tokens`; None: all tokens are new.
-
-    Size above the optimal one for the corpus counts less by the same form (U_N). Where we deviate: U_N belongs to the
-    whole corpus even if less of it is read, so that the loss is continuous and equals the surface without repetition.
-    Pass `math.inf` for a decay constant to switch its term off.
-    """
-    if unique_tokens is None:
-        return surface_loss(constants, scale, n_tokens)
-    tokens = n_tokens if math.isinf(repeat_tokens) else effective(n_tokens, unique_tokens, repeat_tokens)
-    if not math.isinf(repeat_scale):
-        scale = effective(scale, optimal_scale_for_tokens(constants, unique_tokens), repeat_scale)
-    return surface_loss(constants, scale, tokens)
-
-
-def law_losses(
-    laws: Laws,
-    constants: Mapping[str, np.ndarray],
-    scale: float,
-    n_tokens: float,
-    unique_tokens: float | None = None,
-    *,
-    repeat_scale: float = REPEAT_SCALE,
-) -> dict[str, np.ndarray]:
-    """Loss of one run by each law; to L*(C), which holds at the optimum only, the surfaces' mean penalty is added."""
-    return laws.losses(
-        constants,
-        scale,
-        n_tokens,
-        lambda values, size, tokens: repeated_loss(values, size, tokens, unique_tokens, repeat_scale=repeat_scale),
-    )
-
-
 def central_loss(laws: Laws, scale: float, n_tokens: float, unique_tokens: float | None = None) -> float:
     """Mean of the laws' centres, without an interval; nan if the laws say nothing about loss."""
-    losses = law_losses(laws, laws.constants(), scale, n_tokens, unique_tokens)
+    losses = laws.losses(laws.constants(), scale, n_tokens, unique_tokens)
     return float(np.mean(list(losses.values()))) if losses else math.nan
 
 
@@ -192,17 +133,16 @@ def predict(
         missing = ", ".join(sorted(set(resamples) - set(central)))
         raise PlanError(f"laws file has resamples but no central fit of {missing}; fit again")
     total_flops = laws.flops_factor * scale * n_tokens
-    by_law = {name: float(value) for name, value in law_losses(laws, central, scale, n_tokens, unique_tokens).items()}
+    by_law = {name: float(value) for name, value in laws.losses(central, scale, n_tokens, unique_tokens).items()}
     variants = [REPEAT_SCALE] if unique_tokens is None else [REPEAT_SCALE, math.inf]
-    many = [law_losses(laws, resamples, scale, n_tokens, unique_tokens, repeat_scale=decay) for decay in variants]
+    many = [laws.losses(resamples, scale, n_tokens, unique_tokens, repeat_scale=decay) for decay in variants]
     samples = {name: np.concatenate([one[name] for one in many]) for name in many[0]}
     noise = laws.noise_sd
     extrapolation = total_flops / laws.largest_budget_flops if laws.largest_budget_flops else None
     distance = max(math.log(extrapolation or 1.0), 0.0)
     doubt = {}
     for name, values in samples.items():
-        rehearsed, count = _rehearsed(laws, {name: 1.0})
-        rate = drift_rate(LAW_DRIFT, rehearsed, min(count, MOST_WITNESSES))
+        rate = drift_rate(LAW_DRIFT, *_rehearsed(laws, {name: 1.0}))
         doubt[name] = (rate * distance) ** 2 + _spread(values) ** 2 + noise**2
     total = sum(VOTES.get(name, 1.0) / doubt[name] for name in by_law)
     weights = {name: VOTES.get(name, 1.0) / doubt[name] / total for name in by_law}
@@ -221,10 +161,10 @@ def predict(
     experience = experience or Experience.of(bool(laws.budgets))
     causes = experience.causes(known)
     factor = math.exp(NormalDist().inv_cdf((1 + level) / 2) * math.hypot(*causes.values()))
-    components: dict[str, Any] = {
+    components: Tree = {
         **known,
         **causes,
-        "drift_per_efold": drift_rate(experience.drift, rehearsed, min(count, MOST_WITNESSES)),
+        "drift_per_efold": drift_rate(experience.drift, rehearsed, count),
         "resamples": len(next(iter(resamples.values()))),
         "weights": weights,
         "laws_spread": (max(by_law.values()) - min(by_law.values())) / center,
@@ -234,7 +174,7 @@ def predict(
     if unique_tokens is not None:
         components["epochs"] = n_tokens / unique_tokens
         components["effective_tokens"] = float(effective(n_tokens, unique_tokens, REPEAT_TOKENS))
-        components["repetition_penalty"] = center - _mean(law_losses(laws, central, scale, n_tokens), weights)
+        components["repetition_penalty"] = center - _mean(laws.losses(central, scale, n_tokens), weights)
     tails = [(1 - level) / 2, (1 + level) / 2]
     intervals = {name: tuple(np.quantile(values, tails).tolist()) for name, values in samples.items()}
     return Prediction(

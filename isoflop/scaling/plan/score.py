@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from isoflop.errors import DataError, PlanError, RecipeError
-from isoflop.recipe import load_recipe, read_tree, to_tree, write_json
+from isoflop.recipe import Tree, load_recipe, read_tree, to_tree, write_json
 from isoflop.scaling.fit.task_law import asked_of, last_of_each_task
 from isoflop.scaling.sweep.cells import record_of_run, stable_hash
 from isoflop.scaling.sweep.records import append_record, study_records
@@ -19,6 +19,17 @@ from isoflop.training.pretrain.recipe import PretrainRecipe, check_prediction
 
 COMPUTE_TOLERANCE = 0.02
 """A run whose compute differs more than this from what was predicted was not the run that was predicted."""
+
+
+class MetricScore(TypedDict):
+    """A predicted score of a benchmark against the run's."""
+
+    predicted: float
+    interval: list[float]
+    measured: float | None
+    """None where the run was not evaluated on the task; so are the next two then."""
+    error: float | None
+    inside_interval: bool | None
 
 
 @dataclass(frozen=True)
@@ -45,19 +56,17 @@ class Score:
     laws: str | None
     laws_sha256: str | None
     by_law: dict[str, float]
-    benchmarks: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
-    """{TASK: {METRIC: predicted, interval, measured, ...}}; measured is None where the run was not evaluated on it."""
+    benchmarks: dict[str, dict[str, MetricScore]] = field(default_factory=dict)
+    """By task and metric."""
 
 
-def score_benchmarks(
-    prediction: Mapping[str, Any], evaluated: Mapping[str, Mapping[str, Any]]
-) -> dict[str, dict[str, dict[str, Any]]]:
+def score_benchmarks(prediction: Tree, evaluated: Mapping[str, Tree]) -> dict[str, dict[str, MetricScore]]:
     """Predicted against measured scores; `evaluated` holds the run's record of each task.
 
     Raises:
         PlanError: the run was asked other items than the cells that the prediction came from.
     """
-    found: dict[str, dict[str, dict[str, Any]]] = {}
+    found: dict[str, dict[str, MetricScore]] = {}
     for task, metrics in (prediction.get("benchmarks") or {}).items():
         record = evaluated.get(task)
         asked = prediction.get("asked", {}).get(task)
@@ -70,14 +79,18 @@ def score_benchmarks(
             measured = record and record["metrics"].get(metric, {}).get("value")
             error = None if measured is None else p["value"] - measured
             inside = None if measured is None else p["low"] <= measured <= p["high"]
-            interval = [p["low"], p["high"]]
-            row = {"predicted": p["value"], "interval": interval, "measured": measured, "error": error}
-            found.setdefault(task, {})[metric] = {**row, "inside_interval": inside}
+            found.setdefault(task, {})[metric] = {
+                "predicted": p["value"],
+                "interval": [p["low"], p["high"]],
+                "measured": measured,
+                "error": error,
+                "inside_interval": inside,
+            }
     return found
 
 
 def score(
-    prediction: Mapping[str, Any],
+    prediction: Tree,
     *,
     measured_bits_per_byte: float,
     started_at: str,
@@ -202,7 +215,7 @@ def score_run(run_dir: Path, *, records: Path | None = None) -> Score:
     return found
 
 
-def _result(path: Path) -> dict[str, Any]:
+def _result(path: Path) -> Tree:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

@@ -10,17 +10,17 @@ import functools
 import itertools
 import math
 from dataclasses import dataclass
-from typing import Any
 
 from isoflop.errors import IsoflopError, PlanError
 from isoflop.model.accounting import Memory, count_parameters, flops_per_token, training_memory
 from isoflop.model.config import ModelConfig
-from isoflop.model.hardware import HARDWARE, Hardware, Machine, hardware
+from isoflop.model.hardware import HARDWARE, Machine, hardware
+from isoflop.recipe import Tree
 from isoflop.scaling.laws import Laws
 from isoflop.scaling.lr_batch_law import HyperLaw
 from isoflop.scaling.plan.allocate import Split, best_split, serving_split
 from isoflop.scaling.sweep.family import Family
-from isoflop.scaling.sweep.shapes import Tree, shape_near
+from isoflop.scaling.sweep.shapes import shape_near
 
 MEMORY_SHARE = 0.92
 """Share of a device's memory that a plan may fill; the rest is fragmentation and temporaries (assumption)."""
@@ -125,8 +125,7 @@ class Draft:
             raise PlanError(f"gpu_hours = {gpu_hours} needs hardware (for example H100) or a measured speed; name it")
         if not (math.isfinite(gpu_hours) and gpu_hours > 0):
             raise PlanError(f"gpu_hours = {gpu_hours} must be a finite number above 0")
-        known: Hardware | None = hardware(self.machine.hardware) if self.machine.hardware else None
-        budget = gpu_hours * 3600 * (known.peak_flops_per_s * self.machine.utilisation if known else 1e11)
+        budget = gpu_hours * 3600 * (self._flops_per_s() if self.machine.hardware else 1e11)
         for _ in range(40):
             seconds = self.at(budget).device_seconds
             assert seconds is not None
@@ -140,9 +139,11 @@ class Draft:
         if self.machine.speed is not None:
             return n_tokens / self.machine.speed(config, batch_tokens // self.machine.n_gpus)
         if self.machine.hardware:
-            rate = hardware(self.machine.hardware).peak_flops_per_s * self.machine.utilisation
-            return flops_per_token(config, "exact") * n_tokens / rate
+            return flops_per_token(config, "exact") * n_tokens / self._flops_per_s()
         return None
+
+    def _flops_per_s(self) -> float:
+        return hardware(self.machine.hardware).peak_flops_per_s * self.machine.utilisation
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,7 @@ class MemoryPlan:
     refusal: str = ""
     """Why this does not fit, and what would; empty where it fits."""
 
-    def tree(self) -> dict[str, Any]:
+    def tree(self) -> Tree:
         """Plain data, the parts beside the rest."""
         tree = dataclasses.asdict(self)
         return {**tree.pop("parts"), **tree}

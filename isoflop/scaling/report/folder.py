@@ -20,7 +20,7 @@ from typing import Any
 from isoflop.errors import DataError
 from isoflop.model.config import ModelConfig
 from isoflop.pages.plot import save
-from isoflop.recipe import from_tree
+from isoflop.recipe import Tree, from_tree
 from isoflop.scaling.report.figures import draw_figures
 from isoflop.scaling.report.page import write_report, write_run_report
 from isoflop.scaling.sweep.records import read_json_lines, read_records, study_records
@@ -28,7 +28,7 @@ from isoflop.scaling.sweep.records import read_json_lines, read_records, study_r
 FORMATS = (".svg", ".png")
 
 
-def report_study(study: Path, out: Path, *, figures: Path | None = None, title: str = "") -> dict[str, Any]:
+def report_study(study: Path, out: Path, *, figures: Path | None = None, title: str = "") -> Tree:
     """Write the page (and, if asked for, every figure as SVG and PNG) from what `study` holds.
 
     Raises:
@@ -66,7 +66,7 @@ def report_study(study: Path, out: Path, *, figures: Path | None = None, title: 
     return {"report": str(out), "figures": {name: [str(p) for p in paths] for name, paths in drawn.items()}}
 
 
-def _planned(path: Path) -> dict[str, Any] | None:
+def _planned(path: Path) -> Tree | None:
     """What the recipe of a planned run says about it, where the rest of the plan is not there."""
     if not path.is_file():
         return None
@@ -82,7 +82,7 @@ def _planned(path: Path) -> dict[str, Any] | None:
     }
 
 
-def _report_run(run_dir: Path, out: Path, *, figures: Path | None, title: str) -> dict[str, Any]:
+def _report_run(run_dir: Path, out: Path, *, figures: Path | None, title: str) -> Tree:
     """The page of one run: what isoflop train left in its folder."""
     metrics, result = _lines(run_dir / "metrics.jsonl"), _json(run_dir / "result.json") or {}
     config, prediction = None, {}
@@ -113,12 +113,12 @@ def _json(path: Path) -> Any:
         raise DataError(f"{path} is not JSON ({error}); make it again with the stage that wrote it") from error
 
 
-def _toml(path: Path) -> dict[str, Any]:
+def _toml(path: Path) -> Tree:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
         raise DataError(f"{path} is not TOML ({error}); make it again with the stage that wrote it") from error
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
+def _lines(path: Path) -> list[Tree]:
     return read_json_lines(path) if path.is_file() else []

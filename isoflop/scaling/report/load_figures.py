@@ -6,7 +6,7 @@ Lines of metrics.jsonl that carry `expert_load` go in: {"step": s, "expert_load"
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from isoflop.pages.plot import (
     style,
     subtitle,
 )
+from isoflop.recipe import Tree
 from isoflop.scaling.report.study import Json
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def load_figure(metrics: Sequence[Json]) -> "Figure | None":
     return figure
 
 
-def load_values(metrics: Sequence[Json], validated: Json | None) -> dict[str, Any] | None:
+def load_values(metrics: Sequence[Json], validated: Json | None) -> Tree | None:
     """Each layer at the first step and over the end of training, and the mean load over the validation set."""
     load = read_load(metrics)
     if load is None:

@@ -289,7 +289,7 @@ def _draw_heat_map(axes: "Axes", rows: Sequence[RunRecord], study: Study, paint:
     for spine in axes.spines.values():
         spine.set_visible(False)
     best = quadratic_optimum(Setting({}, np.log(rate), np.log(batch), loss))
-    if best.ln_lr is not None and best.ln_batch is not None:
+    if not best.refused:
         axes.plot(
             np.exp(best.ln_batch), np.exp(best.ln_lr), "*", color="white", markersize=17, markeredgecolor=INK, zorder=6
         )

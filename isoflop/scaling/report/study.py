@@ -17,7 +17,7 @@ import numpy as np
 from isoflop.errors import DataError, PlanError
 from isoflop.pages.plot import number
 from isoflop.scaling.laws import Laws, Vertex
-from isoflop.scaling.plan.predict import law_losses, predict
+from isoflop.scaling.plan.predict import predict
 from isoflop.scaling.published import load_laws
 from isoflop.scaling.sweep.records import RunRecord
 
@@ -220,7 +220,7 @@ def target_laws(study: Study) -> list[LawAtTarget]:
     intervals: Mapping[str, Sequence[float]] = {}
     if target.scale and target.tokens:
         unique = target.unique_tokens if target.unique_tokens and target.unique_tokens < target.tokens else None
-        centres = law_losses(laws, constants, target.scale, target.tokens, unique)
+        centres = laws.losses(constants, target.scale, target.tokens, unique)
         with contextlib.suppress(PlanError):  # too few resamples: the centres are shown without intervals
             intervals = predict(
                 laws, target.scale, target.tokens, level=target.level, unique_tokens=unique

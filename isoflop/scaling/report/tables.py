@@ -10,16 +10,17 @@ from typing import Any
 
 from isoflop.pages.html import shape
 from isoflop.pages.plot import number
+from isoflop.recipe import Tree
 from isoflop.scaling.lr_batch_law import EXPONENTS
 from isoflop.scaling.report.run_figures import sharing_regret
 from isoflop.scaling.report.study import LAW_LABEL, Json, Study, band, resamples, target_laws
 from isoflop.scaling.sweep.family import family_text
 from isoflop.scaling.sweep.records import RunRecord
 
-Rows = list[dict[str, Any]]
+Rows = list[Tree]
 
 
-def target_values(study: Study) -> dict[str, Any] | None:
+def target_values(study: Study) -> Tree | None:
     """The prediction and what came of it; None before a run is predicted."""
     target = study.target
     if target is None or target.predicted is None:
@@ -43,7 +44,7 @@ def target_values(study: Study) -> dict[str, Any] | None:
     }
 
 
-def corpus_values(corpus: Json | None) -> dict[str, Any] | None:
+def corpus_values(corpus: Json | None) -> Tree | None:
     """Facts of the manifest of a corpus."""
     if not corpus:
         return None
@@ -69,7 +70,7 @@ def corpus_values(corpus: Json | None) -> dict[str, Any] | None:
     }
 
 
-def token_values(tokens: Json | None) -> dict[str, Any] | None:
+def token_values(tokens: Json | None) -> Tree | None:
     """Facts of the manifest of tokens, its shards summed by split and domain."""
     if not tokens:
         return None
@@ -170,7 +171,7 @@ def regret_rows(study: Study) -> Rows:
     return [{"law": name.replace("_", " "), "mean": cost.mean, "worst": cost.max} for name, cost in costs.items()]
 
 
-def plan_values(chosen: Json | None) -> dict[str, Any] | None:
+def plan_values(chosen: Json | None) -> Tree | None:
     """The run that was decided, and what else would have been as good."""
     if not chosen:
         return None
@@ -205,7 +206,7 @@ def plan_values(chosen: Json | None) -> dict[str, Any] | None:
     }
 
 
-def run_values(run: Json) -> dict[str, Any]:
+def run_values(run: Json) -> Tree:
     """What is shown of one run, a target or any other: its sizes and its result."""
     keys = ("run_id", "n_tokens", "wall_s", "tokens_per_s", "bits_per_byte", "status", "commit")
     return {
@@ -217,7 +218,7 @@ def run_values(run: Json) -> dict[str, Any]:
     }
 
 
-def regret_of_sharing(study: Study) -> dict[str, Any] | None:
+def regret_of_sharing(study: Study) -> Tree | None:
     """What shared trunks cost, where controls measured it."""
     found = sharing_regret(study)
     if not found:
@@ -237,7 +238,7 @@ def unused_budgets(study: Study) -> list[float]:
 
 def convention_rows(study: Study) -> list[tuple[str, Any]]:
     """What was counted how: part of every law."""
-    stated: dict[str, Any] = {}
+    stated: Tree = {}
     for cell in study.cells[:1]:
         stated |= cell.conventions or {}
     stated |= study.laws.conventions if study.laws else {}
@@ -259,7 +260,7 @@ def total_s(runs: Iterable[RunRecord]) -> float | None:
     return sum(known) if known else None
 
 
-def _leverage(chosen: Json, kind: str) -> dict[str, Any] | None:
+def _leverage(chosen: Json, kind: str) -> Tree | None:
     """Centre and range, with where they come from."""
     found = (chosen.get("leverage") or {}).get(kind) or {}
     if number(found.get("center")) is None:

@@ -124,22 +124,14 @@ def rounded_up(width: float, d_model: int) -> int:
 
 def family_text(config: ModelConfig) -> str:
     """The kind of a model in words that do not change with its size: what sweeps are compared by."""
-    parts = []
-    experts = config.experts
-    if experts is None:
-        parts.append("dense")
-    else:
-        parts.append(
-            f"{experts.n_experts} experts, {experts.n_active} active, {experts.n_shared} shared, {experts.affinity}, "
-            f"{experts.n_dense_layers} dense layers"
-        )
-    if config.latent is not None:
-        parts.append("MLA with query latent" if config.latent.d_q_latent else "MLA")
-    else:
-        parts.append("MHA" if config.n_kv_heads == config.n_heads else "GQA")
-    if config.mtp_depth:
-        parts.append(f"MTP {config.mtp_depth}")
-    return "; ".join(parts)
+    experts, latent, kind = config.experts, config.latent, "dense"
+    if experts is not None:
+        kind = f"{experts.n_experts} experts, {experts.n_active} active, {experts.n_shared} shared, {experts.affinity}"
+        kind += f", {experts.n_dense_layers} dense layers"
+    attention = "MHA" if config.n_kv_heads == config.n_heads else "GQA"
+    if latent is not None:
+        attention = "MLA with query latent" if latent.d_q_latent else "MLA"
+    return f"{kind}; {attention}" + (f"; MTP {config.mtp_depth}" if config.mtp_depth else "")
 
 
 def activated_share(config: ModelConfig) -> float:

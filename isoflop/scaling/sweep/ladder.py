@@ -13,16 +13,15 @@ import dataclasses
 import logging
 import math
 from dataclasses import dataclass, field
-from typing import Any
 
 from isoflop.errors import RecipeError
 from isoflop.model.accounting import count_parameters, flops_per_token
 from isoflop.model.config import ModelConfig
-from isoflop.recipe import to_tree
+from isoflop.recipe import Tree, to_tree
 from isoflop.scaling.lr_batch_law import HyperLaw, hyper_law
 from isoflop.scaling.sweep.cells import Cell, Group, group_cells
 from isoflop.scaling.sweep.recipe import LadderModelSection, LadderRecipe, check
-from isoflop.scaling.sweep.shapes import Tree, largest_scale, scale_limits, shape_near
+from isoflop.scaling.sweep.shapes import largest_scale, scale_limits, shape_near
 from isoflop.scaling.sweep.speed import Speed
 from isoflop.tokens.shards import TokenSet
 from isoflop.training.schedule import cooldown_start
@@ -71,11 +70,11 @@ class Ladder:
             busy[busy.index(min(busy))] += seconds
         return max(busy)
 
-    def table(self) -> list[dict[str, Any]]:
+    def table(self) -> list[Tree]:
         """One row per cell, for printing."""
         return [self._row(cell) for cell in self.cells]
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> Tree:
         """What is said before anything runs, as plain data."""
         wall, worker = self.wall_seconds(), self.worker_seconds()
         return {
@@ -100,7 +99,7 @@ class Ladder:
         seconds_per_step = first.batch_tokens / self.speed(first.config, first.batch_tokens)
         return group.steps_shared * seconds_per_step + self.recipe.ladder.overhead_s * len(group.cells)
 
-    def _row(self, cell: Cell) -> dict[str, Any]:
+    def _row(self, cell: Cell) -> Tree:
         config = cell.config
         rate = None if self.speed is None else self.speed(config, cell.batch_tokens)
         return {

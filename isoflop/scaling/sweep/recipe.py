@@ -4,7 +4,7 @@ TOML in (isoflop.recipe.load_recipe), a `LadderRecipe` out; isoflop.scaling.swee
 """
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from isoflop.errors import RecipeError
 from isoflop.numerics.section import NumericsSection, check_numerics
@@ -16,6 +16,7 @@ from isoflop.recipe import (
     Processes,
     Range,
     Seed,
+    Tree,
     WrittenAs,
     check_ranges,
     from_tree,
@@ -157,9 +158,9 @@ class LadderTrainSection:
     """auto, cpu, cuda, cuda:1 ..."""
     threads: Processes = 0
     """CPU threads of one run; 0: one."""
-    balance: Annotated[dict[str, Any], WrittenAs(BalanceSection)] = field(default_factory=dict)
+    balance: Annotated[Tree, WrittenAs(BalanceSection)] = field(default_factory=dict)
     """`[train.balance]` of a pretrain recipe, for a mixture of experts; empty: its defaults."""
-    mtp: Annotated[dict[str, Any], WrittenAs(MtpSection)] = field(default_factory=dict)
+    mtp: Annotated[Tree, WrittenAs(MtpSection)] = field(default_factory=dict)
     """`[train.mtp]` of a pretrain recipe, for multi-token prediction; empty: its defaults."""
 
 
@@ -171,7 +172,7 @@ class LadderRecipe:
     """Name of the study; records and pages carry it."""
     ladder: LadderSection = LadderSection()
     allocation: AllocationSection = AllocationSection()
-    hyper: dict[str, Any] = field(default_factory=lambda: {"law": "deepseek"})
+    hyper: Tree = field(default_factory=lambda: {"law": "deepseek"})
     """A published law, as law = "deepseek"; or learning_rate and batch_tokens, each a number or { coefficient = ...,
     and exponents of total_flops, flops_per_token, n_params, n_tokens or n_experts }."""
     model: LadderModelSection = LadderModelSection()
@@ -179,9 +180,9 @@ class LadderRecipe:
     """Dense or mixture of experts, MHA, GQA or latent attention: the same at every size."""
     data: LadderDataSection = LadderDataSection()
     train: LadderTrainSection = LadderTrainSection()
-    validate: Annotated[dict[str, Any], WrittenAs(ValidateSection)] = field(default_factory=dict)
+    validate: Annotated[Tree, WrittenAs(ValidateSection)] = field(default_factory=dict)
     """`[validate]` of a pretrain recipe, the same in every cell; empty: its defaults."""
-    checkpoint: Annotated[dict[str, Any], WrittenAs(CheckpointSection)] = field(default_factory=dict)
+    checkpoint: Annotated[Tree, WrittenAs(CheckpointSection)] = field(default_factory=dict)
     """`[checkpoint]` of a pretrain recipe, the same in every cell; empty: its defaults."""
     numerics: NumericsSection | None = None
     """`[numerics]` of a pretrain recipe: the same in every cell."""

@@ -9,10 +9,9 @@ import dataclasses
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from isoflop.errors import DataError, RecipeError
-from isoflop.recipe import NotNegative, Positive, from_tree, plain
+from isoflop.recipe import NotNegative, Positive, Tree, from_tree, plain
 from isoflop.run import append_json_line, latest_of_each_run, read_json_lines
 
 log = logging.getLogger(__name__)
@@ -90,7 +89,7 @@ class RunRecord:
     """Validation, all domains pooled by bytes."""
     bits_per_byte_by_domain: dict[str, float] | None = None
     train_loss_nats: float | None = None
-    expert_load: dict[str, Any] | None = None
+    expert_load: Tree | None = None
     """Mixtures only: how evenly the validation tokens were spread over the experts of each block, as the run said."""
     max_violation_global: float | None = None
     """Mean over its layers of largest load / mean load - 1, over the whole validation set."""
@@ -112,13 +111,13 @@ class RunRecord:
     commit: str | None = None
     started_at: str | None = None
     finished_at: str | None = None
-    conventions: dict[str, Any] | None = None
+    conventions: Tree | None = None
     """flops, params, attention, loss unit, schedule, tokenizer, eval set."""
-    prediction: dict[str, Any] | None = None
+    prediction: Tree | None = None
     """Targets only: what was predicted before the run."""
-    score: dict[str, Any] | None = None
+    score: Tree | None = None
     """Targets only: predicted against measured."""
-    extra: dict[str, Any] = dataclasses.field(default_factory=dict)
+    extra: Tree = dataclasses.field(default_factory=dict)
     """Fields this version does not know; written back flat."""
 
     @classmethod
@@ -134,7 +133,7 @@ class RunRecord:
         except RecipeError as error:
             raise DataError(f"{error}; repair or remove its line") from error
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Tree:
         """Plain and flat, fields without a value left out."""
         row = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "extra"}
         return {key: plain(value) for key, value in {**row, **self.extra}.items() if value is not None}

@@ -17,16 +17,13 @@ The rules, so that neighbours in size are also neighbours in shape:
 
 import functools
 import math
-from typing import Any
 
 from isoflop.errors import RecipeError
 from isoflop.model.accounting import flops_per_token
 from isoflop.model.config import ModelConfig, swiglu_width
-from isoflop.recipe import to_tree
+from isoflop.recipe import Tree, to_tree
 from isoflop.scaling.sweep.family import DENSE, Family
 
-Tree = dict[str, Any]
-"""A recipe, or a section of one, as TOML has it."""
 _DEPTH_SLACK = 1.5
 _SCALE_SLACK = 1.2
 _WIDTH_STEPS = ((8, 32, 8), (32, 128, 16), (128, 512, 32), (512, 2048, 64), (2048, 16385, 128))
@@ -92,15 +89,11 @@ def largest_scale(seq_len: int, family: Family = DENSE) -> float:
     return float(offset + round(depth_rule(_WIDTHS[-1])) * layer)
 
 
-def smallest_scale(seq_len: int, family: Family = DENSE) -> float:
-    """M of the family's smallest member, in FLOPs per token."""
-    offset, layer = _flops_of_layers(_WIDTHS[0], seq_len, family)
-    return float(offset + least_layers(family) * layer)
-
-
 def scale_limits(seq_len: int, family: Family = DENSE) -> tuple[float, float]:
     """The least and the largest M that `shape_near` has a shape for."""
-    return smallest_scale(seq_len, family) / _SCALE_SLACK, largest_scale(seq_len, family) * _SCALE_SLACK
+    offset, layer = _flops_of_layers(_WIDTHS[0], seq_len, family)
+    smallest = float(offset + least_layers(family) * layer)
+    return smallest / _SCALE_SLACK, largest_scale(seq_len, family) * _SCALE_SLACK
 
 
 def shape_near(
@@ -113,7 +106,7 @@ def shape_near(
     Raises:
         RecipeError: smaller than the smallest or larger than the largest member by more than a factor 1.2.
     """
-    best: tuple[float, int, int] | None = None
+    found: list[tuple[float, int, int]] = []
     least = least_layers(family)
     for d_model in _WIDTHS:
         (offset, layer), rule = _flops_of_layers(d_model, seq_len, family), depth_rule(d_model)
@@ -123,17 +116,16 @@ def shape_near(
             off_rule = abs(math.log(n_layers / rule))
             if n_layers == usual or off_rule <= math.log(_DEPTH_SLACK):
                 cost = abs(math.log((offset + n_layers * layer) / flops_per_token)) + 0.25 * off_rule
-                best = min(best, (cost, d_model, n_layers)) if best else (cost, d_model, n_layers)
-    assert best is not None
-    _, d_model, n_layers = best
+                found.append((cost, d_model, n_layers))
+    _, d_model, n_layers = min(found)
     offset, layer = _flops_of_layers(d_model, seq_len, family)
-    found = offset + n_layers * layer
-    below = d_model == _WIDTHS[0] and found > _SCALE_SLACK * flops_per_token
-    if below or (d_model == _WIDTHS[-1] and found < flops_per_token / _SCALE_SLACK):
-        works = f"at least {found / _SCALE_SLACK:.3g}" if below else f"at most {found * _SCALE_SLACK:.3g}"
+    nearest = offset + n_layers * layer
+    below = d_model == _WIDTHS[0] and nearest > _SCALE_SLACK * flops_per_token
+    if below or (d_model == _WIDTHS[-1] and nearest < flops_per_token / _SCALE_SLACK):
+        works = f"at least {nearest / _SCALE_SLACK:.3g}" if below else f"at most {nearest * _SCALE_SLACK:.3g}"
         raise RecipeError(
             f"flops_per_token = {flops_per_token:.3g} has no shape near it at seq_len = {seq_len}: the nearest "
-            f"(d_model {d_model}, {n_layers} layers) has {found:.3g}; {works} works: "
+            f"(d_model {d_model}, {n_layers} layers) has {nearest:.3g}; {works} works: "
             + ("raise the budget or shorten seq_len" if below else "lower the budget")
         )
     return shape(d_model, n_layers, vocab_size=vocab_size, seq_len=seq_len, init_std=init_std, family=family)

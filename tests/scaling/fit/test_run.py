@@ -218,7 +218,7 @@ def test_run_fit_reads_maps_and_filters_like_the_command(tmp_path):
 )
 def test_options_that_do_not_exist_are_refused(options, message):
     with pytest.raises(FitError, match=message):
-        fit_table(Table.from_records(sweep()), **options)
+        fit_table(Table.of(sweep()), **options)
 
 
 def test_importing_the_fit_imports_no_torch():

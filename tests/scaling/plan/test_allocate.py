@@ -8,7 +8,7 @@ from law_examples import TRUTH, example_laws
 from isoflop.errors import PlanError
 from isoflop.scaling.laws import Laws, surface_loss, surface_optimum
 from isoflop.scaling.plan.allocate import best_split, cheapest_at_loss, check_vertices, serving_split
-from isoflop.scaling.published import load_laws, published_laws
+from isoflop.scaling.published import load_laws
 
 TREE = example_laws()
 LAWS = load_laws(TREE)
@@ -24,7 +24,7 @@ def test_all_laws_of_a_noiseless_sweep_agree_on_the_optimum():
 
 def test_serving_gives_the_known_answer_of_sardana():
     """Hoffmann's constants, quality of an optimal 13B, 2e12 tokens served: 7.1B on 1.30e12, 16% less than 1.001e23."""
-    surface = published_laws("hoffmann").surfaces["published"]
+    surface = load_laws("hoffmann").surfaces["published"]
     size = 13e9
     tokens = (surface.beta * surface.B / (surface.alpha * surface.A) * size**surface.alpha) ** (1 / surface.beta)
     loss = float(surface_loss(surface.constants, size, tokens))
@@ -37,7 +37,7 @@ def test_serving_gives_the_known_answer_of_sardana():
 
 
 def test_a_served_model_is_smaller_trains_longer_and_keeps_its_loss():
-    laws = published_laws("hoffmann")
+    laws = load_laws("hoffmann")
     split = best_split(laws, 4.8e22)
     served = serving_split(laws, 4.8e22, 2e12, split)
     constants = laws.surfaces["published"].constants
@@ -62,7 +62,7 @@ def test_extreme_serving_warns_that_the_law_over_rates_tokens():
 
 def test_little_data_makes_the_model_smaller_as_in_the_repeated_data_paper():
     """9.2e21 FLOPs, 25e9 unique C4 tokens: 6.34B on 242e9 instead of 8.67B on 178e9 (arXiv 2305.16264, section 1)."""
-    laws = published_laws("muennighoff")
+    laws = load_laws("muennighoff")
     fresh, repeated = best_split(laws, 9.2e21), best_split(laws, 9.2e21, unique_tokens=25e9)
     assert fresh.scale == pytest.approx(8.67e9, rel=0.03)
     assert repeated.scale == pytest.approx(6.34e9, rel=0.08)

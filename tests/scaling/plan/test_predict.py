@@ -7,11 +7,11 @@ import pytest
 from law_examples import TRUTH, example_laws
 
 from isoflop.errors import PlanError
-from isoflop.scaling.laws import surface_loss, surface_optimum
-from isoflop.scaling.plan.predict import Experience, effective, predict, repeated_loss
-from isoflop.scaling.published import published_laws
+from isoflop.scaling.laws import effective, repeated_loss, surface_loss, surface_optimum
+from isoflop.scaling.plan.predict import Experience, predict
+from isoflop.scaling.published import load_laws
 
-C4 = published_laws("muennighoff").surfaces["published"].constants
+C4 = load_laws("muennighoff").surfaces["published"].constants
 LAWS = example_laws()
 
 

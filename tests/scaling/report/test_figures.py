@@ -148,7 +148,7 @@ def test_a_saddle_or_an_edge_has_no_vertex():
     edge = 2 + 1e-3 * (np.log(rate / 1.0) ** 2 / 30 + np.log(batch / 300) ** 2)
     for loss, why in ((saddle, "saddle"), (edge, "of the vertex lies above the tested range")):
         found = quadratic_optimum(Setting({}, np.log(rate), np.log(batch), loss))
-        assert found.ln_lr is None and why in found.refused
+        assert np.isnan(found.ln_lr) and why in found.refused
 
 
 def test_labels_are_moved_apart_in_order():

@@ -101,10 +101,10 @@ def test_a_format_that_costs_compute_is_priced_and_both_sides_are_named():
 
 def test_plain_float32_and_bfloat16_are_one_kind_and_rules_are_another():
     mixed = [*runs(1.0, "float32"), *runs(0.8, f"{TEXT}; else float32")]
-    assert set(families(Table.from_records(mixed))) == {"dense", f"dense, {TEXT}"}
+    assert set(families(Table.of(mixed))) == {"dense", f"dense, {TEXT}"}
     with pytest.raises(FitError, match="2 families of models"):
         fit(mixed, seed=0, bootstrap=20)
-    assert len(families(Table.from_records([*runs(1.0, "float32"), *runs(1.0, "bfloat16")]))) == 1
+    assert len(families(Table.of([*runs(1.0, "float32"), *runs(1.0, "bfloat16")]))) == 1
 
 
 def test_a_plan_carries_the_formats_of_its_ladder_and_warns_where_the_laws_are_of_another():
