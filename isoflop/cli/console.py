@@ -46,7 +46,9 @@ class Bar:
 
     def sweep(self, progress: Any) -> None:
         """Cells of a sweep."""
-        self._bar.set_description(f"sweep {progress.cells_done}/{progress.cells_total} cells", refresh=False)
+        expected = "" if progress.expected_s is None else f" of about {hours(progress.expected_s)}"
+        cost = f", worker time {hours(progress.worker_s)}{expected}"
+        self._bar.set_description(f"sweep {progress.cells_done}/{progress.cells_total} cells{cost}", refresh=False)
         self._move(progress.flops_done, progress.flops_total)
 
     def training(self, progress: Any) -> None:
@@ -59,6 +61,10 @@ class Bar:
             f"step {progress.step}/{progress.n_steps}, loss {progress.loss_nats:.3f}{bits}{final}{share}", refresh=False
         )
         self._move(progress.n_tokens, progress.n_tokens / max(progress.step, 1) * progress.n_steps)
+
+    def say(self, text: str) -> None:
+        """A line above the bar."""
+        self._bar.write(f"isoflop: {text}", file=sys.stderr)
 
     def _move(self, done: float, total: float) -> None:
         if total != self._bar.total:
@@ -80,6 +86,13 @@ class Bar:
             return ""
         seconds = round(facts["elapsed"] * (facts["total"] - facts["n"]) / facts["n"])
         return f", about {seconds // 60} min {seconds % 60} s left" if seconds >= 60 else f", about {seconds} s left"
+
+
+def hours(seconds: float) -> str:
+    """For a glance: 45 s, 12 min, 3.4 h."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 @contextlib.contextmanager

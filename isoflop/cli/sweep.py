@@ -1,16 +1,22 @@
 """The commands that choose and run the cells of a study: ladder, sweep, next."""
 
+import contextlib
 import dataclasses
 import json as json_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
 from isoflop.cli.arguments import Json, Out, Overrides, Recipe, Writes, refuse_unused
 from isoflop.cli.console import Bar, flat, print_rows, print_table, print_warnings, report_found, say, stop_on_signal
 from isoflop.errors import RecipeError
+from isoflop.launch.choose import EngineSection, Kind, open_engine
 from isoflop.recipe import Positive, PositiveInt, Range, load_recipe, read_tree, write_recipe
+
+if TYPE_CHECKING:
+    from isoflop.launch.engine import Engine
+    from isoflop.scaling.sweep.recipe import LadderRecipe
 
 
 def ladder(
@@ -45,7 +51,14 @@ def sweep(
     stack: Annotated[
         int, Parameter(help="cells of one shape that are trained as one program (0: 8 on a GPU, 1 on a CPU)")
     ] = 0,
-    calibrate: Annotated[bool, Parameter(help="measure this device first, to state hours")] = True,
+    engine: Annotated[
+        Kind | None, Parameter(help="where cells run: processes of this machine, or a Ray cluster; else the recipe's")
+    ] = None,
+    cluster: Annotated[
+        str | None,
+        Parameter(metavar="ADDRESS", help='HOST:PORT of a Ray cluster, or "auto" on one of its machines'),
+    ] = None,
+    calibrate: Annotated[bool, Parameter(help="measure the workers first, to state hours")] = True,
     until_width: Annotated[
         float | None,
         Range(above=0, below=1),
@@ -62,60 +75,65 @@ def sweep(
         raise RecipeError(
             "--until-width needs --target-flops, the compute that is forecast, and --max-flops, the most to spend"
         )
-    from isoflop.scaling.sweep.ladder import resolved
+    from isoflop.scaling.sweep.ladder import LadderRecipe, resolved
     from isoflop.scaling.sweep.run import run_sweep
 
-    fixed = out / "ladder.toml"
-    going_on = fixed.is_file() and _same_ladder(recipe, overrides, fixed)
-    if going_on:
-        print(f"going on with {fixed}")
-        planned = planned_ladder(fixed, (), calibrate=False)
-    else:
-        planned = planned_ladder(recipe, overrides, calibrate=calibrate)
-        if not (out / "ladder.json").exists():  # else run_sweep must accept it first
-            write_recipe(fixed, resolved(planned), header=f"the ladder of this sweep, from {recipe}")
-    print_rows(flat(planned.summary()))
-    print_warnings(planned.warnings)
+    asked = load_recipe(recipe, LadderRecipe, overrides)
+    section = _engine_section(asked.engine, engine, cluster)
+    with _opened(asked, section) as working:
+        fixed = out / "ladder.toml"
+        going_on = fixed.is_file() and _same_ladder(recipe, overrides, fixed)
+        if going_on:
+            print(f"going on with {fixed}")
+            planned = planned_ladder(fixed, (), calibrate=False, engine=working)
+        else:
+            planned = planned_ladder(recipe, overrides, calibrate=calibrate, engine=working)
+            if not (out / "ladder.json").exists():  # else run_sweep must accept it first
+                write_recipe(fixed, resolved(planned), header=f"the ladder of this sweep, from {recipe}")
+        print_rows(flat(planned.summary()))
+        print_warnings(planned.warnings)
 
-    def run(grown: Any) -> Path:
-        if grown is not planned:
-            write_recipe(fixed, resolved(grown), header=f"the ladder of this sweep, from {recipe}, with further cells")
-        with Bar("FLOP") as bar, stop_on_signal() as stop:
-            records = run_sweep(
-                list(grown.cells),
-                out,
-                study=grown.recipe.study,
-                workers=grown.recipe.ladder.workers,
-                threads=grown.recipe.train.threads or 1,
-                stack=stack,
-                keep_weights=keep_weights,
-                on_progress=bar.sweep,
-                should_stop=stop,
+        def run(grown: Any) -> Path:
+            header = f"the ladder of this sweep, from {recipe}"
+            if grown is not planned:
+                write_recipe(fixed, resolved(grown), header=f"{header}, with further cells")
+            with Bar("FLOP") as bar, stop_on_signal() as stop:
+                records = run_sweep(
+                    list(grown.cells),
+                    out,
+                    study=grown.recipe.study,
+                    stack=stack,
+                    keep_weights=keep_weights,
+                    engine=working,
+                    speed=grown.speed,
+                    on_progress=bar.sweep,
+                    say=bar.say,
+                    should_stop=stop,
+                )
+            if grown is planned and not going_on:
+                write_recipe(fixed, resolved(planned), header=header)
+            found.update(
+                cells=len(grown.cells),
+                recorded=len(records),
+                diverged=[record.run_id for record in records if record.status == "diverged"],
+                **json_module.loads((out / "sweep.json").read_text(encoding="utf-8")),
             )
-        if grown is planned and not going_on:
-            write_recipe(fixed, resolved(planned), header=f"the ladder of this sweep, from {recipe}")
-        found.update(
-            cells=len(grown.cells),
-            recorded=len(records),
-            diverged=[record.run_id for record in records if record.status == "diverged"],
-            **json_module.loads((out / "sweep.json").read_text(encoding="utf-8")),
-        )
-        if len(records) < len(grown.cells):
-            report_found(found, json, f"{len(records)} of {len(grown.cells)} cells in {out / 'records.jsonl'}", [])
-            raise KeyboardInterrupt
-        return out / "records.jsonl"
+            if len(records) < len(grown.cells):
+                report_found(found, json, f"{len(records)} of {len(grown.cells)} cells in {out / 'records.jsonl'}", [])
+                raise KeyboardInterrupt
+            return out / "records.jsonl"
 
-    found: dict[str, Any] = {"records": str(out / "records.jsonl")}
-    if until_width is None or target_flops is None or max_flops is None:
-        run(planned)
-    else:
-        from isoflop.scaling.plan.grow import grow_until
+        found: dict[str, Any] = {"records": str(out / "records.jsonl")}
+        if until_width is None or target_flops is None or max_flops is None:
+            run(planned)
+        else:
+            from isoflop.scaling.plan.grow import grow_until
 
-        laws = out / "laws.json"
-        last = grow_until(
-            planned, run, target_flops=target_flops, width=until_width, max_flops=max_flops, laws_file=laws, say=say
-        )
-        found |= {"laws": str(laws), "next": last.tree()}
+            laws = out / "laws.json"
+            last = grow_until(
+                planned, run, target_flops=target_flops, width=until_width, max_flops=max_flops, laws_file=laws, say=say
+            )
+            found |= {"laws": str(laws), "next": last.tree()}
     report_found(found, json, f"{found['recorded']} of {found['cells']} cells in {out / 'records.jsonl'}", [])
 
 
@@ -170,8 +188,8 @@ def next_(
     print_next(made)
 
 
-def planned_ladder(recipe: Path, overrides: tuple[str, ...], *, calibrate: bool) -> Any:
-    """The cells of a ladder recipe; with `calibrate` at this device's measured speed."""
+def planned_ladder(recipe: Path, overrides: tuple[str, ...], *, calibrate: bool, engine: "Engine | None" = None) -> Any:
+    """The cells of a ladder recipe; with `calibrate` at the measured speed of the workers of the engine."""
     from isoflop.scaling.sweep.ladder import LadderRecipe, ladder_on_tokens, plan_ladder
     from isoflop.scaling.sweep.recipe import check
 
@@ -185,26 +203,47 @@ def planned_ladder(recipe: Path, overrides: tuple[str, ...], *, calibrate: bool)
             f"leave model.vocab_size out, or set it to {rows}"
         )
     timed = bool(loaded.ladder.minutes or loaded.ladder.gpu_hours)
-    if calibrate and not timed:
-        plan_ladder(loaded, data_sha256=data_sha256)  # fails before seconds are spent on measuring
-    if not calibrate:
-        if timed:
-            raise RecipeError(
-                "ladder.minutes and ladder.gpu_hours need a measurement of this device: leave --calibrate on"
-            )
-        return plan_ladder(loaded, data_sha256=data_sha256)
+    if timed and not calibrate:
+        raise RecipeError("ladder.minutes and ladder.gpu_hours need a measurement of the workers: leave --calibrate on")
+    if not timed:  # what cannot be is refused before seconds are spent on a cluster, or on measuring
+        planned = plan_ladder(loaded, data_sha256=data_sha256)
+        if not calibrate and engine is None:
+            return planned
     from isoflop.scaling.sweep.calibrate import measure_ladder
 
-    return plan_ladder(loaded, measure_ladder(loaded), data_sha256=data_sha256)
+    with contextlib.nullcontext(engine) if engine else _opened(loaded, loaded.engine) as working:
+        at_once = dataclasses.replace(loaded.ladder, workers=working.slots())
+        loaded = dataclasses.replace(loaded, ladder=at_once)
+        speed = measure_ladder(loaded, working) if calibrate else None
+    return plan_ladder(loaded, speed, data_sha256=data_sha256)
+
+
+def _opened(recipe: "LadderRecipe", section: EngineSection) -> "Engine":
+    threads, device = recipe.train.threads or 1, recipe.train.device
+    return open_engine(section, workers=recipe.ladder.workers, threads=threads, device=device)
+
+
+def _engine_section(section: EngineSection, kind: Kind | None, cluster: str | None) -> EngineSection:
+    """That of the recipe, with what the options replace."""
+    section = dataclasses.replace(section, kind=kind or section.kind, ray_address=cluster or section.ray_address)
+    if section.kind == "local":
+        refuse_unused("without --engine ray", cluster=cluster)
+    return section
 
 
 def _same_ladder(recipe: Path, overrides: tuple[str, ...], fixed: Path) -> bool:
-    """Whether `fixed` is what this recipe became when its time was turned into budgets, or when it grew."""
+    """Whether `fixed` is what this recipe became when its time was turned into budgets, or when it grew.
+
+    Where and how many at a time the cells run may have changed.
+    """
     from isoflop.scaling.sweep.ladder import LadderRecipe, ladder_on_tokens
 
     asked, _ = ladder_on_tokens(load_recipe(recipe, LadderRecipe, overrides))
     before = load_recipe(fixed, LadderRecipe)
     budgets = asked.ladder.budgets or before.ladder.budgets
     cells = before.ladder.cells if set(asked.ladder.cells) <= set(before.ladder.cells) else asked.ladder.cells
-    section = dataclasses.replace(asked.ladder, budgets=budgets, minutes=0.0, gpu_hours=0.0, cells=cells)
-    return dataclasses.replace(asked, ladder=section) == before
+    workers = before.ladder.workers
+    section = dataclasses.replace(
+        asked.ladder, budgets=budgets, minutes=0.0, gpu_hours=0.0, cells=cells, workers=workers
+    )
+    return dataclasses.replace(asked, ladder=section, engine=before.engine) == before

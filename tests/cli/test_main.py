@@ -182,9 +182,28 @@ def test_a_recipe_that_is_missing_or_not_toml_is_refused(refused, files, tmp_pat
 def test_a_sweep_that_cannot_be_is_refused_before_anything_is_measured(
     refused, files, tmp_path, tiny_tokens, monkeypatch, command, override, message
 ):
-    monkeypatch.setattr("isoflop.scaling.sweep.calibrate.measure_ladder", lambda recipe: pytest.fail("measured first"))
+    monkeypatch.setattr("isoflop.scaling.sweep.calibrate.measure_ladder", lambda *_: pytest.fail("measured first"))
     recipe = files("sweep.toml", sweep_recipe(tiny_tokens))
     assert message in refused(command, recipe, override, "--out", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--cluster", "auto"), "--cluster has no effect without --engine ray; leave it out"),
+        (("--engine", "ray"), "needs Ray: pip install isoflop[cluster], or use --engine local"),
+        (("--engine", "ray", "--cluster", "ray://a:1"), "run isoflop on a machine of the cluster"),
+        (("engine.kind=ray", "engine.gpus_per_cell=2"), "training over several GPUs does not exist yet"),
+        (("--engine", "slurm"), "--engine"),
+    ],
+)
+def test_an_engine_that_cannot_be_is_refused_in_one_message(
+    refused, files, tmp_path, tiny_tokens, monkeypatch, words, message
+):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    recipe = files("sweep.toml", sweep_recipe(tiny_tokens))
+    assert message in refused("sweep", recipe, *words, "--out", tmp_path / "out", "--no-calibrate")
+    assert not (tmp_path / "out" / "ladder.toml").exists()
 
 
 def test_a_sweep_without_a_tokens_folder_is_refused(refused, files, tmp_path, tiny_tokens):

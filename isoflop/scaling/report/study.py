@@ -81,6 +81,8 @@ class Study:
     """C = per_token * scale * tokens: 1 for M (FLOPs per token), 6 for N (parameters)."""
     controls: list[RunRecord] = field(default_factory=list)
     """Cells run once more without a shared trunk."""
+    failed: list[RunRecord] = field(default_factory=list)
+    """Cells that could not be run."""
 
     @property
     def budgets(self) -> list[float]:
@@ -171,6 +173,7 @@ def read_study(
         cells=cells,
         controls=[row for row in finished if row.kind == "control"],
         diverged=[row for row in rows if row.status == "diverged"],
+        failed=[row for row in rows if row.status == "failed"],
         target=_read_target(targets[-1] if targets else None, plan, score, study),
     )
 

@@ -118,6 +118,12 @@ class Cell:
             trunk_id=self.trunk_id,
         )
 
+    def failed(self, reason: str, study: str) -> RunRecord:
+        """The record of this cell where its training cannot be done."""
+        known = {"status": "failed", "step": None, "start_step": 0, "data_sha256": self.data_sha256}
+        record = self.record({**dict.fromkeys(_RESULT_KEYS), **known}, study)
+        return dataclasses.replace(record, error=reason, conventions=conventions(self.schedule, self.config))
+
     def _trunk_identity(self) -> Tree:
         train = {key: value for key, value in self.sections["train"].items() if key not in WHERE_IT_RUNS}
         if "balance" in train:  # how often loads are written decides nothing
@@ -201,7 +207,7 @@ def record_of_run(
         run_id=run_id,
         study=study,
         kind=kind,
-        status="finished" if finished else "diverged",
+        status=result["status"],
         seed=int(train.get("seed", 0)),
         budget_flops=budget_flops,
         **{key: getattr(config, key) for key in _MODEL_KEYS},

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from isoflop.errors import RecipeError
+from isoflop.launch.choose import EngineSection, check_engine
 from isoflop.numerics.section import NumericsSection, check_numerics
 from isoflop.recipe import (
     NotNegative,
@@ -47,7 +48,7 @@ class LadderSection:
     gpu_hours: NotNegative = 0.0
     """Device time of the whole sweep, summed over workers."""
     workers: Annotated[int, Range(at_least=1, at_most=1024)] = 1
-    """Runs at a time."""
+    """Runs at a time on this machine; with engine.kind = "ray", see engine.max_cells."""
     overhead_s: NotNegative = 0.0
     """Seconds that a cell costs besides its steps: start, validation, saving."""
     n_budgets: PositiveInt = 4
@@ -186,6 +187,7 @@ class LadderRecipe:
     """`[checkpoint]` of a pretrain recipe, the same in every cell; empty: its defaults."""
     numerics: NumericsSection | None = None
     """`[numerics]` of a pretrain recipe: the same in every cell."""
+    engine: EngineSection = field(default_factory=EngineSection)
 
 
 def check(recipe: LadderRecipe) -> None:
@@ -224,6 +226,7 @@ def check(recipe: LadderRecipe) -> None:
         if not getattr(spec, name):
             raise RecipeError(f"ladder.{name} = [] must name at least one; leave it out for the default")
     check_device(train.device)
+    check_engine(recipe.engine, train.device)
     hyper_law(recipe.hyper)
     if not recipe.study:
         raise RecipeError('study = "" must name the study: its records and pages carry the name')

@@ -30,7 +30,9 @@ class RunRecord:
     kind: str = "cell"
     """cell (of a sweep), control (a cell run once more, alone), target (a predicted run) or imported."""
     status: str = "finished"
-    """finished or diverged."""
+    """finished, diverged or failed."""
+    error: str | None = None
+    """Failed runs only: why."""
     seed: int | None = None
     budget_flops: Positive | None = None
     """The planned label; what was spent is total_flops."""

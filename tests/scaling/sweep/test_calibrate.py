@@ -28,7 +28,7 @@ def test_two_processes_are_measured_and_larger_models_are_slower():
 @pytest.mark.parametrize("family", [DENSE, Family(experts=ExpertFamily(8, 2), latent=LatentFamily(), mtp_depth=1)])
 def test_one_measurement_is_tokens_per_second_of_training_steps(family):
     config = shape(8, vocab_size=64, seq_len=16, family=family)
-    (rate,) = calibrate._measure([(to_tree(config), 256)], 1, "cpu", 0.02, 0)
+    (rate,) = calibrate._measure(([(to_tree(config), 256)], "cpu", 0.02), lambda: False)
     assert 1e2 < rate < 1e8
 
 
