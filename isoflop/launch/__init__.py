@@ -1,0 +1,1 @@
+"""Job files: a recipe and what a machine offers -> a file that Slurm, Kubernetes, SkyPilot, torchrun or Ray runs."""
