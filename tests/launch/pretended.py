@@ -1,12 +1,12 @@
 """Commands of a cluster that write down how they were called, and the scripts that stand in job files."""
 
-import json
 import os
+import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import yaml
+from killing import finish
 
 MODEL = {"n_layers": 1, "d_model": 8, "n_heads": 2, "n_kv_heads": 2, "d_head": 4, "d_ff": 16, "seq_len": 16}
 TRAIN = {"n_tokens": 640, "batch_tokens": 64, "learning_rate": 0.01}
@@ -22,30 +22,28 @@ GIVEN = {
     "ray": {"hosts": "head,worker-1,worker-2", "user": "me"},
 }
 """Kind of job file -> what it cannot do without."""
-
-CALLED = """#!{python}
-import json, os, sys
-with open({log!r}, "a") as file:
-    file.write(json.dumps([os.path.basename(sys.argv[0]), *sys.argv[1:]]) + "\\n")
-"""
+STAYS = "[ $1 != start ] || exec sleep 600"
+"""Ray that runs until it is stopped."""
 
 
 class Cluster:
     """A folder of stand-ins for `isoflop`, `ray`, `srun`, `scontrol`, `torchrun`, first on the PATH of what it runs."""
 
     def __init__(self, folder: Path):
-        self.folder, self.log = folder, folder / "calls.jsonl"
+        self.folder, self.log = folder, folder / "calls"
         self.folder.mkdir()
         for name in ("isoflop", "ray", "srun", "scontrol", "torchrun"):
             self.put(name, "")
 
     def put(self, name: str, code: str) -> None:
-        """A stand-in that writes down its words, then runs `code`."""
+        """A stand-in that writes down its words, then runs `code`, lines of bash."""
         path = self.folder / name
-        path.write_text(CALLED.format(python=sys.executable, log=str(self.log)) + code, encoding="utf-8")
+        written = f"printf '%s\\0' {name} \"$@\" $'\\x1e' >>{shlex.quote(str(self.log))}"
+        path.write_text(f"#!/usr/bin/env bash\n{written}\n{code}\n", encoding="utf-8")
         path.chmod(0o755)
 
     def start(self, script: str, **environment: str) -> subprocess.Popen[str]:
+        """Bash on a script, in a session of its own."""
         path = f"{self.folder}{os.pathsep}{os.environ['PATH']}"
         return subprocess.Popen(
             ["bash", "-c", script],
@@ -58,14 +56,13 @@ class Cluster:
 
     def run(self, script: str, **environment: str) -> tuple[int, str]:
         """Exit code and standard error."""
-        process = self.start(script, **environment)
-        _, errors = process.communicate(timeout=120)
-        return process.returncode, errors
+        return finish(self.start(script, **environment))
 
     def calls(self, name: str) -> list[list[str]]:
         """The words after the name, of every call so far."""
-        lines = self.log.read_text(encoding="utf-8").splitlines() if self.log.exists() else []
-        return [words for first, *words in map(json.loads, lines) if first == name]
+        written = self.log.read_text(encoding="utf-8") if self.log.exists() else ""
+        records = [record.split("\0")[:-1] for record in written.split("\x1e\0")[:-1]]
+        return [words for first, *words in records if first == name]
 
 
 def scripts(target: str, text: str) -> list[str]:

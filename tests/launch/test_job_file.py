@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 from jsonschema import ValidationError, validate
-from pretended import GIVEN, RECIPES, scripts
+from pretended import GIVEN, RECIPES, STAYS, scripts
 
 from isoflop.launch.job import TARGETS, Options, plan_job
 from isoflop.launch.job_file import job_file, yaml_block, yaml_string
@@ -62,11 +62,11 @@ def test_whatever_a_user_writes_arrives_as_it_is(made, cluster, tmp_path, target
         (override,),
         out=NASTY,
         workdir=workdir,
-        setup=f"export SEEN={subprocess.list2cmdline(['x'])}",
+        setup="export SEEN=x",
         **options,
     )
-    cluster.put("ray", "import time\nif 'start' in sys.argv: time.sleep(5)")
-    cluster.put("isoflop", f"open({str(tmp_path / 'where')!r}, 'w').write(os.getcwd() + os.environ['SEEN'])")
+    cluster.put("ray", STAYS)
+    cluster.put("isoflop", f'printf "%s" "$PWD$SEEN" >{tmp_path}/where')
     node = {"JOB_COMPLETION_INDEX": "0", "PET_NODE_RANK": "0", "PET_MASTER_ADDR": "head", "SKYPILOT_NODE_RANK": "0"}
     code, errors = cluster.run(
         scripts(target, text)[0], SLURM_JOB_ID="7", SKYPILOT_NODE_IPS="head\nother", HOME=str(tmp_path), **node
