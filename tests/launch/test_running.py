@@ -60,7 +60,7 @@ def test_slurm_queues_a_job_again_at_the_time_limit_and_not_after_scancel(
     cluster.put("scontrol", f"exit {requeue}")
     process = begun(made("slurm"), code, SLURM_JOB_ID="7")
     process.send_signal(sent)
-    assert finish(process, 120)[0] == ends
+    assert finish(process)[0] == ends
     again = sent == signal.SIGUSR1 and code in (130, 143)
     assert cluster.calls("scontrol") == [["requeue", "7"]] * again
 
@@ -83,7 +83,7 @@ def test_a_sweep_on_two_slurm_nodes_starts_ray_on_both_and_leaves_nothing_behind
         process = begun(made("slurm", "sweep", nodes=2, gpus_per_node=8), SLURM_JOB_ID=str(job_id))
         assert wait_until(lambda: len([c for c in cluster.calls("ray") if c[0] == "start"]) == 2, process)
     process.send_signal(signal.SIGUSR1)
-    code, errors = finish(process, 120)
+    code, errors = finish(process)
     assert code == 0, errors
     assert cluster.calls("scontrol") == [["requeue", str(job_id)]]
     (srun,) = cluster.calls("srun")
@@ -110,16 +110,39 @@ def test_the_node_of_rank_0_saves_when_it_is_asked_and_the_others_join_it(made, 
     heads = {"PET_MASTER_ADDR": "127.0.0.1", "SKYPILOT_NODE_IPS": "127.0.0.1\n127.0.0.2"}
     process = begun(script, **dict.fromkeys(ranks, "0"), **heads)
     process.send_signal(signal.SIGTERM)
-    code, errors = finish(process, 120)
+    code, errors = finish(process)
     assert code == 130, errors
-    if options or target == "skypilot":  # the name of a pod is known in its cluster only
-        cluster.put("ray", "exit 1")  # the head went away
-        with socket.socket() as head:
-            port = next(number for number in range(20_000, 29_000) if _bound(head, number))
-            head.listen()
-            script = script.replace("port=6379", f"port={port}")
-            assert cluster.run(script, **dict.fromkeys(ranks, "1"), **heads)[0] == 0
-        assert cluster.calls("ray")[-1][:2] == ["start", f"--address=127.0.0.1:{port}"]
+    if target == "kubernetes" and not options:
+        script = script.replace("head=recipe-0.recipe", "head=127.0.0.1")  # a name that only its cluster knows
+    with socket.socket() as head:
+        port = next(number for number in range(20_000, 29_000) if _bound(head, number))
+        head.listen()
+        other = cluster.start(script.replace("port=6379", f"port={port}"), **dict.fromkeys(ranks, "1"), **heads)
+        joined = ["start", f"--address=127.0.0.1:{port}"]
+        assert wait_until(lambda: any(call[:2] == joined for call in cluster.calls("ray")), other)
+        other.send_signal(signal.SIGTERM)
+        assert finish(other)[0] == 143
+    with pytest.raises(ProcessLookupError):
+        while True:
+            os.killpg(other.pid, 0)
+            time.sleep(0.05)
+    assert len(cluster.calls("isoflop")) == 1
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize("target", ["kubeflow", "skypilot"])
+def test_a_worker_ends_well_when_the_head_is_gone(made, cluster, tmp_path, target):
+    options = {"kubeflow": True} if target == "kubeflow" else {}
+    target = target.replace("kubeflow", "kubernetes")
+    (script,) = scripts(target, made(target, "sweep", nodes=2, workdir=str(tmp_path), **options))
+    cluster.put("ray", "exit 1")
+    there = {"PET_MASTER_ADDR": "127.0.0.1", "SKYPILOT_NODE_IPS": "127.0.0.1"}
+    with socket.socket() as head:
+        port = next(number for number in range(20_000, 29_000) if _bound(head, number))
+        head.listen()
+        script = script.replace("port=6379", f"port={port}")
+        assert cluster.run(script, PET_NODE_RANK="1", SKYPILOT_NODE_RANK="1", **there)[0] == 0
+    assert cluster.calls("ray")[-1][:2] == ["start", f"--address=127.0.0.1:{port}"]
 
 
 @pytest.mark.dist
@@ -136,9 +159,9 @@ def test_torchrun_starts_a_killed_run_again_and_ends_with_the_numbers_of_a_plain
     os.kill(int(worker), signal.SIGKILL)  # torchrun starts another one
     assert wait_until(lambda: n_lines(metrics) > 120, first)
     first.send_signal(signal.SIGTERM)
-    code, errors = finish(first, 300)
+    code, errors = finish(first)
     assert code != 0 and "saving and stopping" in errors and not (tmp_path / "run" / "result.json").exists()
-    code, errors = finish(_torchrun(tmp_path / "job.sh"), 300)
+    code, errors = finish(_torchrun(tmp_path / "job.sh"))
     assert code == 0, errors
 
     plain = [sys.executable, "-m", "isoflop", "train", str(tmp_path / "recipe.toml"), "--out", str(tmp_path / "plain")]

@@ -1,16 +1,15 @@
 export RAY_AUTH_MODE=token RAY_ADDRESS="$head:$port"
 node=(--num-cpus={{ job.cpus_per_node }} --num-gpus={{ job.gpus_per_node }} --disable-usage-stats --block)
 
-join_ray() { # the head may come up later
+join_ray() { # in a shell of its own, which becomes Ray; the head may come up later
     for _ in {1..300}; do
         if (: <"/dev/tcp/$head/$port") 2>/dev/null; then
-            ray start --address="$RAY_ADDRESS" "${node[@]}"
-            return
+            exec ray start --address="$RAY_ADDRESS" "${node[@]}"
         fi
         sleep 2
     done
     echo "no Ray at $RAY_ADDRESS after 10 minutes" >&2
-    return 1
+    exit 1
 }
 
 head_ray() {

@@ -2,12 +2,18 @@
 {% include "ray_node.sh" %}
 
 if [ "$rank" -ne 0 ]; then
+    ray=
+    trap '[ -z "$ray" ] || kill "$ray" 2>/dev/null; exit 143' TERM
+    while :; do
+        join_ray &
+        ray=$!
+        wait "$ray"
 {% if rejoin %}
-    while :; do join_ray; sleep 5; done  # until the pod of rank 0 is done; it may start again
+        sleep 5 # rank 0 may start again; once it is done, this pod is stopped
 {% else %}
-    join_ray || true  # it ends when the head does
-    exit 0
+        exit 0 # it ends when rank 0 does
 {% endif %}
+    done
 fi
 work=
 trap '[ -z "$work" ] || kill -TERM "$work"' TERM INT  # save and leave
