@@ -47,6 +47,7 @@ MAY_IMPORT = FLOORS | {
     "in_situ": {"errors", "glyphs", "numerics", "training"},
     "imaging": {*GROUND, "pages", "glyphs", "optics", "numerics", "training"},
     "photonic_demo": {*GROUND, "pages", "optics", "numerics", "training", "in_situ"},
+    "launch": {*GROUND, "keys", "model"},
     "demo": {*GROUND, "corpus", "tokens", "model", "training", "scaling"},
 }
 MAY_IMPORT |= {"cli": {*MAY_IMPORT}, "__main__": {"cli"}}

@@ -97,13 +97,19 @@ def hours(seconds: float) -> str:
 
 @contextlib.contextmanager
 def stop_on_signal() -> Iterator[Any]:
-    """Ctrl-C or SIGTERM asks the work to save and stop; a second one exits immediately."""
+    """Ctrl-C or SIGTERM asks the work to save and stop; Ctrl-C after it exits immediately.
+
+    A second SIGTERM changes nothing: schedulers send it to a whole group of processes while a script of the job hands
+    it on, and whoever cannot wait for the save has SIGKILL.
+    """
     asked = False
 
     def handle(number: int, _frame: object) -> None:
         nonlocal asked
         if asked:
-            raise KeyboardInterrupt
+            if number == signal.SIGINT:
+                raise KeyboardInterrupt
+            return
         asked = True
         print("isoflop: saving and stopping; press Ctrl-C again to exit immediately", file=sys.stderr)
 

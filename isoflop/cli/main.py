@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 
-from isoflop.cli import align, convert, corpus, evaluate, imaging, keys, optics, scaling, serving, sweep, train
+from isoflop.cli import align, convert, corpus, evaluate, imaging, keys, launch, optics, scaling, serving, sweep, train
 from isoflop.cli.arguments import check, converted, sentence
 from isoflop.cli.console import print_rows, say
 from isoflop.errors import IsoflopError, RecipeError
@@ -50,6 +50,7 @@ COMMANDS: dict[str, Command] = {
     "optics inspect": optics.optics_inspect,
     "optics demo": optics.optics_demo,
     **{f"imaging {name}": stage for name, stage in imaging.STAGES.items()},
+    "launch": launch.launch,
     "keys": keys.keys,
     "schema": keys.schema,
 }

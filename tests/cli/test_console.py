@@ -1,7 +1,12 @@
-"""What a person sees while a command works."""
+"""What a person sees while a command works, and what signals do to it."""
+
+import os
+import signal
+
+import pytest
 
 from isoflop.cli import console
-from isoflop.cli.console import Bar
+from isoflop.cli.console import Bar, stop_on_signal
 from isoflop.training.forecast import Interval
 from isoflop.training.monitor import Progress
 
@@ -37,3 +42,17 @@ def test_a_run_is_shown_with_where_it_will_end(capsys, monkeypatch):
             bar.training(progress)
     shown = "isoflop: step 50/100, loss 2.900, final loss 2.31 (2.27 to 2.36), 50%"
     assert capsys.readouterr().err.startswith(shown)
+
+
+@pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_sigterm_does_not_interrupt_a_save_and_a_second_control_c_does(capsys, first):
+    before = signal.getsignal(signal.SIGTERM)
+    with stop_on_signal() as stop:
+        assert not stop()
+        os.kill(os.getpid(), first)
+        assert stop()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert capsys.readouterr().err.count("saving and stopping") == 1
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGTERM) is before

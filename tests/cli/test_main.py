@@ -393,7 +393,7 @@ def test_help_lists_the_commands_in_the_order_of_the_data_flow(capsys, arguments
     order += ["generate", "chat", "eval", "judge", "score", "export", "import", "compare", "report", "demo"]
     order += ["optics inspect", "optics demo"]
     order += [f"imaging {name}" for name in ("train", "evaluate", "sweep", "report", "demo")]
-    order += ["keys", "schema"]
+    order += ["launch", "keys", "schema"]
     shown = re.findall(r"^\W+([a-z]+(?: [a-z]+)?) +[A-Z]", text, flags=re.M)  # a name, then its sentence
     assert list(cli.COMMANDS) == order and shown == order
 

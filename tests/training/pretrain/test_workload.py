@@ -302,12 +302,13 @@ def test_a_run_killed_at_twenty_random_moments_gives_the_same_curve_digit_for_di
 
 
 @pytest.mark.dist
-def test_control_c_saves_exits_with_130_and_the_run_goes_on_from_there(tmp_path, tiny_recipe):
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_control_c_and_sigterm_save_exit_with_130_and_the_run_goes_on_from_there(tmp_path, tiny_recipe, sent):
     recipe = long_recipe(tiny_recipe, tmp_path / "recipe.toml", n_steps=500, every_steps=0)
     arguments = ("train", tmp_path / "recipe.toml", "--out", tmp_path / "run")
     process = start(*arguments)
     assert wait_until(lambda: size(tmp_path / "run" / "metrics.jsonl") > 0, process)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(sent)
     code, errors = finish(process)
     assert code == 130 and "stopped; everything done so far is saved" in errors and "Traceback" not in errors
     (saved,) = (tmp_path / "run" / "checkpoints").glob("step_*")

@@ -1,0 +1,8 @@
+export OMP_NUM_THREADS={{ job.threads }} PYTHONUNBUFFERED=1
+{% if job.workdir %}
+cd -- {{ job.workdir|sh }} || exit 2
+{% endif %}
+{% if job.setup %}
+{{ job.setup }}
+[ $? -eq 0 ] || { echo "--setup failed" >&2; exit 2; }
+{% endif %}

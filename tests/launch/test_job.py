@@ -1,0 +1,166 @@
+"""What a job can't be is refused, each with one message that says why and what to do."""
+
+import pytest
+from pretended import GIVEN, RECIPES
+
+from isoflop.cli import main as cli
+from isoflop.errors import RecipeError
+from isoflop.launch.job import COMMANDS, Options, kind_of_recipe, plan_job, seconds_of
+from isoflop.recipe import to_toml
+
+
+@pytest.mark.parametrize(
+    "target, kind, options, message",
+    [
+        ("slrum", "pretrain", {}, "slrum is no kind of job file; did you mean slurm?"),
+        ("slurm", "pretrain", {"nodes": 2}, "--nodes 2: isoflop train uses one GPU, since training over several GPUs"),
+        ("kubernetes", "pretrain", {"gpus_per_node": 8}, "--gpus-per-node 8: isoflop train uses one GPU"),
+        ("torchrun", "pretrain", {"gpus_per_node": 2}, "--gpus-per-node 2: isoflop train uses one GPU"),
+        ("torchrun", "sweep", {"nodes": 2}, "--nodes has no effect on a torchrun file; leave it out (it is for slurm,"),
+        (
+            "ray",
+            "pretrain",
+            {},
+            "Ray runs the cells of a sweep, and this is a pretrain recipe; use isoflop launch slurm",
+        ),
+        (
+            "slurm",
+            "pretrain",
+            {"time": "1 day"},
+            "--time = '1 day' must be HH:MM:SS or D-HH:MM:SS, for example 24:00:00",
+        ),
+        ("slurm", "pretrain", {"time": "2-24:00:00"}, "--time = '2-24:00:00' must be HH:MM:SS or D-HH:MM:SS"),
+        ("slurm", "pretrain", {"time": "00:09:00"}, "--time 00:09:00 is less than twice --grace-s 300"),
+        ("kubernetes", "pretrain", {"time": "24:00:00"}, "--time has no effect on a kubernetes file; leave it out"),
+        (
+            "slurm",
+            "pretrain",
+            {"image": "x"},
+            "--image has no effect on a slurm file; leave it out (it is for kubernetes,",
+        ),
+        ("slurm", "pretrain", {"kubeflow": True}, "--kubeflow has no effect on a slurm file"),
+        ("slurm", "pretrain", {"option": ("time=1",)}, "--option time=1: the file says time itself"),
+        ("slurm", "pretrain", {"option": ("--mem=1G",)}, "must be an option of sbatch without its dashes"),
+        ("slurm", "pretrain", {"option": ("comment=a b",)}, "must be an option of sbatch without its dashes"),
+        ("slurm", "pretrain", {"partition": "a b"}, "--partition = 'a b' must be a name of letters"),
+        ("slurm", "pretrain", {"name": "my run\n"}, "--name = 'my run\\n' must be one line of printable text"),
+        (
+            "slurm",
+            "pretrain",
+            {"name": "my $run"},
+            "lower-case letters, digits and dashes, a letter first; for example my-run",
+        ),
+        ("slurm", "pretrain", {"out": ""}, "--out is empty; give a value or leave it out"),
+        ("slurm", "pretrain", {"out": "a\nb"}, "--out = 'a\\nb' must be one line of printable text"),
+        ("slurm", "pretrain", {"setup": "echo 'a"}, '--setup = "echo \'a" must be a whole shell line'),
+        (
+            "slurm",
+            "pretrain",
+            {"setup": "true # why"},
+            "must be a whole shell line: close its quotes, leave out comments",
+        ),
+        ("slurm", "pretrain", {"setup": "true \\"}, "must be a whole shell line"),
+        ("kubernetes", "pretrain", {"image": None}, "a kubernetes file needs --image IMAGE"),
+        ("kubernetes", "pretrain", {"image": "a b"}, "--image = 'a b' must be the name of a container image"),
+        ("kubernetes", "pretrain", {"volume": None}, "a kubernetes file needs --volume NAME, a PersistentVolumeClaim"),
+        ("skypilot", "pretrain", {"volume": None}, "a skypilot file needs --volume NAME, a SkyPilot volume"),
+        ("skypilot", "pretrain", {"volume": "s3://b"}, "--volume = 's3://b' is a bucket: checkpoints are renamed"),
+        ("skypilot", "pretrain", {"accelerator": None}, "a skypilot file needs --accelerator NAME, for example H100"),
+        (
+            "skypilot",
+            "pretrain",
+            {"workdir": "work"},
+            "--workdir = 'work' is where the volume is mounted; begin it with /",
+        ),
+        ("ray", "sweep", {"hosts": None}, "--hosts needs names with commas between, the head first"),
+        ("ray", "sweep", {"hosts": "a,,b"}, "--hosts = 'a,,b' must be names with commas between"),
+        ("ray", "sweep", {"hosts": "a,a"}, "--hosts = 'a,a' names a host twice"),
+        ("ray", "sweep", {"user": "a b"}, "--user = 'a b' must be the name that logs in on the hosts"),
+    ],
+)
+def test_a_job_that_cannot_be_is_refused(tmp_path, target, kind, options, message):
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(f"#:schema {kind}.json\n{to_toml(RECIPES[kind])}", encoding="utf-8")
+    with pytest.raises(RecipeError) as refused:
+        plan_job(target, recipe, (), Options(**{**GIVEN.get(target, {}), **options}))
+    assert message in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "overrides, options, message",
+    [
+        (("ladder.workers=2",), {"gpus_per_node": 8}, "ladder.workers=2 leaves GPUs idle: --gpus-per-node is 8"),
+        (("train.device=cpu",), {"gpus_per_node": 1}, "--gpus-per-node 1 contradicts train.device = cpu"),
+        (("ladder.wrkers=2",), {}, "unknown key ladder.wrkers; did you mean ladder.workers?"),
+    ],
+)
+def test_overrides_that_contradict_the_options_are_refused(tmp_path, overrides, options, message):
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(to_toml(RECIPES["sweep"]), encoding="utf-8")
+    with pytest.raises(RecipeError, match=message.replace("?", r"\?")):
+        plan_job("slurm", recipe, overrides, Options(**options))
+
+
+def test_workers_and_devices_of_the_recipe_are_kept_where_they_fit(tmp_path):
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(to_toml(RECIPES["sweep"]), encoding="utf-8")
+    several = plan_job("slurm", recipe, ("ladder.workers=16",), Options(gpus_per_node=8))
+    assert several.overrides == ("ladder.workers=16",)
+    assert plan_job("slurm", recipe, ("train.device=cpu",), Options()).gpus_per_node == 0
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["slurm"], "isoflop launch needs RECIPE; isoflop launch --help says more"),
+        (["slurm", "nowhere.toml"], "recipe nowhere.toml does not exist"),
+        (["slurm", "recipe.toml", "--nodes", "0"], "--nodes = 0 must be at least 1"),
+        (["slurm", "recipe.toml", "--grace-s", "1"], "--grace-s = 1 must be at least 10"),
+        (["slurm", "recipe.toml", "--nods", "2"], "--nods is not an option of isoflop launch; did you mean --nodes?"),
+        (["slurm", "recipe.toml", "study=a\nb"], "must be one line of printable text"),
+    ],
+)
+def test_bad_arguments_get_one_message(capsys, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipe.toml").write_text(to_toml(RECIPES["sweep"]), encoding="utf-8")
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["launch", *arguments])
+    errors = capsys.readouterr()
+    assert stopped.value.code == 2 and errors.out == ""
+    assert message in errors.err and errors.err.count("isoflop: error:") == 1
+
+
+def test_only_the_file_is_printed(capsys, tmp_path):
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(to_toml(RECIPES["sweep"]), encoding="utf-8")
+    cli.main(["launch", "slurm", str(recipe), "--option", "account=lab", "--option", "mem=64G", "ladder.n_sizes=4"])
+    printed = capsys.readouterr().out
+    assert printed.startswith("#!/usr/bin/env bash\n") and printed.endswith('exit "$status"\n')
+    assert "#SBATCH --account=lab\n#SBATCH --mem=64G\n" in printed and " ladder.n_sizes=4 " in printed
+
+
+@pytest.mark.parametrize("time, seconds", [("24:00:00", 86400), ("1-12:00:00", 129600), ("100:00:30", 360030)])
+def test_a_time_limit_is_read_as_slurm_reads_it(time, seconds):
+    assert seconds_of(time) == seconds
+
+
+def test_the_kind_of_a_recipe_is_what_its_first_line_or_its_sections_say(tmp_path):
+    recipe = tmp_path / "recipe.toml"
+    for kind in COMMANDS:
+        recipe.write_text(f"#:schema ../x/{kind}.json\nstudy = 'x'\n", encoding="utf-8")
+        assert kind_of_recipe(recipe) == kind
+    for kind, tree in RECIPES.items():
+        recipe.write_text(to_toml(tree), encoding="utf-8")
+        assert kind_of_recipe(recipe) == kind
+    alike = {"initial": {"run": "runs/base"}, "data": {"train": ["a.jsonl"]}, "train": {"learning_rate": 1e-5}}
+    recipe.write_text(to_toml({**alike, "dpo": {"beta": 0.2}}), encoding="utf-8")
+    assert kind_of_recipe(recipe) == "dpo"
+    recipe.write_text(to_toml(alike), encoding="utf-8")
+    with pytest.raises(RecipeError, match=r"may be of kind sft or dpo or reward; begin it with .* #:schema sft.json"):
+        kind_of_recipe(recipe)
+    recipe.write_text("#:schema ../x/tokens.json\n", encoding="utf-8")
+    with pytest.raises(RecipeError, match="is of kind tokens, which has no job file; kinds that have one: sweep"):
+        kind_of_recipe(recipe)
+    recipe.write_text("[sources]\nx = 1\n", encoding="utf-8")
+    with pytest.raises(RecipeError, match="has the sections of no recipe that a job runs"):
+        kind_of_recipe(recipe)
