@@ -240,7 +240,7 @@ def test_a_started_sweep_goes_on_with_its_budgets_and_another_one_is_refused_in_
 
 def test_minutes_without_a_measurement_are_refused(refused, files, tiny_tokens):
     recipe = files("sweep.toml", sweep_recipe(tiny_tokens, budgets=[], minutes=3.0))
-    assert "need a measurement of this device" in refused("ladder", recipe, "--dry-run", "--no-calibrate")
+    assert "need a measurement of the workers" in refused("ladder", recipe, "--dry-run", "--no-calibrate")
 
 
 def table(rows) -> str:
