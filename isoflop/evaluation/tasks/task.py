@@ -7,10 +7,11 @@ apart so that it can be computed once; the text shown is `prefix + context`, or 
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from isoflop.corpus.filter.decontaminate import strings_of
 from isoflop.errors import DataError
 from isoflop.sandbox.jobs import Job
 
@@ -32,6 +33,8 @@ class Choice:
     prefix: str = ""
     group: str = ""
     """Passage, dialogue or subject: items of one group are not independent."""
+    texts: tuple[str, ...] = field(default=(), compare=False, repr=False)
+    """All strings of its row in the official file: what training text may have in common with it."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class Question:
     max_tokens: int = 256
     prefix: str = ""
     group: str = ""
+    texts: tuple[str, ...] = field(default=(), compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,7 @@ class Passage:
     id: str
     text: str
     group: str = ""
+    texts: tuple[str, ...] = field(default=(), compare=False, repr=False)
 
 
 Item = Choice | Question | Passage
@@ -104,8 +109,10 @@ def load(rows: Iterable[Row], make: Callable[[str, Any], Iterable[Item]]) -> Loa
     skipped, n_rows = [], 0
     for where, row in rows:
         n_rows += 1
+        texts = tuple(dict.fromkeys(strings_of(row)))
         try:
-            items += make(where, row)
+            for item in make(where, row):
+                items.append(replace(item, texts=texts))
         except KeyError as error:
             skipped.append(f"{where}: field {error} is missing")
         except (ValueError, TypeError, IndexError) as error:
