@@ -77,6 +77,7 @@ class Model:
             "style": "chat" if template else "text",
             "template": template.name if template else None,
             "template_sha256": template.sha256 if template else None,
+            **({"stop_ids": list(template.stop_ids), "lead": template.lead} if template else {}),
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "seq_len": self.model.config.seq_len,
         }

@@ -110,6 +110,9 @@ def load(rows: Iterable[Row], make: Callable[[str, Any], Iterable[Item]]) -> Loa
     for where, row in rows:
         n_rows += 1
         texts = tuple(dict.fromkeys(strings_of(row)))
+        if not all(map(_encodable, texts)):
+            skipped.append(f"{where}: unpaired surrogates, which no tokenizer takes")
+            continue
         try:
             for item in make(where, row):
                 items.append(replace(item, texts=texts))
@@ -123,6 +126,14 @@ def load(rows: Iterable[Row], make: Callable[[str, Any], Iterable[Item]]) -> Loa
             f"{len(skipped)} of {n_rows} rows cannot be used{first}; give the official file, or another version of it"
         )
     return Loaded(items, skipped)
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def short(where: str) -> str:
