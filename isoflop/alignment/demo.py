@@ -46,7 +46,7 @@ from isoflop.alignment.start import Start, open_start
 from isoflop.corpus.build import build_corpus
 from isoflop.corpus.read.environment import EnvironmentOptions
 from isoflop.corpus.recipe import CorpusRecipe
-from isoflop.errors import IsoflopError, RecipeError
+from isoflop.errors import DataError, IsoflopError, RecipeError
 from isoflop.model.accounting import count_parameters
 from isoflop.model.config import ModelConfig
 from isoflop.recipe import Positive, PositiveInt, Range, from_tree, load_recipe, to_toml, write_json, write_text
@@ -61,6 +61,10 @@ log = logging.getLogger(__name__)
 
 STAGES = ("base", "sft1", "sft2", "dpo")
 MICRO_TOKENS = 12_288
+MOST_TALKS, MOST_CHARACTERS = 12_000, 600
+"""Conversations that are taken of a data folder, and how long they may be (assumption: half an hour on two cores)."""
+READ = "read.json"
+"""In OUT/data: what was read of a data folder, and what was not."""
 
 
 @dataclass(frozen=True)
@@ -149,14 +153,16 @@ def run_demo(
     """Run or resume the demo in `out` and return its score; leaves score.json and report.html.
 
     Raises:
-        RecipeError: `out` holds a demo of other data or another seed.
-        DataError: a data folder without the sets.
+        RecipeError: `out` holds a demo of other data or another seed, or a data folder without sft/ or preference/.
+        DataError: sets of which nothing can be read.
         IsoflopError: a stage failed; KeyboardInterrupt after Ctrl-C, with everything finished so far kept.
     """
     if recipe is None:
         with resources.as_file(resources.files("isoflop") / "presets" / "align_demo.toml") as path:
             recipe = load_recipe(path, DemoRecipe)
     recipe = _seeded(recipe, seed)
+    if data is not None:
+        _check_data(data)
     _check_same(out, data=data, recipe=recipe)
     began = time.monotonic()
     seconds = _Seconds(out / "seconds.json")
@@ -189,6 +195,9 @@ def run_demo(
     with seconds("score"), bar("stage") as shown:
         score, detail = _score(out, recipe, sft, dpo, preferred, shown.stage)
     write_json(out / "score.json", score)
+    detail["samples"] = {key: value for key, value in preferred["samples"].items() if key != "lengths"}
+    if (out / "data" / READ).is_file():
+        detail["conversations"] = json.loads((out / "data" / READ).read_text(encoding="utf-8"))
     detail |= {"seconds": seconds.held, "seed": seed, "data": None if data is None else str(data)}
     write_json(out / "detail.json", detail)
     write_demo_page(out, recipe, score, detail)
@@ -235,20 +244,38 @@ def _made_sets(out: Path, recipe: DemoRecipe, seed: int) -> dict[str, list[str]]
     return sets
 
 
-def _given_sets(data: Path, out: Path) -> dict[str, list[str]]:
-    """Files of a data folder, conversations with a held-out share."""
+def _check_data(data: Path) -> None:
+    """Raises RecipeError before anything is trained."""
     for name in ("sft", "preference"):
         if not (data / name).is_dir():
             raise RecipeError(f"--data {data} has no folder {name}; give a folder with sft/ and preference/")
+
+
+def _given_sets(data: Path, out: Path) -> dict[str, list[str]]:
+    """Files of a data folder, conversations with a held-out share; what was left out is counted and named.
+
+    Raises:
+        DataError: too few conversations that are short enough.
+    """
     english = [str(data / "sft" / name) for name in ("alpaca_en", "dolly_hhrlhf_small")]
     files = [path for path in english if Path(path).is_dir()] or [str(data / "sft")]
     pairs = [str(data / "preference" / name) for name in ("hh_rlhf_harmless", "alpaca_eval_gpt4_pairs")]
     pairs = [path for path in pairs if Path(path).is_dir()] or [str(data / "preference")]
     sets = {name: [str(out / "data" / f"{name}.jsonl")] for name in ("train", "valid")}
     if not Path(sets["valid"][0]).is_file():
-        talks = read_conversations(find_files(files, "--data"), "auto", Quarantine())
-        short = [talk for talk in talks if sum(len(m.content) for m in talk.messages) < 600]
-        for name, part in zip(("train", "valid"), split_by_prompt(short[:12_000], 0.06, 0)):
+        bad = Quarantine()
+        talks = read_conversations(find_files(files, "--data"), "auto", bad)
+        short = [talk for talk in talks if sum(len(m.content) for m in talk.messages) < MOST_CHARACTERS]
+        parts = split_by_prompt(short[:MOST_TALKS], 0.06, 0)
+        if not all(parts):
+            raise DataError(
+                f"--data {data}: {len(talks)} conversations in {', '.join(files)}, {len(short)} of them under "
+                f"{MOST_CHARACTERS} characters; that leaves none to train on or to hold out: give more"
+            )
+        bad.write(out / "data" / "quarantine.jsonl")
+        counts = {"n_read": len(talks), "n_short": len(short), "n_train": len(parts[0]), "n_valid": len(parts[1])}
+        write_json(out / "data" / READ, {"files": files, **counts, "quarantined": bad.counts()})
+        for name, part in zip(("train", "valid"), parts):
             lines = [json.dumps({"messages": [m._asdict() for m in talk.messages]}) for talk in part]
             write_text(out / "data" / f"{name}.jsonl", "".join(f"{line}\n" for line in lines))
     return {**sets, "second": sets["train"], "pairs": pairs}

@@ -76,11 +76,26 @@ def _settings(recipe: Any, detail: Mapping[str, Any]) -> list[tuple[Any, ...]]:
         ("data", detail["data"] or "made from this Python environment"),
         ("seed", detail["seed"]),
         ("training pairs", detail["n_train_pairs"]),
+        *_read_rows(detail),
         ("base tokens", recipe.base.n_tokens),
         ("rate of SFT", recipe.sft.learning_rate),
         ("rate of DPO", recipe.dpo_train.learning_rate),
         *times,
         ("time, all", sum(detail["seconds"].values()), "duration"),
+    ]
+
+
+def _read_rows(detail: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+    """What was read of a data folder."""
+    read = detail.get("conversations")
+    if read is None:
+        return []
+    bad = ", ".join(f"{n:,} {reason}" for reason, n in read["quarantined"].items())
+    return [
+        ("conversations read", read["n_read"]),
+        ("short enough", read["n_short"]),
+        ("trained on, held out", f"{read['n_train']:,}, {read['n_valid']:,}"),
+        ("records set aside", bad or "none"),
     ]
 
 

@@ -1,5 +1,7 @@
 """The commands that make an assistant of a base model: sft, dpo, reward, and all of it in one call, align demo."""
 
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -8,7 +10,7 @@ from cyclopts import Parameter
 
 from isoflop.cli.arguments import Json, Out, Overrides, Recipe
 from isoflop.cli.console import Bar, flat, report_found, say, shown, stop_on_signal
-from isoflop.errors import IsoflopError
+from isoflop.errors import IsoflopError, RecipeError
 from isoflop.recipe import Seed, load_recipe
 
 DryRun = Annotated[bool, Parameter(help="read the data, print the derived plan, touch no device")]
@@ -27,6 +29,7 @@ def sft(
     from isoflop.alignment.recipe import SftRecipe
     from isoflop.alignment.sft import SftJob, run_sft
 
+    _one_process("sft")
     loaded = load_recipe(recipe, SftRecipe, overrides)
     if dry_run:
         _plan(SftJob(loaded, out), json)
@@ -46,6 +49,7 @@ def dpo(
     from isoflop.alignment.dpo import DpoJob, run_dpo
     from isoflop.alignment.recipe import DpoRecipe
 
+    _one_process("dpo")
     loaded = load_recipe(recipe, DpoRecipe, overrides)
     if dry_run:
         _plan(DpoJob(loaded, out), json)
@@ -65,6 +69,7 @@ def reward(
     from isoflop.alignment.recipe import RewardRecipe
     from isoflop.alignment.reward_model import RewardJob, run_reward
 
+    _one_process("reward")
     loaded = load_recipe(recipe, RewardRecipe, overrides)
     if dry_run:
         _plan(RewardJob(loaded, out), json)
@@ -84,9 +89,23 @@ def align_demo(
     """A base model, SFT in two stages and DPO on this machine, with a page of what each stage changed."""
     from isoflop.alignment.demo import run_demo
 
+    _one_process("align demo")
     with stop_on_signal() as stop:
         found = run_demo(out, data=data, seed=seed, say=say, bar=Bar, should_stop=stop)
     report_found(found, json, f"report in {out / 'report.html'}", list(flat(found)))
+
+
+def _one_process(command: str) -> None:
+    """Raises RecipeError where a launcher such as torchrun has started several processes of one command."""
+    rank, world = os.environ.get("RANK", ""), os.environ.get("WORLD_SIZE", "")
+    if not (rank.isdigit() and world.isdigit() and "LOCAL_RANK" in os.environ) or int(world) < 2:
+        return
+    if int(rank):  # the first one speaks for all; ending well, so that the launcher lets it
+        sys.exit(0)
+    raise RecipeError(
+        f"isoflop {command} was started as {world} processes (WORLD_SIZE = {world}), and it trains in one: start it "
+        "without torchrun; train.micro_tokens fits a batch into one device, and gives the same numbers"
+    )
 
 
 def _plan(job: Any, json: Path | None) -> None:

@@ -14,7 +14,7 @@ Device = Annotated[str, Parameter(help="where the parity report computes: cpu, c
 
 
 def export(
-    run: Annotated[Path, Parameter(metavar="RUN", help="folder of train or import")],
+    run: Annotated[Path, Parameter(metavar="RUN", help="folder of train, import, sft, dpo, reward")],
     /,
     *,
     out: Annotated[Path, Writes("folder"), Parameter(metavar="DIR", help="new folder in the Hugging Face format")],
@@ -40,8 +40,25 @@ def export(
 ) -> None:
     """A run -> a folder that transformers, vLLM and lm-eval load, and the proof that it is the same model."""
     from isoflop.interop.export_hf import export_run
+    from isoflop.interop.export_reward import export_reward, is_reward_run
     from isoflop.interop.parity import device_of
 
+    if is_reward_run(run):
+        given = {"--adapter": adapter, "--base": base, "--fp8": fp8, "--drop-mtp": drop_mtp, "--step": step is not None}
+        if unknown := [name for name, value in {**given, "--shard-mib": shard_mib != 512}.items() if value]:
+            raise RecipeError(f"{unknown[0]} has no meaning for a reward model ({run}); leave it out")
+        found = export_reward(
+            run,
+            out,
+            format="" if format == "auto" else format,
+            dtype=dtype,
+            tokenizer=tokenizer,
+            parity=parity,
+            device=device_of(device, parity=parity),
+        )
+        report_found(found, json, f"{found['architecture']} in {out}", list(flat(found)))
+        _judge(found, out / "parity.json")
+        return
     if adapter:
         from isoflop.interop.export_peft import export_peft
 
@@ -96,9 +113,15 @@ def _judge(found: dict[str, Any], path: Path) -> None:
     report = found.get("parity", {})
     if report.get("status") == "skipped":
         print_warnings([f"no parity report: {report['reason']}"])
+    what = "logits" if "greedy" in report else "scores"
     if report.get("status") == "close":
         print_warnings(
-            [f"logits differ by {report['relative_difference']:.1e} of the largest: more than small models do"]
+            [f"{what} differ by {report['relative_difference']:.1e} of the largest: more than small models do"]
+        )
+    if report.get("status") == "failed" and "greedy" not in report:
+        raise CheckpointError(
+            f"{path}: transformers gives other scores: they differ by {report['relative_difference']} of the largest "
+            f"one (tolerance {report['tolerance']:.0e}); do not use the folder until this is resolved"
         )
     if report.get("status") == "failed":
         greedy = report["greedy"]

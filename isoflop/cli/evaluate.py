@@ -22,6 +22,12 @@ def evaluate(
     data: Annotated[Path | None, Parameter(metavar="DIR", help="official files; default: tasks.data")] = None,
     tasks: Annotated[str, Parameter(metavar="A,B", help="only these benchmarks; default: tasks.names")] = "",
     limit: Annotated[NotNegativeInt | None, Parameter(help="the first so many items of each; 0: all")] = None,
+    train_text: Annotated[
+        str,
+        Parameter(
+            metavar="A,B", help="training text or runs: mark items that it holds; default: contamination.train_text"
+        ),
+    ] = "",
     json: Json = None,
     report: Annotated[
         Path | None, Writes(".html"), Parameter(metavar="FILE", help="also write a page that compares the runs")
@@ -45,6 +51,10 @@ def evaluate(
     if limit is not None:
         given["limit"] = limit
     recipe = dataclasses.replace(recipe, tasks=dataclasses.replace(recipe.tasks, **given))
+    if train_text:
+        paths = tuple(path.strip() for path in train_text.split(",") if path.strip())
+        section = dataclasses.replace(recipe.contamination, train_text=paths)
+        recipe = dataclasses.replace(recipe, contamination=section)
     check(recipe)
     from isoflop.evaluation.run import evaluate as measure
 
@@ -61,7 +71,7 @@ def evaluate(
         lines = (json_module.dumps(plain(row), ensure_ascii=False) for row in items)
         write_text(samples, "".join(f"{line}\n" for line in lines))
     rows = [
-        {"run": name, "task": task, "metric": metric, **values}
+        {"run": name, "task": task, "metric": metric, **values, **_clean(run["details"][task], metric)}
         for name, run in found["runs"].items()
         for task, metrics in run["tasks"].items()
         for metric, values in metrics.items()
@@ -75,6 +85,16 @@ def evaluate(
     ]
     report_found(found, json, f"{len(rows)} scores of {len(found['runs'])} runs", problems)
     print_table(rows)
+
+
+def _clean(details: dict[str, Any], metric: str) -> dict[str, Any]:
+    """Columns of the items that the training text does not hold, where it was looked for."""
+    if "contamination" not in details:
+        return {}
+    marked = details["contamination"]
+    none = {"value": None, "low": None, "high": None, "n": 0}
+    clean = {f"clean_{name}": value for name, value in marked["clean"].get(metric, none).items()}
+    return {"contaminated": marked["n_contaminated"], **clean}
 
 
 def judge(

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from isoflop.errors import DataError
 from isoflop.evaluation.likelihood import fit, score
 from isoflop.evaluation.prompts import Prompts
 from isoflop.evaluation.recipe import GenerationSection
@@ -160,7 +161,11 @@ def write_answers(
     seq_len, asked, owners = engine.model.config.seq_len, [], []
     answers: dict[int, Answer] = {}
     for number, item in items:
-        ids, n = prompts.prompt(item.prefix + item.prompt), section.max_tokens or item.max_tokens
+        try:
+            ids, n = prompts.prompt(item.prefix + item.prompt), section.max_tokens or item.max_tokens
+        except DataError as error:  # such as a question without text, in a chat layout
+            yield {"item": number, "n_cut": 0, "problem": str(error)}
+            continue
         kept, n = room(ids, n, seq_len)
         answers[number] = {"item": number, "n_cut": len(ids) - len(kept), **_blank(section.n_samples)}
         for at in range(section.n_samples):
@@ -181,8 +186,7 @@ def write_answers(
         answer["n_tokens"][at] = len(done.ids)
         if done.finish_reason == "error":
             answer["problem"] = "a logit is not finite"
-        data = prompts.tokenizer.decode_bytes(done.ids)  # bytes that are no text become U+FFFD
-        answer["outputs"][at] = cut(data.decode("utf-8", "replace"), asked[place][1].stop)
+        answer["outputs"][at] = cut(prompts.said(done.ids), asked[place][1].stop)
         if None not in answer["outputs"]:
             yield answer
 

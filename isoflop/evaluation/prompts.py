@@ -78,6 +78,14 @@ class Prompts:
             return self.template.prompt_ids([Message("user", text)]).tolist()
         return self.begin + self.tokenizer.encode(text)
 
+    def said(self, ids: Sequence[int]) -> str:
+        """Text of an answer: without special tokens, and without what a chat layout puts before an answer.
+
+        Bytes that are no text become U+FFFD.
+        """
+        text = self.tokenizer.decode_bytes(ids).decode("utf-8", "replace")
+        return text.removeprefix(self.template.lead) if self.template else text
+
     def windows(self, text: str, seq_len: int) -> Iterator[tuple[Ids, Ids]]:
         """(context, what is scored) that together score a text once: the last window has a full context.
 
@@ -87,15 +95,23 @@ class Prompts:
         return windows([*self.begin, *self.tokenizer.encode(text)], self.prefix_id, seq_len)
 
     def _answers(self, texts: Sequence[tuple[str, str]]) -> list[tuple[Ids, Ids]]:
-        """Continuations as the assistant's answers: what of a conversation would be trained, without its end."""
+        """Continuations as the assistant's answers: what of a conversation would be trained, without its end.
+
+        An answer to nothing stands behind begin of text alone; one without text has no tokens.
+        """
         assert self.template is not None
+        asked = [(context if context.strip() else "nothing", rest.strip()) for context, rest in texts]
+        rows = iter(self.template.rows([[Message("user", c), Message("assistant", a)] for c, a in asked if a]))
         found = []
-        rows = self.template.rows([[Message("user", c), Message("assistant", rest.strip())] for c, rest in texts])
-        for ids, is_target in rows:
+        for (context, _), (_, answer) in zip(texts, asked, strict=True):
+            if not answer:
+                found.append(([self.prefix_id], []))
+                continue
+            ids, is_target = next(rows)
             (places,) = np.nonzero(is_target)
             said = [at for at in places.tolist() if int(ids[at]) not in self.template.stop_ids]
-            first = said[0] if said else len(ids)
-            found.append((ids[:first].tolist(), [int(ids[at]) for at in said]))
+            before = ids[: said[0] if said else len(ids)].tolist() if context.strip() else [self.prefix_id]
+            found.append((before, [int(ids[at]) for at in said]))
         return found
 
     def _encode(self, texts: Sequence[str]) -> Iterable[Ids]:

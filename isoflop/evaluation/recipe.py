@@ -75,6 +75,23 @@ class GenerationSection:
 
 
 @dataclass(frozen=True)
+class ContaminationSection:
+    """Which items the training text may have shown; overlap counts as in filters.decontaminate of a corpus."""
+
+    train_text: tuple[str, ...] = ()
+    """Folders of isoflop corpus build or tokens, folders of runs (for what they were trained on), files or folders of
+    text; empty: nothing is looked for. --train-text replaces it."""
+    n_words: PositiveInt = 13
+    """Length of a run in words."""
+    n_chars: PositiveInt = 20
+    """Length of a run in characters, for texts that are mostly of an unspaced script."""
+    min_words: PositiveInt = 8
+    """Shortest text that is looked for as a whole, in words."""
+    min_chars: PositiveInt = 12
+    """The same in characters."""
+
+
+@dataclass(frozen=True)
 class ComputeSection:
     """Where the model is computed."""
 
@@ -92,6 +109,7 @@ class EvalRecipe:
     prompt: PromptSection = PromptSection()
     likelihood: LikelihoodSection = LikelihoodSection()
     generation: GenerationSection = GenerationSection()
+    contamination: ContaminationSection = ContaminationSection()
     compute: ComputeSection = ComputeSection()
 
 

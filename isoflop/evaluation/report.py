@@ -49,6 +49,8 @@ def report_page(found: Found, samples: Iterable[Sample]) -> str:
         browser=[] if first == last else _browser(by_run[first], by_run[last]),
         first=labels[first],
         last=labels[last],
+        contamination=_contamination_rows(runs, labels),
+        train_text=[text for run in list(runs.values())[:1] for text in run["settings"].get("train_text", [])],
         problems=_problem_rows(runs, labels),
         settings={
             labels[name]: json.dumps(run["settings"], indent=1, ensure_ascii=False) for name, run in runs.items()
@@ -137,6 +139,22 @@ def _shown(a: Sample, b: Sample, metric: str) -> dict[str, Any]:
     elif "outputs" in a:
         item["outputs"] = [(one["outputs"] or [""])[0][:MOST_CHARACTERS] for one in (a, b)]
     return item
+
+
+def _contamination_rows(runs: Mapping[str, Any], labels: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Scores of all items beside those of the items that the training text does not hold; empty if not looked for."""
+    rows = []
+    for name, run in runs.items():
+        for task, metrics in run["tasks"].items():
+            marked = run["details"][task].get("contamination")
+            for metric, value in metrics.items() if marked else ():
+                row = {"run": labels[name], "task": task, "metric": metric, **marked, "value": value["value"]}
+                row["interval"] = (value["low"], value["high"])
+                clean = marked["clean"].get(metric)
+                if clean:
+                    row |= {"clean_value": clean["value"], "clean_interval": (clean["low"], clean["high"])}
+                rows.append(row | {"clean_n": clean["n"] if clean else 0})
+    return rows
 
 
 def _problem_rows(runs: Mapping[str, Any], labels: Mapping[str, str]) -> list[dict[str, Any]]:

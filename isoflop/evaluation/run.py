@@ -18,6 +18,7 @@ import torch
 
 from isoflop.errors import DataError
 from isoflop.evaluation.collect import Answers, judge, keep, option_texts, score_items, write_answers
+from isoflop.evaluation.contamination import Marks, clean_scores, mark
 from isoflop.evaluation.grade import Graded, grade, option_scores, summarise
 from isoflop.evaluation.prompts import Prompts
 from isoflop.evaluation.recipe import EvalRecipe
@@ -76,6 +77,7 @@ class Model:
             "style": "chat" if template else "text",
             "template": template.name if template else None,
             "template_sha256": template.sha256 if template else None,
+            **({"stop_ids": list(template.stop_ids), "lead": template.lead} if template else {}),
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "seq_len": self.model.config.seq_len,
         }
@@ -115,7 +117,7 @@ class Chosen:
         """Of all that the model is shown, and of tests that run beside its programs."""
         hashed = hashlib.sha256()
         for item in self.loaded.items:
-            shown: list[Any] = [asdict(item) | {"gold": None, "group": ""}]
+            shown: list[Any] = [{k: v for k, v in asdict(item).items() if k != "texts"} | {"gold": None, "group": ""}]
             if self.task.job is not None and isinstance(item, Question):
                 shown.append(item.gold)
             hashed.update(json.dumps(shown, sort_keys=True, default=str).encode())
@@ -170,18 +172,26 @@ def evaluate(
     with Sandbox(recipe.generation.workers or cores()) as sandbox:
         if any(one.task.job for one in chosen):
             sandbox.require()
+        marks = None
+        if recipe.contamination.train_text:
+            asked = {one.task.name: one.items for one in chosen}
+            marks = mark(asked, recipe.contamination, on_progress=on_progress, should_stop=should_stop)
         for name in with_cells(runs):
             model = Model(Path(name), recipe)
             by_task = {}
             with only_one(model.run / "evaluation"):
                 for one in chosen:
-                    done = _one_task(model, one, sandbox, name, with_samples, on_progress, should_stop)
+                    done = _one_task(model, one, sandbox, name, marks, with_samples, on_progress, should_stop)
                     by_task[one.task.name] = done
                     samples += done.samples
             found[name] = {
                 "tasks": {task_name: done.metrics for task_name, done in by_task.items()},
                 "details": {task_name: done.details for task_name, done in by_task.items()},
-                "settings": {**settings(recipe, model), "data": str(Path(recipe.tasks.data).resolve())},
+                "settings": {
+                    **settings(recipe, model),
+                    "data": str(Path(recipe.tasks.data).resolve()),
+                    **({"train_text": marks.text} if marks else {}),
+                },
             }
     return {"runs": found}, iter(samples)
 
@@ -205,6 +215,7 @@ def _one_task(
     one: Chosen,
     sandbox: Sandbox,
     name: str,
+    marks: Marks | None,
     with_samples: bool,
     on_progress: Progress | None,
     should_stop: Callable[[], bool],
@@ -261,13 +272,19 @@ def _one_task(
         "answers": answers.path.name,
         "seconds": time.perf_counter() - began,
     }
+    if marks is not None:
+        of_items = marks.by_task[one.task.name]
+        details["contamination"] = clean_scores(one.items, list(graded.values()), of_items)
     values = {metric: {"value": v.value, "low": v.low, "high": v.high, "n": v.n} for metric, v in found.items()}
+    kept = settings(recipe, model) | ({"train_text": marks.text} if marks else {})
     record = {"run_id": f"{one.task.name}.{key}.{one.limit}", "task": one.task.name, "metrics": values}
-    append_json_line(model.run / "evaluation.jsonl", {**record, **details, "settings": settings(recipe, model)})
+    append_json_line(model.run / "evaluation.jsonl", {**record, **details, "settings": kept})
     samples = []
     if with_samples:
         shown = (sample(one.task, item, answers.known[n], graded[n], metrics) for n, item in items.items())
         samples = [{"run": name, "task": one.task.name, **row} for row in shown]
+        if marks is not None:
+            samples = [row | {"contaminated": m} for row, m in zip(samples, marks.by_task[one.task.name], strict=True)]
     return Found(values, details, samples)
 
 

@@ -170,6 +170,15 @@ class ChatTemplate:
         """Text of an answer: special tokens are left out."""
         return self._backend.decode([int(index) for index in ids], skip_special_tokens=True)
 
+    @cached_property
+    def lead(self) -> str:
+        """What the layout puts between the prompt and an answer, such as a blank: a model writes it, nobody said it."""
+        asked = [Message("user", "question")]
+        prompt = self.render(asked, generation_prompt=True)
+        whole = self.render([*asked, Message("assistant", "answer")])
+        rest = whole.removeprefix(prompt)
+        return rest[: rest.index("answer")] if whole.startswith(prompt) and "answer" in rest else ""
+
     def _closing_ids(self) -> set[int]:
         """The special token right behind an answer, if there is one."""
         row = self.row([Message("user", "question"), Message("assistant", "answer")])

@@ -38,13 +38,20 @@ def find_trained(run: Path) -> Trained:
     """Newest undamaged checkpoint of a run folder and the sizes it was trained with.
 
     Raises:
-        CheckpointError: no recipe or no checkpoint there.
+        CheckpointError: no recipe or no checkpoint there, or not the weights of a model that predicts tokens.
     """
     recipe = run / "recipe.toml"
     if not recipe.is_file():
         raise CheckpointError(f"{run} has no recipe.toml; give the folder of isoflop train, extend or import")
     config, tokens = read_sizes(recipe)
-    formats = read_tree(recipe).get("numerics")
+    tree = read_tree(recipe)
+    if "reward" in tree:
+        raise CheckpointError(f"{run} holds a reward model, which writes no text; give the run of a language model")
+    if "adapter" in tree:
+        merged = run / "merged"
+        way_out = f"give {merged}" if merged.is_dir() else "let it finish with adapter.merge = true and give its merged"
+        raise CheckpointError(f"{run} holds adapters without their base; {way_out}")
+    formats = tree.get("numerics")
     numerics = from_tree(formats, NumericsSection, "numerics.") if formats else None
     found = checkpoint.newest(run / "checkpoints")
     if found is None:

@@ -10,7 +10,7 @@ import csv
 import io
 import json
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
@@ -95,15 +95,27 @@ class Overlap:
 
 def load_benchmarks(options: DecontaminateOptions) -> Benchmarks:
     """Read the evaluation sets. Raises DataError where one can't be read or holds no text."""
-    names, n_texts, n_short = [], [], []
-    found: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {}
-    head = min(options.min_words, options.min_chars, options.n_words, options.n_chars)
-    heads = np.zeros(1 << _HEAD_BITS, dtype=bool)
+    return index_texts(_benchmark_texts(options), options)[0]
+
+
+def _benchmark_texts(options: DecontaminateOptions) -> Iterator[tuple[str, list[str]]]:
     for item in options.benchmarks:
         texts = list(dict.fromkeys(read_benchmark(item)))
         if not texts:
             raise DataError(f"decontaminate.benchmarks: {item.path} holds no text under keys {list(item.keys)}")
-        kept = 0
+        yield item.name, texts
+
+
+def index_texts(
+    sets: Iterable[tuple[str, Sequence[str]]], options: DecontaminateOptions
+) -> tuple[Benchmarks, list[np.ndarray]]:
+    """Sets of different texts -> what `overlap` looks for, and for each set the number of each text, -1: too short."""
+    names, n_texts, n_short, places = [], [], [], []
+    found: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {}
+    head = min(options.min_words, options.min_chars, options.n_words, options.n_chars)
+    heads = np.zeros(1 << _HEAD_BITS, dtype=bool)
+    for name, texts in sets:
+        kept, parts = 0, [np.empty(0, dtype=np.int64)]
         for block in blocks_of(texts):
             numbers = np.full(block.n_docs, -1, dtype=np.int64)
             for length, docs in _lengths(block, options):
@@ -114,15 +126,17 @@ def load_benchmarks(options: DecontaminateOptions) -> Benchmarks:
                 first = _ranges(offsets[docs], sizes)
                 found.setdefault(length, []).append((_chain(hashes, first, length), np.repeat(numbers[docs], sizes)))
                 heads[_chain(hashes, first, head) >> np.uint64(64 - _HEAD_BITS)] = True
-        names.append(item.name)
+            parts.append(numbers)
+        names.append(name)
         n_texts.append(kept)
         n_short.append(len(texts) - kept)
+        places.append(np.concatenate(parts))
     by_length = {}
     for length, parts in sorted(found.items()):
         hashes, owners = (np.concatenate(arrays) for arrays in zip(*parts))
         order = np.lexsort((owners, hashes))
         by_length[length] = (hashes[order], owners[order])
-    return Benchmarks(tuple(names), tuple(n_texts), tuple(n_short), by_length, head, heads)
+    return Benchmarks(tuple(names), tuple(n_texts), tuple(n_short), by_length, head, heads), places
 
 
 def overlap(block: TextBlock, benchmarks: Benchmarks) -> Overlap:
@@ -199,7 +213,7 @@ def _file_texts(path: PurePath, data: bytes, item: BenchmarkOptions) -> Iterator
             chosen = [place for place, name in enumerate(rows[0]) if name in item.keys] if named else None
             yield from (cell for row in rows for place, cell in enumerate(row) if chosen is None or place in chosen)
         elif path.suffix in (".json", ".jsonl"):
-            yield from _strings(_json(text), item.keys, not item.keys)
+            yield from strings_of(_json(text), item.keys, not item.keys)
         else:
             yield from text.split("\n")
     except (NotText, ValueError, RecursionError, csv.Error) as error:
@@ -213,16 +227,17 @@ def _json(text: str) -> Any:
         return [json.loads(line) for line in text.split("\n") if line.strip()]  # one value a line, whatever the suffix
 
 
-def _strings(value: Any, keys: tuple[str, ...], wanted: bool) -> Iterator[str]:
+def strings_of(value: Any, keys: tuple[str, ...] = (), wanted: bool = True) -> Iterator[str]:
+    """All strings in a value as JSON has them; only those below `keys` where `wanted` is false."""
     if isinstance(value, str):
         if wanted:
             yield value
     elif isinstance(value, dict):
         for key, item in value.items():
-            yield from _strings(item, keys, wanted or key in keys)
-    elif isinstance(value, list):
+            yield from strings_of(item, keys, wanted or key in keys)
+    elif isinstance(value, (list, tuple)):
         for item in value:
-            yield from _strings(item, keys, wanted)
+            yield from strings_of(item, keys, wanted)
 
 
 def _chain(hashes: np.ndarray, first: np.ndarray, length: int) -> np.ndarray:

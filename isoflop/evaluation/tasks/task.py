@@ -7,10 +7,11 @@ apart so that it can be computed once; the text shown is `prefix + context`, or 
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from isoflop.corpus.filter.decontaminate import strings_of
 from isoflop.errors import DataError
 from isoflop.sandbox.jobs import Job
 
@@ -32,6 +33,8 @@ class Choice:
     prefix: str = ""
     group: str = ""
     """Passage, dialogue or subject: items of one group are not independent."""
+    texts: tuple[str, ...] = field(default=(), compare=False, repr=False)
+    """All strings of its row in the official file: what training text may have in common with it."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class Question:
     max_tokens: int = 256
     prefix: str = ""
     group: str = ""
+    texts: tuple[str, ...] = field(default=(), compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,7 @@ class Passage:
     id: str
     text: str
     group: str = ""
+    texts: tuple[str, ...] = field(default=(), compare=False, repr=False)
 
 
 Item = Choice | Question | Passage
@@ -104,8 +109,13 @@ def load(rows: Iterable[Row], make: Callable[[str, Any], Iterable[Item]]) -> Loa
     skipped, n_rows = [], 0
     for where, row in rows:
         n_rows += 1
+        texts = tuple(dict.fromkeys(strings_of(row)))
+        if not all(map(_encodable, texts)):
+            skipped.append(f"{where}: unpaired surrogates, which no tokenizer takes")
+            continue
         try:
-            items += make(where, row)
+            for item in make(where, row):
+                items.append(replace(item, texts=texts))
         except KeyError as error:
             skipped.append(f"{where}: field {error} is missing")
         except (ValueError, TypeError, IndexError) as error:
@@ -116,6 +126,14 @@ def load(rows: Iterable[Row], make: Callable[[str, Any], Iterable[Item]]) -> Loa
             f"{len(skipped)} of {n_rows} rows cannot be used{first}; give the official file, or another version of it"
         )
     return Loaded(items, skipped)
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def short(where: str) -> str:
