@@ -28,13 +28,13 @@ class Ticket(NamedTuple):
 
 @cache
 def software() -> tuple[tuple[str, str], ...]:
-    """What decides numbers: versions, and of isoflop the code itself, as a checkout has no other version."""
-    package = Path(__file__).parents[1]
+    """What decides numbers: versions, and of isoflop a hash of its code, as checkouts of one version differ."""
+    package = Path(__file__).resolve().parents[1]
     code = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
         code.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes())
     versions = [(name, metadata.version(name)) for name in ("torch", "numpy", "ray")]
-    return (("isoflop", f"of code {code.hexdigest()[:12]}"), *versions)
+    return (("isoflop", f"code {code.hexdigest()[:12]}"), *versions)
 
 
 def lacks(ticket: Ticket) -> str:

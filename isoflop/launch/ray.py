@@ -223,7 +223,6 @@ def _connect(address: str) -> None:
         RecipeError: none at the address, another version of Ray, no token or another.
     """
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else Ray warns of a default that will change
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")  # what goes wrong is said once, here
     import ray
 
     address = _answering(address) if address else ""

@@ -101,6 +101,7 @@ def test_a_machine_with_other_software_or_without_the_folder_is_refused_by_name(
     ],
 )
 def test_what_a_machine_lacks_is_said(tmp_path, change, problem):
+    pytest.importorskip("ray", reason="the cluster engine is an extra: pip install isoflop[cluster]")
     (tmp_path / ".cluster_token").write_text("token", encoding="utf-8")
     ticket = machine.Ticket(1, 0.0, "cpu", machine.software(), "", str(tmp_path), "token", (str(tmp_path),))
     found = machine.lacks(ticket._replace(**change))
