@@ -50,14 +50,10 @@ class SweepCurves:
         offset = (gap - slope * inverse).mean()
         scatter = float(np.std(gap - slope * inverse, ddof=2))
         ends = np.array([prediction.center, prediction.low, prediction.high])
-        center, low, high = ends * (validation / own).mean() - slope * (own.mean() / ends) ** 2 - offset
+        nats = ends * (validation / own).mean() - slope * (own.mean() / ends) ** 2 - offset
         beyond = slope * max(0.0, (own.mean() / ends[0]) ** 2 - inverse.max())
         doubt = np.hypot(LEVEL * scatter, beyond / 2)
-        return [
-            float(center),
-            float(center - np.hypot(center - low, doubt)),
-            float(center + np.hypot(high - center, doubt)),
-        ]
+        return (nats[0] + [0, -1, 1] * np.hypot(nats - nats[0], [0.0, doubt, doubt])).tolist()
 
 
 def predicted_curve(
