@@ -289,7 +289,7 @@ def hyper_law(spec: "str | Tree | HyperLaw | RateBatchFit") -> HyperLaw:
         )
     fitted, published = tree.get("own_law"), tree.get("law")
     if isinstance(fitted, Mapping):
-        tree = fitted
+        tree = dict(fitted)
     elif isinstance(published, str) and "learning_rate" not in tree:
         return hyper_law(published)
     parts: dict[str, PowerLaw] = {}
@@ -298,7 +298,7 @@ def hyper_law(spec: "str | Tree | HyperLaw | RateBatchFit") -> HyperLaw:
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             parts[part] = PowerLaw(float(value))  # a plain number is a constant
         elif isinstance(value, Mapping):
-            parts[part] = power_law(value, where=f"hyper.{part}")
+            parts[part] = power_law(dict(value), where=f"hyper.{part}")
         else:
             raise RecipeError(
                 f"hyper.{part} = {value!r} must be a number or a power law; write hyper.{part} = "

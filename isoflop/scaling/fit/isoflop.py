@@ -87,8 +87,8 @@ def group_budgets(table: Table, law: str = LAW, *, loss: str | None = None, scal
                     "without a gap; runs of one budget share their compute: map budget_flops, or use --law surface"
                 )
             label = labels[rows[0]] if np.ptp(labels[rows]) == 0 else float(np.exp(np.log(labels[rows]).mean()))
-            columns = (column[rows] for column in (scales, tokens, losses, table.weights()))
-            budgets.append(Budget(float(label), float(np.exp(np.log(compute[rows]).mean())), *columns, rows))
+            parts = [*(column[rows] for column in (scales, tokens, losses, table.weights())), rows]
+            budgets.append(Budget(float(label), float(np.exp(np.log(compute[rows]).mean())), *parts))
     return sorted(budgets, key=lambda budget: budget.total_flops)
 
 

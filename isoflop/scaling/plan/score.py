@@ -76,7 +76,7 @@ def score_benchmarks(prediction: Tree, evaluated: Mapping[str, Tree]) -> dict[st
                 "one recipe and the same files"
             )
         for metric, p in metrics.items():
-            measured = record and record["metrics"].get(metric, {}).get("value")
+            measured = record["metrics"].get(metric, {}).get("value") if record else None
             error = None if measured is None else p["value"] - measured
             inside = None if measured is None else p["low"] <= measured <= p["high"]
             found.setdefault(task, {})[metric] = {

@@ -18,7 +18,7 @@ from isoflop.errors import DataError, PlanError
 from isoflop.pages.plot import number
 from isoflop.scaling.laws import Laws, Vertex
 from isoflop.scaling.plan.predict import predict
-from isoflop.scaling.published import load_laws
+from isoflop.scaling.published import LawsSource, load_laws
 from isoflop.scaling.sweep.records import RunRecord
 
 Json = Mapping[str, Any]
@@ -147,7 +147,7 @@ class Study:
 
 def read_study(
     records: Iterable[RunRecord | Json],
-    laws: Laws | Json | None = None,
+    laws: LawsSource | None = None,
     plan: Json | None = None,
     score: Json | None = None,
 ) -> Study:
