@@ -25,7 +25,7 @@ EXPERTS = (
     "isoflop.scaling.plan.moe_leverage",
 )
 """What only mixtures of experts need, and what nothing else imports from there on."""
-MOST = {"dense forward pass": (700, 4), "training step with its run": (550, 4), "records -> law -> plan": (4500, 18)}
+MOST = {"dense forward pass": (700, 4), "training step with its run": (550, 4), "records -> law -> plan": (5088, 21)}
 """Lines and files that each part may have (house rules)."""
 
 

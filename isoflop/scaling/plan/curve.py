@@ -6,18 +6,17 @@ s is the share of the summed rates that has passed. What a fall gains is measure
 folder is at hand; else it is the usual one of isoflop.training.forecast.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from isoflop.recipe import from_tree, load_recipe
+from isoflop.recipe import Tree, from_tree, load_recipe
+from isoflop.run import read_json_lines
 from isoflop.scaling.laws import Laws, surface_loss
 from isoflop.scaling.plan.predict import Prediction
 from isoflop.scaling.sweep.records import RunRecord, read_records
-from isoflop.scaling.sweep.shapes import Tree
 from isoflop.training.forecast import BLOCKS, GAIN, LEVEL, arrived, average, fit_curve, usual_gain
 from isoflop.training.pretrain.recipe import PretrainRecipe
 from isoflop.training.schedule_law import Schedule
@@ -39,8 +38,8 @@ class SweepCurves:
     def final_nats(self, prediction: Prediction) -> list[float]:
         """Center, low and high of the training loss at the end, in nats per token.
 
-        How far training lies below validation is taken as linear in validation^-2: chosen on studies of this project
-        (docs/log.md). What cells scatter by, and half of what the gap grows by beyond them, join the interval.
+        How far training lies below validation is linear in validation^-2: so it was in our studies (docs/log.md).
+        What cells scatter by, and half of what the gap grows by beyond them, join the interval.
         """
         own, training, validation = np.array(
             [(getattr(r, prediction.unit), r.train_loss_nats, r.loss_nats) for r in self.cells], float
@@ -78,20 +77,17 @@ def predicted_curve(
     nats = curves.final_nats(prediction) if curves else None
     gain = gain_nats / (nats[0] / prediction.center if nats else NATS_PER_UNIT[prediction.unit])
     loss = prediction.center + cooled - cooled[-1] + gain * (gained[-1] - gained)
-    found: Tree = {
+    return {
         "steps": np.minimum(places * stride, n_steps).tolist(),
         "of_final": [round(float(value), 5) for value in loss / prediction.center],
         "gain_nats": gain_nats,
+        **({"final_nats": nats} if nats else {}),
     }
-    if nats:
-        found["final_nats"] = nats
-    return found
 
 
 def sweep_curves(sweep: Path) -> SweepCurves | None:
     """From records.jsonl, cells/ and trunks/ in the folder of a sweep; None where they are not there, or too few."""
-    path = sweep / "records.jsonl"
-    records = read_records(path) if path.is_file() else []
+    records = read_records(sweep / "records.jsonl") if (sweep / "records.jsonl").is_file() else []
     cells = [r for r in records if r.kind == "cell" and r.status == "finished" and r.loss_nats and r.train_loss_nats]
     gains = [gain for record in cells if (gain := _gain(sweep, record)) is not None]
     return SweepCurves(float(np.median(gains)), cells) if len(gains) >= LEAST_CELLS else None
@@ -119,5 +115,4 @@ def _gain(sweep: Path, record: RunRecord) -> float | None:
 
 
 def _losses(metrics: Path) -> Sequence[dict]:
-    rows = map(json.loads, metrics.read_text(encoding="utf-8").splitlines())
-    return [row for row in rows if "loss_nats" in row]
+    return [row for row in read_json_lines(metrics) if "loss_nats" in row]

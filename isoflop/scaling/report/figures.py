@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from isoflop.errors import DataError
 from isoflop.pages.plot import save
-from isoflop.scaling.laws import Laws
+from isoflop.scaling.published import LawsSource
 from isoflop.scaling.report.law_figures import allocation_figure, isoflop_figure
 from isoflop.scaling.report.load_figures import load_figure
 from isoflop.scaling.report.prediction_figures import compute_figure, residual_figure
@@ -48,7 +48,7 @@ def draw_figures(
     out: str | Path,
     *,
     records: Iterable[RunRecord | Json],
-    laws: Laws | Json | None = None,
+    laws: LawsSource | None = None,
     plan: Json | None = None,
     score: Json | None = None,
     target_metrics: Sequence[Json] | None = None,

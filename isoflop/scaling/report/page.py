@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from isoflop.pages.html import page
 from isoflop.pages.plot import svg_text
 from isoflop.recipe import write_text
-from isoflop.scaling.laws import Laws
+from isoflop.scaling.published import LawsSource
 from isoflop.scaling.report import tables
 from isoflop.scaling.report.figures import figures_of
 from isoflop.scaling.report.load_figures import load_figure, load_values
@@ -31,7 +31,7 @@ def write_report(
     out_html: str | Path,
     *,
     records: Iterable[RunRecord | Json],
-    laws: Laws | Json | None = None,
+    laws: LawsSource | None = None,
     plan: Json | None = None,
     score: Json | None = None,
     corpus_manifest: Json | None = None,
