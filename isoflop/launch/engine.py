@@ -39,10 +39,13 @@ class Ended:
 class Engine(Protocol):
     """Processes that work for a scheduler. Use it in a `with`: the end stops what still runs."""
 
-    gpus: float | None
-    """Of a task; None: those of this machine are shared out."""
     lag_s: float
     """What another machine has written may be seen so much later here."""
+
+    @property
+    def gpus(self) -> float | None:
+        """Of a task; None: those of this machine are shared out."""
+        ...
 
     def slots(self) -> int:
         """Tasks that should be under way at a time; may change while a cluster grows or shrinks."""
