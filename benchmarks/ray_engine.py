@@ -7,6 +7,7 @@ engine has run one cell per worker before, so what is compared is the time after
 """
 
 import argparse
+import logging
 import tempfile
 import time
 from pathlib import Path
@@ -75,7 +76,11 @@ def main() -> None:
     import ray
 
     ray.init(
-        address="local", num_cpus=asked.at_once, include_dashboard=False, log_to_driver=False, logging_level="ERROR"
+        address="local",
+        num_cpus=asked.at_once,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
     )
     ideal = CELL_S * -(-asked.cells // asked.at_once)
     print(f"{asked.cells} cells of {CELL_S:g} s, {asked.at_once} at a time: {ideal:.0f} s at least")

@@ -53,7 +53,7 @@ class RayEngine:
     def __exit__(self, *_: object) -> None:
         if not self._joined:
             return
-        import ray
+        ray = _ray()
 
         self.stop()
         self._forget_token()
@@ -82,7 +82,7 @@ class RayEngine:
         return self._count
 
     def poll(self, timeout_s: float) -> list[Ended]:
-        import ray
+        ray = _ray()
 
         if not self._running:
             return []
@@ -94,7 +94,7 @@ class RayEngine:
     def stop(self) -> None:
         if not self._running:
             return
-        import ray
+        ray = _ray()
 
         asked, self._running = list(self._running), {}
         for reference in asked:
@@ -127,7 +127,7 @@ class RayEngine:
         if self._joined:
             return
         try:
-            import ray
+            ray = _ray()
         except ImportError as error:
             raise RecipeError(
                 'engine.kind = "ray" needs Ray: pip install isoflop[cluster], or use --engine local'
@@ -159,7 +159,7 @@ class RayEngine:
         return f"the cluster at {self._address}" if self._address else "the cluster on this machine"
 
     def _nodes(self) -> list[dict[str, Any]]:
-        import ray
+        ray = _ray()
 
         return [node for node in ray.nodes() if node["Alive"]]
 
@@ -171,7 +171,7 @@ class RayEngine:
 
     def _ask_all(self) -> None:
         """Every machine that could get a task says what it lacks. Raises DataError for the first such."""
-        import ray
+        ray = _ray()
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         look = ray.remote(num_cpus=0, max_retries=2)(lacks)
@@ -198,7 +198,7 @@ class RayEngine:
             )
 
     def _ended(self, reference: Any) -> Ended:
-        import ray
+        ray = _ray()
 
         number = self._running.pop(reference)
         try:
@@ -216,6 +216,13 @@ class RayEngine:
         return Ended(number, answer["value"], answer["error"], node=answer["node"], seconds=answer["seconds"])
 
 
+def _ray() -> Any:
+    """The package; its types know only a part of what it takes and has."""
+    import ray
+
+    return ray
+
+
 def _connect(address: str) -> None:
     """Join the cluster, or start one here.
 
@@ -223,7 +230,7 @@ def _connect(address: str) -> None:
         RecipeError: none at the address, another version of Ray, no token or another.
     """
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else Ray warns of a default that will change
-    import ray
+    ray = _ray()
 
     address = _answering(address) if address else ""
     where = f"at {address}" if address else "on this machine"
@@ -306,7 +313,7 @@ def _task(ticket: Ticket, function: Function, argument: Any) -> dict[str, Any]:
 
 def _name() -> str:
     """Of this machine; containers of one image may have the same, so with the first digits of Ray's own."""
-    import ray
+    ray = _ray()
 
     return f"{socket.gethostname()}/{ray.get_runtime_context().get_node_id()[:6]}"
 
