@@ -29,6 +29,7 @@ import jinja2
 import numpy as np
 import tokenizers
 
+from isoflop.corpus.read.encoding import is_encodable
 from isoflop.errors import DataError
 from isoflop.tokens.bpe import ASSISTANT, BOS, EOS, USER
 from isoflop.tokens.template_sandbox import MAX_TEMPLATE_CHARACTERS, Refused, Renderer
@@ -290,7 +291,7 @@ def check(messages: Sequence[Message], *, ends_with: str) -> None:
         if message.role != "system" and not message.content.strip():
             what = "empty answer" if message.role == "assistant" else "empty question"
             raise DataError(f"turn {number}: {what}; drop the conversation")
-        if not _encodable(message.content):
+        if not is_encodable(message.content):
             raise DataError(f"turn {number} has unpaired surrogates; repair the text or drop it")
     first = 1 if turns and turns[0].role == "system" else 0
     for number, message in enumerate(turns[first:], first):
@@ -387,14 +388,6 @@ def _around(text: str, lstrip: bool, rstrip: bool) -> str:
 
 def _without(text: str) -> str:
     return text.replace(text[0], "")
-
-
-def _encodable(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _token_text(value: Any) -> str | None:

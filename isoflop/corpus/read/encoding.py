@@ -110,3 +110,12 @@ def _reads_like_text(data: bytes, text: str) -> bool:
     letters = sum(char.isalpha() for char in beyond)
     odd = sum("\x80" <= char <= "\xbf" for char in beyond)
     return n_controls * 500 <= len(data) and odd * 2 <= max(letters, len(text) // 50)
+
+
+def is_encodable(text: str) -> bool:
+    """Whether it is text that UTF-8 can write: a lone half of a surrogate pair, as broken JSON may hold, is not."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

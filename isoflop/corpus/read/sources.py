@@ -22,7 +22,7 @@ from isoflop.corpus.document import BadRecord, Document, OnBad, SourceOptions
 from isoflop.corpus.read.bytes import COMPRESSED_SUFFIXES, ByteStream, ReadLimits, as_utf8, open_bytes, split_lines
 from isoflop.corpus.read.code import LANGUAGES
 from isoflop.corpus.read.compressed import BrokenStream
-from isoflop.corpus.read.encoding import NotText, decode_text
+from isoflop.corpus.read.encoding import NotText, decode_text, is_encodable
 from isoflop.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -203,7 +203,7 @@ def _documents(records: Iterable[tuple[str, dict[str, Any]]], source: SourceOpti
         text = record.get(source.text_key)
         if not isinstance(text, str) or not text.strip():
             on_bad(BadRecord(where, f"no text under {source.text_key!r}"))
-        elif not _encodable(text):
+        elif not is_encodable(text):
             on_bad(BadRecord(where, "text has unpaired surrogates", len(text)))
         else:
             licence = record.get("license") or record.get("licence") or source.license
@@ -334,11 +334,3 @@ def _walk(
 def _identity(path: Path) -> tuple[int, int]:
     status = path.stat()
     return status.st_dev, status.st_ino
-
-
-def _encodable(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from isoflop.corpus.filter.decontaminate import strings_of
+from isoflop.corpus.read.encoding import is_encodable
 from isoflop.errors import DataError
 from isoflop.sandbox.jobs import Job
 
@@ -110,7 +111,7 @@ def load(rows: Iterable[Row], make: Callable[[str, Any], Iterable[Item]]) -> Loa
     for where, row in rows:
         n_rows += 1
         texts = tuple(dict.fromkeys(strings_of(row)))
-        if not all(map(_encodable, texts)):
+        if not all(map(is_encodable, texts)):
             skipped.append(f"{where}: unpaired surrogates, which no tokenizer takes")
             continue
         try:
@@ -126,14 +127,6 @@ def load(rows: Iterable[Row], make: Callable[[str, Any], Iterable[Item]]) -> Loa
             f"{len(skipped)} of {n_rows} rows cannot be used{first}; give the official file, or another version of it"
         )
     return Loaded(items, skipped)
-
-
-def _encodable(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def short(where: str) -> str:
