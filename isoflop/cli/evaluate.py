@@ -52,7 +52,9 @@ def evaluate(
         given["limit"] = limit
     recipe = dataclasses.replace(recipe, tasks=dataclasses.replace(recipe.tasks, **given))
     if train_text:
-        paths = tuple(path.strip() for path in train_text.split(",") if path.strip())
+        paths = tuple(path.strip() for path in train_text.split(","))
+        if not all(paths):
+            raise RecipeError(f"--train-text = {train_text!r} must be paths with commas between them")
         section = dataclasses.replace(recipe.contamination, train_text=paths)
         recipe = dataclasses.replace(recipe, contamination=section)
     check(recipe)

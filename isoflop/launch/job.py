@@ -7,15 +7,17 @@ that the command cannot use. `job_file` writes it.
 
 import contextlib
 import getpass
+import posixpath
 import re
 import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from isoflop.errors import RecipeError, did_you_mean
 from isoflop.keys import KINDS, recipe_of, stored_schema
+from isoflop.launch.choose import check_engine
 from isoflop.recipe import load_recipe, read_tree
 
 COMMANDS = {
@@ -132,6 +134,8 @@ def plan_job(target: str, recipe: Path, overrides: tuple[str, ...], asked: Optio
     _check_text(
         recipe=str(recipe), overrides=overrides, **{field.name: getattr(asked, field.name) for field in fields(asked)}
     )
+    if kind == "sweep":
+        check_engine(loaded.engine, loaded.train.device)
     _check_setup(asked.setup)
     _check_used(target, asked)
     name = _name(asked.name, recipe)
@@ -150,7 +154,8 @@ def plan_job(target: str, recipe: Path, overrides: tuple[str, ...], asked: Optio
         raise RecipeError(
             f"--time {time} is less than twice --grace-s {grace_s}, the seconds kept for saving; give more time"
         )
-    volume = _place(target, asked)
+    volume, out = _place(target, asked, gpus), asked.out or f"runs/{name}"
+    _check_out(target, out, asked.workdir or _workdir(target))
     cpus = asked.cpus_per_node or 8 * max(1, gpus)
     return Job(
         target=target,
@@ -158,7 +163,7 @@ def plan_job(target: str, recipe: Path, overrides: tuple[str, ...], asked: Optio
         recipe=recipe,
         overrides=(*overrides, *_workers(recipe, overrides, kind, nodes, gpus, target)),
         name=name,
-        out=asked.out or f"runs/{name}",
+        out=out,
         nodes=nodes,
         gpus_per_node=gpus,
         cpus_per_node=cpus,
@@ -249,6 +254,8 @@ def _check_setup(line: str | None) -> None:
 
 
 def _check_used(target: str, asked: Options) -> None:
+    if asked.kubeflow and asked.restarts is not None:
+        raise RecipeError("--restarts has no effect on a TrainJob; leave it out, or leave out --kubeflow")
     special = set().union(*TARGETS.values())
     for name in (field.name for field in fields(asked)):
         if name in special - TARGETS[target] and getattr(asked, name) not in (None, (), False):
@@ -336,7 +343,25 @@ def _check_slurm(asked: Options) -> None:
             )
 
 
-def _place(target: str, asked: Options) -> str:
+def _check_out(target: str, out: str, workdir: str) -> None:
+    """Results lie where they outlive the job."""
+    if "://" in out:
+        raise RecipeError(
+            f"--out = {out!r} is a bucket: checkpoints are renamed and records appended in place; give a folder of a "
+            "file system"
+        )
+    if target not in ("kubernetes", "skypilot"):
+        return
+    mounted = PurePosixPath(posixpath.normpath(workdir))
+    if len(mounted.parts) < 2 or mounted.parts[1] in ("dev", "etc", "proc", "sys"):
+        raise RecipeError(f"--workdir = {workdir!r} is where the volume is mounted: give a folder of its own, as /work")
+    if not PurePosixPath(posixpath.normpath(mounted / out)).is_relative_to(mounted):
+        raise RecipeError(
+            f"--out = {out!r} lies outside the volume, which is mounted at {workdir}, and is lost: give one below it"
+        )
+
+
+def _place(target: str, asked: Options, gpus: int) -> str:
     """The volume with the tokens and the runs, where a job's node has no file system that it shares with others."""
     if target not in ("kubernetes", "skypilot"):
         return ""
@@ -356,9 +381,13 @@ def _place(target: str, asked: Options) -> str:
         raise RecipeError(
             f"--volume = {asked.volume!r} must be the name of a volume: lower-case letters, digits, dashes"
         )
-    gpus = asked.gpus_per_node is None or asked.gpus_per_node > 0
+    if asked.accelerator and not gpus:
+        raise RecipeError(f"--accelerator {asked.accelerator} contradicts a job without GPUs; leave one of the two out")
     if target == "skypilot" and gpus and not re.fullmatch(r"[A-Za-z][\w.\-]*", asked.accelerator or ""):
-        raise RecipeError("a skypilot file needs --accelerator NAME, for example H100, or --gpus-per-node 0")
+        given = f", and {asked.accelerator!r} is none" if asked.accelerator else ""
+        raise RecipeError(
+            f"a skypilot file needs --accelerator NAME, for example H100{given}; their number is --gpus-per-node"
+        )
     if (asked.workdir or "/")[0] != "/":
         raise RecipeError(f"--workdir = {asked.workdir!r} is where the volume is mounted; begin it with /")
     return asked.volume

@@ -66,6 +66,23 @@ from isoflop.recipe import to_toml
         ("skypilot", "pretrain", {"volume": None}, "a skypilot file needs --volume NAME, a SkyPilot volume"),
         ("skypilot", "pretrain", {"volume": "s3://b"}, "--volume = 's3://b' is a bucket: checkpoints are renamed"),
         ("skypilot", "pretrain", {"accelerator": None}, "a skypilot file needs --accelerator NAME, for example H100"),
+        ("skypilot", "pretrain", {"accelerator": "H100:8"}, "and 'H100:8' is none; their number is --gpus-per-node"),
+        ("skypilot", "sweep", {"gpus_per_node": 0}, "--accelerator H100 contradicts a job without GPUs"),
+        ("kubernetes", "sweep", {"out": "/elsewhere/x"}, "--out = '/elsewhere/x' lies outside the volume, which is"),
+        ("kubernetes", "sweep", {"out": "../x"}, "--out = '../x' lies outside the volume, which is mounted at /work"),
+        (
+            "kubernetes",
+            "sweep",
+            {"workdir": "/"},
+            "--workdir = '/' is where the volume is mounted: give a folder of its",
+        ),
+        (
+            "kubernetes",
+            "sweep",
+            {"kubeflow": True, "restarts": 2},
+            "--restarts has no effect on a TrainJob; leave it out",
+        ),
+        ("slurm", "sweep", {"out": "gs://bucket/x"}, "--out = 'gs://bucket/x' is a bucket: checkpoints are renamed"),
         (
             "skypilot",
             "pretrain",
@@ -91,6 +108,7 @@ def test_a_job_that_cannot_be_is_refused(tmp_path, target, kind, options, messag
     [
         (("ladder.workers=2",), {"gpus_per_node": 8}, "ladder.workers=2 leaves GPUs idle: --gpus-per-node is 8"),
         (("train.device=cpu",), {"gpus_per_node": 1}, "--gpus-per-node 1 contradicts train.device = cpu"),
+        (("engine.gpus_per_cell=2",), {}, "engine.gpus_per_cell = 2 must be at most 1: training over several GPUs"),
         (("ladder.wrkers=2",), {}, "unknown key ladder.wrkers; did you mean ladder.workers?"),
     ],
 )
