@@ -176,7 +176,10 @@ def _planned_ladder(out: Path, preset: LadderRecipe, *, minutes: float, seed: in
     try:
         planned = plan_ladder(recipe, speed, data_sha256=data_sha256)
     except RecipeError as error:
-        raise RecipeError(f"--minutes {minutes:g} (make demo: MINUTES) must be more, 15 is usual: {error}") from error
+        raise RecipeError(
+            f"--minutes {minutes:g} (make demo: MINUTES) must be more, 15 is usual on two idle cores; "
+            f"{SWEEP_SHARE:.0%} of it is the sweep's: {error}"
+        ) from error
     seconds = _target_seconds(recipe, max(planned.budgets) * USUAL_RATIO)
     # One measurement on a busy machine may be far too slow: no smaller than a quarter of what the sweep can afford.
     share = min(1.0, max(0.25, minutes * TARGET_SHARE * 60 / seconds))

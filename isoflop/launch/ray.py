@@ -54,7 +54,6 @@ class RayEngine:
         if not self._joined:
             return
         ray = _ray()
-
         self.stop()
         self._forget_token()
         if self._ours:
@@ -83,7 +82,6 @@ class RayEngine:
 
     def poll(self, timeout_s: float) -> list[Ended]:
         ray = _ray()
-
         if not self._running:
             return []
         waiting = list(self._running)
@@ -95,7 +93,6 @@ class RayEngine:
         if not self._running:
             return
         ray = _ray()
-
         asked, self._running = list(self._running), {}
         for reference in asked:
             ray.cancel(reference)
@@ -160,7 +157,6 @@ class RayEngine:
 
     def _nodes(self) -> list[dict[str, Any]]:
         ray = _ray()
-
         return [node for node in ray.nodes() if node["Alive"]]
 
     def _room_on(self, node: dict[str, Any]) -> int:
@@ -199,7 +195,6 @@ class RayEngine:
 
     def _ended(self, reference: Any) -> Ended:
         ray = _ray()
-
         number = self._running.pop(reference)
         try:
             answer = ray.get(reference)
@@ -231,7 +226,6 @@ def _connect(address: str) -> None:
     """
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else Ray warns of a default that will change
     ray = _ray()
-
     address = _answering(address) if address else ""
     where = f"at {address}" if address else "on this machine"
     here = {"num_cpus": cores(), "include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
@@ -314,7 +308,6 @@ def _task(ticket: Ticket, function: Function, argument: Any) -> dict[str, Any]:
 def _name() -> str:
     """Of this machine; containers of one image may have the same, so with the first digits of Ray's own."""
     ray = _ray()
-
     return f"{socket.gethostname()}/{ray.get_runtime_context().get_node_id()[:6]}"
 
 

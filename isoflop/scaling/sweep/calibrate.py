@@ -14,10 +14,10 @@ from isoflop.errors import IsoflopError
 from isoflop.launch.engine import Engine
 from isoflop.launch.local import LocalEngine
 from isoflop.model.config import ModelConfig
-from isoflop.recipe import from_tree, to_tree
+from isoflop.recipe import Tree, from_tree, to_tree
 from isoflop.scaling.lr_batch_law import hyper_law
 from isoflop.scaling.sweep.ladder import LadderRecipe
-from isoflop.scaling.sweep.shapes import Tree, shape_near
+from isoflop.scaling.sweep.shapes import shape_near
 from isoflop.scaling.sweep.speed import Sample, SpeedModel
 
 log = logging.getLogger(__name__)

@@ -14,9 +14,10 @@ from typing import Any
 
 from isoflop.model.accounting import count_parameters, flops_per_token
 from isoflop.model.config import ModelConfig
+from isoflop.recipe import Tree
 from isoflop.scaling.sweep.family import activated_share, family_text
 from isoflop.scaling.sweep.records import RunRecord
-from isoflop.scaling.sweep.shapes import Tree, model_tree
+from isoflop.scaling.sweep.shapes import model_tree
 from isoflop.training.pretrain.recipe import WHERE_IT_RUNS
 from isoflop.training.schedule import cooldown_start
 

@@ -8,8 +8,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from isoflop.recipe import Tree
 from isoflop.scaling.sweep.cells import Cell, stable_hash
-from isoflop.scaling.sweep.shapes import Tree
 from isoflop.scaling.sweep.speed import Speed
 
 _LINE_BYTES = 16384

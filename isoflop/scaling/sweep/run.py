@@ -24,12 +24,11 @@ from isoflop.errors import DataError, IsoflopError, RecipeError
 from isoflop.launch.engine import Ended, Engine
 from isoflop.launch.local import LocalEngine
 from isoflop.model.accounting import count_parameters
-from isoflop.recipe import write_json
+from isoflop.recipe import Tree, write_json
 from isoflop.run import only_one
 from isoflop.scaling.sweep.cells import Cell, group_cells
 from isoflop.scaling.sweep.job import Job
 from isoflop.scaling.sweep.records import RunRecord, append_record, read_records
-from isoflop.scaling.sweep.shapes import Tree
 from isoflop.scaling.sweep.speed import Speed
 from isoflop.scaling.sweep.worker import run_jobs
 from isoflop.training.checkpoint import damage, saved

@@ -8,9 +8,8 @@ import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
-from isoflop.recipe import from_tree
+from isoflop.recipe import Tree, from_tree
 from isoflop.run import only_one
-from isoflop.scaling.sweep.shapes import Tree
 
 LOCK_S = 180.0
 """Until the folder is free: a worker of a sweep that was killed a moment ago may still be saving there, and a file
