@@ -1,10 +1,11 @@
 """Numbers, laws and unfinished folders of an earlier version: recomputed to the last bit, read, gone on with.
 
-On a machine like that of the goldens (data/machine.json, for laws data/machine_laws.json: versions of torch, numpy and scipy, vendor and vector units of
-the processor) every number must be equal. On another one losses may differ by 2e-3 of their value, parameters of laws
-by 1e-2, correlations of images by 2e-2 (golden_numbers.LOOSE), and the rest only has to be there. Time, speed, commit,
-host and format number are never compared (golden_numbers.EXCEPTED), nor are sentences for people. `make.py` makes the
-goldens; a change of numbers on purpose makes them again and says why.
+On a machine like that of the goldens (data/machine.json; data/machine_laws.json for laws and what follows from them:
+versions of torch, numpy and scipy, vendor and vector units of the processor) every number must be equal. On another one
+losses may differ by 2e-3 of their value, parameters of laws by 1e-2, correlations of images by 2e-2
+(golden_numbers.LOOSE), and the rest only has to be there. Time, speed, commit, host and format number are left out
+(golden_numbers.EXCEPTED), nor are sentences for people. `make.py` makes the goldens; a change of numbers on purpose
+makes them again and says why.
 """
 
 import json

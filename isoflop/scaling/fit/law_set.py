@@ -30,7 +30,7 @@ SURFACES = {"log_huber": "log_huber", "varpro": "mse"}
 SMALL_SWEEP_EXPONENTS = (0.05, 1.5)  # assumption: keeps five constants from running away on twenty cells
 LEAST_BUDGETS, LEAST_RUNS, LEAST_VALUES = 3, 8, 3
 FLOOR_SHARES, FLOOR_FLOPS, FLOOR_SPREAD = (0.4, 0.6), (5e11, 5e12), 0.2
-"""Prior of E: median as a share of the lowest loss, for sweeps that begin below 5e11 and above 5e12 FLOPs, and sd of ln E.
+"""Prior of E: median over the lowest loss, for sweeps that begin below 5e11 and above 5e12 FLOPs, and sd of ln E.
 
 Assumption; docs/forecast.md and docs/log.md have the errors with other values. Chinchilla's E is 0.8 of its lowest loss
 (arXiv 2404.10102); what a laptop's sweep reaches is far above anything irreducible. Where a sweep begins decides, not
