@@ -366,7 +366,7 @@ def main() -> None:
         for kind, part in (("curves", curves + own), ("tables", tables))
     }
     print(f"learned from all: {learned}")
-    table_of_own(with_experience(own, Experience(**learned["curves"])))
+    table_of_own(own)
     print(f"{time.perf_counter() - begun:.0f} s")
     if options.write:
         write_json(ROOT / "isoflop/scaling/plan/drift.json", learned | {"origin": "benchmarks/forecast.py --write"})
