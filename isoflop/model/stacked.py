@@ -7,7 +7,9 @@ those of any model, on a batch that holds the members' rows one after the other.
 Shapes: S members, B sequences of a member, T tokens, D d_model, V vocabulary, K in, N out, R rows of a member.
 """
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +18,13 @@ from torch.nn import functional as F
 from isoflop.model.loss import chunked_cross_entropy
 from isoflop.model.transformer import RMSNorm, Transformer
 from isoflop.numerics.joined import normed, rms_norm
-from isoflop.numerics.launch import has_kernels
+from isoflop.numerics.launch import has_kernels, processors
 from isoflop.numerics.linear import Linear
+
+TILE = 128
+"""Rows and columns of a product's result that one processor computes at a time (assumption)."""
+FEWEST_ROWS = 512
+"""Summed within one part; fewer do not pay for the further sum (assumption)."""
 
 
 def stackable(model: nn.Module) -> bool:
@@ -90,8 +97,24 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx, d_y_SRN: Tensor):  # type: ignore[override]
         x_SRK, cast_SNK = ctx.saved_tensors
-        d_weight = torch.bmm(d_y_SRN.transpose(1, 2), x_SRK, out_dtype=torch.float32)  # type: ignore[call-overload]
-        return torch.bmm(d_y_SRN, cast_SNK), d_weight
+        return torch.bmm(d_y_SRN, cast_SNK), weight_gradient(d_y_SRN, x_SRK, _row_parts(d_y_SRN, x_SRK))
+
+
+def weight_gradient(d_y_SRN: Tensor, x_SRK: Tensor, n_parts: int) -> Tensor:
+    """d_y^T x of each member, [S, N, K], its rows summed in so many parts; in float32 of bf16 operands."""
+    parts = [tensor.reshape(len(tensor) * n_parts, -1, tensor.shape[-1]) for tensor in (d_y_SRN, x_SRK)]
+    wide: dict[str, Any] = {"out_dtype": torch.float32} if x_SRK.dtype == torch.bfloat16 else {}
+    sums = torch.bmm(parts[0].transpose(1, 2), parts[1], **wide)
+    return sums if n_parts == 1 else sums.unflatten(0, (-1, n_parts)).sum(1)
+
+
+def _row_parts(d_y_SRN: Tensor, x_SRK: Tensor) -> int:
+    """How many parts keep all processors busy: small weights are a few tiles, each a sum over all rows."""
+    n_tiles = math.prod((len(x_SRK), -(-d_y_SRN.shape[-1] // TILE), -(-x_SRK.shape[-1] // TILE)))
+    n_rows, wanted, n_parts = x_SRK.shape[1], 2 * processors(x_SRK.device), 1
+    while 2 * n_parts * n_tiles <= wanted and n_rows % (2 * n_parts) == 0 and n_rows >= 2 * n_parts * FEWEST_ROWS:
+        n_parts *= 2
+    return n_parts
 
 
 class _Norm(_Stacked):
