@@ -28,6 +28,11 @@ from isoflop.training.workload import Workload
 
 MicroBatches = list[tuple[Tensor, ...]]
 
+STEPS_READ = 32
+"""Of one reading: small steps are over sooner than one of them is read by itself."""
+TOKENS_READ = 4_000_000
+"""Of one reading at most: memory of the device (assumption)."""
+
 
 class Member(NamedTuple):
     """One run of a stack, with what `loop.train` takes for it."""
@@ -104,14 +109,17 @@ def train_stacked(members: Sequence[Member], *, start_step: int) -> list[LoopRes
         reports = [_reporter(member, device, start_step) for member in members]
         for report in reports:
             open_files.callback(report.close)
-        take, ahead = None, reader.submit(_ready, members, step, device)
+        read = max(1, min(STEPS_READ, TOKENS_READ // (n * first.workload.tokens_per_step)))
+        take, block, ahead = None, _Block(step, []), reader.submit(_read, members, step, min(step + read, end), device)
         while step < end and any(status != "diverged" for status in statuses):
             began = time.perf_counter()
-            micro_batches = ahead.result()
-            data_wait_s += time.perf_counter() - began
+            if step == block.end:
+                block = ahead.result().to(device)
+                data_wait_s += time.perf_counter() - began
+                if block.end < end:
+                    ahead = reader.submit(_read, members, block.end, min(block.end + read, end), device)
+            micro_batches = block.at(step)
             take = take or StackedStep(members, micro_batches, start_step)
-            if step + 1 < end:
-                ahead = reader.submit(_ready, members, step + 1, device)
             rates = [member.plan.rate(step) for member in members]
             values = take(micro_batches, rates)
             step += 1
@@ -293,13 +301,35 @@ def _member(opened: Opened) -> Member:
     )
 
 
-def _ready(members: Sequence[Member], step: int, device: torch.device) -> MicroBatches:
-    """The members' micro-batches, row by row after each other."""
-    of_members = zip(*(member.workload.batch(step) for member in members), strict=True)
-    joined = [tuple(torch.cat(parts) for parts in zip(*micro_batch, strict=True)) for micro_batch in of_members]
-    if device.type != "cuda":
-        return joined
-    return [tuple(tensor.pin_memory() for tensor in micro_batch) for micro_batch in joined]
+class _Block(NamedTuple):
+    """Micro-batches of consecutive steps: their tensors with the steps as first dimension."""
+
+    first: int
+    micro_batches: MicroBatches
+    n_steps: int = 0
+
+    @property
+    def end(self) -> int:
+        return self.first + self.n_steps
+
+    def at(self, step: int) -> MicroBatches:
+        return [tuple(tensor[step - self.first] for tensor in micro_batch) for micro_batch in self.micro_batches]
+
+    def to(self, device: torch.device) -> "_Block":
+        moved = [tuple(tensor.to(device, non_blocking=True) for tensor in batch) for batch in self.micro_batches]
+        return self._replace(micro_batches=moved)
+
+
+def _read(members: Sequence[Member], first: int, end: int, device: torch.device) -> _Block:
+    """The members' micro-batches of some steps, row by row after each other."""
+    of_members = [member.workload.batches(first, end) for member in members]
+    in_order = [batch for of_step in zip(*of_members, strict=True) for batch in of_step]  # step by step
+    joined = []
+    for micro_batch in zip(*in_order, strict=True):
+        tensors = [torch.stack(parts) for parts in zip(*micro_batch, strict=True)]
+        tensors = [tensor.unflatten(0, (end - first, -1)).flatten(1, 2) for tensor in tensors]
+        joined.append(tuple(tensor.pin_memory() if device.type == "cuda" else tensor for tensor in tensors))
+    return _Block(first, joined, end - first)
 
 
 def _reporter(member: Member, device: torch.device, start_step: int) -> Reporter:

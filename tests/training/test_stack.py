@@ -114,6 +114,14 @@ def test_a_member_that_diverges_leaves_the_others_alone(tmp_path):
     assert relative_error(members[0].model.head.weight.detach(), model.head.weight.detach()) < 1e-12
 
 
+@pytest.mark.parametrize("weights", [{}, {"prose": 1.0, "code": 2.0}])
+def test_batches_of_several_steps_are_those_of_each(tiny_recipe, weights):
+    workload = Pretraining(tiny_recipe(data={"weights": weights})).build().workload
+    for step, micro_batches in enumerate(workload.batches(2, 5), start=2):
+        for one, other in zip(micro_batches, workload.batch(step), strict=True):
+            assert torch.equal(one[0], other[0])
+
+
 def test_a_stack_that_is_stopped_saves_every_member(tmp_path):
     asked = iter([False] * 4 + [True] * 9)
     watch = Watch(should_stop=lambda: next(asked))
