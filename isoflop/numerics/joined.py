@@ -207,6 +207,12 @@ def loss_and_gradient(logits_RV: Tensor, targets_R: Tensor) -> tuple[Tensor, Ten
 
     Targets below 0 are ignored.
     """
+    losses_R, gradient_RV = losses_and_gradient(logits_RV, targets_R)
+    return losses_R.sum(), gradient_RV
+
+
+def losses_and_gradient(logits_RV: Tensor, targets_R: Tensor) -> tuple[Tensor, Tensor]:
+    """The same with the loss of each row."""
     if has_kernels(logits_RV) and logits_RV.is_contiguous():
         losses_R = logits_RV.new_empty(len(logits_RV), dtype=torch.float32)
         n, targets_R = logits_RV.shape[1], targets_R.contiguous()
@@ -215,15 +221,15 @@ def loss_and_gradient(logits_RV: Tensor, targets_R: Tensor) -> tuple[Tensor, Ten
         block, kernel = min(4096, power_of_two(-(-n // 4))), block_kernels().cross_entropy
         settings = {"deep": 4, "block": block, "num_warps": max(1, block // 256)}
         launch(kernel, (len(logits_RV),), logits_RV, targets_R, losses_R, n, **settings)
-        return losses_R.sum(), logits_RV
+        return losses_R, logits_RV
     # In float32 the logits themselves become their gradient: no second table.
     wide_RV = logits_RV.float()
     rows_R = torch.arange(len(targets_R), device=targets_R.device)
     target_R = targets_R.clamp(min=0)
     counted_R = (targets_R >= 0).to(wide_RV.dtype)
     log_z_R1 = torch.logsumexp(wide_RV, dim=-1, keepdim=True)
-    loss = ((log_z_R1[:, 0] - wide_RV[rows_R, target_R]) * counted_R).sum()
+    losses_R = (log_z_R1[:, 0] - wide_RV[rows_R, target_R]) * counted_R
     gradient_RV = wide_RV.sub_(log_z_R1).exp_()
     gradient_RV[rows_R, target_R] -= 1.0
     gradient_RV.mul_(counted_R[:, None])
-    return loss, gradient_RV.to(logits_RV.dtype)
+    return losses_R, gradient_RV.to(logits_RV.dtype)

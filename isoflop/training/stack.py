@@ -194,11 +194,12 @@ class StackedStep:
         self._total_S.zero_()
         workload = self.members[0].workload
         divisor = workload.divisor(micro_batches)  # of one member: the number of its tokens
-        for micro_batch in micro_batches:
-            losses_S = workload.loss_sum(self.stack, micro_batch)
-            assert isinstance(losses_S, Tensor)
-            (losses_S.sum() / divisor).backward()
-            self._total_S += losses_S.detach() / divisor
+        with self.stack.cast_weights():
+            for micro_batch in micro_batches:
+                losses_S = workload.loss_sum(self.stack, micro_batch)
+                assert isinstance(losses_S, Tensor)
+                (losses_S.sum() / divisor).backward()
+                self._total_S += losses_S.detach() / divisor
 
     def _take(self, micro_batches: MicroBatches) -> Tensor:
         self._gradients(micro_batches)
@@ -227,7 +228,7 @@ class StackedStep:
                 member.model.get_parameter(name).grad = gradient
 
     def _capture(self, micro_batch: tuple[Tensor, ...]) -> None:
-        self._inputs = tuple(tensor.to(self._device) for tensor in micro_batch)
+        self._inputs = tuple(tensor.to(self._device, copy=True) for tensor in micro_batch)
         self._rates = [torch.zeros((), device=self._device) for _ in self._optimizers]
         for optimizer, rate in zip(self._optimizers, self._rates):
             for group in optimizer.param_groups:
