@@ -46,7 +46,8 @@ Row = dict[str, Any]
 ROOT = Path(__file__).resolve().parents[1]
 OWN = (
     *("demo-first-seed0", "demo-first-seed1", "demo-seed0-9c5d3f0", "demo-seed0-d86ed22", "demo-seed0-d8f51e2"),
-    *("demo-seed1-095c9c9", "h100-first", "h100-second", "h100/score.json", "h100/score-40x.json"),
+    *("demo-seed1-095c9c9", *(f"demo-seed{seed}-cc80d37" for seed in range(4))),
+    *("h100-first", "h100-second", "h100/score.json", "h100/score-40x.json"),
 )
 """The project's targets under docs/studies; one more lies in the shared data."""
 LEVEL_Z = 1.6448536269514722  # of a 90% interval

@@ -1,9 +1,9 @@
-"""Make the goldens anew: `python tests/golden/make.py [--laws-and-folders]`, one thread, a minute.
+"""Make the goldens anew: `python tests/golden/make.py laws | runs | runs-and-folders`, one thread, a minute.
 
-Out: `data/numbers/` (what the runs of golden_runs.py computed), `data/machine.json` (on what). These are to be made
-again only where numbers change on purpose, and the commit says why. With --laws-and-folders also `data/laws/`,
-`data/folders/`: files of the format of that day, which later versions must read and go on with; new
-ones are better added beside the old than put in their place.
+Out of `runs`: what runs computed in `data/numbers/`, and `data/machine.json` (on what); of `laws`: `data/laws/`, the
+numbers that follow from laws, `data/machine_laws.json`. They are to be made again only where numbers change on purpose,
+and the commit says why. With `runs-and-folders` also `data/folders/`: files of the format of that day, which later
+versions must read and go on with; new ones are better added beside the old than put in their place.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ def write(name: str, numbers: Any) -> None:
 
 
 def make_numbers() -> None:
-    """All runs, undisturbed; they leave tokens, base and laws in the working directory."""
+    """All runs, undisturbed; they leave tokens and base in the working directory."""
     from in_situ_run import in_situ
 
     write("tokens", runs.text_to_tokens())
@@ -44,13 +44,28 @@ def make_numbers() -> None:
     write("imaging", runs.imaging("imaging"))
     write("imaging_sweep", runs.imaging_sweep("imaging_sweep"))
     write("in_situ", {**in_situ(Path("in_situ")), "metrics": runs.read_lines(Path("in_situ/metrics.jsonl"))})
-    write("sweep", {**runs.sweep("sweep"), "laws": runs.fitted(Path("sweep/records.jsonl"), 20, "sweep_laws.json")})
+    write("sweep", runs.sweep("sweep"))
     write("grid", runs.sweep("grid", *runs.GRID))
+    write_machine("machine")
+
+
+def make_laws() -> None:
+    """Laws of studies and of a sweep, and what is planned from them with the tokens of the goldens."""
+    shutil.copytree(DATA / "folders/tokens", "tokens")
+    runs.sweep("sweep")
+    write("sweep_laws", runs.fitted(Path("sweep/records.jsonl"), 20, "sweep_laws.json"))
     write("single_laws", {law: runs.single_law(law) for law in runs.SINGLE_LAWS})
     for study in runs.STUDIES:
         runs.laws_of(study, runs.laws_file(study))
     write("plans", runs.plans("laws"))
     write("planned", runs.plan_and_score("laws/demo-seed0-9c5d3f0.json"))
+    shutil.rmtree(DATA / "laws", ignore_errors=True)
+    shutil.copytree("laws", DATA / "laws")
+    write_machine("machine_laws")
+
+
+def write_machine(name: str) -> None:
+    (DATA / f"{name}.json").write_text(json.dumps(fingerprint(), indent=1) + "\n", encoding="utf-8")
 
 
 def stop_when(pattern: str, *arguments: object) -> None:
@@ -112,14 +127,14 @@ def make_folders() -> None:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     shutil.rmtree(DATA / "folders", ignore_errors=True)
     shutil.copytree(out, DATA / "folders")
-    shutil.rmtree(DATA / "laws", ignore_errors=True)
-    shutil.copytree("laws", DATA / "laws")
 
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder, runs.working_in(Path(folder)):
         runs.write_inputs(Path())
-        make_numbers()
-        if "--laws-and-folders" in sys.argv:
+        if sys.argv[1] == "laws":
+            make_laws()
+        else:
+            make_numbers()
+        if sys.argv[1] == "runs-and-folders":
             make_folders()
-        (DATA / "machine.json").write_text(json.dumps(fingerprint(), indent=1) + "\n", encoding="utf-8")

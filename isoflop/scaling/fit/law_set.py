@@ -29,11 +29,12 @@ SURFACES = {"log_huber": "log_huber", "varpro": "mse"}
 """Surfaces by name, and their objectives; varpro's minimum is found by the descent, which knows bounds and prior."""
 SMALL_SWEEP_EXPONENTS = (0.05, 1.5)  # assumption: keeps five constants from running away on twenty cells
 LEAST_BUDGETS, LEAST_RUNS, LEAST_VALUES = 3, 8, 3
-FLOOR_SHARE, FLOOR_SPREAD = 0.6, 0.2
-"""Prior of E: median as a share of the lowest loss, and standard deviation of ln E.
+FLOOR_SHARES, FLOOR_FLOPS, FLOOR_SPREAD = (0.4, 0.6), (5e11, 5e12), 0.2
+"""Prior of E: median over the lowest loss, for sweeps that begin below 5e11 and above 5e12 FLOPs, and sd of ln E.
 
-Assumption; docs/forecast.md has the errors with other values. Chinchilla's E is 0.8 of its lowest loss (arXiv
-2404.10102); that of a demo of 15 minutes about half.
+Assumption; docs/forecast.md and docs/log.md have the errors with other values. Chinchilla's E is 0.8 of its lowest loss
+(arXiv 2404.10102); what a laptop's sweep reaches is far above anything irreducible. Where a sweep begins decides, not
+where it ends: a larger budget that is bought must not move the prior. Public series begin above 1e15.
 """
 EXPONENT, EXPONENT_SPREAD = 0.35, 0.1
 """Prior of alpha and beta (published fits: 0.28 to 0.46); without it one of them can take all the decline."""
@@ -48,6 +49,7 @@ LEAST_NOISE = 1e-3  # assumption: runs that agree better agree by chance
 LEAST_FREEDOM = 4  # spare runs below which a noise means nothing
 LEAST_STEEP = 5e-3
 """Assumption: the last bottom lies lower by this, and by a run's noise, than the exponent before says."""
+Floor = tuple[float, float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,17 +66,14 @@ class Sweep:
     """How far runs lie off a surface without priors, sd of ln L: what a prior is weighed against."""
     vertices: list[Vertex]
     warnings: list[str]
-    floor: tuple[float, float] = (FLOOR_SHARE, FLOOR_SPREAD)
-    """Prior of E."""
+    floor: Floor
+    """Prior of E: share of the lowest loss, and sd of ln E."""
 
     @classmethod
-    def of(
-        cls,
-        points: Points,
-        budgets: list[Budget],
-        scale: Scale,
-        floor: tuple[float, float] = (FLOOR_SHARE, FLOOR_SPREAD),
-    ) -> "Sweep":
+    def of(cls, points: Points, budgets: list[Budget], scale: Scale, floor: Floor | None = None) -> "Sweep":
+        if floor is None:
+            flops = FLOPS_FACTOR[scale] * (points.scale * points.tokens).min()
+            floor = float(np.interp(np.log(flops), np.log(FLOOR_FLOPS), FLOOR_SHARES)), FLOOR_SPREAD
         weight = points.weight * (points.scale * points.tokens) ** (NEARNESS if budgets else NEARNESS_OF_TABLES)
         points = dataclasses.replace(points, weight=weight / weight.mean())
         theta, _, _ = fit_centre(points, "log_huber", _bounded(points, "log_huber"))

@@ -1,8 +1,8 @@
 """A ladder that grows: the runs that are worth buying become cells of it, until the target's interval is narrow enough.
 
 `next_cells` speaks of sizes and budgets; here they become shapes with a batch and a rate, beside the cells a ladder has
-(`ladder.cells` of its recipe). What no shape can be, and what the ladder holds, is not
-offered.
+(`ladder.cells` of its recipe). What no shape can be, and what the ladder holds, is not offered; two sizes that come to
+one shape are one offer.
 """
 
 import dataclasses
@@ -52,6 +52,7 @@ def offered_by(ladder: Ladder, laws: Laws, target_flops: float) -> list[list[Run
         except RecipeError:  # no such shape, or less than one step
             continue
         if len({cell.config for cell in cells}) == len(offer):
+            held |= {cell.cell_id for cell in cells}
             found.append([_run(ladder, laws, cell) for cell in cells])
     return found
 

@@ -233,7 +233,7 @@ def test_a_sweep_until_a_width_grows_its_ladder_and_goes_on_where_it_stopped(tmp
 
     monkeypatch.setattr("isoflop.scaling.sweep.run.run_sweep", run_sweep)
     monkeypatch.setattr("isoflop.scaling.plan.grow.fit", lambda path, bootstrap: fit(path, bootstrap=120, hyper=False))
-    width = "0.1"
+    width = "0.04"
     given = ["sweep", str(tmp_path / "recipe.toml"), "--no-calibrate", "--out", str(out), "--until-width", width]
     given += ["--target-flops", str(TARGET), "--max-flops", "1e15", "--json", str(tmp_path / "found.json")]
     with pytest.raises(SystemExit) as stopped:  # in its second round, after the ladder grew
