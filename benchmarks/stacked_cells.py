@@ -4,6 +4,7 @@
     python benchmarks/stacked_cells.py --device cuda    the d 160 x 6 cell, bfloat16, steps as CUDA graphs
 
 Runs of two lengths are timed; the difference of their times over that of their steps leaves out what a start costs.
+`--profile` lists the kernels that a step of the last stack spends its time in (CUDA only; times of the profiler).
 """
 
 import argparse
@@ -52,10 +53,22 @@ def seconds(n_members: int, n_steps: int, device: torch.device) -> float:
         return time.perf_counter() - began
 
 
+def profile(n_members: int, n_steps: int, device: torch.device) -> None:
+    """Kernels by time, microseconds a step; capturing and its warm-up are in, so steps must be many."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as found:
+        seconds(n_members, n_steps, device)
+    kernels = sorted(found.key_averages(), key=lambda kernel: -kernel.self_device_time_total)
+    total = sum(kernel.self_device_time_total for kernel in kernels)
+    print(f"{total / n_steps:10.1f} us a step, {sum(k.count for k in kernels) / n_steps:.0f} kernels")
+    for kernel in kernels[:45]:
+        print(f"{kernel.self_device_time_total / n_steps:10.1f} us {kernel.count / n_steps:7.1f} x {kernel.key[:100]}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--members", type=int, nargs="+", default=[1, 2, 4, 8])
+    parser.add_argument("--profile", action="store_true")
     options = parser.parse_args()
     device = torch.device(options.device)
     where = torch.cuda.get_device_name() if options.device == "cuda" else processor()
@@ -65,6 +78,8 @@ def main() -> None:
     for n in options.members:
         step_s = (seconds(n, long, device) - seconds(n, short, device)) / (long - short)
         print(f"{n} at once: {step_s * 1e3:8.3f} ms a step, {step_s / n * 1e3:8.3f} a member", flush=True)
+    if options.profile:
+        profile(options.members[-1], 100, device)
 
 
 if __name__ == "__main__":

@@ -7,17 +7,27 @@ those of any model, on a batch that holds the members' rows one after the other.
 Shapes: S members, B sequences of a member, T tokens, D d_model, V vocabulary, K in, N out, R rows of a member.
 """
 
-from collections.abc import Sequence
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from isoflop.model.loss import chunked_cross_entropy
 from isoflop.model.transformer import RMSNorm, Transformer
-from isoflop.numerics.joined import normed, rms_norm
-from isoflop.numerics.launch import has_kernels
+from isoflop.numerics.joined import losses_and_gradient, normed, rms_norm
+from isoflop.numerics.launch import has_kernels, processors
 from isoflop.numerics.linear import Linear
+from isoflop.numerics.step_weights import cast_all
+
+TILE = 128
+"""Rows and columns of a product's result that one processor computes at a time (assumption)."""
+FEWEST_ROWS = 512
+"""Summed within one part; fewer do not pay for the further sum (assumption)."""
+LOGITS = 1 << 28
+"""Of all members that live at one time on a GPU: half a gibibyte in bf16 (assumption)."""
 
 
 def stackable(model: nn.Module) -> bool:
@@ -46,10 +56,24 @@ class StackedTransformer(Transformer):
 
     def _nll(self, hidden_BTD: Tensor, targets_BT: Tensor, chunk_tokens: int | None, depth: int = 0) -> Tensor:
         """Sum over the targets of each member, [S]."""
-        weights, n = self.head.weight.unbind(0), self.n_members  # one gradient for all, not one table for each
-        parts = zip(hidden_BTD.view(n, -1, hidden_BTD.shape[-1]).unbind(0), weights, targets_BT.reshape(n, -1))
-        chunk_tokens = chunk_tokens or (8192 if hidden_BTD.is_cuda else 4096)
-        return torch.stack([chunked_cross_entropy(h, w, t, chunk_tokens=chunk_tokens) for h, w, t in parts])
+        n, (vocab_size, d_model) = self.n_members, self.head.weight.shape[1:]
+        chunk_tokens = chunk_tokens or (max(1, LOGITS // (n * vocab_size)) if hidden_BTD.is_cuda else 4096)
+        hidden_SRD, targets_SR = hidden_BTD.view(n, -1, d_model), targets_BT.reshape(n, -1)
+        head: Any = self.head
+        return _CrossEntropy.apply(hidden_SRD, head.weight, head.cast(self.dtype), targets_SR, chunk_tokens)  # type: ignore
+
+    @contextlib.contextmanager
+    def cast_weights(self) -> Iterator[None]:
+        """Weights of products in the dtype of the activations, made at once and kept for a step's micro-batches."""
+        layers: list[Any] = [module for module in self.modules() if isinstance(module, _Linear)]
+        if self.dtype != torch.float32:
+            for layer, copy in zip(layers, cast_all([layer.weight for layer in layers], self.dtype), strict=True):
+                layer.copy = copy
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer.copy = None
 
 
 class _Stacked(nn.Module):
@@ -68,11 +92,16 @@ class _Stacked(nn.Module):
 class _Linear(_Stacked):
     numerics = None
     held: tuple = ()
+    copy: Tensor | None = None
+
+    def cast(self, dtype: torch.dtype) -> Tensor:
+        """The weight without autograd, in another dtype."""
+        return self.weight.detach().to(dtype) if self.copy is None else self.copy
 
     def forward(self, x: Tensor, part: int = 0) -> Tensor:
         x_SRK = x.reshape(len(self.weight), -1, x.shape[-1])
         if has_kernels(x):
-            y_SRN: Tensor = _Product.apply(x_SRK, self.weight)  # type: ignore[assignment]
+            y_SRN: Tensor = _Product.apply(x_SRK, self.weight, self.cast(x.dtype))  # type: ignore[assignment]
         else:
             y_SRN = torch.bmm(x_SRK, self.weight.to(x.dtype).transpose(1, 2))
         return y_SRN.view(*x.shape[:-1], -1)
@@ -82,16 +111,59 @@ class _Product(torch.autograd.Function):
     """bf16 products whose gradient of the weights is float32, as those of a layer that stands alone."""
 
     @staticmethod
-    def forward(ctx, x_SRK: Tensor, weight_SNK: Tensor) -> Tensor:
-        cast_SNK = weight_SNK.to(x_SRK.dtype)
+    def forward(ctx, x_SRK: Tensor, weight_SNK: Tensor, cast_SNK: Tensor) -> Tensor:
         ctx.save_for_backward(x_SRK, cast_SNK)
         return torch.bmm(x_SRK, cast_SNK.transpose(1, 2))
 
     @staticmethod
     def backward(ctx, d_y_SRN: Tensor):  # type: ignore[override]
         x_SRK, cast_SNK = ctx.saved_tensors
-        d_weight = torch.bmm(d_y_SRN.transpose(1, 2), x_SRK, out_dtype=torch.float32)  # type: ignore[call-overload]
-        return torch.bmm(d_y_SRN, cast_SNK), d_weight
+        return torch.bmm(d_y_SRN, cast_SNK), weight_gradient(d_y_SRN, x_SRK, _row_parts(d_y_SRN, x_SRK)), None
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """`isoflop.model.loss` for all members at once: the sums [S] of their rows."""
+
+    @staticmethod
+    def forward(
+        ctx, hidden_SRD: Tensor, weight_SVD: Tensor, cast_SVD: Tensor, targets_SR: Tensor, chunk_tokens: int
+    ) -> Tensor:
+        total_S, d_hidden_SRD, d_weight_SVD = hidden_SRD.new_zeros(len(hidden_SRD), dtype=torch.float32), [], None
+        for part_SRD, targets in zip(hidden_SRD.split(chunk_tokens, 1), targets_SR.split(chunk_tokens, 1), strict=True):
+            logits_SRV = torch.bmm(part_SRD, cast_SVD.transpose(1, 2))
+            losses, d_logits_RV = losses_and_gradient(logits_SRV.flatten(0, 1), targets.flatten())
+            total_S += losses.view(targets.shape).sum(1)
+            d_logits_SRV = d_logits_RV.view(logits_SRV.shape)
+            d_hidden_SRD.append(torch.bmm(d_logits_SRV, cast_SVD))
+            d_weight = weight_gradient(d_logits_SRV, part_SRD, _row_parts(d_logits_SRV, part_SRD))
+            d_weight_SVD = d_weight if d_weight_SVD is None else d_weight_SVD + d_weight
+        ctx.save_for_backward(torch.cat(d_hidden_SRD, 1) if len(d_hidden_SRD) > 1 else d_hidden_SRD[0], d_weight_SVD)
+        return total_S
+
+    @staticmethod
+    def backward(ctx, d_total_S: Tensor):  # type: ignore[override]
+        d_hidden_SRD, d_weight_SVD = ctx.saved_tensors
+        d_total_S11 = d_total_S[:, None, None]
+        return d_hidden_SRD * d_total_S11.to(d_hidden_SRD.dtype), d_weight_SVD * d_total_S11, None, None, None
+
+
+def weight_gradient(d_y_SRN: Tensor, x_SRK: Tensor, n_parts: int) -> Tensor:
+    """d_y^T x of each member, [S, N, K], its rows summed in so many parts; in float32 of bf16 operands."""
+    parts = [tensor.reshape(len(tensor) * n_parts, -1, tensor.shape[-1]) for tensor in (d_y_SRN, x_SRK)]
+    wide: dict[str, Any] = {"out_dtype": torch.float32} if x_SRK.dtype == torch.bfloat16 else {}
+    sums = torch.bmm(parts[0].transpose(1, 2), parts[1], **wide)
+    return sums if n_parts == 1 else sums.unflatten(0, (-1, n_parts)).sum(1)
+
+
+def _row_parts(d_y_SRN: Tensor, x_SRK: Tensor) -> int:
+    """How many parts keep all processors busy: small weights are a few tiles, each a sum over all rows."""
+    if not x_SRK.is_cuda:
+        return 1
+    n_tiles = math.prod((len(x_SRK), -(-d_y_SRN.shape[-1] // TILE), -(-x_SRK.shape[-1] // TILE)))
+    n_rows, wanted, n_parts = x_SRK.shape[1], 2 * processors(x_SRK.device), 1
+    while 2 * n_parts * n_tiles <= wanted and n_rows % (2 * n_parts) == 0 and n_rows >= 2 * n_parts * FEWEST_ROWS:
+        n_parts *= 2
+    return n_parts
 
 
 class _Norm(_Stacked):

@@ -8,7 +8,7 @@ Shapes: B batch, T tokens, H heads that turn, G key/value heads, C channels of a
 import torch
 from torch import Tensor
 
-from isoflop.numerics.launch import block_kernels, has_kernels, launch, power_of_two
+from isoflop.numerics.launch import block_kernels, has_kernels, launch, power_of_two, warps_of
 
 
 def rotate(x_BTHC: Tensor, cos_TC: Tensor, sin_TC: Tensor) -> Tensor:
@@ -45,7 +45,8 @@ class _TurnedHeads(torch.autograd.Function):
         launch(
             block_kernels().turn_heads, (batch * n_tokens,),
             heads_BTHC, cos_TC.contiguous(), sin_TC.contiguous(), out_BTHC, n_tokens, turning, n_all, half,
-            heads=power_of_two(turning), channels=power_of_two(half), num_warps=4,
+            heads=power_of_two(turning), channels=power_of_two(half),
+            num_warps=warps_of(power_of_two(turning) * power_of_two(half)),
         )  # fmt: skip
         ctx.save_for_backward(cos_TC, sin_TC)
         ctx.sizes = (batch, n_tokens, n_heads, n_kv_heads, channels)
@@ -64,7 +65,8 @@ class _TurnedHeads(torch.autograd.Function):
             d_q, d_k, d_v, cos_TC.contiguous(), sin_TC.contiguous(), d_heads_BTHC,
             n_tokens, n_heads, n_kv_heads, channels // 2, *strides,
             q_heads=power_of_two(n_heads), kv_heads=power_of_two(n_kv_heads),
-            channels=power_of_two(channels // 2), num_warps=4,
+            channels=power_of_two(channels // 2),
+            num_warps=warps_of(power_of_two(n_heads + n_kv_heads) * power_of_two(channels // 2)),
         )  # fmt: skip
         return d_heads_BTHC, None, None, None, None
 

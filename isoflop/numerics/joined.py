@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from isoflop.numerics.launch import block_kernels, has_kernels, launch, power_of_two, processors
+from isoflop.numerics.launch import block_kernels, has_kernels, launch, power_of_two, processors, warps_of
 
 # SwiGLU
 
@@ -33,7 +33,8 @@ class _SwiGLU(torch.autograd.Function):
         out, block = gate_up.new_empty(*gate_up.shape[:-1], n), min(1024, power_of_two(n))
         weights = None if weights_R1 is None else weights_R1.contiguous()
         grid, weighted = (gate_up.numel() // (2 * n), -(-n // block)), weights is not None
-        launch(block_kernels().swiglu, grid, gate_up, weights, out, n, weighted=weighted, block=block)
+        settings = {"weighted": weighted, "block": block, "num_warps": warps_of(block)}
+        launch(block_kernels().swiglu, grid, gate_up, weights, out, n, **settings)
         ctx.save_for_backward(gate_up, weights)
         return out
 
@@ -47,7 +48,8 @@ class _SwiGLU(torch.autograd.Function):
         grid = (d_out.numel() // n, 1 if weighted else -(-n // block))
         launch(
             block_kernels().swiglu_backward, grid,
-            d_out, gate_up, weights, d_gate_up, d_weights, n, weighted=weighted, block=block,
+            d_out, gate_up, weights, d_gate_up, d_weights, n,
+            weighted=weighted, block=block, num_warps=warps_of(block),
         )  # fmt: skip
         return d_gate_up, d_weights
 
@@ -181,7 +183,7 @@ class _Normed(torch.autograd.Function):
         d_out, n, n_parts = d_out.contiguous(), x.shape[-1], weight_D.numel() // x.shape[-1]
         n_rows = len(scale_R) // n_parts
         # More programs where rows are short: each waits for its row's two sums.
-        most = (8 if n <= 1024 else 4) * processors(x.device) // n_parts
+        most = (16 if n <= 512 else 8 if n <= 1024 else 4) * processors(x.device) // n_parts
         d_x, n_programs = torch.empty_like(x), max(1, min(n_rows, most))
         parts = x.new_empty(n_parts, n_programs, n, dtype=torch.float32)
         launch(
@@ -193,7 +195,8 @@ class _Normed(torch.autograd.Function):
 
 
 def _warps(n: int) -> int:
-    return 4 if n <= 2048 else 8 if n <= 4096 else 16
+    """A short row is one warp's: its sums need no shared memory, and more rows are under way at a time."""
+    return 1 if n <= 512 else 4 if n <= 2048 else 8 if n <= 4096 else 16
 
 
 # Cross-entropy
@@ -204,22 +207,29 @@ def loss_and_gradient(logits_RV: Tensor, targets_R: Tensor) -> tuple[Tensor, Ten
 
     Targets below 0 are ignored.
     """
+    losses_R, gradient_RV = losses_and_gradient(logits_RV, targets_R)
+    return losses_R.sum(), gradient_RV
+
+
+def losses_and_gradient(logits_RV: Tensor, targets_R: Tensor) -> tuple[Tensor, Tensor]:
+    """The same with the loss of each row."""
     if has_kernels(logits_RV) and logits_RV.is_contiguous():
         losses_R = logits_RV.new_empty(len(logits_RV), dtype=torch.float32)
         n, targets_R = logits_RV.shape[1], targets_R.contiguous()
         # Large programs, few at a time: the rows that are worked on stay in the cache until they are read again.
-        block, kernel = min(4096, power_of_two(n)), block_kernels().cross_entropy
+        # Four blocks are looked at together: with a vocabulary of 4,096 four of 1,024, not one beside three empty ones.
+        block, kernel = min(4096, power_of_two(-(-n // 4))), block_kernels().cross_entropy
         settings = {"deep": 4, "block": block, "num_warps": max(1, block // 256)}
         launch(kernel, (len(logits_RV),), logits_RV, targets_R, losses_R, n, **settings)
-        return losses_R.sum(), logits_RV
+        return losses_R, logits_RV
     # In float32 the logits themselves become their gradient: no second table.
     wide_RV = logits_RV.float()
     rows_R = torch.arange(len(targets_R), device=targets_R.device)
     target_R = targets_R.clamp(min=0)
     counted_R = (targets_R >= 0).to(wide_RV.dtype)
     log_z_R1 = torch.logsumexp(wide_RV, dim=-1, keepdim=True)
-    loss = ((log_z_R1[:, 0] - wide_RV[rows_R, target_R]) * counted_R).sum()
+    losses_R = (log_z_R1[:, 0] - wide_RV[rows_R, target_R]) * counted_R
     gradient_RV = wide_RV.sub_(log_z_R1).exp_()
     gradient_RV[rows_R, target_R] -= 1.0
     gradient_RV.mul_(counted_R[:, None])
-    return loss, gradient_RV.to(logits_RV.dtype)
+    return losses_R, gradient_RV.to(logits_RV.dtype)

@@ -40,6 +40,11 @@ def power_of_two(size: int) -> int:
     return 1 << max(4, (size - 1).bit_length())
 
 
+def warps_of(n_lanes: int) -> int:
+    """For a program of so many elements: eight a thread, at most four warps. Small programs run more at a time."""
+    return max(1, min(4, n_lanes // 256))
+
+
 @functools.cache
 def processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count

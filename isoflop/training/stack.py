@@ -24,10 +24,14 @@ from isoflop.training.loop import LoopResult, Status, StepPlan
 from isoflop.training.monitor import Progress, Reporter, Watch
 from isoflop.training.optim import prepare_state
 from isoflop.training.run import Job, Opened, conclude, finished_result, open_run, trained
-from isoflop.training.step import move_weights
 from isoflop.training.workload import Workload
 
 MicroBatches = list[tuple[Tensor, ...]]
+
+STEPS_READ = 32
+"""Of one reading: small steps are over sooner than one of them is read by itself."""
+TOKENS_READ = 4_000_000
+"""Of one reading at most: memory of the device (assumption)."""
 
 
 class Member(NamedTuple):
@@ -105,14 +109,17 @@ def train_stacked(members: Sequence[Member], *, start_step: int) -> list[LoopRes
         reports = [_reporter(member, device, start_step) for member in members]
         for report in reports:
             open_files.callback(report.close)
-        take, ahead = None, reader.submit(_ready, members, step, device)
+        read = max(1, min(STEPS_READ, TOKENS_READ // (n * first.workload.tokens_per_step)))
+        take, block, ahead = None, _Block(step, []), reader.submit(_read, members, step, min(step + read, end), device)
         while step < end and any(status != "diverged" for status in statuses):
             began = time.perf_counter()
-            micro_batches = ahead.result()
-            data_wait_s += time.perf_counter() - began
-            take = take or StackedStep(members, micro_batches)
-            if step + 1 < end:
-                ahead = reader.submit(_ready, members, step + 1, device)
+            if step == block.end:
+                block = ahead.result().to(device)
+                data_wait_s += time.perf_counter() - began
+                if block.end < end:
+                    ahead = reader.submit(_read, members, block.end, min(block.end + read, end), device)
+            micro_batches = block.at(step)
+            take = take or StackedStep(members, micro_batches, start_step)
             rates = [member.plan.rate(step) for member in members]
             values = take(micro_batches, rates)
             step += 1
@@ -151,13 +158,16 @@ def train_stacked(members: Sequence[Member], *, start_step: int) -> list[LoopRes
 class StackedStep:
     """One optimizer step of every member, on a GPU as one CUDA graph where there is one micro-batch."""
 
-    def __init__(self, members: Sequence[Member], micro_batches: MicroBatches):
+    def __init__(self, members: Sequence[Member], micro_batches: MicroBatches, start_step: int = 0):
         self.members = members
         self.stack = StackedTransformer([member.model for member in members])
         self._parameters = list(self.stack.parameters())
         self._device = self._parameters[0].device
         self._total_S = torch.zeros(len(members), device=self._device)
         self._graph: torch.cuda.CUDAGraph | None = None
+        self._optimizers = [member.optimizer for member in members]
+        if _equal_rates(members, start_step):
+            self._optimizers = [_joint_optimizer(members, self.stack)]
         fused = all(member.optimizer.defaults["fused"] and member.plan.graph for member in members)
         small = sum(p.numel() for p in members[0].model.parameters()) <= MAX_PARAMETERS
         if self._device.type == "cuda" and fused and small and len(micro_batches) == 1:
@@ -166,8 +176,8 @@ class StackedStep:
     def __call__(self, micro_batches: MicroBatches, rates: Sequence[float]) -> Tensor:
         """[S, 2]: loss per token and gradient norm of each member, on the device."""
         if self._graph is None:
-            for member, rate in zip(self.members, rates):
-                for group in member.optimizer.param_groups:
+            for optimizer, rate in zip(self._optimizers, rates):
+                for group in optimizer.param_groups:
                     group["lr"] = rate
             return self._take([tuple(t.to(self._device, non_blocking=True) for t in batch) for batch in micro_batches])
         for held, new in zip(self._inputs, micro_batches[0], strict=True):
@@ -178,33 +188,55 @@ class StackedStep:
         return self._figures.clone()
 
     def _gradients(self, micro_batches: MicroBatches) -> None:
-        """The gradients of all members, written over those of the step before."""
-        torch._foreach_zero_([p.grad for p in self._parameters if p.grad is not None])
+        """The gradients of all members, in place of those of the step before."""
+        for parameter in self._parameters:
+            parameter.grad = None  # the first micro-batch's is taken as it comes: no zeros, no sum
         self._total_S.zero_()
         workload = self.members[0].workload
         divisor = workload.divisor(micro_batches)  # of one member: the number of its tokens
-        for micro_batch in micro_batches:
-            losses_S = workload.loss_sum(self.stack, micro_batch)
-            assert isinstance(losses_S, Tensor)
-            (losses_S.sum() / divisor).backward()
-            self._total_S += losses_S.detach() / divisor
+        with self.stack.cast_weights():
+            for micro_batch in micro_batches:
+                losses_S = workload.loss_sum(self.stack, micro_batch)
+                assert isinstance(losses_S, Tensor)
+                (losses_S.sum() / divisor).backward()
+                self._total_S += losses_S.detach() / divisor
 
     def _take(self, micro_batches: MicroBatches) -> Tensor:
         self._gradients(micro_batches)
-        moved = [
-            move_weights(m.workload, m.model, m.optimizer, loss, m.plan.clip_norm)
-            for m, loss in zip(self.members, self._total_S.unbind(0))
-        ]
-        return torch.stack(moved)
+        norms_S = self._clip()
+        if len(self._optimizers) > 1:
+            self._share_gradients()
+        for optimizer in self._optimizers:
+            optimizer.step()
+        return torch.stack((self._total_S, norms_S.float()), 1)
+
+    def _clip(self) -> Tensor:
+        """Scale each member's gradients as `clip_grad_norm_` does; returns their norms [S] from before."""
+        by_member = list(zip(*(parameter.grad.unbind(0) for parameter in self._parameters), strict=True))  # type: ignore
+        norms = torch._foreach_norm([gradient for gradients in by_member for gradient in gradients])
+        norms_S = torch.linalg.vector_norm(torch.stack(norms).view(len(by_member), -1), dim=1)
+        scales_S = (self.members[0].plan.clip_norm / (norms_S + 1e-6)).clamp(max=1.0)
+        for gradients, scale in zip(by_member, scales_S):
+            torch._foreach_mul_(gradients, scale)
+        return norms_S
+
+    def _share_gradients(self) -> None:
+        """Give every member its part of the stack's gradients."""
+        for name, parameter in self.stack.named_parameters():
+            assert parameter.grad is not None
+            for member, gradient in zip(self.members, parameter.grad.unbind(0), strict=True):
+                member.model.get_parameter(name).grad = gradient
 
     def _capture(self, micro_batch: tuple[Tensor, ...]) -> None:
-        self._inputs = tuple(tensor.to(self._device) for tensor in micro_batch)
-        self._rates = [torch.zeros((), device=self._device) for _ in self.members]
-        for member, rate in zip(self.members, self._rates):
-            for group in member.optimizer.param_groups:
+        self._inputs = tuple(tensor.to(self._device, copy=True) for tensor in micro_batch)
+        self._rates = [torch.zeros((), device=self._device) for _ in self._optimizers]
+        for optimizer, rate in zip(self._optimizers, self._rates):
+            for group in optimizer.param_groups:
                 group["capturable"], group["lr"] = True, rate
-            for parameter in member.model.parameters():
-                prepare_state(member.optimizer, parameter)
+        if len(self._optimizers) > 1:
+            for member in self.members:
+                for parameter in member.model.parameters():
+                    prepare_state(member.optimizer, parameter)
         stream = torch.cuda.Stream(self._device)
         stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(stream):
@@ -214,6 +246,45 @@ class StackedStep:
         self._graph = torch.cuda.CUDAGraph()
         with captured(self._graph):
             self._figures = self._take([self._inputs])
+
+
+def _equal_rates(members: Sequence[Member], start_step: int) -> bool:
+    """Whether all steps to come, and AdamW's other settings, are the same for all members."""
+    settings = [
+        [
+            {key: value for key, value in group.items() if key not in ("params", "lr")}
+            for group in optimizer.param_groups
+        ]
+        for optimizer in (member.optimizer for member in members)
+    ]
+    steps = range(start_step, members[0].plan.end)
+    return all(other == settings[0] for other in settings) and all(
+        len({member.plan.rate(step) for member in members}) == 1 for step in steps
+    )
+
+
+def _joint_optimizer(members: Sequence[Member], stack: StackedTransformer) -> torch.optim.AdamW:
+    """AdamW over the stacked weights; the moments of the members' own become views of its."""
+    first, stacked = members[0], dict(stack.named_parameters())
+    names = {parameter: name for name, parameter in first.model.named_parameters()}
+    groups = [
+        {**group, "params": [stacked[names[parameter]] for parameter in group["params"]]}
+        for group in first.optimizer.param_groups
+    ]
+    joint = torch.optim.AdamW(groups)
+    for name, parameter in stacked.items():
+        own = [(member.optimizer, member.model.get_parameter(name)) for member in members]
+        for optimizer, weight in own:
+            prepare_state(optimizer, weight)
+        states = [optimizer.state[weight] for optimizer, weight in own]
+        joint.state[parameter]["step"] = states[0]["step"]
+        for state in states:
+            state["step"] = states[0]["step"]
+        for moment in ("exp_avg", "exp_avg_sq"):
+            joint.state[parameter][moment] = torch.stack([state[moment] for state in states])
+            for state, view in zip(states, joint.state[parameter][moment].unbind(0), strict=True):
+                state[moment] = view
+    return joint
 
 
 def _member(opened: Opened) -> Member:
@@ -231,13 +302,35 @@ def _member(opened: Opened) -> Member:
     )
 
 
-def _ready(members: Sequence[Member], step: int, device: torch.device) -> MicroBatches:
-    """The members' micro-batches, row by row after each other."""
-    of_members = zip(*(member.workload.batch(step) for member in members), strict=True)
-    joined = [tuple(torch.cat(parts) for parts in zip(*micro_batch, strict=True)) for micro_batch in of_members]
-    if device.type != "cuda":
-        return joined
-    return [tuple(tensor.pin_memory() for tensor in micro_batch) for micro_batch in joined]
+class _Block(NamedTuple):
+    """Micro-batches of consecutive steps: their tensors with the steps as first dimension."""
+
+    first: int
+    micro_batches: MicroBatches
+    n_steps: int = 0
+
+    @property
+    def end(self) -> int:
+        return self.first + self.n_steps
+
+    def at(self, step: int) -> MicroBatches:
+        return [tuple(tensor[step - self.first] for tensor in micro_batch) for micro_batch in self.micro_batches]
+
+    def to(self, device: torch.device) -> "_Block":
+        moved = [tuple(tensor.to(device, non_blocking=True) for tensor in batch) for batch in self.micro_batches]
+        return self._replace(micro_batches=moved)
+
+
+def _read(members: Sequence[Member], first: int, end: int, device: torch.device) -> _Block:
+    """The members' micro-batches of some steps, row by row after each other."""
+    of_members = [member.workload.batches(first, end) for member in members]
+    in_order = [batch for of_step in zip(*of_members, strict=True) for batch in of_step]  # step by step
+    joined = []
+    for micro_batch in zip(*in_order, strict=True):
+        tensors = [torch.stack(parts) for parts in zip(*micro_batch, strict=True)]
+        tensors = [tensor.unflatten(0, (end - first, -1)).flatten(1, 2) for tensor in tensors]
+        joined.append(tuple(tensor.pin_memory() if device.type == "cuda" else tensor for tensor in tensors))
+    return _Block(first, joined, end - first)
 
 
 def _reporter(member: Member, device: torch.device, start_step: int) -> Reporter:

@@ -38,6 +38,10 @@ class Workload(Protocol):
         """
         ...
 
+    def batches(self, first: int, end: int) -> list[list[tuple[Tensor, ...]]]:
+        """`batch` of the steps from `first` up to `end`, by one process: small ones are read faster together."""
+        return [self.batch(step) for step in range(first, end)]
+
     def divisor(self, micro_batches: list[tuple[Tensor, ...]]) -> int | Tensor:
         """What the loss sums of a step are divided by, over all ranks: a number, or a scalar tensor.
 

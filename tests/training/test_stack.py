@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from isoflop.model.config import ExpertConfig, ModelConfig
-from isoflop.model.stacked import stackable
+from isoflop.model.stacked import stackable, weight_gradient
 from isoflop.model.transformer import Transformer
 from isoflop.numerics.error import relative_error
 from isoflop.training import checkpoint
@@ -67,10 +67,11 @@ def rows_of(folder):
 RUNS = ((3, 1e-2), (4, 1e-2), (3, 3e-2))
 
 
-def test_stacked_runs_are_separate_ones_to_the_order_of_sums(tmp_path):
-    members = [member(tmp_path / f"stacked{i}", seed, rate=rate) for i, (seed, rate) in enumerate(RUNS)]
+@pytest.mark.parametrize("runs", [RUNS, ((3, 3e-2), (4, 3e-2), (5, 3e-2))])  # AdamW of each; of all as one
+def test_stacked_runs_are_separate_ones_to_the_order_of_sums(tmp_path, runs):
+    members = [member(tmp_path / f"stacked{i}", seed, rate=rate) for i, (seed, rate) in enumerate(runs)]
     results = train_stacked(members, start_step=0)
-    for index, (seed, rate) in enumerate(RUNS):
+    for index, (seed, rate) in enumerate(runs):
         model, result = alone(tmp_path / f"alone{index}", seed, rate=rate)
         for (name, weight), other in zip(model.named_parameters(), members[index].model.parameters(), strict=True):
             assert relative_error(other.detach(), weight.detach()) < 1e-12, name
@@ -81,6 +82,14 @@ def test_stacked_runs_are_separate_ones_to_the_order_of_sums(tmp_path):
         for mine, theirs in zip(other, one, strict=True):
             assert mine["loss_nats"] == pytest.approx(theirs["loss_nats"], rel=1e-6)
             assert mine["gradient_norm"] == pytest.approx(theirs["gradient_norm"], rel=1e-6)
+
+
+@pytest.mark.parametrize("n_parts", [1, 3])
+def test_a_gradient_of_weights_is_the_same_in_parts_of_the_rows(n_parts):
+    generator = torch.Generator().manual_seed(0)
+    d_y, x = (torch.randn(2, 12, n, generator=generator, dtype=torch.float64) for n in (5, 4))
+    exact = torch.einsum("srn,srk->snk", d_y, x)
+    assert relative_error(weight_gradient(d_y, x, n_parts), exact) < 1e-12
 
 
 def test_a_checkpoint_of_a_stacked_run_is_that_of_a_run_alone(tmp_path):
@@ -103,6 +112,14 @@ def test_a_member_that_diverges_leaves_the_others_alone(tmp_path):
     assert len(rows_of(tmp_path / "bad")) == 3 and not math.isfinite(rows_of(tmp_path / "bad")[-1]["loss_nats"])
     model, _ = alone(tmp_path / "alone", 1)
     assert relative_error(members[0].model.head.weight.detach(), model.head.weight.detach()) < 1e-12
+
+
+@pytest.mark.parametrize("weights", [{}, {"prose": 1.0, "code": 2.0}])
+def test_batches_of_several_steps_are_those_of_each(tiny_recipe, weights):
+    workload = Pretraining(tiny_recipe(data={"weights": weights})).build().workload
+    for step, micro_batches in enumerate(workload.batches(2, 5), start=2):
+        for one, other in zip(micro_batches, workload.batch(step), strict=True):
+            assert torch.equal(one[0], other[0])
 
 
 def test_a_stack_that_is_stopped_saves_every_member(tmp_path):

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from isoflop.model.config import ModelConfig
-from isoflop.model.stacked import StackedTransformer
+from isoflop.model.stacked import StackedTransformer, weight_gradient
 from isoflop.model.transformer import Transformer
 from isoflop.numerics.error import relative_error
 from isoflop.numerics.joined import normed
@@ -80,6 +80,15 @@ def test_gradients_of_a_stack_are_those_of_its_members_in_float64():
         reference.loss_sum(own[:, :-1], own[:, 1:]).backward()
         for weight, other in zip(model.parameters(), reference.parameters(), strict=True):
             assert weight.grad is not None and relative_error(weight.grad.cpu(), other.grad) < 4e-2
+
+
+@pytest.mark.parametrize("n_parts", [1, 4])
+def test_a_gradient_of_weights_is_the_same_in_parts_of_the_rows(n_parts):
+    generator = torch.Generator("cuda").manual_seed(0)
+    d_y, x = (torch.randn(2, 2048, n, device="cuda", generator=generator).bfloat16() for n in (96, 160))
+    found = weight_gradient(d_y, x, n_parts)
+    assert found.dtype == torch.float32
+    assert relative_error(found, torch.einsum("srn,srk->snk", d_y.double(), x.double())) < 1e-5
 
 
 @pytest.mark.parametrize("n_rows", [7, 400])

@@ -35,7 +35,7 @@ class Job:
     died_at: int = -1
     """Newest checkpoint when it died last."""
 
-    def message(self) -> Tree:
+    def message(self, keep_weights: bool) -> Tree:
         """What a worker needs to know of it."""
         return {
             "name": self.name,
@@ -44,6 +44,7 @@ class Job:
             "start_from": str(self.start_from.absolute()) if self.start_from else None,
             "stop_at": self.stop_at,
             "keep_steps": list(self.keep_steps),
+            "save_at_end": keep_weights or self.stop_at is not None,
         }
 
     @functools.cached_property

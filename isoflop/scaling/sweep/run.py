@@ -177,7 +177,7 @@ class _Scheduler:
         try:
             while self._unfinished():
                 while not should_stop() and len(self.running) < engine.slots() and (jobs := self._next()):
-                    task = engine.start(run_jobs, [job.message() for job in jobs])
+                    task = engine.start(run_jobs, [job.message(self.keep_weights) for job in jobs])
                     self.running[task] = time.monotonic(), jobs
                     for job in jobs:
                         job.state = "running"

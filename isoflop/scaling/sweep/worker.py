@@ -5,6 +5,7 @@ its runs are returned; what else worker and sweep tell each other lies in the fo
 """
 
 import contextlib
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,8 +32,11 @@ def run_jobs(jobs: list[Tree], should_stop: Callable[[], bool]) -> list[Tree]:
     with contextlib.ExitStack() as held:
         for run_dir in run_dirs:
             held.enter_context(only_one(run_dir, wait_s=LOCK_S))
+        runs = [Pretraining(recipe) for recipe in recipes]
+        for run, job in zip(runs, jobs, strict=True):  # weights that the sweep deletes need not be written first
+            run.saving = dataclasses.replace(run.saving, at_end=job["save_at_end"])
         return run_stacked(
-            [Pretraining(recipe) for recipe in recipes],
+            runs,
             run_dirs,
             start_from=[Path(job["start_from"]) if job["start_from"] else None for job in jobs],
             stop_at=jobs[0]["stop_at"],

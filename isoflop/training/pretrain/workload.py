@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -82,6 +83,11 @@ class LanguageModel(Workload):
     def batch(self, step: int, rank: int = 0, world: int = 1) -> list[tuple[Tensor, ...]]:
         windows_BT = torch.from_numpy(self._batches.batch(step, rank=rank, world_size=world))
         return [(part,) for part in windows_BT.split(self._micro_batch)]
+
+    def batches(self, first: int, end: int) -> list[list[tuple[Tensor, ...]]]:
+        n = self._batches.batch_sequences
+        windows_RT = torch.from_numpy(self._batches.sequences(np.arange(first * n, end * n, dtype=np.int64)))
+        return [[(part,) for part in windows_BT.split(self._micro_batch)] for windows_BT in windows_RT.split(n)]
 
     def loss_sum(self, model: nn.Module, micro_batch: tuple[Tensor, ...]) -> Tensor | Loss:
         (windows_BT,) = micro_batch
