@@ -62,8 +62,11 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             loss, d_logits_RV = loss_and_gradient(chunk_RD @ weight.T, targets_R[rows])
             total += loss
             torch.mm(d_logits_RV, weight, out=d_hidden_RD[rows])
-            d_weight_VD = _added(d_weight_VD, d_logits_RV.T, chunk_RD, weight_VD)
-        ctx.save_for_backward(d_hidden_RD, torch.zeros_like(weight_VD) if d_weight_VD is None else d_weight_VD)
+            if ctx.needs_input_grad[1]:
+                d_weight_VD = _added(d_weight_VD, d_logits_RV.T, chunk_RD, weight_VD)
+        if d_weight_VD is None and ctx.needs_input_grad[1]:
+            d_weight_VD = torch.zeros_like(weight_VD)
+        ctx.save_for_backward(d_hidden_RD, d_weight_VD)
         ctx.weight, ctx.adds = weight_VD, held is not None and held.adds
         return total
 
@@ -71,6 +74,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     def backward(ctx, d_total: Tensor):  # type: ignore[override]
         d_hidden_RD, d_weight_VD = ctx.saved_tensors
         d_hidden_RD = d_hidden_RD * d_total.to(d_hidden_RD.dtype)
+        if d_weight_VD is None:
+            return d_hidden_RD, None, None, None, None
         if ctx.adds and ctx.weight.grad is not None:
             ctx.weight.grad.addcmul_(d_weight_VD, d_total)  # one pass: scaled and added
             return d_hidden_RD, None, None, None, None

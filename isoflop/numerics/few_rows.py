@@ -21,6 +21,8 @@ from isoflop.numerics.launch import has_kernels, launch, power_of_two
 
 MOST_ROWS = 8
 """Tokens up to which a step is computed here; experts above are better grouped (assumption)."""
+PAIR: tuple[int, int, int, int] | None = (8, 512, 1, 8)
+"""Two tokens read weights together by tiles as those of `_tiles` (assumption); None: cuBLAS computes them."""
 SPLIT_PAGES = 4
 """Pages whose keys one program attends to (assumption: 256 keys, the start of a program is then a small part)."""
 
@@ -43,10 +45,10 @@ def product(
 ) -> tuple[Tensor, Tensor]:
     """x + update, and norm(x + update) W^T [N, F]; `gated`: silu(first half) * second half of it.
 
-    Rows of `other` follow those of the weight. Without an update the first result is x itself. Several tokens are
-    cuBLAS's business (docs/log.md).
+    Rows of `other` follow those of the weight. Without an update the first result is x itself. More tokens than two
+    are cuBLAS's business (docs/log.md).
     """
-    if len(x_ND) == 1:
+    if len(x_ND) == 1 or (len(x_ND) == 2 and PAIR is not None):
         return _product(x_ND, weight_FD, other, norm=norm, update_ND=update_ND, gated=gated)
     assert norm is not None or update_ND is None
     total_ND, h_ND = (x_ND, x_ND) if norm is None else normed(x_ND, update_ND, norm.weight, norm.eps)
@@ -72,12 +74,13 @@ def _product(
     total_ND = x_ND if update_ND is None else torch.empty_like(x_ND)
     out_NF = x_ND.new_empty(n_tokens, n_out, dtype=dtype or x_ND.dtype)
     gain, eps = norm or (None, 0.0)
-    tile, depth, stages, warps = _tiles(n_in, n_out, gated)
+    pair = n_tokens == 2 and n_out >= 512 and PAIR is not None
+    tile, depth, stages, warps = PAIR if pair and PAIR is not None else _tiles(n_in, n_out, gated)
     n_first = n_out if other is None else len(weight_FD)
     _launch(
-        few_rows_kernels().products, (-(-n_first // tile) + -(-(n_out - n_first) // tile), n_tokens),
+        few_rows_kernels().products, (-(-n_first // tile) + -(-(n_out - n_first) // tile), 1 if pair else n_tokens),
         x_ND, update_ND, gain, total_ND, weight_FD, other, out_NF, n_out, n_first, eps,
-        n_in=n_in, two=other is not None, joined=update_ND is not None, normed=norm is not None, gated=gated,
+        n_in=n_in, two=other is not None, joined=update_ND is not None, normed=norm is not None, gated=gated, pair=pair,
         tile=tile, depth=depth, stages=stages, lines=power_of_two(-(-n_in // 64)), num_warps=warps,
     )  # fmt: skip
     return total_ND, out_NF
@@ -113,6 +116,50 @@ def most_likely(logits_NV: Tensor) -> Tensor:
     _launch(kernels.best_of_blocks, (n_rows, n_blocks), logits_NV, best_NK, ids_NK, n, n_blocks, block=BLOCK)
     _launch(kernels.best_of_row, (n_rows,), best_NK, ids_NK, out_N2, n_blocks, blocks=power_of_two(n_blocks))
     return out_N2
+
+
+def begin_round(
+    state_R3: Tensor, table_RP: Tensor, last_position: int, page: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Tokens, positions and slots [2 R], and tokens held [R], of rows that check one draft each.
+
+    A state is the last token, its draft and how many tokens are held; what is behind a row's pages goes to page 0.
+    """
+    n_rows, n_columns = table_RP.shape
+    if has_kernels(state_R3, integers=True):
+        tokens_N, positions_N, slots_N = (state_R3.new_empty(2 * n_rows) for _ in range(3))
+        before_R = state_R3.new_empty(n_rows)
+        _launch(
+            few_rows_kernels().begin_round, (n_rows,),
+            state_R3, table_RP, tokens_N, positions_N, slots_N, before_R, n_columns, last_position,
+            page=page, num_warps=1,
+        )  # fmt: skip
+        return tokens_N, positions_N, slots_N, before_R
+    tokens_R2, before_R = state_R3[:, :2], state_R3[:, 2]
+    places_R2 = before_R[:, None] + torch.arange(2, device=state_R3.device)
+    pages_R2 = table_RP.gather(1, (places_R2 // page).clamp(max=n_columns - 1))
+    slots_R2 = pages_R2 * page + places_R2 % page
+    positions_R2 = places_R2.clamp(max=last_position)
+    return tokens_R2.flatten(), positions_R2.flatten(), slots_R2.flatten(), before_R.clone()
+
+
+def end_round(state_R3: Tensor, chosen_N2: Tensor, drafted_N2: Tensor) -> tuple[Tensor, Tensor]:
+    """The next state, and [R, 5] in float64: both tokens with their scores, and the next draft.
+
+    Of each row's two tokens and drafts (`most_likely`) the second counts where the first is what was drafted.
+    """
+    after_R3, report_R5 = torch.empty_like(state_R3), chosen_N2.new_empty(len(state_R3), 5)
+    if has_kernels(state_R3, integers=True):
+        arguments = (state_R3, chosen_N2, drafted_N2, after_R3, report_R5)
+        _launch(few_rows_kernels().end_round, (len(state_R3),), *arguments, num_warps=1)
+        return after_R3, report_R5
+    chosen_R22, drafted_R22 = chosen_N2.view(-1, 2, 2), drafted_N2.view(-1, 2, 2)
+    right_R = chosen_R22[:, 0, 0] == state_R3[:, 1]
+    after_R3[:, 0] = torch.where(right_R, chosen_R22[:, 1, 0], chosen_R22[:, 0, 0])
+    after_R3[:, 1] = torch.where(right_R, drafted_R22[:, 1, 0], drafted_R22[:, 0, 0])
+    after_R3[:, 2] = state_R3[:, 2] + 1 + right_R
+    report_R5[:, :4], report_R5[:, 4] = chosen_R22.flatten(1), after_R3[:, 1]
+    return after_R3, report_R5
 
 
 def turn_and_write(

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 
-def has_kernels(x: Tensor, *, wide: bool = False) -> bool:
+def has_kernels(x: Tensor, *, wide: bool = False, integers: bool = False) -> bool:
     """Whether kernels stand in for the plain form of this operand: on an NVIDIA GPU, run eagerly.
 
-    Those of a training step take bf16, those of a decoding step, which are `wide`, float32 too.
+    Those of a training step take bf16, those of a decoding step, which are `wide`, float32 too, few `integers`.
     """
-    fits = x.dtype == torch.bfloat16 or (wide and x.dtype == torch.float32)
+    fits = x.dtype in ((torch.int64,) if integers else (torch.bfloat16, torch.float32) if wide else (torch.bfloat16,))
     return not torch.compiler.is_compiling() and x.is_cuda and fits and _has_triton()
 
 

@@ -360,9 +360,14 @@ class Engine:
     def _go_on(self, works: list[Work], ran: Ran, n_known: dict[int, int]) -> None:
         """What running sequences need for their next step: hidden states, drafts, pages for others."""
         alive = [(w, hidden) for w, hidden in zip(works, ran.hidden, strict=True) if w.row.number in self._requests]
-        self.runner.remember([(work, work.row.held - work.start) for work, _ in alive], [hidden for _, hidden in alive])
+        if ran.drafts:
+            for work, draft in zip(works, ran.drafts, strict=True):
+                work.row.drafts = [draft] if work.row.number in self._requests else []
+        else:
+            held = [(work, work.row.held - work.start) for work, _ in alive]
+            self.runner.remember(held, [hidden for _, hidden in alive])
         rows = [work.row for work, _ in alive if len(work.row.tokens) > n_known[work.row.number]]
-        if self.options.draft == "mtp" and rows:
+        if self.options.draft == "mtp" and rows and not ran.drafts:
             self._draft_with_modules(rows, [n_known[row.number] for row in rows])
         elif self.options.draft == "lookup":
             for row in rows:

@@ -9,20 +9,29 @@ buckets, padding and tables are the same.
 import bisect
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from isoflop.model.dispatch import runs_grouped
-from isoflop.model.pages import PAGE, Layout, Span, Step, lay_out
+from isoflop.model.pages import PAGE, Span, lay_out
 from isoflop.model.transformer import Transformer
 from isoflop.numerics.linear import MatmulBackend
 
 log = logging.getLogger(__name__)
 
-Run = Callable[[Tensor, Step], tuple[Tensor, ...]]
-"""Tokens and step -> results, each [N, ...]."""
+Run = Callable[[Tensor, Any], tuple[Tensor, ...]]
+"""Tokens and what a layout sees in the numbers behind them (a step) -> results, each [N, ...]."""
+
+
+class Meaning(Protocol):
+    """What the numbers of a shape are: so many tokens, and how the others are read (`model.pages.Layout`)."""
+
+    @property
+    def n_tokens(self) -> int: ...
+
+    def view(self, numbers: Tensor) -> Any: ...
 
 
 def buckets_up_to(largest: int) -> tuple[int, ...]:
@@ -90,7 +99,7 @@ class Replay:
     def shape_of(self, rows: Sequence[Span], width: int) -> Shape:
         """The smallest bucket that holds these rows."""
         n_columns = max(-(-(span.start + span.n) // PAGE) for span in rows)
-        return Shape(_at_least(self._rows, len(rows)), width, _at_least(self._columns, n_columns))
+        return Shape(at_least(self._rows, len(rows)), width, at_least(self._columns, n_columns))
 
     def __call__(self, tokens: Sequence[int] | Tensor, rows: Sequence[Span], width: int) -> tuple[Tensor, ...]:
         """Results of the rows' tokens; `tokens` has `width` for each row, on the device or not.
@@ -121,7 +130,7 @@ class Recorded:
         self._numbers = torch.zeros(n_numbers, dtype=torch.int64, device=device)
         self._run, self._pool, self._graph = run, pool, None
 
-    def __call__(self, tokens: Sequence[int] | Tensor, numbers: list[int], layout: Layout) -> tuple[Tensor, ...]:
+    def __call__(self, tokens: Sequence[int] | Tensor, numbers: list[int], layout: Meaning) -> tuple[Tensor, ...]:
         """Results for these numbers; on a GPU their layout is that of the capture, as it is the same for a shape."""
         on_gpu = self._numbers.is_cuda
         if isinstance(tokens, Tensor):
@@ -137,11 +146,11 @@ class Recorded:
         self._graph.replay()  # type: ignore[union-attr]
         return self._results
 
-    def _compute(self, layout: Layout) -> tuple[Tensor, ...]:
+    def _compute(self, layout: Meaning) -> tuple[Tensor, ...]:
         n = layout.n_tokens
         return self._run(self._numbers[:n], layout.view(self._numbers[n:]))  # a new step: it keeps its masks
 
-    def _capture(self, layout: Layout) -> None:
+    def _capture(self, layout: Meaning) -> None:
         """Warm up on another stream, as libraries choose kernels and allocate on first use, then record."""
         current = torch.cuda.current_stream(self._numbers.device)
         stream = torch.cuda.Stream(self._numbers.device)
@@ -155,5 +164,6 @@ class Recorded:
             self._results = self._compute(layout)
 
 
-def _at_least(buckets: Sequence[int], n: int) -> int:
+def at_least(buckets: Sequence[int], n: int) -> int:
+    """The smallest bucket that holds n."""
     return buckets[bisect.bisect_left(buckets, n)]

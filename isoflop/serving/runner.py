@@ -19,6 +19,7 @@ from isoflop.model.pages import PAGE, LayerPages, Span, Step, make_step
 from isoflop.model.transformer import Transformer
 from isoflop.numerics.few_rows import most_likely
 from isoflop.serving.replay import Replay, buckets_up_to
+from isoflop.serving.rounds import Report, Rounds
 from isoflop.serving.sampler import PlainDraw, draw_plain
 from isoflop.serving.scheduler import Plan, Row, Work
 
@@ -30,8 +31,10 @@ class Ran(NamedTuple):
     """At every place where a token is drawn: one for each row and each of its drafts, one for each finished prompt."""
     hidden: list[Tensor]
     """[n, D] of each work."""
-    best: "Best | None" = None
+    best: "Best | Report | None" = None
     """The token of every place, where only that was asked for."""
+    drafts: Sequence[int] = ()
+    """Of each row, where the device has drafted too; there once `best` is read."""
 
 
 class Best:
@@ -87,18 +90,31 @@ class Runner:
         self.window = 2 * n_mtp
         self._last_position = config.seq_len - 1
         self._tail_SWD = torch.zeros(max_rows, self.window, config.d_model, dtype=model.dtype, device=self.device)
-        self._decode = self._mtp = self._ahead = None
+        self._decode = self._mtp = self._rounds = self._ahead = None
         self._pool = torch.cuda.graph_pool_handle() if replay and self.device.type == "cuda" else None
         if fixed or replay:
             columns = -(-config.seq_len // PAGE)
             self._decode = self._replay(self._decode_step, columns)
             self._mtp = [self._replay(self._mtp_of(depth), columns) for depth in range(1, n_mtp + 1)]
+        if n_mtp == 1 and replay and not fixed:
+            rows = {"n_tokens": n_tokens, "max_rows": max_rows}
+            self._rounds = Rounds(model, self.layers, **rows, pool=self._pool)
 
     def run(self, plan: Plan, draws: Sequence[PlainDraw] | None = None) -> Ran:
         """Compute what a plan says; with `draws` of all its places nothing but their tokens is asked for."""
         ahead, self._ahead = self._ahead, None
         if self._decode is None:
             return self._run_together(plan)
+        if self._rounds is not None:
+            if (
+                draws
+                and not plan.chunks
+                and all(w.n == 2 for w in plan.rows)
+                and all(d.temperature == 0 for d in draws)
+            ):
+                report, (hidden_ND, logits_NV) = self._rounds.run(plan.rows)
+                return Ran(logits_NV, list(hidden_ND.split(2)), report, report.drafts)
+            self._rounds.forget()
         if draws is not None and not plan.chunks:
             return self._run_and_draw(plan.rows, ahead, draws)
         parts = [self._run_padded(plan.rows)] if plan.rows else []
@@ -304,3 +320,8 @@ class Runner:
 
     def _on_device(self, numbers: list[int]) -> Tensor:
         return torch.tensor(numbers, dtype=torch.int64).to(self.device, non_blocking=True)
+
+
+def _is_round(rows: Sequence[Work], draws: Sequence[PlainDraw] | None) -> bool:
+    """Whether every row checks one draft, and nothing but its most likely tokens is asked for."""
+    return draws is not None and all(w.n == 2 for w in rows) and all(draw.temperature == 0 for draw in draws)

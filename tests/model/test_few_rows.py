@@ -145,8 +145,9 @@ def test_interpreted_step_of_a_prediction_module_is_the_model_s(interpreted):
     assert mtp_errors(torch.float32, "cpu")[0] < 2e-6
 
 
-PRODUCTS = [(2, 600, 96, False), (1, 1040, 96, True), (1, 514, 4100, False), (1, 1040, 8200, True), (1, 40, 130, False)]
-"""Tokens (all in one kernel), rows and columns of the weight, gated: one of each kind of tiles."""
+ALONE = [(1, 1040, 96, True), (1, 514, 4100, False), (1, 1040, 8200, True), (1, 40, 130, False)]
+PRODUCTS = [(2, 600, 96, False), (2, 1040, 520, True), (2, 514, 5000, False), (2, 40, 130, False), *ALONE]
+"""Tokens (all in one kernel), rows and columns of the weight, gated: one of each kind of tiles, pairs of tokens too."""
 
 
 def product_error(n_tokens, n_out, n_in, gated, dtype, device):
@@ -174,6 +175,27 @@ def test_interpreted_products_in_tiles_of_every_kind_are_exact(interpreted):
     assert all(product_error(*sizes, torch.float32, "cpu") < 2e-6 for sizes in PRODUCTS)
 
 
+def round_errors(device):
+    """Differences of a round's first and last kernel from their plain forms."""
+    generator = torch.Generator().manual_seed(7)
+    state_R3 = torch.tensor([[11, 12, 63], [21, 22, 5], [0, 0, 700], [7, 8, 127]]).to(device)
+    table_RP = torch.randint(0, 9, (4, 3), generator=generator).to(device)
+    chosen_N2, drafted_N2 = (torch.randint(0, 30, (8, 2), generator=generator).double().to(device) for _ in range(2))
+    chosen_N2[0, 0], chosen_N2[6, 0] = 12, 8
+    found = []
+    for kernels in (True, False):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(few_rows, "has_kernels", lambda x, wide=False, integers=False, there=kernels: there)
+            began = few_rows.begin_round(state_R3, table_RP, 400, PAGE)
+            found.append([*began, *few_rows.end_round(state_R3, chosen_N2, drafted_N2)])
+    return [(a.double() - b.double()).abs().max().item() for a, b in zip(*found, strict=True)]
+
+
+@pytest.mark.skipif(not INTERPRETS, reason="run by the next test, in a process whose Triton interprets")
+def test_interpreted_rounds_are_the_plain_ones(interpreted):
+    assert round_errors("cpu") == [0.0] * 6
+
+
 SEEDS = [(3, 0), (2**63 + 5, 17), (2**64 - 1, 2**31)]
 
 
@@ -193,7 +215,7 @@ def test_in_triton_s_interpreter_a_step_of_kernels_is_the_model_s():
     """In a process of its own: whether Triton interprets is settled when it is imported."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "interpreted"]
     done = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
-    assert done.returncode == 0 and f"{2 * len(MODELS) + 3} passed" in done.stdout, done.stdout[-4000:]
+    assert done.returncode == 0 and f"{2 * len(MODELS) + 4} passed" in done.stdout, done.stdout[-4000:]
 
 
 @pytest.mark.gpu
@@ -221,6 +243,12 @@ def test_on_a_gpu_a_step_of_a_prediction_module_is_the_model_s():
     assert mtp_errors(torch.float32, "cuda")[0] < 3e-6
     of_kernels, plain = mtp_errors(torch.bfloat16, "cuda")
     assert of_kernels < 1.3 * plain + 1e-3
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_rounds_are_the_plain_ones():
+    assert round_errors("cuda") == [0.0] * 6
 
 
 @pytest.mark.gpu

@@ -74,3 +74,15 @@ def foresighted(seed=0):
             module.norm.weight.copy_(model.norm.weight)
             module.embedding_norm.weight.fill_(1.0)
     return model
+
+
+def one_module(name):
+    """Of latent experts, whose module is often right, or dense, where it hardly ever is."""
+    if name == "dense":
+        model = Transformer(ModelConfig(2, 32, 4, 2, 8, 48, 160, 400, init_std=0.12, mtp_depth=1), torch.float32)
+        model.initialise(torch.Generator().manual_seed(0))
+        return model
+    deep = foresighted()
+    model = Transformer(dataclasses.replace(MOE_MLA, mtp_depth=1), torch.float32)
+    model.load_state_dict({key: value for key, value in deep.state_dict().items() if not key.startswith("mtp.1.")})
+    return model

@@ -5,7 +5,7 @@ import gc
 
 import pytest
 import torch
-from serving_models import MODELS, count_ties, fresh, prompts_of
+from serving_models import MODELS, count_ties, fresh, one_module, prompts_of
 from test_deepseek import BASE, SIGMOID, build
 
 from isoflop.model.config import ModelConfig
@@ -48,6 +48,17 @@ def test_float32_text_of_latent_experts_is_the_full_forward_s():
         n = 64 if options["max_rows"] == 64 else 6
         _, done = run(model, prompts[:n], Sampling(max_tokens=256 if n == 64 else 40, temperature=0), **options)
         assert count_ties(model, done) <= 1
+
+
+@pytest.mark.parametrize("name", ["dense", "moe_mla"])
+def test_float32_text_of_rounds_that_the_device_does_alone_is_the_full_forward_s(name):
+    model = one_module(name).cuda()
+    prompts = prompts_of(6, model.config, longest=140)
+    for max_rows in (1, 4, 6):
+        engine, done = run(model, prompts, Sampling(max_tokens=80, temperature=0), max_rows=max_rows, draft="mtp")
+        assert count_ties(model, done) <= 1
+        assert all(recorded._graph is not None for recorded in engine.runner._rounds._recorded.values())
+        assert engine.runner._rounds._recorded
 
 
 @pytest.mark.parametrize("n", [1, 2, 8, 9, 33])
