@@ -57,8 +57,11 @@ def test_float32_text_of_rounds_that_the_device_does_alone_is_the_full_forward_s
     for max_rows in (1, 4, 6):
         engine, done = run(model, prompts, Sampling(max_tokens=80, temperature=0), max_rows=max_rows, draft="mtp")
         assert count_ties(model, done) <= 1
-        assert all(recorded._graph is not None for recorded in engine.runner._rounds._recorded.values())
-        assert engine.runner._rounds._recorded
+        rounds = engine.runner._rounds
+        assert (rounds is None) == (name == "moe_mla")  # experts in groups are not recorded
+        if rounds is not None:
+            assert rounds._recorded
+            assert all(recorded._graph is not None for recorded in rounds._recorded.values())
 
 
 @pytest.mark.parametrize("n", [1, 2, 8, 9, 33])
