@@ -21,7 +21,7 @@ from isoflop.numerics.launch import has_kernels, launch, power_of_two
 
 MOST_ROWS = 8
 """Tokens up to which a step is computed here; experts above are better grouped (assumption)."""
-PAIR: tuple[int, int, int, int] | None = (8, 512, 1, 8)
+PAIR: tuple[int, int, int, int] | None = (8, 512, 1, 4)
 """Two tokens read weights together by tiles as those of `_tiles` (assumption); None: cuBLAS computes them."""
 SPLIT_PAGES = 4
 """Pages whose keys one program attends to (assumption: 256 keys, the start of a program is then a small part)."""
