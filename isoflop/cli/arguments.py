@@ -144,9 +144,10 @@ def sentence(error: CycloptsError, commands: Iterable[str]) -> str:
     if isinstance(error, UnusedCliTokensError):
         return f"{name} does not know what to do with {(error.unused_tokens or [''])[0]!r}; leave it out"
     if isinstance(error, MissingArgumentError) and error.argument is not None:
-        if error.argument.tokens or error.keyword:
-            return f"{error.keyword or error.argument.name} needs a value after it"
         wanted = error.argument.parameter.metavar or error.argument.name
+        if error.argument.tokens or error.keyword:
+            several = len(wanted.split()) > 1  # of the two files of --records one was given
+            return f"{error.keyword or error.argument.name} needs {wanted if several else 'a value'} after it"
         is_option = error.argument.name.startswith("--")
         said = f"{error.argument.name} {wanted}" if is_option else f"{wanted}; {name} --help says more"
         return f"{name} needs {said}"

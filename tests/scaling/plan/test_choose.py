@@ -381,7 +381,7 @@ def test_eight_gpus_two_weeks_and_500_billion_tokens_are_answered_in_one_screen(
     tree = json.loads((tmp_path / "plan.json").read_text(encoding="utf-8"))
     assert tree["gpu_hours"] == pytest.approx(2688, rel=0.003) and tree["unique_tokens"] == 5e11
     cli.main(["plan", "chinchilla", "--hours", "5", "--hardware", "h100", "--out", out])
-    assert f"run it: isoflop train {out}" in capsys.readouterr().out
+    assert f"run it: isoflop train {out} data.tokens=FOLDER" in capsys.readouterr().out
 
 
 def test_a_day_one_plan_that_does_not_fit_shows_itself_the_extrapolation_and_the_way_out(tmp_path, capsys):
