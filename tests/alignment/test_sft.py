@@ -143,7 +143,7 @@ def test_adapters_are_trained_alone_merged_and_go_on(make, tmp_path):
 
 def test_the_folder_of_another_run_keeps_its_recipe(make, base, tmp_path):
     recipe = (base / "recipe.toml").read_text()
-    with pytest.raises(RecipeError, match="is the run that initial.run names; give another folder"):
+    with pytest.raises(RecipeError, match=r"is the run that initial\.run names; give another folder"):
         run_sft(make(), base)
     assert (base / "recipe.toml").read_text() == recipe
     run_sft(make(train={"epochs": 1}), tmp_path / "first")
