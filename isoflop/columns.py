@@ -58,6 +58,7 @@ OTHER_NAMES = {
     "activated_share": ("activation_ratio", "a"),
 }
 """How others call what laws are fitted to, in small letters, _ for anything else; only used to suggest a mapping."""
+RUNS = "files, or a list with one mapping per run, as [{'n_params': 1e6, ...}, ...]; df.to_dict('records') makes one"
 UNIT_IN_NAME = {
     "bits_per_byte": r"bpb|bits?[ _/-]*(per|/)[ _/-]*byte",
     "perplexity": r"ppl|perplexity",
@@ -91,8 +92,20 @@ def read_columns(files: Sequence[Path]) -> Columns:
     return _columns(sources)
 
 
+def runs_of(given: object) -> list[Any]:
+    """Files, or one mapping or record per run, as a list. Raises DataError: neither."""
+    if isinstance(given, (str, Path)):
+        return [given]
+    if isinstance(given, (Mapping, bytes)) or hasattr(given, "columns") or not isinstance(given, Iterable):
+        raise DataError(f"runs = {type(given).__name__} must be {RUNS}")
+    return list(given)
+
+
 def columns_of_rows(rows: Sequence[Mapping[str, object]]) -> Columns:
     """Columns from one mapping per row; keys that a row lacks, None and empty text are missing values."""
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, Mapping):
+            raise DataError(f"row {number} of the runs is {_shown(row)}: runs must be {RUNS}")
     return _columns([Rows(rows, [f"row {number}" for number in range(1, len(rows) + 1)])])
 
 
@@ -124,6 +137,14 @@ def product_of(columns: Mapping[str, np.ndarray], expression: str) -> np.ndarray
         with np.errstate(over="ignore", divide="ignore", invalid="ignore"):  # such rows are left out and named later
             value = value * other if operator == "*" else value / other
     return value
+
+
+def pairs_of(mapping: object) -> list[str]:
+    """The pairs of `ours=theirs,...`; a comma inside double quotes parts nothing. Raises FitError: no text."""
+    if not isinstance(mapping, str):
+        raise FitError(f"mapping = {_shown(mapping)} must be text, as 'n_params=params,loss_nats=val_loss'")
+    pairs = (pair.strip() for pair in re.split(r',(?=(?:[^"]*"[^"]*")*[^"]*$)', mapping))
+    return [pair for pair in pairs if pair]
 
 
 def parts_of(columns: Iterable[str], expression: str) -> list[str]:

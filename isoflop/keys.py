@@ -11,12 +11,13 @@ import inspect
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from importlib import import_module, resources
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
-from isoflop.recipe import WrittenAs, hints_of, read_tree, to_tree, typed, write_text
+from isoflop.errors import RecipeError
+from isoflop.recipe import WrittenAs, from_tree, hints_of, read_tree, to_tree, typed, write_text
 
 KINDS = {
     "corpus": "isoflop.corpus.recipe.CorpusRecipe",
@@ -45,6 +46,20 @@ UNITS: dict[str, str] = dict(
     )
 )
 """By the last words of the name of a key."""
+NO_UNIT = {"n_budgets", "k"}
+"""Keys whose names end like a unit: how many budgets, the k of pass@k."""
+
+
+COMMANDS = {
+    **{kind: kind for kind in ("tokens", "sweep", "extend", "sft", "dpo", "reward")},
+    "corpus": "corpus build",
+    "pretrain": "train",
+    "eval": "eval RUN",
+    "judge": "judge RUN",
+    "imaging": "imaging train",
+    "imaging_sweep": "imaging sweep",
+}
+"""Kind -> the command that runs a recipe of it; others come with the package."""
 
 
 class Key(NamedTuple):
@@ -75,6 +90,33 @@ def recipe_of(kind: str) -> type:
 def kind_of(path: Path) -> str:
     """Of a shipped recipe: its first line names its schema."""
     return Path(path.read_text(encoding="utf-8").splitlines()[0].removeprefix("#:schema ")).stem
+
+
+def kinds_of(path: Path, overrides: Sequence[str] = ()) -> list[str]:
+    """The kinds that a recipe may be: that of its first line, else those with its sections, and with its keys if any.
+
+    Raises:
+        RecipeError: no file, or no TOML.
+    """
+    tree = read_tree(path, overrides)
+    said = re.match(r"\ufeff?#:schema .*?(\w+)\.json\s", path.read_text(encoding="utf-8", errors="replace"))
+    if said is not None and said[1] in KINDS:
+        return [said[1]]
+    schemas = {kind: stored_schema(kind) for kind in KINDS}
+    alike = [
+        kind
+        for kind, schema in schemas.items()
+        if tree.keys() <= schema["properties"].keys() and tree.keys() >= set(schema.get("required", ()))
+    ]
+    return [kind for kind in alike if len(alike) == 1 or _loads(tree, kind)] or alike
+
+
+def _loads(tree: dict[str, Any], kind: str) -> bool:
+    try:
+        from_tree(tree, recipe_of(kind))
+    except RecipeError:
+        return False
+    return True
 
 
 def schema_of(kind: str, recipes: Iterable[Path] = ()) -> dict[str, Any]:
@@ -235,6 +277,7 @@ def _sections(schema: dict[str, Any], definitions: dict[str, Any], path: str) ->
 def _key(name: str, found: dict[str, Any], required: bool) -> Key:
     ending = max((end for end in UNITS if f"_{name}".endswith(f"_{end}")), key=len, default="")
     counted = found.get("type") not in ("boolean", "string") and found.get("maximum") != 1  # a share has no unit
+    counted &= name not in NO_UNIT
     default = "required" if required else found.get("x-default", "")
     default = _text(found["default"]) if "default" in found else default
     example = _text(found["examples"][0]) if "examples" in found else ""

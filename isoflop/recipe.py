@@ -13,6 +13,7 @@ import codecs
 import dataclasses
 import difflib
 import functools
+import inspect
 import json
 import math
 import os
@@ -20,7 +21,7 @@ import re
 import tempfile
 import tomllib
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import (
@@ -130,11 +131,14 @@ def read_tree(path: str | Path | None, overrides: Sequence[str] = ()) -> dict[st
             hint = f"did you mean {path.parent / near[0]}?" if near else "give the path of a TOML file"
             raise RecipeError(f"recipe {path} {problem}; {hint}")
         try:
-            tree = tomllib.loads(_decoded(path.read_bytes()))
+            text = _decoded(path.read_bytes())
+            tree = tomllib.loads(text)
         except UnicodeDecodeError as error:
             raise RecipeError(f"recipe {path} is not UTF-8 at byte {error.start}; save it as UTF-8") from error
         except tomllib.TOMLDecodeError as error:
             raise RecipeError(f"recipe {path} is not valid TOML: {error}") from error
+        if not text.strip():
+            raise RecipeError(f"recipe {path} is empty; isoflop keys says what it may hold")
     for override in overrides:
         _apply_override(tree, override)
     return tree
@@ -148,6 +152,14 @@ def from_tree(tree: dict[str, Any], schema: type[T], prefix: str = "") -> T:
 def check_ranges(recipe: Any, prefix: str = "") -> None:
     """Ranges of a tree of dataclasses that was built by hand. Raises RecipeError as `from_tree` does."""
     check_range(dataclasses.asdict(recipe), type(recipe), prefix)
+
+
+def check_arguments(function: Callable[..., Any], given: Mapping[str, Any]) -> None:
+    """Arguments whose ranges the signature of a function names. Raises RecipeError as `check_range` does."""
+    for name, parameter in inspect.signature(function).parameters.items():
+        if ranges_of(parameter.annotation):
+            value = given[name].item() if hasattr(given[name], "item") else given[name]  # of numpy
+            check_range(value, parameter.annotation, name, parameter.default)
 
 
 def check_range(value: Any, hint: Any, name: str, default: Any = MISSING, *, build: bool = False) -> Any:

@@ -21,7 +21,7 @@ FLOORS = {
     "threads": set(),
     "errors": set(),
     "recipe": {"errors"},
-    "keys": {"recipe"},
+    "keys": {"errors", "recipe"},
     "run": {"errors", "recipe"},
     "rows": {"errors", "run"},
     "columns": {"errors", "rows"},

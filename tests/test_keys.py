@@ -154,6 +154,12 @@ def test_a_wrong_key_type_and_range_in_each_section_gives_one_message_of_four_pa
     assert seen > 8
 
 
+def test_a_number_of_things_has_no_unit_of_theirs():
+    units = {key.name: key.unit for kind in KINDS for part in sections(stored_schema(kind)) for key in part.keys}
+    shown = [units[name] for name in ("n_budgets", "k", "n_sizes", "budgets", "n_tokens")]
+    assert shown == ["", "", "", "FLOPs", "tokens"]
+
+
 def test_sections_name_each_header_once():
     for kind in KINDS:
         headers = [section.header for section in sections(stored_schema(kind))]

@@ -1,5 +1,6 @@
 """What the runs of alignment have in common: how one begins, what makes it this one, and what it leaves at its end."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -20,6 +21,7 @@ from isoflop.errors import CheckpointError, RecipeError
 from isoflop.model.accounting import flops_per_token
 from isoflop.model.transformer import Transformer
 from isoflop.recipe import to_tree, write_json, write_recipe
+from isoflop.training.checkpoint import saved
 from isoflop.training.loop import Saving, StepPlan
 from isoflop.training.optim import adamw
 from isoflop.training.run import Built, Job
@@ -38,6 +40,8 @@ class AlignJob(Job):
     ) -> None:
         """Raises RecipeError, DataError and CheckpointError for what cannot be trained on or from."""
         check(recipe)
+        if run_dir.resolve() == Path(recipe.initial.run).resolve():
+            raise RecipeError(f"--out {run_dir} is the run that initial.run names; give another folder")
         self.run_dir = run_dir
         self.start = open_start(recipe.initial, recipe.data.template, train_blank=train_blank)
         require_stop(self.start)
@@ -66,6 +70,9 @@ class AlignJob(Job):
         raise NotImplementedError
 
     def build(self) -> Built:
+        for found in list(saved(self.run_dir / "checkpoints").values())[-1:]:  # else another run's recipe would be lost
+            with contextlib.suppress(OSError, json.JSONDecodeError):  # damaged: said when it is loaded
+                self.check_continues(json.loads((found / "state.json").read_text(encoding="utf-8")), found)
         body, dtype, hooks = prepare(self.recipe, self.start)
         # the recipe first, so that a killed run is known as one
         write_recipe(self.run_dir / "recipe.toml", self.recipe, header="resolved recipe of this run")

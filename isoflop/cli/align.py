@@ -8,10 +8,10 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from isoflop.cli.arguments import Json, Out, Overrides, Recipe
+from isoflop.cli.arguments import Json, Out, Overrides, Recipe, load_recipe
 from isoflop.cli.console import Bar, flat, report_found, say, shown, stop_on_signal
 from isoflop.errors import IsoflopError, RecipeError
-from isoflop.recipe import Seed, load_recipe
+from isoflop.recipe import Seed
 
 DryRun = Annotated[bool, Parameter(help="read the data, print the derived plan, touch no device")]
 

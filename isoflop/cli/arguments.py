@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from inspect import BoundArguments
 from inspect import Parameter as Argument
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin
+from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 from cyclopts import CycloptsError, Parameter, Token, convert
 from cyclopts.exceptions import (
@@ -27,8 +27,11 @@ from cyclopts.exceptions import (
     UnusedCliTokensError,
 )
 
+from isoflop import recipe
 from isoflop.errors import RecipeError, did_you_mean
 from isoflop.recipe import check_range, plain_type
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,26 @@ Recipe = Annotated[Path, Parameter(metavar="RECIPE", help="TOML file; isoflop ke
 Overrides = Annotated[str, Parameter("SECTION.KEY=VALUE", help="values that replace those of the recipe")]
 Json = Annotated[Path | None, Writes(".json"), Parameter(metavar="FILE", help="also write what was found as JSON")]
 Out = Annotated[Path, Writes("folder"), Parameter(metavar="DIR", help="output folder")]
+
+
+def load_recipe(path: str | Path, schema: type[T], overrides: Sequence[str] = ()) -> T:
+    """`isoflop.recipe.load_recipe`; a recipe of another kind is refused with the command that takes it.
+
+    Raises:
+        RecipeError: what cannot be read, or the recipe of another command.
+    """
+    try:
+        return recipe.load_recipe(path, schema, overrides)
+    except RecipeError as error:
+        from isoflop.keys import COMMANDS, KINDS, kinds_of
+
+        kinds = []
+        with contextlib.suppress(RecipeError):  # it cannot be read at all, as the error says
+            kinds = kinds_of(Path(path))
+        if len(kinds) == 1 and kinds[0] in COMMANDS and KINDS[kinds[0]] != f"{schema.__module__}.{schema.__name__}":
+            command = f"isoflop {COMMANDS[kinds[0]]}"
+            raise RecipeError(f"{path} is a recipe of another command: {command} {path}") from error
+        raise
 
 
 def converted(hint: Any, tokens: Sequence[Token]) -> Any:
@@ -121,9 +144,10 @@ def sentence(error: CycloptsError, commands: Iterable[str]) -> str:
     if isinstance(error, UnusedCliTokensError):
         return f"{name} does not know what to do with {(error.unused_tokens or [''])[0]!r}; leave it out"
     if isinstance(error, MissingArgumentError) and error.argument is not None:
-        if error.argument.tokens or error.keyword:
-            return f"{error.keyword or error.argument.name} needs a value after it"
         wanted = error.argument.parameter.metavar or error.argument.name
+        if error.argument.tokens or error.keyword:
+            several = len(wanted.split()) > 1  # of the two files of --records one was given
+            return f"{error.keyword or error.argument.name} needs {wanted if several else 'a value'} after it"
         is_option = error.argument.name.startswith("--")
         said = f"{error.argument.name} {wanted}" if is_option else f"{wanted}; {name} --help says more"
         return f"{name} needs {said}"

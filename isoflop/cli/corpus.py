@@ -5,9 +5,8 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from isoflop.cli.arguments import Json, Out, Overrides, Recipe
+from isoflop.cli.arguments import Json, Out, Overrides, Recipe, load_recipe
 from isoflop.cli.console import Bar, corpus_rows, report_found
-from isoflop.recipe import load_recipe
 
 
 def corpus_build(recipe: Recipe, /, *overrides: Overrides, out: Out = Path("runs/corpus"), json: Json = None) -> None:

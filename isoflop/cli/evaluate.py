@@ -7,10 +7,10 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from isoflop.cli.arguments import Json, Writes, is_override
+from isoflop.cli.arguments import Json, Writes, is_override, load_recipe
 from isoflop.cli.console import Bar, print_rows, print_table, report_found, shown, stop_on_signal
 from isoflop.errors import RecipeError
-from isoflop.recipe import NotNegativeInt, load_recipe, plain, write_text
+from isoflop.recipe import NotNegativeInt, plain, write_text
 
 Words = Annotated[
     str, Parameter("RUN... RECIPE", help="folders of runs or sweeps, an evaluation recipe, SECTION.KEY=VALUE")

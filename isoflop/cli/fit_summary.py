@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from isoflop.cli.console import flat, print_rows, print_table, print_warnings, say, shown
+from isoflop.scaling.fit.law_set import LOSS_RISES
 from isoflop.scaling.laws import CONSTANTS, Laws, Vertex
 from isoflop.scaling.plan.next_cells import NextCells
 
@@ -63,6 +64,9 @@ def print_laws(laws: Laws, out: Path, tables: Iterable[Path]) -> None:
     print_warnings(laws.warnings)
     if laws.hyper:
         print_warnings(laws.hyper.warnings)
+    if any(text.startswith(LOSS_RISES) for text in laws.warnings):
+        say("next: check these runs and their losses, and fit again")
+        return
     ladders = (table.parent / "ladder.toml" for table in tables)
     ladder = next((f" --ladder {path}" for path in ladders if path.is_file()), "")
     say(f"next: isoflop plan {out}{ladder} --budget-flops {NEXT_FACTOR * largest:.3g}")

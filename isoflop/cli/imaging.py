@@ -5,9 +5,9 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from isoflop.cli.arguments import Json, Out, Overrides, Recipe
+from isoflop.cli.arguments import Json, Out, Overrides, Recipe, load_recipe
 from isoflop.cli.console import Bar, flat, print_table, report_found, stop_on_signal
-from isoflop.recipe import Seed, load_recipe
+from isoflop.recipe import Seed
 
 
 def train(

@@ -121,7 +121,8 @@ def predict(
 ) -> None:
     """Laws and a run, a budget or a table of runs -> the loss with its interval, the laws side by side."""
     from isoflop.cli.fit_summary import print_predictions
-    from isoflop.scaling.plan.forecast import forecast
+    from isoflop.scaling.plan.forecast import far_beyond, forecast
+    from isoflop.scaling.published import load_laws
 
     sizes = {
         "n_params": n_params,
@@ -136,12 +137,14 @@ def predict(
             raise RecipeError("isoflop predict needs --n-params and --n-tokens, or --budget-flops, or --runs TABLE")
     else:
         refuse_unused("with --runs", **{name.replace("total", "budget"): value for name, value in given.items()})
-    found, inferences = forecast(laws, [given] if runs is None else runs, mapping=map, level=level)
+    read = load_laws(laws)
+    found, inferences = forecast(read, [given] if runs is None else runs, mapping=map, level=level)
     done = sum(row["center"] is not None for row in found["predictions"])
     if runs is None and not done:
         raise RecipeError(f"no prediction: {found['predictions'][0]['reason']}")
     report_found(found, json, f"{done} of {len(found['predictions'])} runs predicted", [])
     print_predictions(found, inferences)
+    print_warnings(far_beyond(read, (row["total_flops"] for row in found["predictions"] if row["center"])))
 
 
 def plan(

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from isoflop.cli.arguments import Json, Out, Overrides, Recipe, Writes, refuse_unused
+from isoflop.cli.arguments import Json, Out, Overrides, Recipe, Writes, load_recipe, refuse_unused
 from isoflop.cli.console import Bar, flat, print_rows, print_table, print_warnings, report_found, say, stop_on_signal
 from isoflop.errors import RecipeError
 from isoflop.launch.choose import EngineSection, Kind, open_engine
-from isoflop.recipe import Positive, PositiveInt, Range, load_recipe, read_tree, write_recipe
+from isoflop.recipe import Positive, PositiveInt, Range, read_tree, write_recipe
 
 if TYPE_CHECKING:
     from isoflop.launch.engine import Engine
@@ -164,7 +164,7 @@ def next_(
     """Laws and a target -> the runs that narrow its interval most for their cost, as a recipe of a sweep."""
     from isoflop.cli.fit_summary import print_next
     from isoflop.scaling.plan import grow
-    from isoflop.scaling.plan.forecast import forecast
+    from isoflop.scaling.plan.forecast import far_beyond, forecast
     from isoflop.scaling.plan.next_cells import next_cells
     from isoflop.scaling.published import load_laws
 
@@ -186,6 +186,7 @@ def next_(
         write_recipe(out, recipe, header=f"{made.verdict}\nisoflop sweep {out}")
     report_found(made.tree(), json, f"recipe in {out}" if made.runs else "no recipe: nothing to run", [])
     print_next(made)
+    print_warnings(far_beyond(read, [target["total_flops"]]))
 
 
 def planned_ladder(recipe: Path, overrides: tuple[str, ...], *, calibrate: bool, engine: "Engine | None" = None) -> Any:

@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from isoflop.cli.arguments import Json, Out, Overrides, Recipe, Writes
+from isoflop.cli.arguments import Json, Out, Overrides, Recipe, Writes, load_recipe
 from isoflop.cli.console import Bar, flat, print_table, report_found, shown, stop_on_signal
 from isoflop.errors import CheckpointError, IsoflopError
-from isoflop.recipe import NotNegativeInt, PositiveInt, Seed, Share, load_recipe, write_json
+from isoflop.recipe import NotNegativeInt, PositiveInt, Seed, Share, write_json
 
 if TYPE_CHECKING:
     from isoflop.training.monitor import Progress

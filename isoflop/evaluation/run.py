@@ -18,7 +18,7 @@ import torch
 
 from isoflop.errors import DataError
 from isoflop.evaluation.collect import Answers, judge, keep, option_texts, score_items, write_answers
-from isoflop.evaluation.contamination import Marks, clean_scores, mark
+from isoflop.evaluation.contamination import Marks, clean_scores, find_text, mark
 from isoflop.evaluation.grade import Graded, grade, option_scores, summarise
 from isoflop.evaluation.prompts import Prompts
 from isoflop.evaluation.recipe import EvalRecipe
@@ -32,7 +32,7 @@ from isoflop.serving.engine import Engine
 from isoflop.serving.load import load
 from isoflop.serving.options import EngineOptions
 from isoflop.tokens.chat import load_template
-from isoflop.training.load_run import find_trained, tokenizer_sha256_of
+from isoflop.training.load_run import find_trained, require_model, tokenizer_sha256_of
 
 FORMAT = 1
 """Of raw answers; a file of another one is not continued."""
@@ -166,6 +166,10 @@ def evaluate(
         SandboxError: programs are to be judged, and the sandbox does not hold here.
         KeyboardInterrupt: it was asked to stop; answers so far are kept.
     """
+    names = with_cells(runs)
+    for name in names:
+        require_model(Path(name))
+    find_text(recipe.contamination.train_text)  # what is not there is said before anything is read
     chosen = choose(recipe)
     found: dict[str, Any] = {}
     samples: list[dict[str, Any]] = []
@@ -176,7 +180,7 @@ def evaluate(
         if recipe.contamination.train_text:
             asked = {one.task.name: one.items for one in chosen}
             marks = mark(asked, recipe.contamination, on_progress=on_progress, should_stop=should_stop)
-        for name in with_cells(runs):
+        for name in names:
             model = Model(Path(name), recipe)
             by_task = {}
             with only_one(model.run / "evaluation"):

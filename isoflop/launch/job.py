@@ -7,6 +7,7 @@ that the command cannot use. `job_file` writes it.
 
 import contextlib
 import getpass
+import logging
 import posixpath
 import re
 import shlex
@@ -16,9 +17,12 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from isoflop.errors import RecipeError, did_you_mean
-from isoflop.keys import KINDS, recipe_of, stored_schema
+from isoflop.keys import kinds_of, recipe_of
 from isoflop.launch.choose import check_engine
+from isoflop.model.hardware import HARDWARE
 from isoflop.recipe import load_recipe, read_tree
+
+logger = logging.getLogger(__name__)
 
 COMMANDS = {
     "sweep": "sweep",
@@ -146,6 +150,8 @@ def plan_job(target: str, recipe: Path, overrides: tuple[str, ...], asked: Optio
     if on_cpu and gpus:
         raise RecipeError(f"--gpus-per-node {gpus} contradicts train.device = cpu of {recipe}; give --gpus-per-node 0")
     _check_kind(target, kind, nodes, gpus)
+    if kind == "pretrain" and gpus and (said := too_large(loaded, asked.accelerator or "")):
+        logger.warning(said)
     if target == "slurm":
         _check_slurm(asked)
     grace_s = _save_s(kind, loaded) if asked.grace_s is None else asked.grace_s
@@ -190,22 +196,12 @@ def kind_of_recipe(path: Path, overrides: tuple[str, ...] = ()) -> str:
     Raises:
         RecipeError: no file, a kind that no job runs, or several kinds that it may be.
     """
-    tree = read_tree(path, overrides)
-    said = re.match(r"\ufeff?#:schema .*?(\w+)\.json\s", path.read_text(encoding="utf-8", errors="replace"))
-    if said is not None and said[1] in KINDS:
-        if said[1] not in COMMANDS:
-            raise RecipeError(
-                f"{path} is of kind {said[1]}, which has no job file; kinds that have one: {', '.join(COMMANDS)}"
-            )
-        return said[1]
-    schemas = {kind: stored_schema(kind) for kind in COMMANDS}
-    fitting = [
-        kind
-        for kind, schema in schemas.items()
-        if tree.keys() <= schema["properties"].keys() and tree.keys() >= set(schema.get("required", ()))
-    ]
-    if len(fitting) > 1:  # the sections are alike: keys inside them may tell
-        fitting = [kind for kind in fitting if _loads(path, kind, overrides)] or fitting
+    kinds = kinds_of(path, overrides)
+    fitting = [kind for kind in kinds if kind in COMMANDS]
+    if len(kinds) == 1 and not fitting:
+        raise RecipeError(
+            f"{path} is of kind {kinds[0]}, which has no job file; kinds that have one: {', '.join(COMMANDS)}"
+        )
     if len(fitting) != 1:
         may_be = (
             f"may be of kind {' or '.join(fitting)}" if fitting else "has the sections of no recipe that a job runs"
@@ -224,12 +220,22 @@ def seconds_of(time: str) -> int:
     return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
-def _loads(path: Path, kind: str, overrides: tuple[str, ...]) -> bool:
-    try:
-        load_recipe(path, recipe_of(kind), overrides)
-    except RecipeError:
-        return False
-    return True
+def too_large(recipe: Any, accelerator: str) -> str:
+    """Why a run does not fit its GPU, or the largest that is known where its kind is not; empty where it fits."""
+    from isoflop.model.accounting import training_memory
+
+    largest = max(HARDWARE.values(), key=lambda device: device.memory_bytes)
+    device = HARDWARE.get(accelerator.upper(), largest)
+    t, where = recipe.train, recipe.computed_as()
+    given = t.micro_batch or t.batch_tokens // recipe.model.seq_len
+    needs, least = (training_memory(recipe.model, micro_batch=n, **where).total_bytes / 2**30 for n in (given or 1, 1))
+    has = device.memory_bytes / 2**30
+    if needs <= has:
+        return ""
+    name = device.name if device is not largest else f"the largest GPU known here ({device.name})"
+    way_out = f"train.micro_batch=1 needs {least:,.0f}" if least <= has else "a run uses one GPU: take a smaller model"
+    asked = f"a training step with train.micro_batch = {given}"
+    return f"{asked} needs about {needs:,.0f} GiB and {name} has {has:.0f}; {way_out}"
 
 
 def _check_text(**values: Any) -> None:

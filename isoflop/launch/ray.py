@@ -271,13 +271,24 @@ def _answering(address: str) -> str:
     if not (host and colon and port.isdigit()):
         raise RecipeError(f'engine.ray_address = {found!r} must be HOST:PORT or "auto" (--cluster)')
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S) as listener:
+            speaks = os.environ.get("RAY_USE_TLS", "0") != "0" or _speaks_grpc(listener)
     except (OSError, OverflowError) as error:
         raise RecipeError(
             f"no Ray cluster at {found}: {error}; give --cluster HOST:PORT of a running one (ray status says it), or "
             f"leave it out to start one on this machine"
         ) from error
+    if not speaks:  # Ray itself would write log lines for minutes
+        raise RecipeError(f"what listens at {found} is no head of a Ray cluster; ray status says its address")
     return found
+
+
+def _speaks_grpc(listener: socket.socket) -> bool:
+    """Whether settings of HTTP/2 come back for ours, as from the head of a cluster. Source: RFC 9113, section 3.4."""
+    listener.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))
+    with contextlib.suppress(OSError):  # it closed the connection, or says nothing
+        return listener.recv(9)[3:4] == b"\x04"
+    return False
 
 
 def _task(ticket: Ticket, function: Function, argument: Any) -> dict[str, Any]:

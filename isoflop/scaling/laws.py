@@ -270,9 +270,9 @@ class Laws:
         names = [name for name in ("surface_log_huber", "surface_varpro", *AT_OPTIMUM) if name in self.resamples]
         rows = {name: self.resamples[name] for name in names}
         if not rows or len({len(values) for values in rows.values()}) != 1:
+            way_out = "isoflop plan takes published laws" if self.published else "fit again with --bootstrap 1000"
             raise PlanError(
-                "resamples of the laws are missing or of unequal length, so no interval is available; "
-                "fit again with --bootstrap 1000"
+                f"resamples of {self.name} are missing or of unequal length, so no interval is available; {way_out}"
             )
         fine = np.all([np.isfinite(values).all(axis=1) for values in rows.values()], axis=0)
         if fine.sum() < MIN_RESAMPLES:

@@ -128,8 +128,8 @@ def load_laws(laws: LawsSource) -> Laws:
     name = _ALIASES.get(str(laws), str(laws))
     if name in LAWS:
         return LAWS[name]
-    if Path(laws).is_file():
-        return Laws.read(laws)
+    if Path(name).is_file():
+        return Laws.read(name)
     if name in HYPER_LAWS:
         raise PlanError(
             f"law {name!r} sets batch and learning rate but no size; name one of {', '.join(NAMES)} "

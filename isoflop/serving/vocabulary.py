@@ -71,7 +71,7 @@ class ForeignTokenizer:
             text = path.read_text(encoding="utf-8")
             json.loads(text)
         except (OSError, ValueError) as error:
-            raise DataError(f"{path} is not a tokenizer ({error}); import the run again") from error
+            raise DataError(f"{path} is not a tokenizer ({error}); give a folder that has one") from error
         return cls(tokenizers.Tokenizer.from_str(text), bos=_name(config, "bos_token"), eos=_name(config, "eos_token"))
 
     def encode(self, text: str) -> list[int]:

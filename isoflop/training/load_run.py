@@ -18,7 +18,7 @@ from isoflop.model.config import ModelConfig
 from isoflop.model.transformer import Transformer
 from isoflop.numerics.assign import assign
 from isoflop.numerics.section import NumericsSection
-from isoflop.recipe import from_tree, read_tree
+from isoflop.recipe import Tree, from_tree, read_tree
 from isoflop.training import checkpoint
 
 
@@ -40,10 +40,20 @@ def find_trained(run: Path) -> Trained:
     Raises:
         CheckpointError: no recipe or no checkpoint there, or not the weights of a model that predicts tokens.
     """
+    tree = require_model(run)
+    config, tokens = read_sizes(run / "recipe.toml")
+    formats = tree.get("numerics")
+    numerics = from_tree(formats, NumericsSection, "numerics.") if formats else None
+    found = checkpoint.newest(run / "checkpoints")
+    assert found is not None
+    return Trained(run, config, found, tokens, numerics)
+
+
+def require_model(run: Path) -> Tree:
+    """The recipe of a run that has weights, before any of them are read. Raises CheckpointError as `find_trained`."""
     recipe = run / "recipe.toml"
     if not recipe.is_file():
         raise CheckpointError(f"{run} has no recipe.toml; give the folder of isoflop train, extend or import")
-    config, tokens = read_sizes(recipe)
     tree = read_tree(recipe)
     if "reward" in tree:
         raise CheckpointError(f"{run} holds a reward model, which writes no text; give the run of a language model")
@@ -51,12 +61,9 @@ def find_trained(run: Path) -> Trained:
         merged = run / "merged"
         way_out = f"give {merged}" if merged.is_dir() else "let it finish with adapter.merge = true and give its merged"
         raise CheckpointError(f"{run} holds adapters without their base; {way_out}")
-    formats = tree.get("numerics")
-    numerics = from_tree(formats, NumericsSection, "numerics.") if formats else None
-    found = checkpoint.newest(run / "checkpoints")
-    if found is None:
+    if not checkpoint.saved(run / "checkpoints"):
         raise CheckpointError(f"{run}/checkpoints holds no checkpoint; let the run save one first")
-    return Trained(run, config, found, tokens, numerics)
+    return tree
 
 
 def read_sizes(recipe: Path) -> tuple[ModelConfig, str]:

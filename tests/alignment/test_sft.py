@@ -141,6 +141,18 @@ def test_adapters_are_trained_alone_merged_and_go_on(make, tmp_path):
     assert again["status"] == "finished"
 
 
+def test_the_folder_of_another_run_keeps_its_recipe(make, base, tmp_path):
+    recipe = (base / "recipe.toml").read_text()
+    with pytest.raises(RecipeError, match=r"is the run that initial\.run names; give another folder"):
+        run_sft(make(), base)
+    assert (base / "recipe.toml").read_text() == recipe
+    run_sft(make(train={"epochs": 1}), tmp_path / "first")
+    recipe = (tmp_path / "first" / "recipe.toml").read_text()
+    with pytest.raises(CheckpointError, match="was trained with another recipe"):
+        run_sft(make(train={"epochs": 1, "learning_rate": 0.5}), tmp_path / "first")
+    assert (tmp_path / "first" / "recipe.toml").read_text() == recipe
+
+
 def test_adapters_of_another_base_are_refused(make, base, tmp_path):
     recipe = make(adapter={"rank": 4}, checkpoint={"every_steps": 1})
     run_sft(recipe, tmp_path / "lora", should_stop=lambda: True)

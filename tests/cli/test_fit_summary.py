@@ -1,5 +1,6 @@
 """What fit prints: laws, exponents with intervals, vertices as a table, warnings, the next command."""
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -30,6 +31,15 @@ def test_laws_are_told_in_tables_with_intervals_and_the_command_that_plans_with_
     budget = f"{10 * laws.largest_budget_flops:.3g}"
     assert lines[-1] == f"next: isoflop plan laws.json --ladder {STUDY / 'ladder.toml'} --budget-flops {budget}"
     assert "{" not in text and len(lines) < 50
+
+
+def test_no_plan_follows_losses_that_rise_with_compute(capsys):
+    runs = read_records(STUDY / "records.jsonl")
+    rising = [dataclasses.replace(run, bits_per_byte=2 + 1e-5 * run.total_flops**0.3) for run in runs]
+    print_laws(fit(rising, bootstrap=0), Path("laws.json"), [])
+    printed = capsys.readouterr().out
+    assert printed.endswith("next: check these runs and their losses, and fit again\n")
+    assert "isoflop plan" not in printed
 
 
 def test_one_law_is_told_with_its_intervals_warnings_and_what_was_counted(capsys):

@@ -102,7 +102,8 @@ def test_a_vocabulary_larger_than_the_corpus_supports_is_refused(refused, files,
 
 
 def test_tokens_of_a_corpus_that_is_not_there_are_refused(refused, files, tmp_path):
-    message = refused("tokens", files("tokens.toml", {}), "--corpus", tmp_path / "gone", "--out", tmp_path / "out")
+    recipe = files("tokens.toml", "# defaults")
+    message = refused("tokens", recipe, "--corpus", tmp_path / "gone", "--out", tmp_path / "out")
     assert "gone has no manifest.json; make it with: isoflop corpus build RECIPE" in message
 
 
@@ -135,7 +136,10 @@ def test_a_pretrain_recipe_that_cannot_be_is_refused(refused, files, tmp_path, t
 def test_a_recipe_of_another_kind_is_called_by_its_kind(refused, files, tiny_tree):
     recipe = files("sweep.toml", "#:schema ../schemas/sweep.json\n" + 'study = "x"\n')
     message = refused("train", recipe)
-    assert "sweep.toml is a sweep recipe, as its first line says: unknown key study; known keys: checkpoint" in message
+    assert message.endswith(f"{recipe} is a recipe of another command: isoflop sweep {recipe}")
+    recipe = files("plain.toml", to_toml({"study": "x", "ladder": {"budgets": [1e12]}, "data": {"tokens": "t"}}))
+    assert refused("train", recipe).endswith(f": isoflop sweep {recipe}")  # by its sections
+    assert refused("train", files("none.toml", "\n")).endswith("none.toml is empty; isoflop keys says what it may hold")
     recipe = files("own.toml", "#:schema ../schemas/pretrain.json\n" + to_toml({"trian": {"seed": 1}}))
     assert refused("train", recipe).endswith("unknown key trian; did you mean train?")
 

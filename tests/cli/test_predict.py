@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import subprocess
 import sys
 
@@ -76,6 +77,17 @@ def test_compute_alone_is_a_run_at_the_optimum(fitted):
     split = best_split(Laws.read(path), 1e22)
     assert (row["n_params"], row["n_tokens"]) == pytest.approx((split.scale, split.n_tokens))
     assert row["total_flops"] == pytest.approx(1e22)
+
+
+def test_a_forecast_far_beyond_the_sweep_says_how_far(fitted, capsys):
+    path, _ = fitted
+    for command in ("predict", "next"):
+        out = ["--out", str(path.parent / "next.toml")] if command == "next" else []
+        cli.main([command, str(path), "--budget-flops", "1e40", *out])
+        said = r"1e\+40 FLOPs are 1e\+20 times the largest run of the sweep .* checked at about 100 times, 400 at most"
+        assert re.search(said, capsys.readouterr().out)
+        cli.main([command, str(path), "--budget-flops", "9e21", *out])
+        assert "checked at" not in capsys.readouterr().out
 
 
 def test_every_row_of_a_table_keeps_its_place_and_one_that_cannot_be_predicted_says_why(fitted):

@@ -119,6 +119,25 @@ def test_overrides_that_contradict_the_options_are_refused(tmp_path, overrides, 
         plan_job("slurm", recipe, overrides, Options(**options))
 
 
+def test_a_model_that_does_not_fit_its_gpu_is_warned_of(tmp_path, caplog):
+    recipe = tmp_path / "recipe.toml"
+    large = {**RECIPES["pretrain"]["model"], "n_layers": 24, "d_model": 8192, "d_ff": 22016}
+    for model, options, said in (
+        (
+            large,
+            Options(),
+            "GiB and the largest GPU known here (B200) has 168; a run uses one GPU: take",
+        ),
+        (large | {"n_layers": 4}, Options(accelerator="L4", volume="v"), "GiB and L4 has 22; a run uses one GPU"),
+        (large | {"n_layers": 4}, Options(accelerator="H100", volume="v"), ""),
+        (large, Options(gpus_per_node=0), ""),
+    ):
+        recipe.write_text(to_toml({**RECIPES["pretrain"], "model": model}), encoding="utf-8")
+        caplog.clear()
+        plan_job("skypilot" if options.volume else "slurm", recipe, (), options)
+        assert said in caplog.text and bool(said) == bool(caplog.text)
+
+
 def test_workers_and_devices_of_the_recipe_are_kept_where_they_fit(tmp_path):
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(to_toml(RECIPES["sweep"]), encoding="utf-8")
@@ -179,6 +198,6 @@ def test_the_kind_of_a_recipe_is_what_its_first_line_or_its_sections_say(tmp_pat
     recipe.write_text("#:schema ../x/tokens.json\n", encoding="utf-8")
     with pytest.raises(RecipeError, match="is of kind tokens, which has no job file; kinds that have one: sweep"):
         kind_of_recipe(recipe)
-    recipe.write_text("[sources]\nx = 1\n", encoding="utf-8")
+    recipe.write_text("[nonsense]\nx = 1\n", encoding="utf-8")
     with pytest.raises(RecipeError, match="has the sections of no recipe that a job runs"):
         kind_of_recipe(recipe)

@@ -1,7 +1,9 @@
 """Ray as an engine: shares of GPUs, machines that do not fit, and one clear message where it cannot be."""
 
 import sys
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import engine_tasks
@@ -128,6 +130,17 @@ def test_no_cluster_at_the_address_is_said_at_once(monkeypatch, tmp_path, addres
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     with engine_of(address) as engine, pytest.raises(RecipeError, match=message):
         engine.slots()
+
+
+def test_what_listens_and_is_no_ray_head_is_said_at_once(capfd):
+    pytest.importorskip("ray", reason="the cluster engine is an extra: pip install isoflop[cluster]")
+    with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        engine = engine_of(f"127.0.0.1:{server.server_port}")
+        with engine, pytest.raises(RecipeError, match="is no head of a Ray cluster"):
+            engine.slots()
+        server.shutdown()
+    assert "GCS" not in capfd.readouterr().err
 
 
 def test_another_version_of_ray_and_a_missing_token_are_said(monkeypatch):

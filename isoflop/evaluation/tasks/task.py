@@ -123,9 +123,8 @@ def load(rows: Iterable[Row], make: Callable[[str, Any], Iterable[Item]]) -> Loa
             skipped.append(f"{where}: {str(error)[:200]}")
     if not items or len(skipped) > MOST_BAD * n_rows:
         first = f"; first: {skipped[0]}" if skipped else ""
-        raise DataError(
-            f"{len(skipped)} of {n_rows} rows cannot be used{first}; give the official file, or another version of it"
-        )
+        said = f"{len(skipped)} of {n_rows} rows cannot be used{first}" if n_rows else "its files hold no row"
+        raise DataError(f"{said}; give the official file, or another version of it")
     return Loaded(items, skipped)
 
 

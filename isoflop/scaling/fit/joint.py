@@ -17,6 +17,7 @@ from typing import TypeVar
 import numpy as np
 
 from isoflop.errors import FitError
+from isoflop.recipe import NotNegativeInt, Seed, check_arguments
 from isoflop.scaling.fit.checks import check_resamples, families, fit_rows, held_out, import_checks
 from isoflop.scaling.fit.isoflop import NEAR, Budget, fit_allocation, group_budgets, near_optimum, resampled_vertices
 from isoflop.scaling.fit.law_set import (
@@ -54,8 +55,8 @@ def fit(
     runs: Table | str | Path | Sequence[str | Path] | Sequence[RunRecord] | Sequence[Mapping[str, object]],
     *,
     mapping: str = "",
-    bootstrap: int = 1000,
-    seed: int = 0,
+    bootstrap: NotNegativeInt = 1000,
+    seed: Seed = 0,
     loss: str | None = None,
     scale: str | None = None,
     hyper: bool = True,
@@ -71,6 +72,7 @@ def fit(
         DataError: a file is missing or malformed.
         FitError: fewer than 9 cells or 3 budgets with three sizes, cells of several families, a single resample.
     """
+    check_arguments(fit, locals())
     check_resamples(bootstrap)
     table = Table.of(runs).map(mapping).latest_of_each_run()
     scale = scale or ("flops_per_token" if table.has("flops_per_token") else table.scale(LAW)[0])

@@ -47,6 +47,7 @@ PRIOR_STRATA = 8  # resamples are dealt out over so many equally likely means of
 CUTS = (100.0, 30.0, 10.0, 3.0)  # rehearsals of a table without budgets: largest compute over that of the cut
 LEAST_NOISE = 1e-3  # assumption: runs that agree better agree by chance
 LEAST_FREEDOM = 4  # spare runs below which a noise means nothing
+LOSS_RISES = "the lowest loss does not fall with compute"
 LEAST_STEEP = 5e-3
 """Assumption: the last bottom lies lower by this, and by a run's noise, than the exponent before says."""
 Floor = tuple[float, float]
@@ -283,7 +284,10 @@ def find_steepening(sweep: Sweep, laws: Laws) -> tuple[float, list[str]]:
     The exponents between neighbouring bottoms, in excess over E, are one number if the law holds; where the last is
     larger by more than their noise, the smallest budgets were still on their way to it (a first plateau, say).
     """
-    if laws.bottoms is None or len(sweep.used) <= LEAST_BUDGETS:
+    low, _, high = (sweep.points.loss[rows].min() for rows in np.array_split(np.argsort(sweep.compute), 3))
+    if high >= low:
+        return 0.0, [f"{LOSS_RISES}: {low:.4g} in the smallest runs, {high:.4g} in the largest; check the column"]
+    if not laws.bottoms or len(sweep.used) <= LEAST_BUDGETS or sweep.bottoms[1].min() <= laws.bottoms.E:
         return 0.0, []
     flops, loss, _ = sweep.bottoms
     excess = loss - laws.bottoms.E

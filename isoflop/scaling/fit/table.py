@@ -9,7 +9,6 @@ n_params_active, n_experts, n_active, n_shared, d_expert, granularity, activated
 
 import dataclasses
 import logging
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -21,9 +20,11 @@ from isoflop.columns import (
     columns_of_rows,
     last_rows,
     likely_column,
+    pairs_of,
     parts_of,
     product_of,
     read_columns,
+    runs_of,
     unit_in,
 )
 from isoflop.errors import DataError, FitError, did_you_mean
@@ -65,9 +66,7 @@ class Table:
         """A table of whatever holds runs: a table, files, records (nested fields left out), or one mapping per run."""
         if isinstance(runs, Table):
             return runs
-        if isinstance(runs, (str, Path)):
-            return read_table(runs)
-        rows = list(runs)  # type: ignore[call-overload]
+        rows = runs_of(runs)
         if rows and all(isinstance(row, (str, Path)) for row in rows):
             return read_table(rows)
         return cls.from_rows([row.to_dict() if isinstance(row, RunRecord) else row for row in rows])
@@ -229,7 +228,7 @@ class Table:
         A name that holds a comma stands in double quotes. Perplexity becomes loss_nats.
         """
         table = self
-        for pair in filter(None, (part.strip() for part in re.split(r',(?=(?:[^"]*"[^"]*")*[^"]*$)', mapping))):
+        for pair in pairs_of(mapping):
             ours, equals, expression = (part.strip() for part in pair.partition("="))
             if not equals or not ours or not expression:
                 raise FitError(f"--map {pair!r} must read ours=theirs, for example n_params=params")

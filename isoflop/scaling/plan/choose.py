@@ -18,7 +18,7 @@ from isoflop.model.accounting import count_parameters, flops_per_token, kv_bytes
 from isoflop.model.config import ModelConfig
 from isoflop.model.hardware import Machine, check_machine
 from isoflop.numerics.section import NumericsSection, by_rule, numerics_text
-from isoflop.recipe import Tree, from_tree, write_json, write_recipe
+from isoflop.recipe import Positive, PositiveInt, Tree, check_arguments, from_tree, write_json, write_recipe
 from isoflop.run import now
 from isoflop.scaling.laws import Laws
 from isoflop.scaling.lr_batch_law import HyperChoice, HyperLaw, hyper_law
@@ -148,17 +148,17 @@ class Plan:
 def plan(
     laws: LawsSource,
     *,
-    budget_flops: float | None = None,
-    gpu_hours: float | None = None,
+    budget_flops: Positive | None = None,
+    gpu_hours: Positive | None = None,
     machine: Machine | None = None,
     ladder: "Ladder | None" = None,
-    vocab_size: int | None = None,
-    seq_len: int | None = None,
+    vocab_size: PositiveInt | None = None,
+    seq_len: PositiveInt | None = None,
     hyper: str | Tree | HyperLaw | None = None,
     template: Tree | None = None,
     level: float = 0.9,
-    unique_tokens: float | None = None,
-    max_epochs: float | None = None,
+    unique_tokens: Positive | None = None,
+    max_epochs: Positive | None = None,
     serve_tokens: float = 0.0,
     largest_sweep_flops_exact: float | None = None,
     family: Family = DENSE,
@@ -189,9 +189,10 @@ def plan(
     A plan that does not fit the memory says so in `memory.refusal`, with what would fit, and is not written.
 
     Raises:
-        PlanError: no or two budgets, a budget below one optimizer step, a vertex outside the tested range, no interval
-            available, laws for another tokenizer or another family.
+        RecipeError: a number out of its range. PlanError: no or two budgets, a budget below one optimizer step, a
+            vertex outside the tested range, no interval available, laws for another tokenizer or another family.
     """
+    check_arguments(plan, locals())
     machine = machine or Machine()
     if ladder is not None:
         template = template or ladder.cells[-1].recipe
@@ -218,13 +219,7 @@ def plan(
         max_epochs=max_epochs,
         serve_tokens=serve_tokens,
     )
-    if budget_flops is None:
-        budget = draft.budget_for(float(gpu_hours or 0.0))
-    elif math.isfinite(budget_flops) and budget_flops > 0:
-        budget = draft.reached_with(budget_flops)
-    else:
-        raise PlanError(f"budget_flops = {budget_flops} must be a finite number above 0")
-    run = draft.at(budget)
+    run = draft.at(draft.budget_for(gpu_hours) if gpu_hours else draft.reached_with(budget_flops or 0.0))
     _check_family(found, run.config)
     warnings = [*run.split.warnings, *_warnings(draft, template, run, gpu_hours)]
     memory = memory_plan(draft, run, template)

@@ -6,7 +6,7 @@ order. A row that can't be predicted keeps its place with the reason.
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,8 @@ from isoflop.scaling.published import LawsSource, load_laws
 
 READ = ("n_params", "flops_per_token", "n_tokens", "total_flops", "budget_flops", "unique_tokens")
 UNITS = {"loss_nats": "nats"}
+CHECKED, MOST_CHECKED = 100.0, 400.0
+"""Times the largest compute of a sweep at which forecasts were scored (docs/forecast.md): about, and at most."""
 
 
 def forecast(
@@ -51,6 +53,17 @@ def forecast(
             found["reason"] += f"; {', '.join(wrong)} is no number"
     unit = "perplexity" if in_perplexity else UNITS.get(laws.loss, laws.loss)
     return {"unit": unit, "level": level, "predictions": rows}, table.inferences
+
+
+def far_beyond(laws: Laws, flops: Iterable[float | None]) -> list[str]:
+    """A warning where the largest of some runs lies farther beyond the sweep than forecasts were scored."""
+    most, largest = max((one for one in flops if one), default=0.0), laws.largest_budget_flops
+    if not largest or most <= CHECKED * largest:
+        return []
+    return [
+        f"{most:.3g} FLOPs are {most / largest:.3g} times the largest run of the sweep ({largest:.3g}); forecasts and "
+        f"their intervals were checked at about {CHECKED:g} times, {MOST_CHECKED:g} at most: train runs in between"
+    ]
 
 
 def _predict_row(laws: Laws, table: Table, row: int, level: float, in_perplexity: bool) -> Tree:

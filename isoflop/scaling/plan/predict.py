@@ -124,8 +124,8 @@ def predict(
     """
     if not 0.5 <= level <= 0.999:
         raise PlanError(f"level = {level} must lie between 0.5 and 0.999; the usual one is 0.9")
-    if not (scale > 0 and n_tokens > 0):
-        raise PlanError(f"scale = {scale} and n_tokens = {n_tokens} must be above 0")
+    if not (0 < scale < math.inf and 0 < n_tokens < math.inf):
+        raise PlanError(f"scale = {scale} and n_tokens = {n_tokens} must be finite numbers above 0")
     laws = load_laws(laws)
     resamples = laws.draws()
     central = {name: values for name, values in laws.constants().items() if name in resamples}

@@ -123,8 +123,6 @@ class Draft:
         """The budget whose run takes these device hours: fixed point, because small models are less efficient."""
         if not (self.machine.hardware or self.machine.speed):
             raise PlanError(f"gpu_hours = {gpu_hours} needs hardware (for example H100) or a measured speed; name it")
-        if not (math.isfinite(gpu_hours) and gpu_hours > 0):
-            raise PlanError(f"gpu_hours = {gpu_hours} must be a finite number above 0")
         budget = gpu_hours * 3600 * (self._flops_per_s() if self.machine.hardware else 1e11)
         for _ in range(40):
             seconds = self.at(budget).device_seconds

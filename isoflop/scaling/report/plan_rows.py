@@ -82,7 +82,8 @@ def next_step(plan: Plan, recipe: Path) -> str:
     n_gpus = plan.memory.n_gpus
     if n_gpus > TRAINS_ON_GPUS:
         return f"it needs {n_gpus} devices and isoflop train uses {TRAINS_ON_GPUS} so far: not to be run yet"
-    return f"run it: isoflop train {recipe}"
+    unnamed = plan.recipe["data"] == {"tokens": "tokens"}  # no ladder said which
+    return f"run it: isoflop train {recipe}{' data.tokens=FOLDER' if unnamed else ''}"
 
 
 def _corpus_rows(plan: Plan) -> list[tuple[str, str]]:

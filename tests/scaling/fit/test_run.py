@@ -2,13 +2,14 @@
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
-from isoflop.errors import FitError, PlanError
+from isoflop.errors import FitError, IsoflopError, PlanError
 from isoflop.scaling.fit import law_set
 from isoflop.scaling.fit.joint import fit
 from isoflop.scaling.fit.run import LAWS, fit_table, run_fit
@@ -113,6 +114,26 @@ def test_a_table_is_fitted_from_a_file_from_rows_and_from_records(tmp_path):
     ]
     mapping = "total_flops=C,flops_per_token=M,n_tokens=D,bits_per_byte=y"
     assert fit(renamed, mapping=mapping, bootstrap=0).surfaces == found[0].surfaces
+
+
+@pytest.mark.parametrize(
+    ("runs", "mapping", "message"),
+    [
+        (None, "", "runs = NoneType must be files, or a list with one mapping per run"),
+        ({"n_params": [1, 2]}, "", "runs = dict must be files"),
+        ([5], "", "row 1 of the runs is 5: runs must be files"),
+        ([{"N": 1e6}], {"n_params": "N"}, "mapping = {'n_params': 'N'} must be text, as 'n_params=params"),
+    ],
+)
+def test_what_is_no_table_and_no_mapping_is_refused_in_one_sentence(runs, mapping, message):
+    with pytest.raises(IsoflopError, match=re.escape(message)):
+        fit(runs, mapping=mapping)
+
+
+def test_losses_that_rise_with_compute_are_named_and_no_number_is_lost():
+    rising = [dataclasses.replace(run, bits_per_byte=run.total_flops**0.1 / 10) for run in sweep()]
+    laws = fit(rising, bootstrap=0)
+    assert laws.steepening == 0.0 and any(text.startswith(law_set.LOSS_RISES) for text in laws.warnings)
 
 
 def test_without_noise_every_law_predicts_eight_times_the_compute():

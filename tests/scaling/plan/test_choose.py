@@ -2,14 +2,16 @@
 
 import datetime
 import json
+import math
 import re
 import tomllib
 
+import numpy as np
 import pytest
 from law_examples import example_laws
 
 from isoflop.cli import main as cli
-from isoflop.errors import PlanError
+from isoflop.errors import PlanError, RecipeError
 from isoflop.model.accounting import count_parameters, flops_per_token
 from isoflop.recipe import from_tree, to_toml, write_json
 from isoflop.scaling.plan.choose import Machine, load_laws
@@ -223,7 +225,6 @@ def test_memory_is_reported_and_the_micro_batch_fits_it():
             {"budget_flops": 1e13, **SMALL, "hyper": {"learning_rate": 0.1, "batch_tokens": 10**9}},
             "one optimizer step",
         ),
-        (LAWS, {"budget_flops": -1.0, **SMALL}, "must be a finite number above 0"),
         (LAWS, {**SMALL}, "give exactly one"),
         (LAWS, {"budget_flops": 1e15, "gpu_hours": 1.0, **SMALL}, "give exactly one"),
         (LAWS, {"gpu_hours": 1.0, **SMALL}, "needs hardware"),
@@ -236,6 +237,23 @@ def test_memory_is_reported_and_the_micro_batch_fits_it():
 def test_a_plan_that_cannot_be_met_is_refused_with_a_way_out(laws, arguments, message):
     with pytest.raises(PlanError, match=message):
         make_plan(laws, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"budget_flops": -1.0}, "budget_flops = -1.0 must be above 0"),
+        ({"budget_flops": math.inf}, "budget_flops = inf must be above 0 and finite"),
+        ({"budget_flops": None, "gpu_hours": 0.0}, "gpu_hours = 0.0 must be above 0"),
+        ({"vocab_size": 0}, "vocab_size = 0 must be at least 1"),
+        ({"seq_len": np.float64(0.5)}, "seq_len = 0.5 must be a whole number"),
+        ({"unique_tokens": 0}, "unique_tokens = 0 must be above 0"),
+        ({"max_epochs": math.nan}, "max_epochs = nan must be above 0"),
+    ],
+)
+def test_a_number_out_of_its_range_is_refused(arguments, message):
+    with pytest.raises(RecipeError, match=re.escape(message)):
+        make_plan(LAWS, **{"budget_flops": 1e15, **SMALL, **arguments})
 
 
 def test_what_does_not_fit_is_still_a_plan_that_says_what_would_and_is_not_written(tmp_path):
@@ -363,7 +381,7 @@ def test_eight_gpus_two_weeks_and_500_billion_tokens_are_answered_in_one_screen(
     tree = json.loads((tmp_path / "plan.json").read_text(encoding="utf-8"))
     assert tree["gpu_hours"] == pytest.approx(2688, rel=0.003) and tree["unique_tokens"] == 5e11
     cli.main(["plan", "chinchilla", "--hours", "5", "--hardware", "h100", "--out", out])
-    assert f"run it: isoflop train {out}" in capsys.readouterr().out
+    assert f"run it: isoflop train {out} data.tokens=FOLDER" in capsys.readouterr().out
 
 
 def test_a_day_one_plan_that_does_not_fit_shows_itself_the_extrapolation_and_the_way_out(tmp_path, capsys):
