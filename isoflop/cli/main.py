@@ -7,7 +7,6 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import version
 from typing import Any, Literal
 
 from cyclopts import App, CycloptsError, Parameter
@@ -16,7 +15,6 @@ from isoflop.cli import align, convert, corpus, evaluate, imaging, keys, launch,
 from isoflop.cli.arguments import check, converted, sentence
 from isoflop.cli.console import print_rows, say
 from isoflop.errors import IsoflopError, RecipeError
-from isoflop.optics.config import OpticsError
 
 Command = Callable[..., Any]
 
@@ -78,7 +76,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             command, words, options = read(arguments)
             command(*words, **options)
         sys.stdout.flush()
-    except (IsoflopError, OpticsError) as error:
+    except ValueError as error:
+        from isoflop.optics.config import OpticsError  # costs a twentieth of the start
+
+        if not isinstance(error, (IsoflopError, OpticsError)):
+            raise
         _refuse(str(error))
     except BrokenPipeError:  # the reader of the output closed it, as head does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -110,7 +112,7 @@ def read(
 def parser(commands: Mapping[str, Command]) -> App:
     """Cyclopts on the signatures of the commands; those of two words are in groups."""
     defaults = Parameter(converter=converted, negative_iterable=(), show_default=_shown_default)
-    made = App("isoflop", version=f"isoflop {version('isoflop')}", default_parameter=defaults, help_format="plaintext")
+    made = App("isoflop", version=_version, default_parameter=defaults, help_format="plaintext")
     for place, (name, command) in enumerate(commands.items()):
         group, _, last = name.rpartition(" ")
         if group and group not in made:
@@ -134,6 +136,12 @@ def overview() -> None:
         "\nMore: isoflop COMMAND --help; isoflop --version; isoflop --install-completion for bash, zsh and fish "
         "(--show-completion prints it)."
     )
+
+
+def _version() -> str:
+    from importlib.metadata import version  # costs a tenth of the start
+
+    return f"isoflop {version('isoflop')}"
 
 
 def _shown_default(value: Any) -> str | None:

@@ -52,7 +52,9 @@ def test_a_split_of_chinchilla_is_forecast_within_two_percent(forecast):
     assert np.mean([row["low"] <= row["measured"] <= row["high"] for row in rows]) > 0.7
 
 
-def test_what_is_shipped_is_what_the_backtest_learned():
+def test_what_is_shipped_is_never_narrower_than_what_the_backtest_learned():
+    """docs/forecast.md says why it is wider."""
     shipped = json.loads((ROOT / "isoflop/scaling/plan/drift.json").read_text())
     learned = json.loads((ROOT / "docs/studies/forecast/now.json").read_text())["learned"]
-    assert {kind: shipped[kind] for kind in learned} == learned
+    for kind, values in learned.items():
+        assert all(values[name] <= shipped[kind][name] <= 1.1 * values[name] for name in values)
