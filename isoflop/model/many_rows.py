@@ -3,7 +3,7 @@
 Nothing is defined here: each line is one or several of transformer.py, and tests hold both together. On a CPU such a
 step is bound by its products, so those are left out that nobody reads: of the last layer, what follows attention at
 tokens that nothing is asked of; of the first, queries, keys and values of a token that stands there again, which only
-turn differently. The MLP goes by in chunks of rows that caches hold, and updates are added by the products themselves.
+turn differently. What follows attention goes by in chunks of rows that caches hold; products add updates themselves.
 
 Shapes: N tokens, M asked ones, U different ones, D model, H heads, C channels of a head.
 """
@@ -18,7 +18,7 @@ from isoflop.model.transformer import MLP, Attention, Block, Transformer
 from isoflop.numerics.linear import Linear
 
 CHUNK_ROWS = 512
-"""Rows of the MLP that are computed at once (assumption: their gates stay in a cache of some MB)."""
+"""Rows that are computed at once behind attention (assumption: their gates stay in a cache of some MB)."""
 
 
 def takes(model: Transformer) -> bool:
@@ -50,9 +50,9 @@ def run_step(model: Transformer, tokens_N: Tensor, step: Step, layers: Sequence[
         mixed_NX = pages.attend(step, q_NHC, attention.scale).flatten(1)
         if at == len(model.blocks) - 1:
             x_ND, mixed_NX = x_ND.index_select(0, asked_M), mixed_NX.index_select(0, asked_M)
-        x_ND.addmm_(mixed_NX, attention.out.weight.T)
         assert isinstance(block.mlp, MLP)
-        for x_RD in x_ND.split(CHUNK_ROWS):
+        for x_RD, mixed_RX in zip(x_ND.split(CHUNK_ROWS), mixed_NX.split(CHUNK_ROWS)):
+            x_RD.addmm_(mixed_RX, attention.out.weight.T)
             normed_RD = block.mlp_norm(x_RD)
             gate_RF, up_RF = (F.linear(normed_RD, weight_FD) for weight_FD in block.mlp.gate_up.weight.chunk(2))
             x_RD.addmm_(F.silu(gate_RF, inplace=True).mul_(up_RF), block.mlp.down.weight.T)
