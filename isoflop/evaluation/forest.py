@@ -14,8 +14,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-SHARED_LEAST = 4
+SHARED_LEAST = {"cpu": 2, "cuda": 4}
 """A beginning shorter than this is computed again: a node of few tokens costs more than it saves (assumption)."""
+WHOLE_SHARE = 0.25
+"""A tree of at most this share of the budget is computed in one part (assumption)."""
 
 
 class Asked(NamedTuple):
@@ -52,8 +54,20 @@ class Node:
             node = node.parent
 
 
-def grow(sequences: Sequence[Asked]) -> list[Node]:
+class Part(NamedTuple):
+    """What one forward pass computes."""
+
+    kept: np.ndarray
+    """Slots of the part before that are kept: the first ones of this part, in the order given; its own follow."""
+    nodes: list[Node]
+    is_kept: bool
+    """Whether the next part keeps any."""
+
+
+def grow(sequences: Sequence[Asked], least: int = 2) -> list[Node]:
     """The forest of all sequences, their last tokens left out: nothing follows those.
+
+    Nodes above others have at least `least` tokens.
 
     Returns nodes depth first, each after its parent; the longest tree comes first, so that memory ends early if it
     does.
@@ -69,7 +83,7 @@ def grow(sequences: Sequence[Asked]) -> list[Node]:
             last[at] = last[previous]
             continue
         shared = _shared(inputs[previous], inputs[at]) if previous >= 0 else 0
-        node = _branch(path, nodes, inputs[at], shared)
+        node = _branch(path, nodes, inputs[at], shared, least)
         nodes.append(node)
         path.append(node)
         last[at], previous = node, at
@@ -82,18 +96,23 @@ def grow(sequences: Sequence[Asked]) -> list[Node]:
     return _depth_first(nodes)
 
 
-def cut(nodes: Sequence[Node], budget: int) -> Iterator[tuple[np.ndarray, list[Node]]]:
-    """What forward passes compute: (slots of the part before that are kept, nodes of at most `budget` tokens, or one).
+def cut(nodes: Sequence[Node], budget: int) -> Iterator[Part]:
+    """What forward passes compute, nodes of at most `budget` tokens, or one.
 
-    A part's slots are those that are kept, in the order given, and then its own tokens; they are set while it is used.
+    What is small for the budget together with all below it is not cut. Slots are set while a part is used.
     """
+    sizes = dict.fromkeys(nodes, 0)
+    for node in nodes:
+        for above in node.path():
+            sizes[above] += node.n_tokens
     held: list[Node] = []
     kept, n = np.zeros(0, dtype=np.int64), 0
     part: list[Node] = []
     for node in nodes:
-        if part and n + node.n_tokens > budget:
-            yield kept, part
+        n_next = sizes[node] if sizes[node] <= budget * WHOLE_SHARE else node.n_tokens
+        if part and n + n_next > budget:
             needed = {*node.path()}
+            yield Part(kept, part, node.parent is not None)
             for done in [*held, *part]:
                 if done not in needed:
                     done.slots = None
@@ -109,7 +128,7 @@ def cut(nodes: Sequence[Node], budget: int) -> Iterator[tuple[np.ndarray, list[N
         part.append(node)
         n += node.n_tokens
     if part:
-        yield kept, part
+        yield Part(kept, part, False)
 
 
 def path_slots(node: Node) -> np.ndarray:
@@ -122,13 +141,13 @@ def _slots_of(node: Node) -> np.ndarray:
     return node.slots
 
 
-def _branch(path: list[Node], nodes: list[Node], tokens: np.ndarray, shared: int) -> Node:
+def _branch(path: list[Node], nodes: list[Node], tokens: np.ndarray, shared: int, least: int) -> Node:
     """The node of a sequence that shares so many tokens with the one before it, whose nodes are `path`."""
     while path and path[-1].start >= shared:
         path.pop()
     if path and path[-1].end > shared:  # it branches off inside
         within = path.pop()
-        if shared - within.start >= SHARED_LEAST:
+        if shared - within.start >= least:
             upper = Node(within.start, shared, within.tokens, within.parent)
             within.start, within.parent = shared, upper
             nodes.append(upper)

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from isoflop.model.attention import attend
 from isoflop.model.config import ModelConfig
 from isoflop.numerics.few_rows import attend_pages, turn_and_write
-from isoflop.numerics.heads import rotate
+from isoflop.numerics.heads import rotate_in_step
 from isoflop.numerics.launch import has_kernels
 
 PAGE = 64
@@ -120,6 +120,9 @@ class LayerPages:
     def nbytes(self) -> int:
         return self.keys.nbytes if self._one else 2 * self.keys.nbytes
 
+    def has_kernels(self, x: Tensor) -> bool:
+        return has_kernels(x, wide=True)
+
     def write(self, step: Step, k_NGC: Tensor, v_NGC: Tensor | None = None) -> None:
         """Put the new tokens of a step in their places."""
         self._keys_by_slot.index_copy_(0, step.slots_N, k_NGC)
@@ -128,11 +131,11 @@ class LayerPages:
 
     def write_heads(self, step: Step, heads_NHC: Tensor, cos_NC: Tensor, sin_NC: Tensor) -> Tensor:
         """Turned queries [N, H, C] of a joint product [N, H + 2 G, C]; turned keys and values go to their places."""
-        if has_kernels(heads_NHC, wide=True):
+        if self.has_kernels(heads_NHC):
             return turn_and_write(heads_NHC, cos_NC, sin_NC, step.slots_N, self.keys, self.values)
         n_groups = self.keys.shape[2]
         qk_NHC, v_NGC = heads_NHC.split((heads_NHC.shape[1] - n_groups, n_groups), dim=1)
-        turned_NHC = rotate(qk_NHC[None], cos_NC, sin_NC)[0]
+        turned_NHC = rotate_in_step(qk_NHC, cos_NC, sin_NC)
         q_NHC, k_NGC = turned_NHC.split((turned_NHC.shape[1] - n_groups, n_groups), dim=1)
         self.write(step, k_NGC, v_NGC)
         return q_NHC
@@ -171,7 +174,7 @@ class LayerPages:
         if rows.one_by_one:
             pairs = zip(rows.one_by_one, q_NHC.split(rows.width), strict=True)
             return torch.cat([self.attend_rows(row, q_WHC, scale) for row, q_WHC in pairs])
-        if has_kernels(q_NHC, wide=True):
+        if self.has_kernels(q_NHC):
             return attend_pages(q_NHC, self.keys, self.values, rows.table_RP, rows.before_R, scale)
         k_RSGC, v_RSGC = self.of_rows(rows)
         n_rows, n_seen, n_groups, _ = k_RSGC.shape

@@ -2,10 +2,11 @@
 
 A step computes several runs in one flat row of N tokens, as a step of `pages.py` does, but a run's keys and values are
 found through a list of slots, one a token, because runs that branch off share their beginning. Runs of similar sizes
-are padded to one block, so a layer needs few kernels.
+are padded to one block, so a layer needs few kernels. On a CPU, where a call costs little and copies cost much, each
+small tree is attended to by itself instead, and a mask says who sees whom.
 
-Shapes: N tokens of a step, R runs of a block, W tokens of the longest of them, S keys of the longest, H query heads,
-G key/value heads, C channels of a head.
+Shapes: N tokens of a step, R runs of a block, W tokens of the longest of them or of a tree, S keys of the longest, H
+query heads, G key/value heads, C channels of a head.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,6 +25,10 @@ MOST_KEYS = 2**18
 """Keys of a block, padding included: they are copied once a layer (assumption: 1 GiB at 2,048 channels of bf16)."""
 WASTE, WASTE_PAIRS = 1.25, 2**12
 """A block may have so many times the pairs of query and key that its runs have, and so many more (assumption)."""
+BY_TREE = ("cpu",)
+"""Devices that take trees one at a time."""
+TREE_WASTE, TREE_PAIRS = 3.0, 2**11
+"""The same of a tree that is attended to as a whole (assumption: a call costs about as much as 1,000 pairs)."""
 
 
 class Run(NamedTuple):
@@ -37,6 +42,16 @@ class Run(NamedTuple):
     def start(self) -> int:
         """Position of the first token."""
         return len(self.slots) - len(self.tokens)
+
+
+class Tree(NamedTuple):
+    """Runs that follow each other in the step, the first one above all others, and what lies above it."""
+
+    n_new: int
+    n_seen: int
+    """Its own tokens and those above."""
+    mask_WS: Tensor | None
+    """0 where a token looks, else -inf; None: at all before it."""
 
 
 class Block(NamedTuple):
@@ -57,9 +72,14 @@ class TreeStep(Step):
     `chunks` are the same runs one by one, which latent attention reads.
     """
 
+    trees: tuple[Tree, ...] = ()
+    seen_S: Tensor | None = None
+    """Slots that the trees see, one tree after the other."""
     blocks: tuple[Block, ...] = ()
     back_N: Tensor | None = None
     """Where the blocks' results, one after the other, hold each token."""
+    is_kept: bool = True
+    """Whether the next step keeps anything of this one."""
 
 
 class TreePages(LayerPages):
@@ -72,8 +92,16 @@ class TreePages(LayerPages):
         super().__init__(0, config, dtype=dtype, device=device)
         self.keys, self.values = self._keys_by_slot.unsqueeze(1), self._values_by_slot.unsqueeze(1)
 
+    def has_kernels(self, x: Tensor) -> bool:
+        """None of those for pages of many tokens."""
+        return False
+
     def write(self, step: Step, k_NGC: Tensor, v_NGC: Tensor | None = None) -> None:
         """Forget what is not kept, and put the new tokens of a step behind the rest."""
+        assert isinstance(step, TreeStep)
+        if v_NGC is not None and not len(step.slots_N) and not step.is_kept:
+            self.keys, self.values = k_NGC.unsqueeze(1), v_NGC.unsqueeze(1)  # as they lie, for this layer's attention
+            return
         n_values = self.values.shape[-1]
         self.keys = torch.cat((self.keys.index_select(0, step.slots_N), k_NGC.unsqueeze(1)))
         if v_NGC is not None:
@@ -83,7 +111,23 @@ class TreePages(LayerPages):
 
     def attend(self, step: Step, q_NHC: Tensor, scale: float | None) -> Tensor:
         """Attention of all tokens of a step, [N, H, C]; their keys are written already."""
-        assert isinstance(step, TreeStep) and step.back_N is not None
+        assert isinstance(step, TreeStep)
+        mixed_NHC = self._attend_trees(step, q_NHC, scale) if step.trees else self._attend_blocks(step, q_NHC, scale)
+        if not step.is_kept:
+            self.keys, self.values = (held.new_empty((0, *held.shape[1:])) for held in (self.keys, self.values))
+        return mixed_NHC
+
+    def _attend_trees(self, step: TreeStep, q_NHC: Tensor, scale: float | None) -> Tensor:
+        assert step.seen_S is not None
+        n_new, n_seen, masks = zip(*step.trees)
+        k_SGC, v_SGC = (kept[:, 0].index_select(0, step.seen_S) for kept in (self.keys, self.values))
+        q_1HNC, k_1GSC, v_1GSC = (x_NHC.transpose(0, 1)[None] for x_NHC in (q_NHC, k_SGC, v_SGC))
+        heads = zip(q_1HNC.split(n_new, 2), k_1GSC.split(n_seen, 2), v_1GSC.split(n_seen, 2), masks)
+        mixed = [attend(q_1HWC, k_1GSC, v_1GSC, scale, mask_WS) for q_1HWC, k_1GSC, v_1GSC, mask_WS in heads]
+        return torch.cat([mixed_1HWC.transpose(1, 2) for mixed_1HWC in mixed], 1)[0]
+
+    def _attend_blocks(self, step: TreeStep, q_NHC: Tensor, scale: float | None) -> Tensor:
+        assert step.back_N is not None
         parts = []
         for rows, queries_Q, is_root in step.blocks:
             q_QHC = q_NHC.index_select(0, queries_Q)
@@ -96,7 +140,9 @@ class TreePages(LayerPages):
         return torch.cat(parts).index_select(0, step.back_N)
 
 
-def tree_step(kept: np.ndarray, runs: Sequence[Run], *, is_latent: bool, device) -> tuple[Tensor, TreeStep]:
+def tree_step(
+    kept: np.ndarray, runs: Sequence[Run], *, is_kept: bool = True, is_latent: bool, dtype: torch.dtype, device
+) -> tuple[Tensor, TreeStep]:
     """Tokens [N] and the step of these runs, behind the kept slots of the step before, in one transfer to the device.
 
     Latent attention takes them one by one: its keys are made from what is kept, which padding would multiply.
@@ -107,8 +153,11 @@ def tree_step(kept: np.ndarray, runs: Sequence[Run], *, is_latent: bool, device)
         kept,
     ]
     shapes: list[tuple[bool, int]] = []
+    trees = _trees(runs) if torch.device(device).type in BY_TREE else []
     if is_latent:
         numbers += [run.slots for run in runs]
+    elif trees:
+        numbers += [np.concatenate([tree[0].slots, *(run.slots[run.start :] for run in tree[1:])]) for tree in trees]
     else:
         firsts = np.cumsum([0, *(len(run.tokens) for run in runs)])
         back_N, n_padded = np.zeros(firsts[-1], dtype=np.int64), 0
@@ -128,19 +177,65 @@ def tree_step(kept: np.ndarray, runs: Sequence[Run], *, is_latent: bool, device)
         numbers.append(back_N)
     flat = torch.from_numpy(np.concatenate(numbers).astype(np.int64)).to(device, non_blocking=True)
     tokens_N, positions_N, slots_N, *rest = flat.split([len(part) for part in numbers])
+    step = TreeStep(positions_N, slots_N, is_kept=is_kept)
     if is_latent:
         ends = np.cumsum([len(run.tokens) for run in runs]).tolist()
-        chunks = tuple(
+        step.chunks = tuple(
             Chunk(end - len(run.tokens), end, len(run.slots), slots_S, None)
             for run, end, slots_S in zip(runs, ends, rest, strict=True)
         )
-        return tokens_N, TreeStep(positions_N, slots_N, chunks=chunks)
-    blocks = []
-    for at, (is_root, n_runs) in enumerate(shapes):
-        before_R, queries_Q, table_X = rest[3 * at : 3 * at + 3]
-        rows = Rows(len(queries_Q) // n_runs, table_X.view(n_runs, -1), before_R)
-        blocks.append(Block(rows, queries_Q, is_root))
-    return tokens_N, TreeStep(positions_N, slots_N, blocks=tuple(blocks), back_N=rest[-1])
+    elif trees:
+        n_new = [sum(len(run.tokens) for run in tree) for tree in trees]
+        masks = [_mask(tree, seen_S.numpy(), dtype) for tree, seen_S in zip(trees, rest)]
+        step.trees = tuple(Tree(n, len(seen_S), mask) for n, seen_S, mask in zip(n_new, rest, masks, strict=True))
+        step.seen_S = torch.cat(rest)
+    else:
+        blocks, step.back_N = [], rest[-1]
+        for at, (is_root, n_runs) in enumerate(shapes):
+            before_R, queries_Q, table_X = rest[3 * at : 3 * at + 3]
+            rows = Rows(len(queries_Q) // n_runs, table_X.view(n_runs, -1), before_R)
+            blocks.append(Block(rows, queries_Q, is_root))
+        step.blocks = tuple(blocks)
+    return tokens_N, step
+
+
+def _trees(runs: Sequence[Run]) -> list[Sequence[Run]]:
+    """Runs in depth-first order, cut into trees where one mask for all of them wastes little, else single ones."""
+    ends, path = [len(runs)] * len(runs), []
+    for at, run in enumerate(runs):
+        while path and not _is_below(run, runs[path[-1]]):
+            ends[path.pop()] = at
+        path.append(at)
+    found, at = [], 0
+    while at < len(runs):
+        tree = runs[at : ends[at]]
+        n_new = sum(len(run.tokens) for run in tree)
+        n_pairs = sum(len(run.tokens) * len(run.slots) for run in tree)
+        if n_new * (tree[0].start + n_new) > TREE_WASTE * n_pairs + TREE_PAIRS:
+            tree = runs[at : at + 1]
+        found.append(tree)
+        at += len(tree)
+    return found
+
+
+def _is_below(run: Run, above: Run) -> bool:
+    last = len(above.slots) - 1
+    return run.start > last and run.slots[last] == above.slots[last]
+
+
+def _mask(tree: Sequence[Run], seen_S: np.ndarray, dtype: torch.dtype) -> Tensor | None:
+    if len(tree) == 1 and not tree[0].start:
+        return None
+    first, column = tree[0].start, np.zeros(seen_S.max() + 1, dtype=np.int64)
+    column[seen_S] = np.arange(len(seen_S))
+    mask_WS = np.full((len(seen_S) - first, len(seen_S)), -np.inf, dtype=np.float32)
+    for run in tree:
+        end = column[run.slots[-1]] + 1
+        own = slice(end - len(run.tokens), end)
+        rows = mask_WS[own.start - first : own.stop - first]
+        rows[:, column[run.slots[: run.start]]] = 0
+        rows[:, own] = np.triu(rows[:, own], 1)  # above the diagonal
+    return torch.from_numpy(mask_WS).to(dtype)
 
 
 def _blocks(runs: Sequence[Run]) -> Iterator[list[int]]:

@@ -20,6 +20,17 @@ def rotate(x_BTHC: Tensor, cos_TC: Tensor, sin_TC: Tensor) -> Tensor:
     return turned.to(x_BTHC.dtype)
 
 
+def rotate_in_step(x_NHC: Tensor, cos_NC: Tensor, sin_NC: Tensor) -> Tensor:
+    """`rotate` in half the passes over memory, rounded elsewhere: for models that are only asked."""
+    if x_NHC.dtype != cos_NC.dtype:
+        return rotate(x_NHC[None], cos_NC, sin_NC)[0]
+    half, sin_N1C = cos_NC.shape[-1], sin_NC[:, None]
+    turned_NHC = x_NHC * torch.cat((cos_NC, cos_NC), -1)[:, None]
+    turned_NHC[..., :half].addcmul_(x_NHC[..., half:], sin_N1C, value=-1)
+    turned_NHC[..., half:].addcmul_(x_NHC[..., :half], sin_N1C)
+    return turned_NHC
+
+
 def turned_heads(
     heads_BTHC: Tensor, n_heads: int, n_kv_heads: int, cos_TC: Tensor, sin_TC: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:

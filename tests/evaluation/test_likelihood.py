@@ -9,8 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from interop_models import FAMILIES, build
 
+from isoflop.evaluation import likelihood
 from isoflop.evaluation.forest import Asked, cut, grow
 from isoflop.evaluation.likelihood import fit, score
+from isoflop.model import many_rows, pages, tree
 
 
 def questions(seed: int, n: int = 12) -> list[Asked]:
@@ -51,12 +53,37 @@ def test_tree_scores_equal_plain(family):
             assert found[number].is_greedy == is_greedy
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_blocks_of_a_gpu_give_the_same_scores_without_the_kernels_of_decoding(family, monkeypatch):
+    model = build(replace(FAMILIES[family], seq_len=192))
+    asked = questions(seed=1)
+    expected = {one.number: one for one in score(model, asked, budget=260)}
+    monkeypatch.setattr(tree, "BY_TREE", ())
+    monkeypatch.setattr(many_rows, "takes", lambda model: False)
+    monkeypatch.setattr(pages, "has_kernels", lambda x, wide=False: True)  # those of pages.py write to its slots
+    for one in score(model, asked, budget=260):
+        assert abs(one.nats - expected[one.number].nats) <= 1e-5 * max(1, abs(one.nats))
+        assert one.is_greedy == expected[one.number].is_greedy
+
+
+def test_ties_over_the_vocabulary_go_to_the_first_token(monkeypatch):
+    model = build(replace(FAMILIES["mha"], seq_len=192))
+    model.head.weight.data[:] = model.head.weight.data[:1]  # all logits are equal
+    monkeypatch.setattr(likelihood, "HEAD_COLUMNS", 48)
+    asked = [Asked(np.array([5, 6, token], np.int32), 1) for token in (0, 1, 47, 48, 159)]
+    found = {one.number: one for one in score(model, asked)}
+    assert [found[at].is_greedy for at in range(5)] == [True, False, False, False, False]
+    assert all(abs(one.nats + np.log(model.config.vocab_size)) < 1e-5 for one in found.values())
+
+
 @given(st.lists(st.lists(st.integers(0, 2), min_size=2, max_size=30), min_size=1, max_size=20), st.integers(1, 40))
 def test_every_asked_token_is_computed_once_behind_its_own_text(rows, budget):
     asked = [Asked(np.array(row, np.int32), 1 + sum(row) % (len(row) - 1)) for row in rows]
     answered = [[] for _ in rows]
-    memory = np.zeros(0, dtype=np.int32)
-    for kept, nodes in cut(grow(asked), budget):
+    memory, was_kept = np.zeros(0, dtype=np.int32), False
+    for kept, nodes, is_kept in cut(grow(asked), budget):
+        assert was_kept or not len(kept)
+        was_kept = is_kept
         assert len(nodes) == 1 or sum(node.n_tokens for node in nodes) <= budget
         memory = np.concatenate([memory[kept], *(node.tokens[node.start : node.end] for node in nodes)])
         for node in nodes:
