@@ -1,5 +1,6 @@
 """The commands that make an assistant of a base model: sft, dpo, reward, and all of it in one call, align demo."""
 
+import dataclasses
 import os
 import sys
 from collections.abc import Callable
@@ -109,10 +110,11 @@ def _one_process(command: str) -> None:
 
 
 def _plan(job: Any, json: Path | None) -> None:
+    from isoflop.alignment.memory import adapter_memory
     from isoflop.model.accounting import flops_per_token, inspect
 
     config, t = job.start.config, job.recipe.train
-    samples = job.samples.summary
+    samples, micro_batch = job.samples.summary, max(1, (t.micro_tokens or 16_384) // config.seq_len)
     n_tokens = round(t.epochs * samples["tokens"])
     found = {
         "steps": job.plan.n_steps,
@@ -121,8 +123,11 @@ def _plan(job: Any, json: Path | None) -> None:
         "stop_ids": list(job.start.template.stop_ids),
         "n_tokens": n_tokens,
         "total_flops_exact": flops_per_token(config, "exact") * n_tokens,
-        **inspect(config, micro_batch=max(1, (t.micro_tokens or 16_384) // config.seq_len)),
+        **inspect(config, micro_batch=micro_batch),
     }
+    if job.recipe.adapter:
+        where = {"precision": found["memory"]["precision"], "micro_tokens": micro_batch * config.seq_len}
+        found["memory"] |= dataclasses.asdict(adapter_memory(config, job.recipe.adapter, **where))
     report_found(found, json, "nothing was run", list(flat(found)))
 
 

@@ -58,6 +58,10 @@ def test_every_command_of_alignment_runs_and_its_json_has_the_fixed_keys(base, t
         main([command, str(recipe), *small, *more, "--dry-run", "--json", str(tmp_path / "plan.json")])
         plan = json.loads((tmp_path / "plan.json").read_text())
         assert plan["steps"] >= 2 and plan["samples"]["n_train"] > 50
+        narrow = ["adapter.rank=2", "--dry-run", "--json", str(tmp_path / "narrow.json")]
+        main([command, str(recipe), *small, *more, *narrow])
+        memory = json.loads((tmp_path / "narrow.json").read_text())["memory"]
+        assert memory["optimizer_bytes"] < plan["memory"]["optimizer_bytes"] / 2  # of the adapters alone
         out = tmp_path / command
         main([command, str(recipe), *small, *more, "--out", str(out), "--json", str(tmp_path / "found.json")])
         found = json.loads((tmp_path / "found.json").read_text())
