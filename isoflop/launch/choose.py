@@ -57,7 +57,7 @@ def open_engine(section: EngineSection, *, workers: int, threads: int, device: s
     if section.kind == "local":
         from isoflop.launch.local import LocalEngine
 
-        return LocalEngine(workers, threads)
+        return LocalEngine(workers, threads, cuda=device in ("auto", "cuda"))
     from isoflop.launch.ray import RayEngine
 
     return RayEngine(

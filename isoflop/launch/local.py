@@ -1,4 +1,7 @@
-"""Processes of this machine as an engine: each has a pipe, serves one task at a time and shares out GPUs by number.
+"""Processes of this machine as an engine: each has a pipe and serves one task at a time.
+
+On GPUs the workers of one card are threads of one process, each with a stream of its own: kernels of small models leave
+most of a card idle, and those of several processes take turns, while those of several streams run side by side.
 
 A worker that is asked to stop (SIGTERM), or whose parent is gone, leaves after its task has saved, so that the parent
 can be started again at once. Ctrl-C is the parent's business.
@@ -9,7 +12,9 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -27,13 +32,16 @@ class _Worker:
 
 
 class LocalEngine:
-    """`workers` processes, each of `threads` threads, started when first needed."""
+    """`workers` of `threads` threads each, started when first needed: processes, or on GPUs a process for each card.
+
+    `cuda`: tasks use the GPUs of this machine, if it has some.
+    """
 
     gpus: float | None = None
     lag_s = 0.0
 
-    def __init__(self, workers: int, threads: int):
-        self._threads, self._context = threads, multiprocessing.get_context("spawn")
+    def __init__(self, workers: int, threads: int, *, cuda: bool = False):
+        self._threads, self._cuda, self._context = threads, cuda, multiprocessing.get_context("spawn")
         self._pool: list[_Worker | None] = [None] * workers
         self._count = 0
 
@@ -51,7 +59,8 @@ class LocalEngine:
 
     def start(self, function: Function, argument: Any) -> int:
         free = [number for number, worker in enumerate(self._pool) if worker is None or worker.task is None]
-        number = next((n for n in free if self._pool[n] is not None), free[0])  # one that has loaded torch already
+        # On the card with the least to do, one that has loaded torch already.
+        number = min(free, key=lambda n: (sum(map(self._at_work, self._of_card(n))), self._pool[n] is None))
         worker = self._pool[number] or self._spawn(number)
         try:
             worker.pipe.send((function, argument))
@@ -79,12 +88,27 @@ class LocalEngine:
                 worker.process.kill()
                 worker.process.join()
 
+    def _at_work(self, number: int) -> bool:
+        worker = self._pool[number]
+        return worker is not None and worker.task is not None
+
+    def _of_card(self, number: int) -> range:
+        """The workers that share a GPU with this one, itself among them."""
+        cards = _cards() if self._cuda else 0
+        return range(number % cards, len(self._pool), cards) if cards else range(number, number + 1)
+
     def _spawn(self, number: int) -> _Worker:
-        ours, theirs = self._context.Pipe()
+        """Start the process of this worker, with those of the same GPU that have none."""
+        numbers = [number, *(n for n in self._of_card(number) if n != number and self._pool[n] is None)]
+        pipes = [self._context.Pipe() for _ in numbers]
+        theirs = [pipe for _, pipe in pipes]
         process = self._context.Process(target=work, args=(theirs, self._threads, os.getpid(), number), daemon=True)
         process.start()
-        theirs.close()
-        worker = self._pool[number] = _Worker(process, ours)
+        for n, (ours, other) in zip(numbers, pipes, strict=True):
+            other.close()
+            self._pool[n] = _Worker(process, ours)
+        worker = self._pool[number]
+        assert worker is not None
         return worker
 
     def _ended(self, number: int) -> Ended:
@@ -102,9 +126,16 @@ class LocalEngine:
         return Ended(task, value, error, died, seconds=seconds)
 
 
-def work(pipe: Connection, threads: int, parent: int, number: int) -> None:
-    """Serve tasks of the process `parent` until the pipe closes."""
-    asked = busy = False
+def _cards() -> int:
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def work(pipes: list[Connection], threads: int, parent: int, number: int) -> None:
+    """Serve tasks of the process `parent`, one at a time from each pipe, until the pipes close."""
+    asked = False
+    busy: set[Connection] = set()
 
     def stop(_number: int, _frame: object) -> None:
         nonlocal asked
@@ -112,27 +143,58 @@ def work(pipe: Connection, threads: int, parent: int, number: int) -> None:
         if not busy:
             sys.exit(0)
 
+    def serve(pipe: Connection) -> None:
+        while not asked:
+            try:
+                function, argument = pipe.recv()
+            except (EOFError, OSError):
+                return
+            busy.add(pipe)
+            try:
+                value, error = perform(function, argument, lambda: asked or os.getppid() != parent)
+            except Exception as bug:
+                pipe.send((None, f"{type(bug).__name__}: {bug}", True))
+                busy.remove(pipe)
+                raise
+            try:
+                pipe.send((value, error, False))
+            except OSError:
+                return
+            finally:
+                busy.remove(pipe)
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, stop)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     use_threads(threads)
     import torch
 
-    if torch.cuda.device_count() > 1:
-        torch.cuda.set_device(number % torch.cuda.device_count())
-    while not asked:
-        try:
-            function, argument = pipe.recv()
-        except (EOFError, OSError):
-            return
-        busy = True
-        try:
-            value, error = perform(function, argument, lambda: asked or os.getppid() != parent)
-        except Exception as bug:
-            pipe.send((None, f"{type(bug).__name__}: {bug}", True))
-            raise
-        try:
-            pipe.send((value, error, False))
-        except OSError:
-            return
-        busy = False
+    card = number % max(1, torch.cuda.device_count())
+    if len(pipes) == 1:
+        if torch.cuda.device_count() > 1:
+            torch.cuda.set_device(card)
+        serve(pipes[0])
+    else:
+        _serve_at_once(pipes, serve, card, lambda: asked and not busy)
+
+
+def _serve_at_once(
+    pipes: list[Connection], serve: Callable[[Connection], None], card: int, leave: Callable[[], bool]
+) -> None:
+    """A thread for each pipe, with its stream on the card."""
+    import torch
+
+    from isoflop.model.attention import fastest_kernels
+
+    def on_own_stream(pipe: Connection) -> None:
+        if torch.cuda.is_available():  # else a test
+            torch.cuda.set_device(card)
+            torch.cuda.set_stream(torch.cuda.Stream())
+        serve(pipe)
+
+    threads = [threading.Thread(target=on_own_stream, args=(pipe,), daemon=True) for pipe in pipes]
+    with fastest_kernels(torch.device("cuda", card)):  # a setting of the process: threads must not take turns at it
+        for thread in threads:
+            thread.start()
+        while any(thread.is_alive() for thread in threads) and not leave():
+            time.sleep(0.05)

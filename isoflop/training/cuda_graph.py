@@ -5,6 +5,9 @@ step is one graph. A step of several micro-batches is three graphs: gradients ze
 (replayed for each), clipping with the optimizer. What they save is the gaps between kernels (docs/speed.md).
 """
 
+import contextlib
+import threading
+from collections.abc import Iterator
 from contextlib import ExitStack
 
 import torch
@@ -24,6 +27,8 @@ MAX_PARAMETERS = 100_000_000
 FREE_SHARE = 0.9
 """Of the free memory that several micro-batches and a validation may need: activations and logits of the former stay
 the graph's own (assumption)."""
+_ONE_AT_A_TIME = threading.Lock()
+"""Captures of this process."""
 
 
 def can_capture(
@@ -55,9 +60,17 @@ def can_capture(
     return _repeats(workload, micro_batches) and _fits(model, micro_batches[0], parameter.device)
 
 
-def captured(graph: torch.cuda.CUDAGraph, pool=None) -> torch.cuda.graph:
-    """Capture what runs inside; other threads may pin the next batch meanwhile."""
-    return torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local")
+@contextlib.contextmanager
+def captured(graph: torch.cuda.CUDAGraph, pool=None) -> Iterator[None]:
+    """Capture what runs inside; other threads may pin the next batch, or replay graphs of theirs, meanwhile.
+
+    On the stream of this thread where it has one: workspaces of libraries belong to a stream, and graphs that are
+    replayed side by side must not share them.
+    """
+    stream = torch.cuda.current_stream()
+    own = None if stream == torch.cuda.default_stream() else stream
+    with _ONE_AT_A_TIME, torch.cuda.graph(graph, pool=pool, stream=own, capture_error_mode="thread_local"):
+        yield
 
 
 def _repeats(workload: Workload, micro_batches: list[tuple[Tensor, ...]]) -> bool:

@@ -4,7 +4,7 @@
 # Hardware: one H100 or H200. Each stage resumes. RATE_MUON and RATE_ADAMW are factors of the study's rate law for `sweep`,
 # from what `rates` prints (1 where the optimum is the law's own).
 set -eu
-run="${PYTHON:-python3} -m isoflop.cli"
+run="${PYTHON:-python3} -m isoflop"
 out=runs/optimizer
 stage=$1
 shift

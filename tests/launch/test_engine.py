@@ -1,5 +1,6 @@
 """What every engine keeps: results, errors as data, deaths that leave the others alone, and a stop that saves."""
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from ray_cluster import cluster
 
 from isoflop.errors import RecipeError
+from isoflop.launch import local
 from isoflop.launch.choose import EngineSection, check_engine, open_engine
 from isoflop.launch.engine import Engine
 from isoflop.launch.local import LocalEngine
@@ -69,6 +71,24 @@ def test_processes_that_have_loaded_torch_are_used_again():
         (first,) = outcome(engine, (engine_tasks.facts, 1))
         (second,) = outcome(engine, (engine_tasks.facts, 2))
     assert first.value["pid"] == second.value["pid"]
+
+
+@pytest.mark.dist
+def test_workers_of_one_card_are_threads_of_one_process_and_share_its_end(monkeypatch):
+    monkeypatch.setattr(local, "_cards", lambda: 2)
+    with LocalEngine(4, 1, cuda=True) as engine:
+        facts = outcome(engine, *[(engine_tasks.facts, number) for number in range(4)])
+        pids = [each.value["pid"] for each in facts]
+        assert pids[0] == pids[2] != pids[1] == pids[3] and [each.value["argument"] for each in facts] == [0, 1, 2, 3]
+        refused, whole = outcome(engine, (engine_tasks.refuse, "x"), (engine_tasks.facts, 1))
+        assert refused.error == "x must be something else" and whole.value["argument"] == 1
+        began = time.monotonic()
+        assert all(each.value for each in outcome(engine, *[(engine_tasks.sleep, 1.0)] * 4))
+        assert time.monotonic() - began < 3.0  # at once, not in turn
+        bug, other = outcome(engine, (engine_tasks.bug, None), (engine_tasks.sleep, 0.5))
+        assert bug.died and other.value in pids
+        killed, _, other = outcome(engine, (engine_tasks.die, None), *[(engine_tasks.sleep, 0.5)] * 2)
+        assert killed.died and outcome(engine, (engine_tasks.facts, 5))[0].value["argument"] == 5
 
 
 @pytest.mark.parametrize(

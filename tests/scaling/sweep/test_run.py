@@ -9,9 +9,11 @@ import signal
 from pathlib import Path
 
 import pytest
+import torch
 from killing import finish, kill, n_lines, size, start, wait_until, workers_of
 
 from isoflop.errors import IsoflopError, RecipeError
+from isoflop.launch import local
 from isoflop.model.accounting import flops_per_token
 from isoflop.recipe import from_tree, write_recipe
 from isoflop.run import only_one
@@ -63,6 +65,27 @@ def steps_run(out: Path) -> dict[str, int]:
         path.parent.name: sum("loss_nats" in line for line in path.read_text(encoding="utf-8").splitlines())
         for path in sorted(out.glob("*/*/metrics.jsonl"))
     }
+
+
+@pytest.mark.dist
+def test_workers_that_are_threads_of_one_process_make_the_same_records(tmp_path, tiny_tokens, monkeypatch):
+    cells = cells_of(ladder_recipe(tiny_tokens))
+    apart = run_sweep(cells, tmp_path / "apart", study="test", workers=1)
+    monkeypatch.setattr(local, "_cards", lambda: 1)
+    with local.LocalEngine(4, 1, cuda=True) as engine:
+        together = run_sweep(cells, tmp_path / "together", study="test", engine=engine)
+    assert [facts(record) for record in together] == [facts(record) for record in apart]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cells_that_share_a_gpu_make_the_records_of_cells_alone(tmp_path, tiny_tokens):
+    """Graphs of four streams at once: one buffer that two of them shared would show in the losses."""
+    cells = cells_of(ladder_recipe(tiny_tokens, device="cuda", precision="float32"))
+    apart = run_sweep(cells, tmp_path / "apart", study="test", workers=1)
+    with local.LocalEngine(4, 1, cuda=True) as engine:
+        together = run_sweep(cells, tmp_path / "together", study="test", engine=engine)
+    assert [record.loss_nats for record in together] == pytest.approx([record.loss_nats for record in apart], rel=1e-4)
 
 
 @pytest.mark.dist
