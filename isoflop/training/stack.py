@@ -5,7 +5,7 @@ run keeps its own files and numbers: those of `loop.train`, up to the order of s
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -30,6 +30,9 @@ MicroBatches = list[tuple[Tensor, ...]]
 
 STEPS_READ = 32
 """Of one reading: small steps are over sooner than one of them is read by itself."""
+STEPS_CAPTURED = 8
+"""Of one CUDA graph: small steps are over sooner than Python has started them one by one, and threads of several stacks
+wait for each other at every call."""
 TOKENS_READ = 4_000_000
 """Of one reading at most: memory of the device (assumption)."""
 
@@ -110,7 +113,11 @@ def train_stacked(members: Sequence[Member], *, start_step: int) -> list[LoopRes
         for report in reports:
             open_files.callback(report.close)
         read = max(1, min(STEPS_READ, TOKENS_READ // (n * first.workload.tokens_per_step)))
-        take, block, ahead = None, _Block(step, []), reader.submit(_read, members, step, min(step + read, end), device)
+        take, block, ahead = (
+            None,
+            _Block(step, [], []),
+            reader.submit(_read, members, step, min(step + read, end), device),
+        )
         while step < end and any(status != "diverged" for status in statuses):
             began = time.perf_counter()
             if step == block.end:
@@ -118,14 +125,14 @@ def train_stacked(members: Sequence[Member], *, start_step: int) -> list[LoopRes
                 data_wait_s += time.perf_counter() - began
                 if block.end < end:
                     ahead = reader.submit(_read, members, block.end, min(block.end + read, end), device)
-            micro_batches = block.at(step)
-            take = take or StackedStep(members, micro_batches, start_step)
-            rates = [member.plan.rate(step) for member in members]
-            values = take(micro_batches, rates)
-            step += 1
-            for report, rate, value, status in zip(reports, rates, values.unbind(0), statuses):
-                if status != "diverged":
-                    report.add(step, rate, value)
+            take = take or StackedStep(members, block.at(step), start_step)
+            n_steps = _at_once(take.most, step, block.end, first.saving)
+            values = take(block, step, n_steps)
+            for rates, figures in zip(block.rates[step - block.first :], values.unbind(0)):
+                step += 1
+                for report, rate, value, status in zip(reports, rates, figures.unbind(0), statuses):
+                    if status != "diverged":
+                        report.add(step, rate, value)
             wall_s += time.perf_counter() - began
             stopping = any(member.watch.should_stop() for member in members)
             saves = first.saving.at(step, time.perf_counter() - last_save)
@@ -156,7 +163,7 @@ def train_stacked(members: Sequence[Member], *, start_step: int) -> list[LoopRes
 
 
 class StackedStep:
-    """One optimizer step of every member, on a GPU as one CUDA graph where there is one micro-batch."""
+    """Optimizer steps of every member, on a GPU as CUDA graphs where a step has one micro-batch."""
 
     def __init__(self, members: Sequence[Member], micro_batches: MicroBatches, start_step: int = 0):
         self.members = members
@@ -164,28 +171,42 @@ class StackedStep:
         self._parameters = list(self.stack.parameters())
         self._device = self._parameters[0].device
         self._total_S = torch.zeros(len(members), device=self._device)
-        self._graph: torch.cuda.CUDAGraph | None = None
+        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        """By their number of steps; what a replay leaves."""
         self._optimizers = [member.optimizer for member in members]
         if _equal_rates(members, start_step):
             self._optimizers = [_joint_optimizer(members, self.stack)]
         fused = all(member.optimizer.defaults["fused"] and member.plan.graph for member in members)
         small = sum(p.numel() for p in members[0].model.parameters()) <= MAX_PARAMETERS
+        self.most, self._inputs = 1, ()
+        """Steps of one call at most."""
         if self._device.type == "cuda" and fused and small and len(micro_batches) == 1:
-            self._capture(micro_batches[0])
+            self.most = STEPS_CAPTURED
+            self._prepare(micro_batches[0])
 
-    def __call__(self, micro_batches: MicroBatches, rates: Sequence[float]) -> Tensor:
-        """[S, 2]: loss per token and gradient norm of each member, on the device."""
-        if self._graph is None:
-            for optimizer, rate in zip(self._optimizers, rates):
-                for group in optimizer.param_groups:
-                    group["lr"] = rate
-            return self._take([tuple(t.to(self._device, non_blocking=True) for t in batch) for batch in micro_batches])
-        for held, new in zip(self._inputs, micro_batches[0], strict=True):
-            held.copy_(new, non_blocking=True)
-        for held, rate in zip(self._rates, rates):
-            held.fill_(rate)
-        self._graph.replay()
-        return self._figures.clone()
+    def __call__(self, block: "_Block", step: int, n_steps: int) -> Tensor:
+        """[n_steps, S, 2]: loss per token and gradient norm of each member after each step, on the device."""
+        first = step - block.first
+        rates = block.rates[first : first + n_steps]
+        if not self._inputs:
+            return torch.stack([self._eager(block.at(step + i), of_step) for i, of_step in enumerate(rates)])
+        for held, new in zip(self._inputs, block.micro_batches[0], strict=True):
+            held[:n_steps].copy_(new[first : first + n_steps], non_blocking=True)
+        self._rates_KS[:n_steps].copy_(torch.tensor(rates).pin_memory(), non_blocking=True)
+        if n_steps not in self._graphs:
+            self._graphs[n_steps] = self._captured(n_steps)
+        graph, figures = self._graphs[n_steps]
+        graph.replay()
+        return figures.clone()
+
+    def _eager(self, micro_batches: MicroBatches, rates: Sequence[float]) -> Tensor:
+        self._set_rates(rates)
+        return self._take([tuple(t.to(self._device, non_blocking=True) for t in batch) for batch in micro_batches])
+
+    def _set_rates(self, rates: Iterable[float | Tensor]) -> None:
+        for optimizer, rate in zip(self._optimizers, rates):
+            for group in optimizer.param_groups:
+                group["lr"] = rate
 
     def _gradients(self, micro_batches: MicroBatches) -> None:
         """The gradients of all members, in place of those of the step before."""
@@ -227,12 +248,13 @@ class StackedStep:
             for member, gradient in zip(self.members, parameter.grad.unbind(0), strict=True):
                 member.model.get_parameter(name).grad = gradient
 
-    def _capture(self, micro_batch: tuple[Tensor, ...]) -> None:
-        self._inputs = tuple(tensor.to(self._device, copy=True) for tensor in micro_batch)
-        self._rates = [torch.zeros((), device=self._device) for _ in self._optimizers]
-        for optimizer, rate in zip(self._optimizers, self._rates):
+    def _prepare(self, micro_batch: tuple[Tensor, ...]) -> None:
+        """What graphs read and write must exist before they are captured."""
+        self._inputs = tuple(torch.stack([tensor.to(self._device)] * self.most) for tensor in micro_batch)
+        self._rates_KS = torch.zeros(self.most, len(self.members), device=self._device)
+        for optimizer in self._optimizers:
             for group in optimizer.param_groups:
-                group["capturable"], group["lr"] = True, rate
+                group["capturable"] = True
         if len(self._optimizers) > 1:
             for member in self.members:
                 for parameter in member.model.parameters():
@@ -241,11 +263,17 @@ class StackedStep:
         stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(stream):
             for _ in range(2):  # kernels are chosen and libraries initialised outside the capture
-                self._gradients([self._inputs])
+                self._gradients([tuple(held[0] for held in self._inputs)])
         torch.cuda.current_stream(self._device).wait_stream(stream)
-        self._graph = torch.cuda.CUDAGraph()
-        with captured(self._graph):
-            self._figures = self._take([self._inputs])
+
+    def _captured(self, n_steps: int) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+        graph, figures = torch.cuda.CUDAGraph(), []
+        with captured(graph):
+            for index in range(n_steps):
+                self._set_rates(self._rates_KS[index].unbind(0))
+                figures.append(self._take([tuple(held[index] for held in self._inputs)]))
+            together = torch.stack(figures)
+        return graph, together
 
 
 def _equal_rates(members: Sequence[Member], start_step: int) -> bool:
@@ -307,11 +335,12 @@ class _Block(NamedTuple):
 
     first: int
     micro_batches: MicroBatches
-    n_steps: int = 0
+    rates: list[list[float]]
+    """Of each step, of each member."""
 
     @property
     def end(self) -> int:
-        return self.first + self.n_steps
+        return self.first + len(self.rates)
 
     def at(self, step: int) -> MicroBatches:
         return [tuple(tensor[step - self.first] for tensor in micro_batch) for micro_batch in self.micro_batches]
@@ -319,6 +348,12 @@ class _Block(NamedTuple):
     def to(self, device: torch.device) -> "_Block":
         moved = [tuple(tensor.to(device, non_blocking=True) for tensor in batch) for batch in self.micro_batches]
         return self._replace(micro_batches=moved)
+
+
+def _at_once(most: int, step: int, end: int, saving: Saving) -> int:
+    """`most` steps, where so many are left and no checkpoint is due between them, else one."""
+    due = any(saving.at(step + done, 0.0) for done in range(1, most))
+    return 1 if due or step + most > end else most
 
 
 def _read(members: Sequence[Member], first: int, end: int, device: torch.device) -> _Block:
@@ -330,7 +365,7 @@ def _read(members: Sequence[Member], first: int, end: int, device: torch.device)
         tensors = [torch.stack(parts) for parts in zip(*micro_batch, strict=True)]
         tensors = [tensor.unflatten(0, (end - first, -1)).flatten(1, 2) for tensor in tensors]
         joined.append(tuple(tensor.pin_memory() if device.type == "cuda" else tensor for tensor in tensors))
-    return _Block(first, joined, end - first)
+    return _Block(first, joined, [[member.plan.rate(step) for member in members] for step in range(first, end)])
 
 
 def _reporter(member: Member, device: torch.device, start_step: int) -> Reporter:

@@ -1,5 +1,6 @@
 """Stacked runs compute what separate ones compute, and leave the same files."""
 
+import dataclasses
 import json
 import math
 
@@ -10,13 +11,13 @@ from isoflop.model.config import ExpertConfig, ModelConfig
 from isoflop.model.stacked import stackable, weight_gradient
 from isoflop.model.transformer import Transformer
 from isoflop.numerics.error import relative_error
-from isoflop.training import checkpoint
+from isoflop.training import checkpoint, stack
 from isoflop.training.checkpoint import Saving
 from isoflop.training.loop import StepPlan, train
 from isoflop.training.monitor import NOBODY, Watch
 from isoflop.training.optim import adamw
 from isoflop.training.pretrain.workload import Pretraining, run_pretrain
-from isoflop.training.stack import Member, can_stack, run_stacked, train_stacked
+from isoflop.training.stack import Member, StackedStep, can_stack, run_stacked, train_stacked
 from isoflop.training.workload import Workload
 
 SHAPE = ModelConfig(2, 16, 4, 2, 4, 24, 48, 12, init_std=0.2)
@@ -42,6 +43,13 @@ class Draws(Workload):
 
     def validate(self, model):
         return {"loss_nats": 0.0}
+
+
+class Rows(Draws):
+    """In one micro-batch."""
+
+    def batch(self, step, rank=0, world=1):
+        return [(torch.cat([part for (part,) in super().batch(step)]),)]
 
 
 def member(folder, seed, *, rate=1e-2, n_steps=6, stop_at=None, watch=NOBODY, bad_from=None, shape=SHAPE):
@@ -82,6 +90,54 @@ def test_stacked_runs_are_separate_ones_to_the_order_of_sums(tmp_path, runs):
         for mine, theirs in zip(other, one, strict=True):
             assert mine["loss_nats"] == pytest.approx(theirs["loss_nats"], rel=1e-6)
             assert mine["gradient_norm"] == pytest.approx(theirs["gradient_norm"], rel=1e-6)
+
+
+def test_steps_taken_at_once_are_those_one_by_one_and_end_where_a_checkpoint_is_due(tmp_path, monkeypatch):
+    def trained(name, most):
+        calls = []
+
+        class Several(StackedStep):
+            def __init__(self, *args):
+                super().__init__(*args)
+                self.most = most
+
+            def __call__(self, block, step, n_steps):
+                calls.append(n_steps)
+                return super().__call__(block, step, n_steps)
+
+        monkeypatch.setattr(stack, "StackedStep", Several)
+        members = [member(tmp_path / name / str(seed), seed, n_steps=14, stop_at=12) for seed in (1, 2)]
+        saving = Saving(every_s=0.0, at_steps=frozenset({6}))
+        train_stacked([each._replace(saving=saving) for each in members], start_step=0)
+        assert list(checkpoint.saved(tmp_path / name / "1" / "checkpoints")) == [6, 12]
+        return calls, [rows_of(tmp_path / name / str(seed)) for seed in (1, 2)]
+
+    one_by_one, expected = trained("one", 1)
+    calls, rows = trained("several", 4)
+    assert rows == expected and one_by_one == [1] * 12 and calls == [4, 1, 1, 4, 1, 1]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("runs", [RUNS, ((3, 3e-2), (4, 3e-2), (5, 3e-2))])
+def test_graphs_of_several_steps_are_steps_alone(tmp_path, runs):
+    def on_gpu(folder, seed, rate):
+        one = member(folder, seed, rate=rate, n_steps=21)
+        model = one.model.cuda()
+        optimizer = adamw(model, learning_rate=rate, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
+        return one._replace(workload=Rows(seed), model=model, optimizer=optimizer)
+
+    members = [on_gpu(tmp_path / f"stacked{i}", seed, rate) for i, (seed, rate) in enumerate(runs)]
+    train_stacked(members, start_step=0)
+    for index, (seed, rate) in enumerate(runs):
+        folder = tmp_path / f"alone{index}"
+        one = on_gpu(folder, seed, rate)
+        plan = dataclasses.replace(one.plan, graph=False)
+        train(one.workload, one.model, one.optimizer, plan, run_dir=folder, saving=one.saving, state={})
+        for (name, weight), other in zip(one.model.named_parameters(), members[index].model.parameters(), strict=True):
+            assert relative_error(other.detach(), weight.detach()) < 1e-9, name
+        rows = zip(rows_of(folder), rows_of(tmp_path / f"stacked{index}"), strict=True)
+        assert all(mine["loss_nats"] == pytest.approx(theirs["loss_nats"], rel=1e-6) for mine, theirs in rows)
 
 
 @pytest.mark.parametrize("n_parts", [1, 3])
