@@ -28,6 +28,10 @@ ROWS = 16
 """Rows of an expert come in multiples of it: codes of 16 bytes along the rows."""
 TILE = 128
 """Rows of all experts come in multiples of it."""
+FAST_GRADIENTS = True
+"""Sums of the gradients' products too stay in the tensor cores, with fewer bits than float32: torch 2.11 has one tile,
+128 x 256, for experts of less than 2,048 rows, too large to keep a second sum in registers (assumption: read, and
+timed by `benchmarks/kernels.py --experts`)."""
 
 
 class Rows(NamedTuple):
@@ -100,7 +104,9 @@ def quantise(
         column_largest.view(n_groups, -1).scatter_reduce_(0, at, values_PK.abs(), "amax")
     if not per_row:
         found_E = column_largest.view(n_groups, -1).amax(1)
-        found = torch.cat((found_E[group].repeat_interleave(ROWS), found_E.repeat_interleave(n_columns)))
+        found = torch.cat(
+            (found_E.index_select(0, group).repeat_interleave(ROWS), found_E.repeat_interleave(n_columns))
+        )
     scales = (found / LARGEST).clamp_(min=1e-37)  # zeros stay zeros by any scale
     row_scales, column_scales = scales[:n_rows], scales[n_rows:].view(n_groups, n_columns)
     rows = x.new_empty(n_rows, n_columns, dtype=torch.float8_e4m3fn)
@@ -140,10 +146,12 @@ def product(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], ends_E: Tensor, 
     return torch.cat([part @ w.T for part, w in zip(parts, b[0].float() * b[1][..., None], strict=True)]).to(dtype)
 
 
-def weight_product(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], ends_E: Tensor, dtype: torch.dtype) -> Tensor:
+def weight_product(
+    a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], ends_E: Tensor, dtype: torch.dtype, fast: bool
+) -> Tensor:
     """a b^T [E, N, K] summed over the rows of each expert, of codes and scales [N, P], [E, N] and [K, P], [E, K]."""
     if a[0].is_cuda:
-        return _grouped((a[0], a[1].flatten()), (b[0], b[1].flatten()), ends_E, False)
+        return _grouped((a[0], a[1].flatten()), (b[0], b[1].flatten()), ends_E, fast)
     counts = torch.diff(ends_E, prepend=ends_E.new_zeros(1)).tolist()
     parts = zip(*(codes.float().split(counts, 1) for codes in (a[0], b[0])), a[1], b[1], strict=True)
     return torch.stack([(x * by[:, None]) @ (y * other[:, None]).T for x, y, by, other in parts]).to(dtype)
@@ -199,12 +207,17 @@ class _Experts(torch.autograd.Function):
         token_P, row_TA, ends_E, group = rows
         per_row, n_experts, dtype = ctx.per_row, len(ends_E), d_y_TD.dtype
         d_y = quantise(d_y_TD, group, n_experts, per_row, token_P=token_P)
-        d_down = _added(ctx.weights[1], weight_product(d_y[2:], (inner, inner_scales), ends_E, dtype), ctx.adds)
-        d_inner_PF = product(d_y[:2], (last, last_scales), ends_E, dtype, False)
+        d_down = _added(
+            ctx.weights[1], weight_product(d_y[2:], (inner, inner_scales), ends_E, dtype, FAST_GRADIENTS), ctx.adds
+        )
+        d_inner_PF = product(d_y[:2], (last, last_scales), ends_E, dtype, FAST_GRADIENTS)
         d_gate_up_PF, d_weights_P = swiglu_gradients(d_inner_PF, gate_up_PF, weights_P[:, None])
+        assert d_weights_P is not None
         d = quantise(d_gate_up_PF, group, n_experts, per_row)
-        d_gate_up = _added(ctx.weights[0], weight_product(d[2:], (x, x_scales), ends_E, dtype), ctx.adds)
-        d_x_PD = product(d[:2], (first, first_scales), ends_E, dtype, False)
+        d_gate_up = _added(
+            ctx.weights[0], weight_product(d[2:], (x, x_scales), ends_E, dtype, FAST_GRADIENTS), ctx.adds
+        )
+        d_x_PD = product(d[:2], (first, first_scales), ends_E, dtype, FAST_GRADIENTS)
         d_weights_TA = d_weights_P.flatten()[row_TA].to(ctx.of_weights)
         d_plus_TD = d_y_TD if ctx.needs_input_grad[2] else None
         return summed_rows(d_x_PD, row_TA), d_weights_TA, d_plus_TD, d_gate_up, d_down, None, None, None, None

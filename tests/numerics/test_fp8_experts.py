@@ -85,6 +85,7 @@ def test_gradients_of_micro_batches_are_added_in_place():
     layer.zero_grad()
     grouped(layer.numerics, x_TD, choices, weights, plus_TD).backward(d_y_TD)
     for three, weight in zip(added, weights, strict=True):
+        assert weight.grad is not None
         torch.testing.assert_close(three, 3 * weight.grad)
 
 

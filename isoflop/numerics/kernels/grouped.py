@@ -44,7 +44,7 @@ def largest_of_groups(
     first, last = tl.load(group + tl.program_id(1) * 8), tl.load(group + tl.program_id(1) * 8 + 7)
     for at in range(first, last + 1):
         found = tl.max(tl.where((of_row == at)[:, None], tile, 0.0), 0)
-        tl.atomic_max(column_largest + at.to(tl.int64) * n_columns + column, found, column < n_columns)
+        tl.atomic_max(column_largest + at * n_columns + column, found, column < n_columns)
 
 
 @triton.jit
@@ -64,7 +64,7 @@ def quantise_groups(
     `jump` further than its rows say."""
     place, column = tl.program_id(1) * 32 + tl.arange(0, 32), tl.program_id(0) * 128 + tl.arange(0, 128)
     row, inside = 4 * place, (column < n_columns)[None, :]
-    of_row = tl.load(group + place // 4).to(tl.int64)
+    of_row = tl.load(group + place // 4)
     scale = tl.load(column_scales + of_row[:, None] * n_columns + column[None, :], inside, 1.0)
     inverse = 1.0 / scale
     a = _values(x, token, weights, row, column, n_columns, taken, gated)
@@ -75,5 +75,5 @@ def quantise_groups(
     b = _coded(b, tl.load(row_scales + row + 1), inverse, rows, row + 1, column, n_columns)
     c = _coded(c, tl.load(row_scales + row + 2), inverse, rows, row + 2, column, n_columns)
     d = _coded(d, tl.load(row_scales + row + 3), inverse, rows, row + 3, column, n_columns)
-    at = words + column[:, None].to(tl.int64) * n_words + (place + of_row * jump)[None, :]
+    at = words + column[:, None].to(tl.int64) * n_words + (place + of_row.to(tl.int64) * jump)[None, :]
     tl.store(at, tl.trans(_word(a, b, c, d)).to(tl.int32, bitcast=True), (column < n_columns)[:, None])
