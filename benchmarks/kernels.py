@@ -128,8 +128,8 @@ def experts(m: int, n_experts: int = 64, n_active: int = 6, d: int = 1280, f: in
     chosen = scores.topk(n_active).indices
     at, x, gate_up = arrange(chosen, n_experts), new(m, d), torch.randn(n_experts, 2 * f, d, device="cuda")
     row("sort by expert", lambda: arrange(chosen, n_experts), 8.0 * chosen.numel())
-    row("fill up", lambda: fp8_experts.filled_up(chosen, at.row_TA, at.ends_E), 8.0 * chosen.numel())
-    rows = fp8_experts.filled_up(chosen, at.row_TA, at.ends_E)
+    row("fill up", lambda: fp8_experts.filled_up(at.slot_R, at.ends_E, chosen.shape[1]), 8.0 * chosen.numel())
+    rows = fp8_experts.filled_up(at.slot_R, at.ends_E, chosen.shape[1])
     p, group, ends = len(rows.token_P), rows.group, rows.ends_E
     inner, weights, d_inner = new(p, 2 * f), torch.rand(p, device="cuda"), new(p, f)
     row("bf16 rows to experts", lambda: joined.spread_rows(x, at.token_R, at.row_TA), 2.0 * p * d)

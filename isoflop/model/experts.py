@@ -87,7 +87,7 @@ class Experts(nn.Module):
         """Weighted sum over the chosen experts plus what all tokens share [T, D], and the rows of each expert [E]."""
         at = arrange(chosen_TA, len(self.gate_up))
         if isinstance(self.numerics, Fp8WholeProduct) and x_TD.is_cuda:
-            choices = (weights_TA, chosen_TA, at.row_TA, at.ends_E)
+            choices = (weights_TA, at.slot_R, at.ends_E)
             y_TD = self.numerics.experts(x_TD, choices, (self.gate_up, self.down), shared_TD)  # type: ignore[call-arg]
             if y_TD is not None:
                 return y_TD, at.load_E()

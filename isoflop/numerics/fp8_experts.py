@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from isoflop.numerics.fp8_block import LARGEST
 from isoflop.numerics.joined import add_to, summed_rows, swiglu, swiglu_gradients
-from isoflop.numerics.launch import has_kernels, launch
+from isoflop.numerics.launch import has_kernels, launch, power_of_two
 
 ROWS = 16
 """Rows of an expert come in multiples of it: codes of 16 bytes along the rows."""
@@ -60,21 +60,30 @@ class Codes(NamedTuple):
     """[E, K]."""
 
 
-def filled_up(chosen_TA: Tensor, row_TA: Tensor, ends_E: Tensor) -> Rows:
-    """Rows with zeros between, from the expert and the row of every choice and the ends of experts without them."""
-    n_experts, n_tokens = len(ends_E), len(chosen_TA)
-    n_rows = -(-(chosen_TA.numel() + n_experts * ROWS) // TILE) * TILE
+def filled_up(slot_R: Tensor, ends_E: Tensor, n_active: int) -> Rows:
+    """Rows with zeros between, from the choice [T A] that each row without them holds, and the ends of its experts."""
+    n_slots, n_experts = len(slot_R), len(ends_E)
+    n_rows = -(-(n_slots + n_experts * ROWS) // TILE) * TILE
+    row_TA, token_P = torch.empty_like(slot_R).view(-1, n_active), ends_E.new_full((n_rows,), -1)
+    new_ends_E, group = torch.empty_like(ends_E), ends_E.new_empty(n_rows // ROWS)
+    if has_kernels(slot_R, integers=True):
+        launch(
+            _kernels().fill_up, (n_rows // TILE,), ends_E, slot_R, token_P, row_TA, new_ends_E, group,
+            n_slots, n_rows, n_experts, n_active, experts=power_of_two(n_experts), num_warps=4,
+        )  # fmt: skip
+        return Rows(token_P, row_TA, new_ends_E, group)
     counts_E = torch.diff(ends_E, prepend=ends_E.new_zeros(1))
     filled_E = ((counts_E + (ROWS - 1)) // ROWS).clamp(min=1) * ROWS
-    new_ends_E = filled_E.cumsum(0, dtype=torch.int32)
+    torch.cumsum(filled_E, 0, out=new_ends_E)
     shift_E = (new_ends_E - filled_E) - (ends_E - counts_E)
-    row_TA = row_TA + shift_E[chosen_TA]
-    new_ends_E[-1:].fill_(n_rows)
-    token_P = ends_E.new_full((n_rows,), -1)
-    tokens_TA = torch.arange(n_tokens, dtype=torch.int32, device=ends_E.device)[:, None].expand_as(row_TA)
-    token_P.scatter_(0, row_TA.flatten(), tokens_TA.flatten())
-    starts = torch.arange(0, n_rows, ROWS, dtype=torch.int32, device=ends_E.device)
-    return Rows(token_P, row_TA, new_ends_E, torch.searchsorted(new_ends_E, starts, right=True, out_int32=True))
+    new_row_R = torch.arange(n_slots) + shift_E.repeat_interleave(counts_E)
+    new_ends_E[-1] = n_rows
+    row_TA.view(-1)[slot_R] = new_row_R
+    token_P[new_row_R] = (slot_R // n_active).int()
+    torch.searchsorted(
+        new_ends_E, torch.arange(0, n_rows, ROWS, dtype=torch.int32), right=True, out_int32=True, out=group
+    )
+    return Rows(token_P, row_TA, new_ends_E, group)
 
 
 def quantise(
@@ -88,27 +97,24 @@ def quantise(
     x = x.contiguous()
     n_rows, n_columns = len(group) * ROWS, x.shape[-1] // (1 if weights_P is None else 2)
     on_gpu = has_kernels(x, wide=True)
-    found = x.new_zeros(n_rows + n_groups * n_columns, dtype=torch.float32)
-    row_largest, column_largest = found[:n_rows], found[n_rows:]
+    scales = x.new_full((n_rows + n_groups * n_columns,), 1e-37, dtype=torch.float32)  # zeros stay zeros by any scale
     taken, gated = token_P is not None, weights_P is not None
     grid = (-(-n_columns // TILE), n_rows // TILE)
+    row_scales, column_scales = scales[:n_rows], scales[n_rows:].view(n_groups, n_columns)
     if on_gpu:
         launch(
-            _kernels().largest_of_groups, grid, x, token_P, weights_P, group, row_largest, column_largest, n_columns,
+            _kernels().scales_of_groups, grid, x, token_P, weights_P, group, row_scales, column_scales, n_columns,
             taken=taken, gated=gated, num_warps=8,
         )  # fmt: skip
     else:
         values_PK, of_row = _values(x, token_P, weights_P), group.repeat_interleave(ROWS)
-        torch.amax(values_PK.abs(), 1, out=row_largest)
-        at = of_row[:, None].expand_as(values_PK).long()
-        column_largest.view(n_groups, -1).scatter_reduce_(0, at, values_PK.abs(), "amax")
+        found_PK, at = values_PK.abs() / LARGEST, of_row[:, None].expand_as(values_PK).long()
+        torch.maximum(row_scales, found_PK.amax(1), out=row_scales)
+        column_scales.scatter_reduce_(0, at, found_PK, "amax")
     if not per_row:
-        found_E = column_largest.view(n_groups, -1).amax(1)
-        found = torch.cat(
-            (found_E.index_select(0, group).repeat_interleave(ROWS), found_E.repeat_interleave(n_columns))
-        )
-    scales = (found / LARGEST).clamp_(min=1e-37)  # zeros stay zeros by any scale
-    row_scales, column_scales = scales[:n_rows], scales[n_rows:].view(n_groups, n_columns)
+        scale_E = column_scales.amax(1)
+        row_scales = scale_E.index_select(0, group).repeat_interleave(ROWS)
+        column_scales = scale_E[:, None].repeat(1, n_columns)
     rows = x.new_empty(n_rows, n_columns, dtype=torch.float8_e4m3fn)
     shape = (n_groups, n_columns, n_rows // n_groups) if apart else (n_columns, n_rows)
     columns = rows.new_empty(shape)

@@ -61,18 +61,18 @@ class Fp8WholeProduct(MatmulBackend):
 
     @torch.compiler.disable  # one opaque step of a compiled block
     def experts(
-        self, x_TD: Tensor, choices: tuple[Tensor, Tensor, Tensor, Tensor], weights: tuple[Tensor, Tensor],
+        self, x_TD: Tensor, choices: tuple[Tensor, Tensor, Tensor], weights: tuple[Tensor, Tensor],
         plus_TD: Tensor | None,
     ) -> Tensor | None:  # fmt: skip
         """Weighted sum of every token's experts, plus `plus`; None where tensor cores do not take it.
 
-        `choices`: weights [T, A], experts [T, A] and rows [T, A] of the choices, and the end of each expert's rows [E].
+        `choices`: their weights [T, A], which of them each row holds [R], and where each expert's rows end [E].
         """
         if not has_kernels(x_TD) or not x_TD.numel() or not fp8_experts.takes(weights):
             return None
-        weights_TA, *places = choices
+        weights_TA, slot_R, ends_E = choices
         codes = self.expert_codes or tuple(fp8_experts.quantise_weight(weight, self.per_row) for weight in weights)
-        rows = fp8_experts.filled_up(*places)
+        rows = fp8_experts.filled_up(slot_R, ends_E, weights_TA.shape[1])
         return fp8_experts.experts(x_TD, weights_TA, plus_TD, rows, weights, codes, self.per_row, self.adds)
 
     def forward(self, x: Tensor, weight: Tensor, part: int = 0) -> Tensor:

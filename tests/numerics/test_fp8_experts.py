@@ -23,9 +23,9 @@ BOTH = pytest.mark.parametrize("per_row", [True, False], ids=["row", "tensor"])
 
 def grouped(self, x_TD, choices, weights, plus_TD, adds=False):
     """What `Fp8WholeProduct.experts` does on a GPU, without asking whether it is one."""
-    weights_TA, *places = choices
+    weights_TA, slot_R, ends_E = choices
     codes = tuple(fp8_experts.quantise_weight(weight, self.per_row) for weight in weights)
-    rows = fp8_experts.filled_up(*places)
+    rows = fp8_experts.filled_up(slot_R, ends_E, weights_TA.shape[1])
     return fp8_experts.experts(x_TD, weights_TA, plus_TD, rows, weights, codes, self.per_row, adds)
 
 
@@ -54,7 +54,7 @@ def test_all_results_and_gradients_are_those_of_the_loop_over_experts(name, per_
             y_TD, _ = layer(x_TD, weights_TA, chosen_TA, plus_TD)
         else:
             at = arrange(chosen_TA, N_EXPERTS)
-            choices = (weights_TA, chosen_TA, at.row_TA, at.ends_E)
+            choices = (weights_TA, at.slot_R, at.ends_E)
             y_TD = grouped(layer.numerics, x_TD, choices, (layer.gate_up, layer.down), plus_TD)
         y_TD.backward(d_y_TD)
         found.append([y_TD.detach(), *(leaf.grad for leaf in leaves), layer.gate_up.grad, layer.down.grad])
@@ -66,7 +66,7 @@ def test_all_results_and_gradients_are_those_of_the_loop_over_experts(name, per_
 def test_rows_are_filled_up_to_what_the_products_ask_for(name):
     chosen_TA = CHOICES[name](torch.Generator().manual_seed(0))
     at = arrange(chosen_TA, N_EXPERTS)
-    rows = fp8_experts.filled_up(chosen_TA, at.row_TA, at.ends_E)
+    rows = fp8_experts.filled_up(at.slot_R, at.ends_E, chosen_TA.shape[1])
     counts_E = torch.diff(rows.ends_E, prepend=rows.ends_E.new_zeros(1))
     assert (counts_E % 16 == 0).all() and (counts_E >= 16).all() and len(rows.token_P) % 128 == 0
     assert rows.ends_E.dtype == torch.int32 and rows.ends_E[-1] == len(rows.token_P)
@@ -78,7 +78,7 @@ def test_rows_are_filled_up_to_what_the_products_ask_for(name):
 def test_gradients_of_micro_batches_are_added_in_place():
     layer, x_TD, weights_TA, plus_TD, (chosen_TA, d_y_TD) = layer_and_inputs("even", True)
     at = arrange(chosen_TA, N_EXPERTS)
-    choices, weights = (weights_TA, chosen_TA, at.row_TA, at.ends_E), (layer.gate_up, layer.down)
+    choices, weights = (weights_TA, at.slot_R, at.ends_E), (layer.gate_up, layer.down)
     for _ in range(3):
         grouped(layer.numerics, x_TD, choices, weights, plus_TD, adds=True).backward(d_y_TD)
     added = [weight.grad for weight in weights]

@@ -40,7 +40,7 @@ def randn(*shape, dtype=torch.bfloat16, seed=0):
 def filled(name) -> tuple[torch.Tensor, fp8_experts.Rows]:
     chosen_TA = CHOICES[name](torch.Generator().manual_seed(0)).cuda()
     at = arrange(chosen_TA, N_EXPERTS)
-    return chosen_TA, fp8_experts.filled_up(chosen_TA, at.row_TA, at.ends_E)
+    return chosen_TA, fp8_experts.filled_up(at.slot_R, at.ends_E, chosen_TA.shape[1])
 
 
 def operands(kind: str, rows: fp8_experts.Rows, n_tokens: int):
@@ -127,7 +127,7 @@ def test_a_layer_is_that_of_the_plain_form_and_near_the_loop(name, per_row):
         if way == "plain":
             at = arrange(chosen, N_EXPERTS)
             codes = tuple(fp8_experts.quantise_weight(weight, per_row) for weight in weights)
-            rows = fp8_experts.filled_up(chosen, at.row_TA, at.ends_E)
+            rows = fp8_experts.filled_up(at.slot_R, at.ends_E, chosen.shape[1])
             y_TD = fp8_experts.experts(*leaves, rows, weights, codes, per_row, False)
         else:
             y_TD, load_E = layer(leaves[0], leaves[1], chosen, leaves[2])

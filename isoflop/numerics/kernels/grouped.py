@@ -15,6 +15,29 @@ from isoflop.numerics.kernels.quantise import _sigmoid, _word
 
 
 @triton.jit
+def fill_up(
+    ends, slots, token, row, new_ends, group, n_slots, n_rows, n_experts, n_active, experts: tl.constexpr
+):  # fmt: skip
+    """Every expert's rows rounded up to a multiple of 16, at least 16, the last one's to all that is left: the token of
+    each of the `n_rows` rows (-1: none), the row of each slot, the experts' new ends, the expert of every 16 rows."""
+    e, p = tl.arange(0, experts), tl.program_id(0) * 128 + tl.arange(0, 128)
+    end = tl.load(ends + e, e < n_experts, n_slots)
+    start = tl.load(ends + e - 1, (e > 0) & (e <= n_experts), 0)
+    filled = tl.maximum((end - start + 15) // 16, 1) * 16
+    new_end = tl.cumsum(filled)
+    of_row = tl.sum(((new_end[None, :] <= p[:, None]) & (e < n_experts - 1)[None, :]).to(tl.int32), 1)
+    its = e[None, :] == of_row[:, None]
+    source = p - tl.sum(tl.where(its, (new_end - filled - start)[None, :], 0), 1)
+    inside = source < tl.sum(tl.where(its, end[None, :], 0), 1)
+    slot = tl.load(slots + source, inside, 0)
+    tl.store(token + p, tl.where(inside, slot // n_active, -1).to(tl.int32))
+    tl.store(row + slot, p.to(tl.int64), inside)
+    tl.store(group + p // 16, of_row, p % 16 == 0)
+    if tl.program_id(0) == 0:
+        tl.store(new_ends + e, tl.where(e == n_experts - 1, n_rows, new_end), e < n_experts)
+
+
+@triton.jit
 def _values(x, token, weights, row, column, n_columns, taken: tl.constexpr, gated: tl.constexpr):
     """A tile in float32, zero outside and where no token is."""
     inside = (column < n_columns)[None, :]
@@ -33,18 +56,18 @@ def _values(x, token, weights, row, column, n_columns, taken: tl.constexpr, gate
 
 
 @triton.jit
-def largest_of_groups(
-    x, token, weights, group, row_largest, column_largest, n_columns, taken: tl.constexpr, gated: tl.constexpr
+def scales_of_groups(
+    x, token, weights, group, row_scales, column_scales, n_columns, taken: tl.constexpr, gated: tl.constexpr
 ):  # fmt: skip
-    """max |value| of rows [P] and of columns within groups [G, K]; the results start at 0."""
+    """max |value| / 448 of rows [P] and of columns within groups [G, K]: the scales, which start at almost nothing."""
     row, column = tl.program_id(1) * 128 + tl.arange(0, 128), tl.program_id(0) * 128 + tl.arange(0, 128)
-    tile = tl.abs(_values(x, token, weights, row, column, n_columns, taken, gated))
-    tl.atomic_max(row_largest + row, tl.max(tile, 1))
+    tile = tl.abs(_values(x, token, weights, row, column, n_columns, taken, gated)) * (1.0 / 448.0)
+    tl.atomic_max(row_scales + row, tl.max(tile, 1), sem="relaxed")
     of_row = tl.load(group + row // 16)
     first, last = tl.load(group + tl.program_id(1) * 8), tl.load(group + tl.program_id(1) * 8 + 7)
     for at in range(first, last + 1):
         found = tl.max(tl.where((of_row == at)[:, None], tile, 0.0), 0)
-        tl.atomic_max(column_largest + at * n_columns + column, found, column < n_columns)
+        tl.atomic_max(column_scales + at * n_columns + column, found, column < n_columns, sem="relaxed")
 
 
 @triton.jit
