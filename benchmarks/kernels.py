@@ -2,19 +2,23 @@
 
     python benchmarks/kernels.py                     shapes of the 1.3B class, 16,384 tokens
     python benchmarks/kernels.py --d-model 768 --d-ff 2048 --heads 12 --tokens 32768
+    python benchmarks/kernels.py --experts           64 experts of 640 at d_model 1,280, six of them a token
 
 Each row is the median of many calls on operands larger than the cache. GB/s counts each operand read once and each
 result written once.
 """
 
 import argparse
+import functools
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from isoflop.model.dispatch import arrange
+from isoflop.numerics import fp8_experts, joined
 from isoflop.numerics import heads as heads_of
-from isoflop.numerics import joined
+from isoflop.numerics.error import relative_error
 from isoflop.numerics.fp8_scaled import ScaledFormat, _Swiglu
 from isoflop.run import commit
 
@@ -56,7 +60,10 @@ def main() -> None:
     parser.add_argument("--heads", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=16384)
     parser.add_argument("--vocab", type=int, default=102_400)
+    parser.add_argument("--experts", action="store_true", help="grouped products and what surrounds them instead")
     args = parser.parse_args()
+    if args.experts:
+        return experts(args.tokens)
     m, d, f, h, c = args.tokens, args.d_model, args.d_ff, args.heads, args.d_model // args.heads
     new = lambda *sizes, dtype=torch.bfloat16: torch.randn(sizes, device="cuda").to(dtype)
     leaf = lambda *sizes, dtype=torch.bfloat16: new(*sizes, dtype=dtype).requires_grad_()
@@ -111,6 +118,55 @@ def products(format: ScaledFormat, m: int, d: int, f: int) -> None:
         row(f"{name} input gradient, {format.scaling}", backward, 0, flops)
         of_weight = lambda d_y=d_y, x=x: format.weight_product(d_y[2:], x[2:])
         row(f"{name} weight gradient, {format.scaling}", of_weight, 0, flops)
+
+
+def experts(m: int, n_experts: int = 64, n_active: int = 6, d: int = 1280, f: int = 640) -> None:
+    """One layer of experts, uneven as routing is: quantising, and each product in bf16 and FP8, with its error."""
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, commit {commit()}, {m} tokens")
+    new = lambda *sizes: torch.randn(sizes, device="cuda").bfloat16()
+    scores = torch.rand(m, n_experts, device="cuda") + torch.rand(n_experts, device="cuda")
+    chosen = scores.topk(n_active).indices
+    at, x, gate_up = arrange(chosen, n_experts), new(m, d), torch.randn(n_experts, 2 * f, d, device="cuda")
+    row("sort by expert", lambda: arrange(chosen, n_experts), 8.0 * chosen.numel())
+    row("fill up", lambda: fp8_experts.filled_up(at.slot_R, at.ends_E, chosen.shape[1]), 8.0 * chosen.numel())
+    rows = fp8_experts.filled_up(at.slot_R, at.ends_E, chosen.shape[1])
+    p, group, ends = len(rows.token_P), rows.group, rows.ends_E
+    inner, weights, d_inner = new(p, 2 * f), torch.rand(p, device="cuda"), new(p, f)
+    row("bf16 rows to experts", lambda: joined.spread_rows(x, at.token_R, at.row_TA), 2.0 * p * d)
+    row("bf16 swiglu", lambda: joined.swiglu(inner, weights[:, None]), 6.0 * p * f)
+    row("bf16 swiglu backward", lambda: joined.swiglu_gradients(d_inner, inner, weights[:, None]), 10.0 * p * f)
+    for per_row in (True, False):
+        name, quantise = "row" if per_row else "tensor", functools.partial(fp8_experts.quantise, per_row=per_row)
+        taken = lambda q=quantise: q(x, group, n_experts, token_P=rows.token_P)
+        row(f"rows to experts quantised, {name}", taken, 2.0 * p * d)
+        row(f"swiglu quantised, {name}", lambda q=quantise: q(inner, group, n_experts, weights_P=weights), 6.0 * p * f)
+        row(f"quantise rows, {name}", lambda q=quantise: q(inner, group, n_experts), 8.0 * p * f)
+        of_weight = lambda r=per_row: fp8_experts.quantise_weight(gate_up, r)
+        row(f"quantise weights, {name}", of_weight, 6.0 * gate_up.numel())
+    w, a, b = (fp8_experts.quantise_weight(gate_up, True), *(
+        fp8_experts.quantise(new(p, n), group, n_experts, True) for n in (d, 2 * f)
+    ))  # fmt: skip
+    w16, a16, b16, flops = gate_up.bfloat16(), new(p, d), new(p, 2 * f), 2.0 * m * n_active * 2 * f * d
+    row("bf16 forward", lambda: F.grouped_mm(a16, w16.transpose(1, 2), offs=ends), 0, flops)
+    row("bf16 input gradient", lambda: F.grouped_mm(b16, w16, offs=ends), 0, flops)
+    row("bf16 weight gradient", lambda: F.grouped_mm(b16.T, a16, offs=ends), 0, flops)
+    meant = lambda codes, scales: codes.double() * scales.double()[..., None]
+    last, first = int(ends[0]), w.rows[0]
+    exact = {
+        "forward": meant(a.rows[:last], a.row_scales[:last]) @ meant(first, w.row_scales[0]).T,
+        "input gradient": meant(b.rows[:last], b.row_scales[:last]) @ meant(w.columns[0], w.column_scales[0]).T,
+        "weight gradient": meant(b.columns[:, :last], b.column_scales[0])
+        @ meant(a.columns[:, :last], a.column_scales[0]).T,
+    }
+    for fast in (True, False):
+        calls = {
+            "forward": lambda s=fast: fp8_experts.product(a[:2], w[:2], ends, torch.bfloat16, s)[:last],
+            "input gradient": lambda s=fast: fp8_experts.product(b[:2], w[2:], ends, torch.bfloat16, s)[:last],
+            "weight gradient": lambda s=fast: fp8_experts.weight_product(b[2:], a[2:], ends, torch.bfloat16, s)[0],
+        }
+        for name, call in calls.items():
+            sums = "fast" if fast else "exact"
+            row(f"fp8 {name}, {sums} sums (error {relative_error(call(), exact[name]):.1e})", call, 0, flops)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
     python benchmarks/train_step.py                  three sizes on this CPU
     python benchmarks/train_step.py --device cuda    steps of 0.5M tokens: dense 1.3B and 125M classes, MoE of 2.1B
     python benchmarks/train_step.py --device cuda --cases 1.3B --formats bfloat16 fp8_block --bound --peer transformers
+    python benchmarks/train_step.py --device cuda --cases MoE --formats fp8_rowwise --modules "blocks.*.mlp.experts"
 
 Vocabulary 102,400 and sequences of 4,096 tokens on a GPU. `--bound` times the same products and attention calls with
 nothing between them (step_bound.py); `--peer` another system on the same shape (step_peers.py).
@@ -158,7 +159,7 @@ def measure(case: tuple, format: str, device: torch.device, args) -> dict:
         model = Transformer(shape, dtype)
         model.initialise(torch.Generator(device).manual_seed(0))
     if format not in ("bfloat16", "float32"):
-        assign(model, NumericsSection((Rule("blocks.*", format),)))  # type: ignore[arg-type]
+        assign(model, NumericsSection((Rule(args.modules, format),)))  # type: ignore[arg-type]
     if args.compile == "on" or (args.compile == "auto" and compiles(model)):
         for block in model.blocks:
             block.compile(dynamic=False)
@@ -245,6 +246,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--cases", nargs="+", help="names of shapes, default all")
     parser.add_argument("--formats", nargs="+", help="of the blocks' products, default that of the activations")
+    parser.add_argument("--modules", default="blocks.*", help="layers that take a format, default %(default)s")
     parser.add_argument("--sequences", type=int, help="of a step, default as the case has it")
     parser.add_argument("--compile", default="auto", choices=("auto", "on", "off"), help="torch.compile of blocks")
     parser.add_argument("--bound", action="store_true", help="time the bare products and attention calls too")

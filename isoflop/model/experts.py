@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from isoflop.model.config import ExpertConfig
 from isoflop.model.dispatch import arrange, grouped_product, permute, permute_choices, unpermute
+from isoflop.numerics.fp8_whole import Fp8WholeProduct
 from isoflop.numerics.joined import swiglu, wide_product
 from isoflop.numerics.linear import Held, MatmulBackend
 
@@ -85,6 +86,11 @@ class Experts(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Weighted sum over the chosen experts plus what all tokens share [T, D], and the rows of each expert [E]."""
         at = arrange(chosen_TA, len(self.gate_up))
+        if isinstance(self.numerics, Fp8WholeProduct) and x_TD.is_cuda:
+            choices = (weights_TA, at.slot_R, at.ends_E)
+            y_TD = self.numerics.experts(x_TD, choices, (self.gate_up, self.down), shared_TD)  # type: ignore[call-arg]
+            if y_TD is not None:
+                return y_TD, at.load_E()
         first, last = (None, None) if torch.compiler.is_compiling() or not self.held else self.held
         gate_up_RF = grouped_product(permute(x_TD, at), self.gate_up, at.ends_E, self.numerics, held=first)
         # Weighing before the last product, which is linear, spares a table of [R, D] for the backward pass.

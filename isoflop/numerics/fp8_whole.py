@@ -13,8 +13,10 @@ Shapes: M rows, K in, N out.
 import torch
 from torch import Tensor
 
+from isoflop.numerics import fp8_experts
 from isoflop.numerics.fp8_block import LARGEST
 from isoflop.numerics.fp8_scaled import HeldFormat, ScaledFormat
+from isoflop.numerics.launch import has_kernels
 from isoflop.numerics.linear import MatmulBackend
 
 
@@ -34,12 +36,44 @@ class Fp8WholeProduct(MatmulBackend):
         super().__init__()
         self.per_row = per_row
         self.scaled = HeldFormat(ScaledFormat("row" if per_row else "tensor"))
+        self.expert_codes: tuple[fp8_experts.Codes, ...] = ()
+        self.adds = False
 
     def hold(self, weight: Tensor, adds: bool) -> bool:
         return self.scaled.hold(weight, adds)
 
+    def hold_experts(self, weights: tuple[Tensor, ...], adds: bool) -> bool:
+        """As `hold`, of the weights gate_up and down [E, N, K] of experts."""
+        if not fp8_experts.takes(weights):
+            return False
+        self.expert_codes, self.adds = (
+            tuple(fp8_experts.quantise_weight(weight, self.per_row) for weight in weights),
+            adds,
+        )
+        return True
+
     def release(self) -> None:
         self.scaled.release()
+        self.expert_codes, self.adds = (), False
+
+    def capturable(self, weight: Tensor) -> bool:
+        return weight.ndim == 2 or fp8_experts.takes((weight,))
+
+    @torch.compiler.disable  # one opaque step of a compiled block
+    def experts(
+        self, x_TD: Tensor, choices: tuple[Tensor, Tensor, Tensor], weights: tuple[Tensor, Tensor],
+        plus_TD: Tensor | None,
+    ) -> Tensor | None:  # fmt: skip
+        """Weighted sum of every token's experts, plus `plus`; None where tensor cores do not take it.
+
+        `choices`: their weights [T, A], which of them each row holds [R], and where each expert's rows end [E].
+        """
+        if not has_kernels(x_TD) or not x_TD.numel() or not fp8_experts.takes(weights):
+            return None
+        weights_TA, slot_R, ends_E = choices
+        codes = self.expert_codes or tuple(fp8_experts.quantise_weight(weight, self.per_row) for weight in weights)
+        rows = fp8_experts.filled_up(slot_R, ends_E, weights_TA.shape[1])
+        return fp8_experts.experts(x_TD, weights_TA, plus_TD, rows, weights, codes, self.per_row, self.adds)
 
     def forward(self, x: Tensor, weight: Tensor, part: int = 0) -> Tensor:
         if x.is_cuda and (y := self.scaled.linear(x, weight)) is not None:

@@ -40,18 +40,27 @@ class _SwiGLU(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, d_out: Tensor):  # type: ignore[override]
-        gate_up, weights = ctx.saved_tensors
-        d_out, n = d_out.contiguous(), d_out.shape[-1]
-        d_gate_up, block = torch.empty_like(gate_up), min(1024, power_of_two(n))
-        d_weights = None if weights is None else torch.empty_like(weights)
-        weighted = weights is not None
-        grid = (d_out.numel() // n, 1 if weighted else -(-n // block))
-        launch(
-            block_kernels().swiglu_backward, grid,
-            d_out, gate_up, weights, d_gate_up, d_weights, n,
-            weighted=weighted, block=block, num_warps=warps_of(block),
-        )  # fmt: skip
-        return d_gate_up, d_weights
+        return swiglu_gradients(d_out, *ctx.saved_tensors)
+
+
+def swiglu_gradients(d_out: Tensor, gate_up: Tensor, weights_R1: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Gradients of gate and up, and of the weights of rows if there are any; no autograd."""
+    d_out, n, weights = d_out.contiguous(), d_out.shape[-1], weights_R1
+    if not has_kernels(gate_up):
+        with torch.enable_grad():
+            leaves = [x.detach().requires_grad_() for x in (gate_up, weights) if x is not None]
+            d_gate_up, *rest = torch.autograd.grad(swiglu(*leaves), leaves, d_out)
+        return d_gate_up, rest[0] if rest else None
+    d_gate_up, block = torch.empty_like(gate_up), min(1024, power_of_two(n))
+    d_weights = None if weights is None else torch.empty_like(weights)
+    weighted = weights is not None
+    grid = (d_out.numel() // n, 1 if weighted else -(-n // block))
+    launch(
+        block_kernels().swiglu_backward, grid,
+        d_out, gate_up, weights, d_gate_up, d_weights, n,
+        weighted=weighted, block=block, num_warps=warps_of(block),
+    )  # fmt: skip
+    return d_gate_up, d_weights
 
 
 # A float32 product on bf16 tensor cores

@@ -87,7 +87,7 @@ class PhotonicProduct(MatmulBackend):
 
     def capturable(self, weight: Tensor) -> bool:
         fused = self.fused is not None and self.backward_mode == "ste" and fuses(self.core.config, weight)
-        return fused or not self.noisy
+        return weight.ndim == 2 and (fused or not self.noisy)
 
     def forward(self, x: Tensor, weight: Tensor, part: int = 0) -> Tensor:
         if not self.training:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from isoflop.numerics.fp8_whole import Fp8WholeProduct
 from isoflop.numerics.linear import Held, Linear
 
 
@@ -29,7 +30,12 @@ def step_weights(model: nn.Module, dtype: torch.dtype | None) -> Iterator[None]:
     layers: list[Any] = [m for m in model.modules() if hasattr(m, "held") and id(m) not in compiled and _plain(m)]
     formats = []
     for layer in layers:
-        if isinstance(layer, Linear) and layer.numerics is not None and layer.numerics.hold(layer.weight, alone):
+        if isinstance(layer, Linear):
+            if layer.numerics is not None and layer.numerics.hold(layer.weight, alone):
+                formats.append(layer.numerics)
+        elif isinstance(layer.numerics, Fp8WholeProduct) and layer.numerics.hold_experts(
+            tuple(layer.parameters(recurse=False)), alone
+        ):
             formats.append(layer.numerics)
     cast = [layer for layer in layers if layer.numerics is None] if dtype == torch.bfloat16 else []
     copies = iter(cast_all([weight for layer in cast for weight in layer.parameters(recurse=False)], torch.bfloat16))

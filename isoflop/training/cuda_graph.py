@@ -50,7 +50,7 @@ def can_capture(
     parameter = next(model.parameters())
     n_used = sum(p.numel() for p in model.parameters())
     if isinstance(model, Transformer) and (experts := model.config.experts) is not None:
-        if formats or not runs_grouped(parameter.device, model.dtype, model.config.d_model, experts.d_expert):
+        if not runs_grouped(parameter.device, model.dtype, model.config.d_model, experts.d_expert):
             return False
         n_used = count_parameters(model.config).n_params_active
     if not parameter.is_cuda or not optimizer.defaults["fused"]:

@@ -79,16 +79,19 @@ V3 = ModelConfig(3, 64, 2, 2, 32, 128, 512, 64, init_std=0.05, latent=LATENT, ex
 
 def accumulated_steps(kind: str, graphed: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """Four steps of three micro-batches: their values, and the embedding afterwards."""
-    config = V3 if kind == "mixture" else shape(64, vocab_size=512, seq_len=64)
+    mixture = "mixture" in kind
+    config = V3 if mixture else shape(64, vocab_size=512, seq_len=64)
     model, noise_key = Transformer(config, torch.bfloat16).cuda(), NoiseKey(0)
     model.initialise(torch.Generator().manual_seed(0))
     hooks = []
-    if kind == "mixture":
+    if kind.startswith("fp8_rowwise"):
+        assign(model, NumericsSection((Rule("blocks.*", "fp8_rowwise"),)))
+    if mixture:
         hooks = [StepTerms(model, BalanceSection(bias_speed=0.01), MtpSection(), batch_tokens=3 * 256)]
     elif kind != "bfloat16":
         assign(model, NumericsSection((Rule("blocks.*", kind),)), noise_key)
         hooks = [*watch_clipping(model), NoiseHook(noise_key)]
-    workload = RepeatWithTerms(hooks[0]) if kind == "mixture" else Repeat(hooks)
+    workload = RepeatWithTerms(hooks[0]) if mixture else Repeat(hooks)
     workload.tokens_per_step = 3 * 256
     optimizer = adamw(model, learning_rate=1e-3, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
     draw = lambda i: (torch.randint(512, (4, 65), generator=torch.Generator().manual_seed(i)).pin_memory(),)
@@ -109,7 +112,7 @@ def accumulated_steps(kind: str, graphed: bool) -> tuple[torch.Tensor, torch.Ten
     return torch.stack(rows).cpu(), model.embedding.weight.detach().cpu()
 
 
-@pytest.mark.parametrize("kind", ["bfloat16", "mixture", "fp8_block", "photonic"])
+@pytest.mark.parametrize("kind", ["bfloat16", "mixture", "fp8_rowwise mixture", "fp8_block", "photonic"])
 def test_replayed_micro_batches_add_up_as_eager_ones(kind):
     (eager, eager_weight), (replayed, weight) = accumulated_steps(kind, False), accumulated_steps(kind, True)
     torch.testing.assert_close(replayed[:, :2], eager[:, :2], rtol=5e-3, atol=0)
@@ -173,6 +176,11 @@ def test_experts_that_run_in_a_loop_are_not_captured():
         model = Transformer(config, dtype).cuda()
         optimizer = adamw(model, learning_rate=1e-3, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
         assert not can_capture(Repeat(), model, optimizer, batch)
+    for format, runs in (("fp8_block", False), ("bfloat16", False), ("fp8_rowwise", True)):
+        model = Transformer(V3, torch.bfloat16).cuda()
+        assign(model, NumericsSection((Rule("blocks.*", format),)))
+        optimizer = adamw(model, learning_rate=1e-3, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
+        assert can_capture(Repeat(), model, optimizer, batch) is runs, format
 
 
 def photonic_model():
