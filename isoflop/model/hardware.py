@@ -75,6 +75,8 @@ class Machine:
 
 def check_machine(machine: Machine) -> None:
     """Rules for the machine's numbers. Raises PlanError."""
+    if not isinstance(machine, Machine):
+        raise PlanError(f"machine = {machine!r} must be a Machine, for example Machine(n_gpus=8, hardware='h100')")
     if not 0 < machine.utilisation <= 1:
         raise PlanError(f"utilisation = {machine.utilisation} must be above 0 and at most 1, for example 0.4")
     for name in ("n_gpus", "max_micro_batch"):

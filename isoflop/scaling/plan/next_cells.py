@@ -100,11 +100,17 @@ def next_cells(
     `offers`: runs that are bought together, and whole; `offered(laws, C)` unless given.
 
     Raises:
-        PlanError: width or most out of range, laws without resamples, an optimum that no tested size surrounds.
+        PlanError: width or most out of range, laws without resamples, an optimum that no tested size surrounds, a target
+            below the sweep.
     """
     if not 0 < width < 1 or most < 1:
         raise PlanError(f"width = {width:g} must lie between 0 and 1, and cells = {most} must be at least 1")
     target = predict(laws, scale, n_tokens, level=level)
+    if laws.budgets and target.total_flops < min(laws.budgets):
+        raise PlanError(
+            f"the target of {target.total_flops:.3g} FLOPs lies below the smallest budget of the sweep, "
+            f"{min(laws.budgets):.3g}: no run there has to be forecast; name the run that you want to know"
+        )
     noise = target.components["noise"]
     found = NextCells(target, width, (), (), _width(noise, level))
     if offers is None:

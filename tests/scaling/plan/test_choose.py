@@ -230,6 +230,7 @@ def test_memory_is_reported_and_the_micro_batch_fits_it():
         (LAWS, {"gpu_hours": 1.0, **SMALL}, "needs hardware"),
         ("deepseek", {"budget_flops": 1e20, "machine": Machine(hardware="H10")}, "did you mean H100"),
         ("deepseek", {"budget_flops": 1e20, "machine": Machine(utilisation=40)}, "utilisation = 40"),
+        ("deepseek", {"budget_flops": 1e20, "machine": "h100"}, "machine = .h100. must be a Machine"),
         ({**LAWS, "resamples": {}}, {"budget_flops": 1e15, **SMALL}, "no interval is available"),
         ("no-such-laws.json", {"budget_flops": 1e15}, "no such laws file"),
     ],

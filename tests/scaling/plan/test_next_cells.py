@@ -107,6 +107,11 @@ def test_buying_what_is_named_narrows_the_interval_about_as_said(laws, runs):
     assert again == pytest.approx(found.width_left[-1], rel=0.35)
 
 
+def test_targets_below_the_sweep_are_refused(laws):
+    with pytest.raises(PlanError, match="the target of 1e\\+04 FLOPs lies below the smallest budget"):
+        next_cells(laws, 100.0, 100.0)
+
+
 def test_widths_out_of_range_are_refused(laws):
     with pytest.raises(PlanError, match=r"width = 1\.5 must lie between 0 and 1"):
         next_cells(laws, *best(laws), width=1.5)
