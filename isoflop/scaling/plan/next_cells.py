@@ -100,8 +100,8 @@ def next_cells(
     `offers`: runs that are bought together, and whole; `offered(laws, C)` unless given.
 
     Raises:
-        PlanError: width or most out of range, laws without resamples, an optimum that no tested size surrounds, a target
-            below the sweep.
+        PlanError: width or most out of range, laws without resamples, an optimum that no tested size surrounds, a
+            target below the sweep.
     """
     if not 0 < width < 1 or most < 1:
         raise PlanError(f"width = {width:g} must lie between 0 and 1, and cells = {most} must be at least 1")
