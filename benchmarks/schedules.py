@@ -20,9 +20,9 @@ import numpy as np
 
 from isoflop.pages.plot import BLUE, GREEN, INK, MUTED, VERMILION, light_grid, new_figure, save, style
 from isoflop.recipe import from_tree, write_json
-from isoflop.training.forecast import LossForecast, usual_gain
+from isoflop.tokens.shards import TokenSet
 from isoflop.training.pretrain.recipe import PretrainRecipe
-from isoflop.training.pretrain.workload import Pretraining
+from isoflop.training.pretrain.workload import Pretraining, forecast_of
 from isoflop.training.run import run
 
 SCHEDULES = ("constant_cooldown", "multi_step", "cosine")
@@ -69,8 +69,8 @@ def foreseen(folder: Path, recipe: PretrainRecipe) -> tuple[float, list[dict], n
     """Final training loss, what was known at each hundredth of the run, and the losses of all steps."""
     rows = map(json.loads, (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
     steps = [row for row in rows if "loss_nats" in row]
-    gain = usual_gain(recipe.model.d_model, recipe.train.learning_rate)
-    forecast = LossForecast([recipe.rate(step) for step in range(recipe.n_steps())], gain=gain)
+    forecast = forecast_of(recipe, TokenSet.open(recipe.data.tokens))
+    assert forecast is not None
     known = [found for line in steps if (found := forecast.add(line))]
     result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     return result["train_loss_nats"], known, np.array([step["loss_nats"] for step in steps])

@@ -2,11 +2,13 @@
 
 Losses are averaged over a hundredth of the run each. Through these means goes the law of schedules with only three
 constants free (L0, A and the gain of a falling rate), for each of twenty exponents of the decline; exponents are
-weighed by how well they fit, so that what a short curve cannot tell is in the interval. Everything is a function of
+weighed by how well they fit, so that what a short curve cannot tell is in the interval. Where the difficulty of every
+batch is known, losses are first made those that the text of the last steps would have had. Everything is a function of
 the recipe and of the losses so far: a resumed run forecasts what an undisturbed one does. Numbers only, no torch.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,9 +17,11 @@ from isoflop.training.schedule_law import Schedule
 
 BLOCKS = 100
 """Means of a run; a run of fewer than twice as many steps is not forecast."""
-GAIN, GAIN_SPREAD = 16.0, 0.25
-"""What a whole fall of the rate gains in the end: 16 sqrt(d_model) x peak nats, give or take a quarter.
-Measured at widths of 32 and 48; the 364 and 438 of arXiv 2503.12811 (25M, 100M parameters) lie near (docs/log.md)."""
+GAIN, GAIN_SPREAD = 0.51, 0.15
+"""Nats that a whole fall of the rate gains in the end at the sizes below; give or take a part of it."""
+GAIN_SIZES = ((48, 0.37), (0.004, 0.46), (896, -0.20), (2400, -0.18))
+"""Width, peak rate, tokens of a batch and steps at which the gain is GAIN, and the powers that it goes with: fitted to
+11 runs that no table of docs/schedules.md has. It tells what five demos and a target 480 wide gained (docs/log.md)."""
 C, BETA, GAMMA = 0.01, 1.0, 0.3
 """How soon it arrives, in steps at the peak (measured with GAIN)."""
 ALPHAS = np.linspace(0.05, 1.0, 20)
@@ -27,6 +31,8 @@ MISFIT = 0.002
 """Relative error of a mean that is no noise: text differs, and the law is not exact (measured with GAIN)."""
 DRIFT = 0.012
 """Relative standard deviation of the end for each e-fold of steps to come: young curves are less of a power law yet."""
+HARDER = 1.05
+"""Nats that a batch costs for each nat that pairs of tokens find it harder: measured 1.02 to 1.10 (docs/log.md)."""
 LEVEL = 1.645
 """Standard deviations of a 90% interval."""
 FORGOTTEN, LEAST_BLOCKS = 0.3, 8
@@ -95,9 +101,10 @@ def fit_curve(
     return Fit(center_Q, np.sqrt(weight_A @ (variance_AQ + (center_AQ - center_Q) ** 2)), weight_A @ theta_A3[:, 2])
 
 
-def usual_gain(d_model: int, learning_rate: float) -> float:
+def usual_gain(d_model: int, learning_rate: float, batch_tokens: int, n_steps: int) -> float:
     """Nats that a fall of the rate from its peak to 0 gains in the end."""
-    return GAIN * d_model**0.5 * learning_rate
+    sizes = (d_model, learning_rate, batch_tokens, n_steps)
+    return GAIN * math.prod((size / at) ** power for size, (at, power) in zip(sizes, GAIN_SIZES, strict=True))
 
 
 class LossForecast:
@@ -110,11 +117,17 @@ class LossForecast:
         gain: float,
         stages: Sequence[int] = (),
         planned: Interval | None = None,
+        difficulty: Callable[[int, int], np.ndarray] | None = None,
     ):
-        """`rates` of the whole recipe; `gain` in nats; `stages`: steps at which the data change; `planned`: the end."""
+        """`rates` of the whole recipe; `gain` in nats; `stages`: steps at which the data change; `planned`: the end.
+
+        `difficulty` of the steps from one up to another, in nats (isoflop.training.pretrain.difficulty).
+        """
         self._rates, self._schedule = rates, Schedule(rates)
         self._gain, self._stages, self._planned = gain, stages, planned
         self._n_last = max(1, min(100, len(rates) // 10))  # as `train_loss_nats` of a result is averaged
+        self.difficulty = difficulty
+        self._last_difficulty: float | None = None
         self._open: list[dict[str, Any]] = []
         self._outside: list[list[dict[str, Any]]] = []
         self._blocks: list[tuple[int, float, float]] = []
@@ -136,11 +149,12 @@ class LossForecast:
         self._open.append(line)
         if len(self._open) < len(self._rates) // BLOCKS:
             return None
-        block, self._open = self._open, []
+        block, harder = self._on_last_text(self._open)
+        self._open = []
         middle, mean, noise = average(block)
-        found: dict[str, Any] = {"step": block[-1]["step"], "loss_nats": mean}
+        found: dict[str, Any] = {"step": block[-1]["step"], "loss_nats": mean + harder}
         if self._expected is not None:
-            found["expected"] = self._expected._asdict()
+            found["expected"] = _moved(self._expected, harder)._asdict()
             if mean > self._expected.high:
                 self._outside.append(block)
         if self._expected is None or mean <= self._expected.high:
@@ -148,7 +162,7 @@ class LossForecast:
             self._outside = []
         elif len(self._outside) == IN_A_ROW:
             if not self._warned:
-                found["warning"] = self._left_band(mean, self._expected)
+                found["warning"] = self._left_band(mean + harder, _moved(self._expected, harder))
             self._warned, self._blocks, self._outside = True, list(map(average, self._outside)), []
         self._fit(block[-1]["step"])
         if self.final is not None:
@@ -158,6 +172,22 @@ class LossForecast:
                 self._warned = True
                 found["warning"] = f"the run is heading for {_text(self.final)}; planned was {_text(self._planned)}"
         return found
+
+    def _on_last_text(self, block: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], float]:
+        """The lines as if their text were as hard as that of the last steps, and what its difficulty cost, in nats."""
+        if self.difficulty is None:
+            return block, 0.0
+        if self._last_difficulty is None:
+            n_steps = len(self._rates)
+            self._last_difficulty = float(self.difficulty(n_steps - self._n_last, n_steps).mean())
+        first = block[0]["step"]
+        hard = self.difficulty(first - 1, block[-1]["step"]) - self._last_difficulty
+        costs = [HARDER * float(hard[line["step"] - first]) for line in block]
+        lines = [
+            {**line, "loss_nats": line["loss_nats"] - cost, "measured_nats": line["loss_nats"]}
+            for line, cost in zip(block, costs, strict=True)
+        ]
+        return lines, float(np.mean(costs))
 
     def _fit(self, step: int) -> None:
         """The interval of the next block, and that of the end."""
@@ -195,7 +225,9 @@ class LossForecast:
         elif self._resumed_at and first - recent <= self._resumed_at < last:
             cause = f"the run was resumed at step {self._resumed_at}: other software, device or data than before"
         elif worst["loss_nats"] - mean > 10 * np.median([noise for _, _, noise in self._blocks]):
-            cause = f"a bad batch: step {worst['step']} had a loss of {worst['loss_nats']:.3f}"
+            cause = (
+                f"a bad batch: step {worst['step']} had a loss of {worst.get('measured_nats', worst['loss_nats']):.3f}"
+            )
         else:
             cause = "usual causes are a learning rate that is too high, other data, a bad batch, a restart"
         return f"step {last}: loss {mean:.3f} instead of {_text(expected)}, above its band since step {first}; {cause}"
@@ -206,6 +238,10 @@ def average(lines: list[dict[str, Any]]) -> tuple[int, float, float]:
     losses = np.array([line["loss_nats"] for line in lines])
     noise, middle = float(np.std(np.diff(losses))) / 2**0.5, float(np.median(losses))
     return lines[len(lines) // 2]["step"], float(losses.clip(middle - 5 * noise, middle + 5 * noise).mean()), noise
+
+
+def _moved(interval: Interval, nats: float) -> Interval:
+    return Interval(*(end + nats for end in interval))
 
 
 def _text(interval: Interval) -> str:

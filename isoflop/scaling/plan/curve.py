@@ -17,7 +17,7 @@ from isoflop.run import read_json_lines
 from isoflop.scaling.laws import Laws, surface_loss
 from isoflop.scaling.plan.predict import Prediction
 from isoflop.scaling.sweep.records import RunRecord, read_records
-from isoflop.training.forecast import BLOCKS, GAIN, LEVEL, arrived, average, fit_curve, usual_gain
+from isoflop.training.forecast import BLOCKS, LEVEL, arrived, average, fit_curve
 from isoflop.training.pretrain.recipe import PretrainRecipe
 from isoflop.training.schedule_law import Schedule
 
@@ -31,7 +31,7 @@ class SweepCurves:
     """What the loss curves of a sweep say beside its laws."""
 
     gain: float
-    """Of a fall of the rate, in nats per unit of rate and sqrt(d_model)."""
+    """Of a fall of the rate, times the usual one."""
     cells: list[RunRecord]
     """Finished runs; each has its training and its validation loss."""
 
@@ -72,7 +72,7 @@ def predicted_curve(
     places = np.unique(np.linspace(schedule.n_steps / POINTS, schedule.n_steps, POINTS).astype(int))
     tokens = made.train.n_tokens * schedule.sums[places] / schedule.sums[-1]
     cooled = np.mean([surface_loss(constants, scale, tokens) for constants in surfaces.values()], axis=0)
-    gain_nats = usual_gain(made.model.d_model, made.train.learning_rate) * (curves.gain / GAIN if curves else 1.0)
+    gain_nats = made.usual_gain() * (curves.gain if curves else 1.0)
     gained = arrived(schedule, places, stride)
     nats = curves.final_nats(prediction) if curves else None
     gain = gain_nats / (nats[0] / prediction.center if nats else NATS_PER_UNIT[prediction.unit])
@@ -90,7 +90,8 @@ def sweep_curves(sweep: Path) -> SweepCurves | None:
     records = read_records(sweep / "records.jsonl") if (sweep / "records.jsonl").is_file() else []
     cells = [r for r in records if r.kind == "cell" and r.status == "finished" and r.loss_nats and r.train_loss_nats]
     gains = [gain for record in cells if (gain := _gain(sweep, record)) is not None]
-    return SweepCurves(float(np.median(gains)), cells) if len(gains) >= LEAST_CELLS else None
+    gain = float(np.median(gains)) ** 0.5 if gains else 0.0  # cells and the usual law count alike (docs/schedules.md)
+    return SweepCurves(gain, cells) if len(gains) >= LEAST_CELLS else None
 
 
 def _gain(sweep: Path, record: RunRecord) -> float | None:
@@ -108,10 +109,10 @@ def _gain(sweep: Path, record: RunRecord) -> float | None:
     schedule = Schedule([recipe.rate(step) for step in range(recipe.n_steps())])
     blocks = [average(lines[start : start + length]) for start in range(0, len(lines) - length + 1, length)]
     steps, means, noise = map(np.array, zip(*blocks[BLOCKS // 4 :], strict=True))
-    usual = usual_gain(recipe.model.d_model, schedule.peak)
+    usual = recipe.usual_gain()
     noise_sd = float(np.median(noise)) / length**0.5
     fit = fit_curve(schedule, steps, means, noise_sd, [steps[-1:]], gain=usual, gain_spread=2.0)
-    return GAIN * fit.gain / usual
+    return fit.gain / usual
 
 
 def _losses(metrics: Path) -> Sequence[dict]:

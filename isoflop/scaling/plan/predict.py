@@ -212,19 +212,18 @@ def predict_benchmarks(
     return found
 
 
-def _rehearsed(laws: Laws, weights: Mapping[str, float]) -> tuple[float, int]:
-    """Drift per e-fold that the weighted laws showed in the rehearsals beyond noise, and in how many."""
-    found = []
+def _rehearsed(laws: Laws, weights: Mapping[str, float]) -> tuple[float, float]:
+    """Drift per e-fold of the weighted laws in rehearsals, beyond noise; and how many, each by the weight it has."""
+    found, total = [], sum(weights.values())
     for one in laws.rehearsals or filter(None, [laws.rehearsal]):
         part = {name: weight for name, weight in weights.items() if name in (one.by_law or {})}
         if part and one.by_law and one.measured and one.n_cells and one.extrapolation_factor >= LEAST_REHEARSED:
-            miss = (
-                sum(weight * one.by_law[name] for name, weight in part.items()) / sum(part.values()) / one.measured - 1
-            )
+            heard = sum(part.values())  # a rehearsal without the heaviest law says little of the mean of all
+            miss = sum(weight * one.by_law[name] for name, weight in part.items()) / heard / one.measured - 1
             left = max(miss**2 - laws.noise_sd**2 / one.n_cells, 0.0)
-            found.append((left, math.log(one.extrapolation_factor) ** 2))
-    squares = np.sum(found, axis=0) if found else np.array([0.0, 1.0])
-    return math.sqrt(squares[0] / squares[1]), len(found)  # far rehearsals say more of drift
+            found.append(heard / total * np.array([left, math.log(one.extrapolation_factor) ** 2, 1.0]))
+    left, square, count = np.sum(found, axis=0).tolist() if found else (0.0, 1.0, 0.0)
+    return math.sqrt(left / square), count  # far rehearsals say more of drift
 
 
 def _mean(losses: Mapping[str, np.ndarray], weights: Mapping[str, float]) -> float:

@@ -14,6 +14,7 @@ from isoflop.errors import RecipeError
 from isoflop.model.config import ExpertConfig, ModelConfig
 from isoflop.numerics.section import NumericsSection, check_numerics
 from isoflop.recipe import NotNegative, NotNegativeInt, Positive, PositiveInt, Processes, Range, Seed, check_ranges
+from isoflop.training.forecast import usual_gain
 from isoflop.training.schedule import Schedule, factor
 
 WHERE_IT_RUNS = ("device", "micro_batch", "compile", "cuda_graph", "threads")
@@ -191,6 +192,10 @@ class PretrainRecipe:
             schedule=t.schedule,
             cooldown_fraction=t.cooldown_fraction,
         )
+
+    def usual_gain(self) -> float:
+        """Nats that the fall of the rate usually gains in the end."""
+        return usual_gain(self.model.d_model, self.train.learning_rate, self.train.batch_tokens, self.n_steps())
 
     def computed_as(self) -> dict[str, Any]:
         """What `isoflop.model.accounting` needs to know of the formats to forecast memory, on a GPU unless float32."""

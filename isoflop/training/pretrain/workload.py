@@ -28,11 +28,12 @@ from isoflop.tokens.shards import TokenSet
 from isoflop.training import checkpoint
 from isoflop.training.checkpoint import Saving
 from isoflop.training.device import choose_device, choose_dtype
-from isoflop.training.forecast import BLOCKS, Interval, LossForecast, usual_gain
+from isoflop.training.forecast import BLOCKS, Interval, LossForecast
 from isoflop.training.load_run import keep_tokenizer, require_tokenizer_of
 from isoflop.training.loop import StepPlan
 from isoflop.training.monitor import Progress
 from isoflop.training.optim import optimizer_of
+from isoflop.training.pretrain.difficulty import LARGEST_BATCH, LARGEST_POOL, TextDifficulty
 from isoflop.training.pretrain.recipe import (
     WHERE_IT_RUNS,
     BalanceSection,
@@ -67,14 +68,7 @@ class LanguageModel(Workload):
         self.tokens_per_step = t.batch_tokens
         self._micro_batch = t.micro_batch or t.batch_tokens // config.seq_len
         self._token_set = token_set
-        self._batches = Batches(
-            token_set,
-            seq_len=config.seq_len,
-            batch_sequences=t.batch_tokens // config.seq_len,
-            seed=t.seed,
-            weights=recipe.data.weights or None,
-            curriculum=_stages(recipe),
-        )
+        self._batches = _batches(recipe, token_set)
         self._max_validation_tokens = recipe.validate.max_tokens
         self._windows: dict[str, list[tuple[Tensor, Tensor, int]]] | None = None
         self.unique_tokens = self._batches.n_unique_tokens
@@ -162,7 +156,7 @@ class Pretraining(Job):
             for block in model.all_blocks():
                 block.compile(dynamic=False)
         workload = LanguageModel(recipe, self._token_set, terms, hooks)
-        return Built(workload, model, optimizer, exact, dtype, forecast=_forecast(recipe))
+        return Built(workload, model, optimizer, exact, dtype, forecast=forecast_of(recipe, self._token_set))
 
     def initialise(self, model: nn.Module) -> None:
         assert isinstance(model, Transformer)
@@ -297,6 +291,17 @@ def trajectory_of(recipe: PretrainRecipe, token_set: TokenSet) -> str:
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def _batches(recipe: PretrainRecipe, token_set: TokenSet) -> Batches:
+    return Batches(
+        token_set,
+        seq_len=recipe.model.seq_len,
+        batch_sequences=recipe.train.batch_tokens // recipe.model.seq_len,
+        seed=recipe.train.seed,
+        weights=recipe.data.weights or None,
+        curriculum=_stages(recipe),
+    )
+
+
 def _stages(recipe: PretrainRecipe) -> list[tuple[int, dict[str, float]]]:
     """(first sequence, weights) of each stage of the curriculum."""
     n_sequences = recipe.n_steps() * recipe.train.batch_tokens // recipe.model.seq_len
@@ -346,19 +351,21 @@ def _with_whole_paths(recipe: PretrainRecipe) -> PretrainRecipe:
     return dataclasses.replace(recipe, data=data, initial=initial)
 
 
-def _forecast(recipe: PretrainRecipe) -> LossForecast | None:
+def forecast_of(recipe: PretrainRecipe, token_set: TokenSet) -> LossForecast | None:
     """An onlooker for a run long enough; the plan's curve, where it is for this run, says more about it."""
     n_steps, curve = recipe.n_steps(), (recipe.prediction or {}).get("curve") or {}
     if n_steps < 2 * BLOCKS:
         return None
     if curve and curve["steps"][-1] != n_steps:  # planned for more or fewer steps
         curve = {}
-    nats = curve.get("final_nats")
+    nats, batches = curve.get("final_nats"), _batches(recipe, token_set)
+    judged = recipe.train.batch_tokens <= LARGEST_BATCH and batches.n_unique_tokens <= LARGEST_POOL
     return LossForecast(
         [recipe.rate(step) for step in range(n_steps)],
-        gain=curve.get("gain_nats") or usual_gain(recipe.model.d_model, recipe.train.learning_rate),
+        gain=curve.get("gain_nats") or recipe.usual_gain(),
         stages=[stage * recipe.model.seq_len // recipe.train.batch_tokens for stage, _ in _stages(recipe)[1:]],
         planned=Interval(*nats) if nats else None,
+        difficulty=TextDifficulty(batches, vocab_size=recipe.model.vocab_size, n_steps=n_steps) if judged else None,
     )
 
 

@@ -15,7 +15,7 @@ from isoflop.scaling.plan.choose import plan as make_plan
 from isoflop.scaling.plan.curve import SweepCurves, sweep_curves
 from isoflop.scaling.report.plan_rows import plan_rows
 from isoflop.scaling.sweep.records import RunRecord, append_record, read_records
-from isoflop.training.forecast import arrived, usual_gain
+from isoflop.training.forecast import arrived
 from isoflop.training.pretrain.recipe import PretrainRecipe, check
 from isoflop.training.schedule_law import Schedule
 
@@ -47,12 +47,12 @@ def test_the_curve_ends_at_the_prediction_and_falls_when_the_rate_falls():
 def test_training_reads_the_curve_and_a_damaged_one_is_refused():
     losses = [1.0, 1.1, 1.2, 1.3, 1.4]
     cells = [RunRecord("r", bits_per_byte=x, loss_nats=2.5 * x, train_loss_nats=2.5 * x - 0.1) for x in losses]
-    found = planned("cosine", curves=SweepCurves(32.0, cells))
+    found = planned("cosine", curves=SweepCurves(2.0, cells))
     tree = tomllib.loads(to_toml(found.recipe))
     curve = tree["prediction"]["curve"]
     assert found.prediction is not None
     assert curve["final_nats"][0] == pytest.approx(2.5 * found.prediction.center - 0.1)
-    assert curve["gain_nats"] == pytest.approx(2 * usual_gain(found.config.d_model, found.learning_rate))
+    assert curve["gain_nats"] == pytest.approx(2 * from_tree(found.recipe, PretrainRecipe).usual_gain())
     check(from_tree(tree, PretrainRecipe))
     for damaged in (7, {**curve, "of_final": [1.0]}, {**curve, "gain_nats": "much"}):
         tree["prediction"]["curve"] = damaged
@@ -68,7 +68,7 @@ def test_the_curves_of_a_sweep_say_what_a_fall_gains_with_and_without_trunks(tmp
         n_steps = recipe.n_steps()
         schedule, steps = Schedule([recipe.rate(step) for step in range(n_steps)]), np.arange(1, n_steps + 1)
         loss = 2.5 + 2.0 * (schedule.sums[steps] / 0.004 / 10) ** -0.4 + 0.02 * generator.standard_normal(n_steps)
-        loss -= 2 * usual_gain(d_model, 0.004) * arrived(schedule, steps)  # twice the usual gain: 32
+        loss -= 2 * recipe.usual_gain() * arrived(schedule, steps)
         lines = [json.dumps({"step": int(s), "loss_nats": v}) + "\n" for s, v in zip(steps, loss, strict=True)]
         cell, branch = tmp_path / f"cells/c{number}", 0
         write_recipe(cell / "recipe.toml", recipe, header="")
@@ -83,7 +83,7 @@ def test_the_curves_of_a_sweep_say_what_a_fall_gains_with_and_without_trunks(tmp
         append_record(tmp_path / "records.jsonl", record)
     found = sweep_curves(tmp_path)
     assert found is not None
-    assert found.gain == pytest.approx(32.0, rel=0.1)
+    assert found.gain == pytest.approx(2.0**0.5, rel=0.05)  # half way to the usual one
     assert len(found.cells) == 6 and sweep_curves(tmp_path / "cells") is None
 
 
@@ -93,7 +93,7 @@ def test_the_training_loss_of_a_target_follows_from_its_validation_loss(unit):
     misses, inside = [], 0
     for path in [*sorted(STUDIES.glob("demo-*/records.jsonl")), STUDIES / "benchmarks/records.jsonl"]:
         records = [r for r in read_records(path) if r.train_loss_nats]
-        curves = SweepCurves(16.0, [r for r in records if r.kind == "cell" and r.status == "finished"])
+        curves = SweepCurves(1.0, [r for r in records if r.kind == "cell" and r.status == "finished"])
         (target,) = (r for r in records if r.kind == "target")
         loss = getattr(target, unit)
         exact = SimpleNamespace(unit=unit, center=loss, low=loss, high=loss)

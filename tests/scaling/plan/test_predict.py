@@ -98,6 +98,16 @@ def test_a_rehearsal_miss_that_noise_explains_says_that_nothing_drifts():
     )
 
 
+def test_a_rehearsal_counts_by_the_weight_of_the_laws_that_it_has():
+    scale, n_tokens = _optimum(3e15)
+    laws = rehearsed(0.02, count=2)
+    whole, half = laws["rehearsals"][0], copy.deepcopy(laws["rehearsals"][1])
+    del half["by_law"]["lstar"]
+    found = predict({**laws, "rehearsals": [whole, half]}, scale, n_tokens).components
+    assert found["rehearsals"] == pytest.approx(2 - found["weights"]["lstar"])
+    assert found["rehearsed_drift"] == pytest.approx(predict(laws, scale, n_tokens).components["rehearsed_drift"])
+
+
 def test_the_interval_is_the_sum_of_its_causes():
     scale, n_tokens = _optimum(3e15)
     before = predict(LAWS, scale, n_tokens)
