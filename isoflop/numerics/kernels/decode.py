@@ -96,6 +96,69 @@ def products(
 
 
 @triton.jit
+def held_products(
+    x, update, gain, total, weight, other, out, n_out, n_first, eps, n_in: tl.constexpr,
+    two: tl.constexpr, joined: tl.constexpr, normed: tl.constexpr, gated: tl.constexpr, pair: tl.constexpr,
+    tile: tl.constexpr, depth: tl.constexpr, rest: tl.constexpr, early: tl.constexpr,
+):  # fmt: skip
+    """The same as `products`; a program has its rows of W in registers before the kernel in front of it ends.
+
+    Rows are `depth` columns and up to `rest` more, both powers of two. What is left to do after the wait is to read x.
+    """
+    first, token = tl.program_id(0) * tile, tl.program_id(1)
+    base, ahead, end = weight, 0, n_first
+    if two and first >= n_first:  # rounded up to whole tiles
+        base, ahead, end = other, n_first, n_out - n_first
+        first -= (n_first + tile - 1) // tile * tile
+    place = first + tl.arange(0, tile)
+    inside_n = (place < end)[:, None]
+    base += tl.minimum(place, end - 1)[:, None].to(tl.int64) * n_in
+    k = tl.arange(0, depth)
+    inside = inside_n if n_in >= depth else inside_n & (k < n_in)[None, :]
+    if early:
+        tl.extra.cuda.gdc_launch_dependents()
+    w = tl.load(base + k[None, :], inside, 0.0, eviction_policy="evict_first")
+    if gated:
+        w_up = tl.load(base + n_out * n_in + k[None, :], inside, 0.0, eviction_policy="evict_first")
+    if rest:
+        k_rest = depth + tl.arange(0, rest)
+        inside_rest = inside_n & (k_rest < n_in)[None, :]
+        v = tl.load(base + k_rest[None, :], inside_rest, 0.0, eviction_policy="evict_first")
+        if gated:
+            v_up = tl.load(base + n_out * n_in + k_rest[None, :], inside_rest, 0.0, eviction_policy="evict_first")
+    if early:
+        tl.extra.cuda.gdc_wait()
+    for n in tl.static_range(2 if pair else 1):
+        at = (token + n) * n_in
+        h = _stream(x + at, update + at if joined else update, k, n_in, joined).to(tl.float32)
+        squares = tl.sum(h * h) if normed else 0.0
+        if normed:
+            h *= tl.load(gain + k, k < n_in, 0.0)
+        y = tl.sum(w.to(tl.float32) * h[None, :], 1)
+        if gated:
+            y_up = tl.sum(w_up.to(tl.float32) * h[None, :], 1)
+        if rest:
+            h = _stream(x + at, update + at if joined else update, k_rest, n_in, joined).to(tl.float32)
+            if normed:
+                squares += tl.sum(h * h)
+                h *= tl.load(gain + k_rest, k_rest < n_in, 0.0)
+            y += tl.sum(v.to(tl.float32) * h[None, :], 1)
+            if gated:
+                y_up += tl.sum(v_up.to(tl.float32) * h[None, :], 1)
+        if normed:
+            y *= tl.rsqrt(squares / n_in + eps)
+        if gated:
+            if normed:
+                y_up *= tl.rsqrt(squares / n_in + eps)
+            y = y * tl.sigmoid(y) * y_up
+        tl.store(out + (token + n) * n_out + ahead + place, y.to(out.dtype.element_ty), place < end)
+        if joined and tl.program_id(0) == 0:
+            tl.store(total + at + k, _stream(x + at, update + at, k, n_in, joined), k < n_in)
+            if rest:
+                tl.store(total + at + k_rest, _stream(x + at, update + at, k_rest, n_in, joined), k_rest < n_in)
+
+
+@triton.jit
 def _stream(x, update, k, n_in: tl.constexpr, joined: tl.constexpr):
     """Places k of x, or of x + update as it is stored."""
     h = tl.load(x + k, k < n_in, 0.0)
@@ -115,41 +178,6 @@ def _finished(sums, ups, squares, n_in: tl.constexpr, eps, normed: tl.constexpr,
     if gated:
         y = y * tl.sigmoid(y) * y_up
     return y
-
-
-@triton.jit
-def begin_round(
-    state, table, tokens, positions, slots, before, n_columns, last_position, page: tl.constexpr, early: tl.constexpr
-):
-    """Of a row's state [R, 3] (last token, draft, tokens held): what a step of both tokens reads, [2 R] and [R]."""
-    _wait(early)
-    row, w = tl.program_id(0), tl.arange(0, 2)
-    held = tl.load(state + 3 * row + 2)
-    place = held + w
-    column = tl.minimum(place // page, n_columns - 1)
-    slot = tl.load(table + row * n_columns + column) * page + place % page
-    tl.store(tokens + 2 * row + w, tl.load(state + 3 * row + w))
-    tl.store(positions + 2 * row + w, tl.minimum(place, last_position))
-    tl.store(slots + 2 * row + w, slot)
-    tl.store(before + row, held)
-
-
-@triton.jit
-def end_round(state, chosen, drafted, after, report, early: tl.constexpr):
-    """A row's next state, and its report [R, 5]: both tokens with their scores, and the next draft, in float64.
-
-    `chosen` and `drafted` [2 R, 2] are ids and scores; the second of each counts where the first is what was drafted.
-    """
-    _wait(early)
-    row, four = tl.program_id(0), tl.arange(0, 4)
-    right = tl.load(chosen + 4 * row).to(tl.int64) == tl.load(state + 3 * row + 1)
-    place = 4 * row + tl.where(right, 2, 0)
-    draft = tl.load(drafted + place)
-    tl.store(after + 3 * row, tl.load(chosen + place).to(tl.int64))
-    tl.store(after + 3 * row + 1, draft.to(tl.int64))
-    tl.store(after + 3 * row + 2, tl.load(state + 3 * row + 2) + tl.where(right, 2, 1))
-    tl.store(report + 5 * row + four, tl.load(chosen + 4 * row + four))
-    tl.store(report + 5 * row + 4, draft)
 
 
 @triton.jit
