@@ -202,8 +202,8 @@ def measure(run: Path, batch: int, args: argparse.Namespace) -> dict[str, Any]:
     }
     rates = " -> ".join(f"{rate:.1f}" for rate in found["tokens_per_s"])
     print(
-        f"batch {batch}: {rates} tokens/s, {found['gain']:.2f} times; a = {a:.3f} ({len(prompts)} of {n_all} kept), "
-        f"c = {c:.3f}: {found['gain'] / found['gain_by_formula']:.1%} of {found['gain_by_formula']:.2f} by the formula; "
+        f"batch {batch}: {rates} tokens/s, {found['gain']:.2f} times; a = {a:.3f} ({len(prompts)} of {n_all}), "
+        f"c = {c:.3f}: {found['gain'] / found['gain_by_formula']:.1%} of the formula's {found['gain_by_formula']:.2f}; "
         f"{found['equal']} texts equal\n    "
         + ", ".join(f"{name} {us:.0f} us" for name, us in found["microseconds"].items()),
         flush=True,

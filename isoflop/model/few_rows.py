@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from isoflop.model import plain_rows
 from isoflop.model.experts import Experts, MixtureOfExperts
 from isoflop.model.pages import LayerPages, Step
 from isoflop.model.transformer import MLP, Attention, Block, LatentAttention, MTPModule, RMSNorm, Transformer
@@ -48,7 +49,9 @@ class Start(NamedTuple):
 def run_step(
     model: Transformer, tokens_N: Tensor, step: Step, layers: Sequence[LayerPages], start: Start | None = None
 ) -> Tensor:
-    """`model.step`, here where that is possible."""
+    """`model.step`, here or in plain_rows.py where that is possible."""
+    if plain_rows.takes(model, step):
+        return plain_rows.run_step(model, tokens_N, step, layers)
     if not takes(model, step):
         return model.step(tokens_N, step, layers)
     if start is None:

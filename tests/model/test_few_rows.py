@@ -13,7 +13,7 @@ from test_deepseek import BASE, LATENT, SIGMOID, SOFTMAX, build
 from torch.nn import functional as F
 
 from isoflop.model import few_rows as steps
-from isoflop.model import pages
+from isoflop.model import pages, plain_rows
 from isoflop.model.config import ModelConfig
 from isoflop.model.few_rows import run_step
 from isoflop.model.pages import PAGE, Span, make_step
@@ -42,6 +42,7 @@ LENGTHS = (0, 1, 63, 64, 65, 255, 256, 300)
 
 @pytest.fixture
 def interpreted(monkeypatch):
+    monkeypatch.setattr(plain_rows, "takes", lambda *_: False)
     for module in (pages, steps):  # the float64 model stays plain
         monkeypatch.setattr(module, "has_kernels", lambda x, wide=False: x.dtype == torch.float32)
     from triton.runtime import interpreter  # pyright: ignore[reportMissingImports]
@@ -116,6 +117,16 @@ SOME = [((300,), 3), ((63, 256), 1), ((0, 300), 2)]
 def test_interpreted_step_of_kernels_is_the_model_s(name, lengths, width, interpreted):
     of_kernels, _ = compare(MODELS[name], lengths, width, torch.float32, "cpu")
     assert max(of_kernels) < 2e-6
+
+
+@pytest.mark.parametrize("name", ["gqa", "mha of odd sizes"])
+@pytest.mark.parametrize(("lengths", "width"), [*ONE, *SOME, (LENGTHS, 1)], ids=str)
+def test_on_a_cpu_a_step_in_few_calls_is_the_model_s(name, lengths, width, monkeypatch):
+    taken, takes = [], plain_rows.takes
+    monkeypatch.setattr(plain_rows, "takes", lambda *of: taken.append(takes(*of)) or taken[-1])
+    for errors in compare(MODELS[name], lengths, width, torch.float32, "cpu"):
+        assert max(errors) < 2e-6
+    assert taken == [True]
 
 
 def mtp_errors(dtype, device):
