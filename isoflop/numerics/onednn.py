@@ -6,25 +6,16 @@ sums have another order, nothing else. A weight that is held lies in oneDNN's ow
 then, eight rows 0.5 to 0.8 as much (docs/serving.md). For models that are only asked: there is no backward pass.
 """
 
-import functools
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from isoflop.numerics.linear import MatmulBackend
-from isoflop.run import processor
 
 
 def has_onednn() -> bool:
     """Whether this PyTorch has the product; it is no public function."""
     return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-
-
-@functools.cache
-def _reads_rows_by_mkl() -> bool:
-    """Whether one row is MKL's: on Intel it reads weights at the memory's rate, oneDNN at 0.9 of it (docs/log.md)."""
-    return "Intel" in processor()
 
 
 class OneDnnProduct(MatmulBackend):
@@ -33,8 +24,10 @@ class OneDnnProduct(MatmulBackend):
     ROWS = 8
     """For so many rows a held weight is laid out; others are computed from it too."""
 
-    def __init__(self):
+    def __init__(self, *, leaves_rows: bool = False):
+        """With `leaves_rows` a single row is left to PyTorch's own product."""
         super().__init__()
+        self._leaves_rows = leaves_rows
         self._held: Tensor | None = None
 
     def hold(self, weight: Tensor, adds: bool) -> bool:
@@ -48,7 +41,7 @@ class OneDnnProduct(MatmulBackend):
     def forward(self, x: Tensor, weight: Tensor, part: int = 0) -> Tensor:
         if not x.numel():  # an expert without rows
             return x.new_zeros(*x.shape[:-1], len(weight))
-        if x.numel() == weight.shape[-1] and _reads_rows_by_mkl():
+        if self._leaves_rows and x.numel() == weight.shape[-1]:
             return F.linear(x, weight)
         held = weight if self._held is None else self._held
         return torch.ops.mkldnn._linear_pointwise(x, held, None, "none", [], "")
