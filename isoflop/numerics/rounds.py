@@ -36,19 +36,19 @@ def begin_round(
     `angles` are those of all positions. What is behind a row's pages goes to page 0.
     """
     (n_rows, n_columns), (cos, sin), (n_positions, half) = table_RP.shape, angles, angles[0].shape
-    tokens_N = state_R4[:, :2].reshape(-1)
     if has_kernels(embedding, wide=True):
-        positions_N, slots_N, before_R = (state_R4.new_empty(n) for n in (2 * n_rows, 2 * n_rows, n_rows))
+        tokens_N, positions_N, slots_N = (state_R4.new_empty(2 * n_rows) for _ in range(3))
+        before_R = state_R4.new_empty(n_rows)
         x_ND, d_model = embedding.new_empty(2 * n_rows, embedding.shape[1]), embedding.shape[1]
         cos_NC, sin_NC = cos.new_empty(2 * n_rows, half), sin.new_empty(2 * n_rows, half)
         launch_early(
             round_kernels().begin_round, (n_rows, 2),
-            state_R4, table_RP, embedding, cos, sin, positions_N, slots_N, before_R, x_ND, cos_NC, sin_NC,
+            state_R4, table_RP, embedding, cos, sin, tokens_N, positions_N, slots_N, before_R, x_ND, cos_NC, sin_NC,
             n_columns, n_positions - 1, d_model, half,
             page=page, width=power_of_two(d_model), channels=power_of_two(half), num_warps=4,
         )  # fmt: skip
         return Begun(tokens_N, positions_N, slots_N, before_R, x_ND, (cos_NC, sin_NC))
-    before_R = state_R4[:, 2].clone()
+    tokens_N, before_R = state_R4[:, :2].flatten(), state_R4[:, 2].clone()
     places_R2 = before_R[:, None] + torch.arange(2, device=state_R4.device)
     pages_R2 = table_RP.gather(1, (places_R2 // page).clamp(max=n_columns - 1))
     slots_N = (pages_R2 * page + places_R2 % page).flatten()

@@ -9,12 +9,12 @@ Shapes: R rows of two tokens, N = 2 R, D model, K blocks of logits, P pages of a
 import triton  # pyright: ignore[reportMissingImports]
 import triton.language as tl  # pyright: ignore[reportMissingImports]
 
-from isoflop.numerics.kernels.decode import _wait
+from isoflop.numerics.kernels.products import _wait
 
 
 @triton.jit
 def begin_round(
-    state, table, embedding, cos, sin, positions, slots, before, x, cos_out, sin_out,
+    state, table, embedding, cos, sin, tokens, positions, slots, before, x, cos_out, sin_out,
     n_columns, last_position, d_model, half,
     page: tl.constexpr, width: tl.constexpr, channels: tl.constexpr, early: tl.constexpr,
 ):  # fmt: skip
@@ -26,6 +26,7 @@ def begin_round(
     place = held + w
     position = tl.minimum(place, last_position)
     column = tl.minimum(place // page, n_columns - 1)
+    tl.store(tokens + n, token)
     tl.store(positions + n, position)
     tl.store(slots + n, tl.load(table + row * n_columns + column) * page + place % page)
     if w == 0:
