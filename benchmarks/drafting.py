@@ -211,6 +211,14 @@ def measure(run: Path, batch: int, args: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
+def use_tables(tables: dict[str, Any]) -> None:
+    """Compute products by the tiles that were the fastest."""
+    pair, one = ({tuple(key): tuple(kind) if kind else None for key, kind in tables[name]} for name in ("PAIR", "ONE"))
+    few_rows.PAIR = {**few_rows.PAIR, **pair}
+    few_rows.ONE = {key: kind for key, kind in one.items() if kind is not None}
+    few_rows.HEAD_ROWS = tables["HEAD_ROWS"]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
@@ -223,12 +231,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--domain", nargs="*", default=[], help="of the prompts; default: all")
     parser.add_argument("--pair", type=int, nargs="*", help="tiles of two tokens (pair_products.py); none: cuBLAS")
+    parser.add_argument("--tiles", type=Path, help="what pair_products.py --json has written: its tables")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", help="write what was measured")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if args.pair is not None:
         few_rows.PAIR = dict.fromkeys(few_rows.PAIR, tuple(args.pair) or None)
+    if args.tiles is not None:
+        use_tables(json.loads(args.tiles.read_text(encoding="utf-8"))["tables"])
     cases = [measure(args.run, batch, args) for batch in args.batch]
     if args.json:
         where = torch.cuda.get_device_name() if args.device == "cuda" else f"{processor()}, {args.threads} threads"

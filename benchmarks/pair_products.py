@@ -4,9 +4,9 @@
 
 Microseconds of the four products of a dense layer (norm, residual and gate included) and of a head of 8,192 tokens, in
 replays of a graph over so many weights that they do not fit the cache, each kind checked against float64. The last
-lines are tables for `numerics/few_rows.py`, PAIR, ONE and HEAD_ROWS, and what a layer takes with them and with those
-of now. A kind is (rows of a program, columns at a time, loads in flight, warps), columns 0 all at once before the wait;
-None is cuBLAS, and for one token `_tiles`.
+lines are tables for `numerics/few_rows.py`, PAIR, ONE and HEAD_ROWS (`benchmarks/drafting.py --tiles FILE` takes them
+from the file), and what a layer takes with them and with those of now. A kind is (rows of a program, columns at a time,
+loads in flight, warps), columns 0 all at once before the wait; None is cuBLAS, and for one token `_tiles`.
 """
 
 import argparse
@@ -180,9 +180,9 @@ def main() -> None:
                 print(f", cuBLAS {names['head'][None]:.1f} us" if n == 2 else "")
     print("PAIR |= {" + ", ".join(f"{key}: {kind}" for key, kind in pair.items()) + "}")
     print("ONE = {" + ", ".join(f"{key}: {kind}" for key, kind in one.items()) + "}")
-    if 1024 in args.d_model:
-        heads = found[2][1024]["head"]
-        print("HEAD_ROWS =", 8192 if heads.get(pair[1024, False], float("inf")) < heads[None] else 0)
+    heads = found[2][min(args.d_model)]["head"]
+    head_rows = 8192 if heads.get(pair[min(args.d_model), False], float("inf")) < heads[None] else 0
+    print("HEAD_ROWS =", head_rows)
     if args.json:
         rows = [
             {"tokens": n, "d_model": d, "product": name, "kind": kind, "microseconds": took}
@@ -191,7 +191,8 @@ def main() -> None:
             for name, of_kinds in names.items()
             for kind, took in of_kinds.items()
         ]
-        head = {"device": torch.cuda.get_device_name(), "commit": commit(), "layers": lines}
+        tables = {"PAIR": [*pair.items()], "ONE": [*one.items()], "HEAD_ROWS": head_rows}
+        head = {"device": torch.cuda.get_device_name(), "commit": commit(), "layers": lines, "tables": tables}
         Path(args.json).write_text(json.dumps({**head, "found": rows}, indent=1), encoding="utf-8")
 
 
