@@ -84,7 +84,7 @@ def parts(engine: Engine, batch: int, held: int) -> dict[str, float]:
     state_R4 = torch.tensor([[0, 0, held, 0]] * batch, device=device)
     report_2R5 = torch.zeros(2, batch, 5, dtype=torch.float64, pin_memory=device.type == "cuda")
     angles = model.get_buffer("cos"), model.get_buffer("sin")
-    inputs = {}
+    inputs: dict[int, tuple[torch.Tensor, Step]] = {}
     for width in (1, 2):
         spans = [row._replace(n=width) for row in rows]
         tokens_N = torch.zeros(batch * width, dtype=torch.int64, device=device)
