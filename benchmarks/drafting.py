@@ -6,8 +6,9 @@ RUN is a trained run whose model has a prediction module. Prompts are windows of
 Answers that repeat themselves (isoflop.alignment.repetition) are left out. a is the share of accepted drafts, c the
 time of a draft, head and choice included, over that of a step in plain decoding; on a GPU, where the engine has both in
 one graph, the draft is timed in replays of a graph of its own. The formula takes a step that checks a draft for a plain
-one: what it really takes is printed beside it. Plain and drafted decoding take turns, and the best of each counts; in
-float32 both give the same text, in bfloat16 near ties may fall differently.
+one: what it really takes is printed beside it, with the parts of a round, each in a graph of its own (`device_round` is
+all of them; `round` less that is what the host adds). Plain and drafted decoding take turns, and the best of each
+counts; in float32 both give the same text, in bfloat16 near ties may fall differently.
 """
 
 import argparse
@@ -22,10 +23,11 @@ import numpy as np
 import torch
 
 from isoflop.alignment.repetition import repeats
-from isoflop.model.few_rows import run_head, run_mtp_step, run_step
-from isoflop.model.pages import PAGE, Span, Step, make_step
+from isoflop.model.few_rows import Start, run_draft, run_head, run_step
+from isoflop.model.pages import PAGE, Rows, Span, Step, make_step
 from isoflop.numerics import few_rows
 from isoflop.numerics.few_rows import most_likely
+from isoflop.numerics.rounds import Begun, begin_round, end_round
 from isoflop.recipe import load_recipe
 from isoflop.run import commit, now, processor
 from isoflop.serving import Engine, EngineOptions, Sampling
@@ -73,27 +75,61 @@ def microseconds(run: Callable[[], Any], device: torch.device, n_calls: int = 20
 
 @torch.inference_mode()
 def parts(engine: Engine, batch: int, held: int) -> dict[str, float]:
-    """Microseconds of a step of one token and of two, and of a draft with its choice, after `held` tokens."""
-    model, device = engine.model, engine.runner.device
+    """Microseconds of a step of one token and of two, of a draft with its choice, of a round, and of what each has."""
+    model, device, layers = engine.model, engine.runner.device, engine.runner.layers
     n_pages = -(-(held + 2) // PAGE)
     assert batch * n_pages < engine.pool.n_pages
-
-    def step_of(width: int) -> tuple[torch.Tensor, Step]:
-        rows = [Span(range(1 + row * n_pages, 1 + (row + 1) * n_pages), held, width) for row in range(batch)]
+    rows = [Span(range(1 + row * n_pages, 1 + (row + 1) * n_pages), held, 2) for row in range(batch)]
+    table_RP = torch.tensor([[*row.pages] for row in rows], device=device)
+    state_R4 = torch.tensor([[0, 0, held, 0]] * batch, device=device)
+    report_2R5 = torch.zeros(2, batch, 5, dtype=torch.float64, pin_memory=device.type == "cuda")
+    angles = model.get_buffer("cos"), model.get_buffer("sin")
+    inputs: dict[int, tuple[torch.Tensor, Step]] = {}
+    for width in (1, 2):
+        spans = [row._replace(n=width) for row in rows]
         tokens_N = torch.zeros(batch * width, dtype=torch.int64, device=device)
-        return tokens_N, make_step(rows, width=width, device=device, in_place=False)
+        inputs[width] = tokens_N, make_step(spans, width=width, device=device, in_place=False)
 
-    def decode(tokens_N: torch.Tensor, step: Step) -> torch.Tensor:
-        return most_likely(run_head(model, run_step(model, tokens_N, step, engine.runner.layers), engine.n_tokens))
+    def decode(width: int) -> torch.Tensor:
+        return most_likely(run_head(model, run_step(model, *inputs[width], layers), engine.n_tokens))
 
-    def draft() -> torch.Tensor:
-        found_ND = run_mtp_step(model, 1, hidden_ND, two[0], two[1], engine.runner.layers[-1])
-        return most_likely(run_head(model, found_ND, engine.n_tokens))
-
-    one, two = step_of(1), step_of(2)
+    step = inputs[2][1]
     hidden_ND = torch.zeros(2 * batch, model.config.d_model, dtype=model.dtype, device=device)
-    runs = {"step": lambda: decode(*one), "step_of_two": lambda: decode(*two), "draft": draft}
-    return {name: microseconds(run, device) for name, run in runs.items()}
+    logits_NV = run_head(model, hidden_ND, engine.n_tokens)
+    chosen_N2 = most_likely(logits_NV)
+    turned = model.angles_at(step.positions_N)
+
+    def begin() -> Begun:
+        return begin_round(state_R4, table_RP, model.embedding.weight, angles, PAGE)
+
+    def draft() -> None:
+        chosen_N2, drafted_NV = run_draft(model, logits_NV, hidden_ND, step, layers[-1], turned)
+        end_round(state_R4, chosen_N2, drafted_NV, report_2R5)
+
+    def round_of_two() -> None:
+        begun = begin()
+        step = Step(begun.positions_N, begun.slots_N, Rows(2, table_RP, begun.before_R))
+        hidden_ND = run_step(model, begun.tokens_N, step, layers, Start(begun.x_ND, begun.angles))
+        logits_NV = run_head(model, hidden_ND, engine.n_tokens)
+        chosen_N2, drafted_NV = run_draft(model, logits_NV, hidden_ND, step, layers[-1], begun.angles)
+        end_round(state_R4, chosen_N2, drafted_NV, report_2R5)
+        state_R4[:, 2] = held  # else it grows from call to call
+
+    runs = {
+        "step": lambda: decode(1),
+        "step_of_two": lambda: decode(2),
+        "layers": lambda: run_step(model, *inputs[1], layers),
+        "layers_of_two": lambda: run_step(model, *inputs[2], layers),
+        "head": lambda: run_head(model, hidden_ND[:batch], engine.n_tokens),
+        "head_of_two": lambda: run_head(model, hidden_ND, engine.n_tokens),
+        "choice_of_two": lambda: most_likely(logits_NV),
+        "begin": begin,
+        "choice_draft_end": draft,
+        "end": lambda: end_round(state_R4, chosen_N2, logits_NV, report_2R5),
+        "device_round": round_of_two,
+    }
+    found = {name: microseconds(run, device) for name, run in runs.items()}
+    return {**found, "draft": found["choice_draft_end"] - found["choice_of_two"]}
 
 
 @dataclass
@@ -166,12 +202,21 @@ def measure(run: Path, batch: int, args: argparse.Namespace) -> dict[str, Any]:
     }
     rates = " -> ".join(f"{rate:.1f}" for rate in found["tokens_per_s"])
     print(
-        f"batch {batch}: {rates} tokens/s, {found['gain']:.2f} times; a = {a:.3f} ({len(prompts)} of {n_all} kept), "
-        f"c = {c:.3f}: {found['gain_by_formula']:.2f} by the formula; {found['equal']} texts equal\n    "
+        f"batch {batch}: {rates} tokens/s, {found['gain']:.2f} times; a = {a:.3f} ({len(prompts)} of {n_all}), "
+        f"c = {c:.3f}: {found['gain'] / found['gain_by_formula']:.1%} of the formula's {found['gain_by_formula']:.2f}; "
+        f"{found['equal']} texts equal\n    "
         + ", ".join(f"{name} {us:.0f} us" for name, us in found["microseconds"].items()),
         flush=True,
     )
     return found
+
+
+def use_tables(tables: dict[str, Any]) -> None:
+    """Compute products by the tiles that were the fastest."""
+    pair, one = ({tuple(key): tuple(kind) if kind else None for key, kind in tables[name]} for name in ("PAIR", "ONE"))
+    few_rows.PAIR = {**few_rows.PAIR, **pair}
+    few_rows.ONE = {key: kind for key, kind in one.items() if kind is not None}
+    few_rows.HEAD_ROWS = tables["HEAD_ROWS"]
 
 
 def main() -> None:
@@ -186,12 +231,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--domain", nargs="*", default=[], help="of the prompts; default: all")
     parser.add_argument("--pair", type=int, nargs="*", help="tiles of two tokens (pair_products.py); none: cuBLAS")
+    parser.add_argument("--tiles", type=Path, help="what pair_products.py --json has written: its tables")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", help="write what was measured")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if args.pair is not None:
-        few_rows.PAIR = tuple(args.pair) or None
+        few_rows.PAIR = dict.fromkeys(few_rows.PAIR, tuple(args.pair) or None)
+    if args.tiles is not None:
+        use_tables(json.loads(args.tiles.read_text(encoding="utf-8"))["tables"])
     cases = [measure(args.run, batch, args) for batch in args.batch]
     if args.json:
         where = torch.cuda.get_device_name() if args.device == "cuda" else f"{processor()}, {args.threads} threads"

@@ -63,10 +63,7 @@ OPTIONAL = {
 }
 KERNELS = {
     "optics.kernels",
-    "numerics.kernels.block",
-    "numerics.kernels.decode",
-    "numerics.kernels.grouped",
-    "numerics.kernels.quantise",
+    *(f"numerics.kernels.{name}" for name in ("block", "decode", "grouped", "products", "quantise", "rounds")),
 }
 """Modules of Triton kernels, which import it as they are imported: by a function, on a GPU."""
 ADAPTERS = {"evaluation.lm_eval": {"lm_eval"}}

@@ -8,19 +8,21 @@ Shapes: N tokens, D model, H heads, C channels of a head.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from isoflop.model import plain_rows
 from isoflop.model.experts import Experts, MixtureOfExperts
 from isoflop.model.pages import LayerPages, Step
 from isoflop.model.transformer import MLP, Attention, Block, LatentAttention, MTPModule, RMSNorm, Transformer
 from isoflop.numerics import few_rows
-from isoflop.numerics.few_rows import MOST_ROWS, Mixture, Norm, product
-from isoflop.numerics.joined import normed
+from isoflop.numerics.few_rows import MOST_ROWS, Mixture, Norm, last_norm, most_likely, product
 from isoflop.numerics.launch import has_kernels
 from isoflop.numerics.linear import Linear
+from isoflop.numerics.rounds import begin_draft
 
 
 def takes(model: Transformer, step: Step) -> bool:
@@ -35,15 +37,28 @@ def takes(model: Transformer, step: Step) -> bool:
     )
 
 
-def run_step(model: Transformer, tokens_N: Tensor, step: Step, layers: Sequence[LayerPages]) -> Tensor:
-    """`model.step`, here where that is possible."""
+class Start(NamedTuple):
+    """What a step begins with, where it is there already."""
+
+    x_ND: Tensor
+    """Embeddings, or what a prediction module's first product takes [N, 2 D]."""
+    angles: tuple[Tensor, Tensor]
+
+
+def run_step(
+    model: Transformer, tokens_N: Tensor, step: Step, layers: Sequence[LayerPages], start: Start | None = None
+) -> Tensor:
+    """`model.step`, here or in plain_rows.py where that is possible."""
+    if plain_rows.takes(model, step):
+        return plain_rows.run_step(model, tokens_N, step, layers)
     if not takes(model, step):
         return model.step(tokens_N, step, layers)
-    angles = model.angles_at(step.positions_N)
-    x_ND, update_ND = model.embedding(tokens_N).to(model.dtype), None
+    if start is None:
+        start = Start(model.embedding(tokens_N).to(model.dtype), model.angles_at(step.positions_N))
+    (x_ND, angles), update_ND = start, None
     for block, pages in zip(model.blocks, layers):
         x_ND, update_ND = _block(block, x_ND, update_ND, angles, step, pages)  # type: ignore[arg-type]
-    return normed(x_ND, update_ND, *_norm(model.norm))[1]
+    return last_norm(x_ND, update_ND, _norm(model.norm))  # type: ignore[arg-type]
 
 
 def run_mtp_step(
@@ -55,9 +70,35 @@ def run_mtp_step(
     module: MTPModule = model.mtp[depth - 1]  # type: ignore[assignment]
     embedded_ND = module.embedding_norm(model.embedding(tokens_N).to(model.dtype))
     joined_NX = torch.cat((embedded_ND, module.hidden_norm(hidden_ND)), dim=-1)
-    x_ND = product(joined_NX, module.project.weight)[1]
-    x_ND, update_ND = _block(module.block, x_ND, None, model.angles_at(step.positions_N), step, pages)
-    return normed(x_ND, update_ND, *_norm(module.norm))[1]
+    parts = _mtp(module, Start(joined_NX, model.angles_at(step.positions_N)), step, pages)
+    return last_norm(*parts, _norm(module.norm))
+
+
+def _mtp(module: MTPModule, start: Start, step: Step, pages: LayerPages) -> tuple[Tensor, Tensor]:
+    return _block(module.block, product(start.x_ND, module.project.weight)[1], None, start.angles, step, pages)
+
+
+def run_draft(
+    model: Transformer,
+    logits_NV: Tensor,
+    hidden_ND: Tensor,
+    step: Step,
+    pages: LayerPages,
+    angles: tuple[Tensor, Tensor],
+) -> tuple[Tensor, Tensor]:
+    """The most likely tokens of logits with their scores, [N, 2], and the first module's logits of what follows."""
+    module: MTPModule = model.mtp[0]  # type: ignore[assignment]
+    norms = _norm(module.embedding_norm), _norm(module.hidden_norm)
+    n_tokens = logits_NV.shape[1]
+    if not takes(model, step):
+        chosen_N2 = most_likely(logits_NV)
+        ahead_ND = model.mtp_step(1, hidden_ND, chosen_N2[:, 0].long(), step, pages)
+        return chosen_N2, run_head(model, ahead_ND, n_tokens)
+    chosen_N2, joined_NX = begin_draft(logits_NV, hidden_ND, model.embedding.weight, *norms)
+    x_ND, update_ND = _mtp(module, Start(joined_NX, angles), step, pages)
+    if len(x_ND) <= 2 and n_tokens <= few_rows.HEAD_ROWS:
+        return chosen_N2, product(x_ND, model.head.weight[:n_tokens], norm=_norm(module.norm), update_ND=update_ND)[1]
+    return chosen_N2, run_head(model, last_norm(x_ND, update_ND, _norm(module.norm)), n_tokens)
 
 
 def run_head(model: Transformer, hidden_ND: Tensor, n_tokens: int) -> Tensor:
@@ -65,6 +106,8 @@ def run_head(model: Transformer, hidden_ND: Tensor, n_tokens: int) -> Tensor:
     head = model.head
     if head.numerics is not None:
         return head(hidden_ND)[:, :n_tokens]
+    if len(hidden_ND) <= 2 and n_tokens <= few_rows.HEAD_ROWS and has_kernels(hidden_ND, wide=True):
+        return product(hidden_ND, head.weight[:n_tokens].to(hidden_ND.dtype))[1]
     return F.linear(hidden_ND, head.weight[:n_tokens].to(hidden_ND.dtype))
 
 

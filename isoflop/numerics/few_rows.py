@@ -21,8 +21,26 @@ from isoflop.numerics.launch import has_kernels, launch, power_of_two
 
 MOST_ROWS = 8
 """Tokens up to which a step is computed here; experts above are better grouped (assumption)."""
-PAIR: tuple[int, int, int, int] | None = (8, 512, 1, 4)
-"""Two tokens read weights together by tiles as those of `_tiles` (assumption); None: cuBLAS computes them."""
+Tiles = tuple[int, int, int, int]
+"""Rows of the weight of a program, columns at a time, those in flight, and warps. Columns 0: all of them at once, in
+registers before the kernel in front has ended."""
+PAIR: dict[tuple[int, bool], Tiles | None] = {
+    (1024, False): (8, 512, 1, 4),
+    (1024, True): (8, 512, 1, 4),
+    (2048, False): (8, 512, 1, 4),
+    (2048, True): (8, 512, 1, 4),
+    (4096, False): (8, 512, 1, 4),
+    (2**31, False): (8, 512, 1, 4),
+    (2**31, True): (8, 512, 1, 4),
+}
+"""Of two tokens that read weights together: by the most columns, and whether the product is gated; None: cuBLAS.
+
+(8, 512, 1, 4) is measured at 1,024 and 2,048 (docs/log.md); `benchmarks/pair_products.py` prints a table to put here.
+"""
+ONE: dict[tuple[int, bool], Tiles] = {}
+"""The same of one token, where the table has its number of columns; `_tiles` elsewhere."""
+HEAD_ROWS = 0
+"""Logits up to which the head of one or two tokens is computed here, with the norm before it; cuBLAS's above."""
 SPLIT_PAGES = 4
 """Pages whose keys one program attends to (assumption: 256 keys, the start of a program is then a small part)."""
 
@@ -48,7 +66,7 @@ def product(
     Rows of `other` follow those of the weight. Without an update the first result is x itself. More tokens than two
     are cuBLAS's business (docs/log.md).
     """
-    if len(x_ND) == 1 or (len(x_ND) == 2 and PAIR is not None):
+    if len(x_ND) == 1 or (len(x_ND) == 2 and _pair_tiles(x_ND.shape[1], gated) is not None):
         return _product(x_ND, weight_FD, other, norm=norm, update_ND=update_ND, gated=gated)
     assert norm is not None or update_ND is None
     total_ND, h_ND = (x_ND, x_ND) if norm is None else normed(x_ND, update_ND, norm.weight, norm.eps)
@@ -74,25 +92,46 @@ def _product(
     total_ND = x_ND if update_ND is None else torch.empty_like(x_ND)
     out_NF = x_ND.new_empty(n_tokens, n_out, dtype=dtype or x_ND.dtype)
     gain, eps = norm or (None, 0.0)
-    pair = n_tokens == 2 and n_out >= 512 and PAIR is not None
-    tile, depth, stages, warps = PAIR if pair and PAIR is not None else _tiles(n_in, n_out, gated)
+    tiles = _pair_tiles(n_in, gated) if n_tokens == 2 and n_out >= 512 else None
+    pair = tiles is not None
+    tile, depth, stages, warps = tiles or _tiles(n_in, n_out, gated)
     n_first = n_out if other is None else len(weight_FD)
-    _launch(
-        few_rows_kernels().products, (-(-n_first // tile) + -(-(n_out - n_first) // tile), 1 if pair else n_tokens),
+    if depth == 0:
+        kernel, depth = product_kernels().held_products, 1 << (n_in.bit_length() - 1)
+        sizes = {"depth": depth, "rest": power_of_two(n_in - depth) if n_in > depth else 0}
+    else:
+        kernel = product_kernels().products
+        sizes = {"depth": depth, "stages": stages, "lines": power_of_two(-(-n_in // 64))}
+    launch_early(
+        kernel, (-(-n_first // tile) + -(-(n_out - n_first) // tile), 1 if pair else n_tokens),
         x_ND, update_ND, gain, total_ND, weight_FD, other, out_NF, n_out, n_first, eps,
         n_in=n_in, two=other is not None, joined=update_ND is not None, normed=norm is not None, gated=gated, pair=pair,
-        tile=tile, depth=depth, stages=stages, lines=power_of_two(-(-n_in // 64)), num_warps=warps,
+        tile=tile, **sizes, num_warps=warps,
     )  # fmt: skip
     return total_ND, out_NF
 
 
-def _tiles(n_in: int, n_out: int, gated: bool) -> tuple[int, int, int, int]:
-    """Rows of the weight of a program, columns at a time, those in flight, and warps (measured, docs/log.md)."""
+def _pair_tiles(n_in: int, gated: bool) -> Tiles | None:
+    return next(tiles for (most, of_gated), tiles in PAIR.items() if n_in <= most and gated == of_gated)
+
+
+def _tiles(n_in: int, n_out: int, gated: bool) -> Tiles:
+    """Of one token, or of a token beside others (measured, docs/log.md)."""
+    if (n_in, gated) in ONE and n_out >= 512:
+        return ONE[n_in, gated]
     if n_out < 512:
         return 1, min(1024, power_of_two(n_in)), 2, 4
     if n_in > 4096:
         return (16, 512, 3, 8) if n_in > 8192 else (1, 2048, 1, 4)
     return 4, min(1024, power_of_two(n_in)), 3 if gated and n_in > 2048 else 1, 4
+
+
+def last_norm(x_ND: Tensor, update_ND: Tensor, norm: Norm) -> Tensor:
+    """norm(x + update)."""
+    out_ND, n = torch.empty_like(x_ND), x_ND.shape[1]
+    arguments = (x_ND, update_ND, norm.weight, out_ND, n, norm.eps)
+    launch_early(product_kernels().last_norm, (len(x_ND),), *arguments, width=power_of_two(n), num_warps=4)
+    return out_ND
 
 
 BLOCK = 2048
@@ -104,62 +143,27 @@ def most_likely(logits_NV: Tensor) -> Tensor:
 
     Logits that are no numbers show in it as one that is not finite.
     """
+    best_NK, ids_NK = best_of_blocks(logits_NV)
+    n_rows, n_blocks = best_NK.shape
+    if ids_NK.dtype == torch.int64:  # of the plain form
+        return torch.cat((ids_NK.double(), best_NK.double()), 1)
+    out_N2 = logits_NV.new_empty(n_rows, 2, dtype=torch.float64)
+    kernel = few_rows_kernels().best_of_row
+    launch_early(kernel, (n_rows,), best_NK, ids_NK, out_N2, n_blocks, blocks=power_of_two(n_blocks))
+    return out_N2
+
+
+def best_of_blocks(logits_NV: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest logit of each block of a row, and the first place that has it; in one block without kernels."""
     if not has_kernels(logits_NV, wide=True) or not logits_NV.is_contiguous():
-        best_N, ids_N = logits_NV.max(-1)
-        return torch.stack((ids_N.double(), best_N.double()), 1)
+        return logits_NV.max(-1, keepdim=True)
     n_rows, n = logits_NV.shape
     n_blocks = -(-n // BLOCK)
     best_NK = logits_NV.new_empty(n_rows, n_blocks, dtype=torch.float32)
     ids_NK = logits_NV.new_empty(n_rows, n_blocks, dtype=torch.int32)
-    out_N2 = logits_NV.new_empty(n_rows, 2, dtype=torch.float64)
-    kernels = few_rows_kernels()
-    _launch(kernels.best_of_blocks, (n_rows, n_blocks), logits_NV, best_NK, ids_NK, n, n_blocks, block=BLOCK)
-    _launch(kernels.best_of_row, (n_rows,), best_NK, ids_NK, out_N2, n_blocks, blocks=power_of_two(n_blocks))
-    return out_N2
-
-
-def begin_round(
-    state_R3: Tensor, table_RP: Tensor, last_position: int, page: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Tokens, positions and slots [2 R], and tokens held [R], of rows that check one draft each.
-
-    A state is the last token, its draft and how many tokens are held; what is behind a row's pages goes to page 0.
-    """
-    n_rows, n_columns = table_RP.shape
-    if has_kernels(state_R3, integers=True):
-        tokens_N, positions_N, slots_N = (state_R3.new_empty(2 * n_rows) for _ in range(3))
-        before_R = state_R3.new_empty(n_rows)
-        _launch(
-            few_rows_kernels().begin_round, (n_rows,),
-            state_R3, table_RP, tokens_N, positions_N, slots_N, before_R, n_columns, last_position,
-            page=page, num_warps=1,
-        )  # fmt: skip
-        return tokens_N, positions_N, slots_N, before_R
-    tokens_R2, before_R = state_R3[:, :2], state_R3[:, 2]
-    places_R2 = before_R[:, None] + torch.arange(2, device=state_R3.device)
-    pages_R2 = table_RP.gather(1, (places_R2 // page).clamp(max=n_columns - 1))
-    slots_R2 = pages_R2 * page + places_R2 % page
-    positions_R2 = places_R2.clamp(max=last_position)
-    return tokens_R2.flatten(), positions_R2.flatten(), slots_R2.flatten(), before_R.clone()
-
-
-def end_round(state_R3: Tensor, chosen_N2: Tensor, drafted_N2: Tensor) -> tuple[Tensor, Tensor]:
-    """The next state, and [R, 5] in float64: both tokens with their scores, and the next draft.
-
-    Of each row's two tokens and drafts (`most_likely`) the second counts where the first is what was drafted.
-    """
-    after_R3, report_R5 = torch.empty_like(state_R3), chosen_N2.new_empty(len(state_R3), 5)
-    if has_kernels(state_R3, integers=True):
-        arguments = (state_R3, chosen_N2, drafted_N2, after_R3, report_R5)
-        _launch(few_rows_kernels().end_round, (len(state_R3),), *arguments, num_warps=1)
-        return after_R3, report_R5
-    chosen_R22, drafted_R22 = chosen_N2.view(-1, 2, 2), drafted_N2.view(-1, 2, 2)
-    right_R = chosen_R22[:, 0, 0] == state_R3[:, 1]
-    after_R3[:, 0] = torch.where(right_R, chosen_R22[:, 1, 0], chosen_R22[:, 0, 0])
-    after_R3[:, 1] = torch.where(right_R, drafted_R22[:, 1, 0], drafted_R22[:, 0, 0])
-    after_R3[:, 2] = state_R3[:, 2] + 1 + right_R
-    report_R5[:, :4], report_R5[:, 4] = chosen_R22.flatten(1), after_R3[:, 1]
-    return after_R3, report_R5
+    kernel = few_rows_kernels().best_of_blocks
+    launch_early(kernel, (n_rows, n_blocks), logits_NV, best_NK, ids_NK, n, n_blocks, block=BLOCK)
+    return best_NK, ids_NK
 
 
 def turn_and_write(
@@ -173,7 +177,7 @@ def turn_and_write(
     n_groups = keys.shape[2]
     n_heads, half = n_all - 2 * n_groups, width // 2
     q_NHC = qkv_NHC.new_empty(n_tokens, n_heads, width)
-    _launch(
+    launch_early(
         few_rows_kernels().turn_and_write, (n_tokens, n_all),
         qkv_NHC.contiguous(), cos_NC, sin_NC, slots_N, q_NHC, keys, values, n_heads, n_groups, half,
         channels=power_of_two(half), num_warps=1,
@@ -198,7 +202,7 @@ def absorb_and_write(
     (n_heads, d_nope, d_value), (cos_NC, sin_NC) = sizes, angles
     n_tokens, d_latent, half, block = len(joint_NX), up.shape[1], cos_NC.shape[1], 64
     q_NHL = joint_NX.new_empty(n_tokens, n_heads, d_latent + 2 * half)
-    _launch(
+    launch_early(
         few_rows_kernels().absorb_and_write, (n_tokens, 1 + n_heads * -(-d_latent // block)),
         joint_NX, norm.weight, up, cos_NC, sin_NC, slots_N, q_NHL, keys,
         n_heads, d_nope, d_value, d_latent, half, norm.eps,
@@ -227,7 +231,7 @@ def attend_pages(
         parts = q_NHC.new_empty(n_tokens, n_heads, n_splits, d_value, dtype=torch.float32)
         stats = q_NHC.new_empty(n_tokens, n_heads, n_splits, 2, dtype=torch.float32)
     factor = (d_key**-0.5 if scale is None else scale) / math.log(2)
-    _launch(
+    launch_early(
         few_rows_kernels().attend_pages, (n_rows, n_groups * -(-sharing * width // queries), n_splits),
         q_NHC.contiguous(), keys, values, table_RP, before_R, out, parts, stats,
         n_heads, n_groups, n_columns, n_splits, d_key, d_value, factor,
@@ -237,7 +241,7 @@ def attend_pages(
     )  # fmt: skip
     if parts is not None:
         splits, block = power_of_two(n_splits), min(128, power_of_two(d_value))
-        _launch(
+        launch_early(
             few_rows_kernels().merge_splits, (n_tokens, n_heads, -(-d_value // block)),
             parts, stats, before_R, out, n_heads, n_columns, n_splits, d_value,
             width=width, page=page, split_pages=SPLIT_PAGES, splits=splits, block=block, num_warps=4,
@@ -250,7 +254,7 @@ def values_up(mixed_NHL: Tensor, up: Tensor, d_nope: int) -> Tensor:
     n_tokens, n_heads, d_latent = mixed_NHL.shape
     d_value, tile = len(up) // n_heads - d_nope, 16
     out_NHV = mixed_NHL.new_empty(n_tokens, n_heads, d_value)
-    _launch(
+    launch_early(
         few_rows_kernels().values_up, (n_tokens, n_heads, -(-d_value // tile)),
         mixed_NHL, up, out_NHV, n_heads, d_nope, d_value, d_latent,
         tile=tile, latents=power_of_two(d_latent), num_warps=4,
@@ -290,7 +294,7 @@ def mixture(x_ND: Tensor, update_ND: Tensor, norm: Norm, of: Mixture) -> tuple[T
     tile = math.gcd(widest, n_inner)  # a program stays within an expert
     inner_NF = x_ND.new_empty(n_tokens, of.n_active * n_inner + n_shared)
     chosen_NA = x_ND.new_empty(n_tokens, of.n_active, dtype=torch.int32)
-    _launch(
+    launch_early(
         few_rows_kernels().experts_up, (n_tokens, -(-inner_NF.shape[1] // tile)),
         total_ND, norm.weight, scores_NE, of.bias, of.gate_up, of.shared_gate_up, inner_NF, chosen_NA,
         n_experts, n_inner, n_shared, of.routed_scale, norm.eps,
@@ -299,7 +303,7 @@ def mixture(x_ND: Tensor, update_ND: Tensor, norm: Norm, of: Mixture) -> tuple[T
         stages=stages, num_warps=warps,
     )  # fmt: skip
     out_ND, (tile, depth, warps) = torch.empty_like(x_ND), EXPERTS_DOWN
-    _launch(
+    launch_early(
         few_rows_kernels().experts_down, (n_tokens, -(-n_in // tile)),
         inner_NF, chosen_NA, of.down, of.shared_down, out_ND, n_in,
         n_inner=n_inner, n_shared=n_shared, n_active=of.n_active,
@@ -308,7 +312,7 @@ def mixture(x_ND: Tensor, update_ND: Tensor, norm: Norm, of: Mixture) -> tuple[T
     return total_ND, out_ND
 
 
-def _launch(kernel: Any, grid: tuple[int, ...], x: Tensor, *arguments: Any, **settings: Any) -> None:
+def launch_early(kernel: Any, grid: tuple[int, ...], x: Tensor, *arguments: Any, **settings: Any) -> None:
     early = _may_overlap(x.device)
     launch(kernel, grid, x, *arguments, early=early, launch_pdl=early, **settings)
 
@@ -323,3 +327,8 @@ def _may_overlap(device: torch.device) -> bool:
 def few_rows_kernels() -> Any:
     """The module of kernels, imported where one is launched: CPUs have no Triton."""
     return importlib.import_module("isoflop.numerics.kernels.decode")
+
+
+@functools.cache
+def product_kernels() -> Any:
+    return importlib.import_module("isoflop.numerics.kernels.products")

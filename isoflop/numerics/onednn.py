@@ -8,6 +8,7 @@ then, eight rows 0.5 to 0.8 as much (docs/serving.md). For models that are only 
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from isoflop.numerics.linear import MatmulBackend
 
@@ -23,8 +24,10 @@ class OneDnnProduct(MatmulBackend):
     ROWS = 8
     """For so many rows a held weight is laid out; others are computed from it too."""
 
-    def __init__(self):
+    def __init__(self, *, leaves_rows: bool = False):
+        """With `leaves_rows` a single row is left to PyTorch's own product."""
         super().__init__()
+        self._leaves_rows = leaves_rows
         self._held: Tensor | None = None
 
     def hold(self, weight: Tensor, adds: bool) -> bool:
@@ -38,5 +41,7 @@ class OneDnnProduct(MatmulBackend):
     def forward(self, x: Tensor, weight: Tensor, part: int = 0) -> Tensor:
         if not x.numel():  # an expert without rows
             return x.new_zeros(*x.shape[:-1], len(weight))
+        if self._leaves_rows and x.numel() == weight.shape[-1]:
+            return F.linear(x, weight)
         held = weight if self._held is None else self._held
         return torch.ops.mkldnn._linear_pointwise(x, held, None, "none", [], "")

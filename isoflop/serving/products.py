@@ -7,6 +7,7 @@ from isoflop.model.transformer import Transformer
 from isoflop.numerics.linear import Linear
 from isoflop.numerics.onednn import OneDnnProduct, has_onednn
 from isoflop.numerics.tiled import TiledProduct
+from isoflop.run import processor
 
 EXPERT_TILE = 16
 """Rows of an expert's products in the fixed-shape mode (assumption: a tensor core's, and cheap where memory binds)."""
@@ -25,6 +26,7 @@ def prepare(model: Transformer, *, fixed: bool) -> None:
     Latent attention folds `kv_up` into its queries only where that layer is plain, so it stays so. With `fixed`,
     experts compute in tiles: they get as many rows as routing gives them, and a row's bits must not hang on that.
     """
+    is_intel = "Intel" in processor()  # MKL reads one row's weights at the memory's rate there (docs/serving.md)
     onednn = model.embedding.weight.device.type == "cpu" and model.dtype == float32 and has_onednn()
     for name, module in model.named_modules():
         if isinstance(module, Experts) and module.numerics is None and fixed:
@@ -35,7 +37,7 @@ def prepare(model: Transformer, *, fixed: bool) -> None:
                 for parameter in module.parameters(recurse=False)
             )
             if largest >= ONEDNN_WEIGHTS and not name.endswith("kv_up"):
-                module.numerics = OneDnnProduct()
+                module.numerics = OneDnnProduct(leaves_rows=is_intel)
     hold_weights(model)
 
 

@@ -129,16 +129,22 @@ class Recorded:
     def __init__(self, run: Run, n_numbers: int, device: torch.device, pool: Any = None):
         self._numbers = torch.zeros(n_numbers, dtype=torch.int64, device=device)
         self._run, self._pool, self._graph = run, pool, None
+        self._tail: list[int] = []  # the numbers behind the tokens as they were last written
 
     def __call__(self, tokens: Sequence[int] | Tensor, numbers: list[int], layout: Meaning) -> tuple[Tensor, ...]:
-        """Results for these numbers; on a GPU their layout is that of the capture, as it is the same for a shape."""
-        on_gpu = self._numbers.is_cuda
+        """Results for these numbers; on a GPU their layout is that of the capture, as it is the same for a shape.
+
+        Nothing is copied that is there already: tokens that are the buffer's own, numbers of the last call.
+        """
+        on_gpu, is_new, self._tail = self._numbers.is_cuda, numbers != self._tail, numbers
         if isinstance(tokens, Tensor):
-            self._numbers[: len(tokens)] = tokens  # behind them are valid ones of earlier steps
+            if tokens.data_ptr() != self._numbers.data_ptr():
+                self._numbers[: len(tokens)] = tokens  # behind them are valid ones of earlier steps
             target = self._numbers[layout.n_tokens :]
         else:
             numbers, target = [*tokens, *[0] * (layout.n_tokens - len(tokens)), *numbers], self._numbers
-        target.copy_(torch.tensor(numbers, dtype=torch.int64, pin_memory=on_gpu), non_blocking=on_gpu)
+        if is_new or target is self._numbers:
+            target.copy_(torch.tensor(numbers, dtype=torch.int64, pin_memory=on_gpu), non_blocking=on_gpu)
         if not on_gpu:
             return self._compute(layout)
         if self._graph is None:
@@ -151,13 +157,17 @@ class Recorded:
         return self._run(self._numbers[:n], layout.view(self._numbers[n:]))  # a new step: it keeps its masks
 
     def _capture(self, layout: Meaning) -> None:
-        """Warm up on another stream, as libraries choose kernels and allocate on first use, then record."""
-        current = torch.cuda.current_stream(self._numbers.device)
+        """Warm up on another stream, as libraries choose kernels and allocate on first use, then record.
+
+        What is computed may write to the numbers: they are put back.
+        """
+        current, numbers = torch.cuda.current_stream(self._numbers.device), self._numbers.clone()
         stream = torch.cuda.Stream(self._numbers.device)
         stream.wait_stream(current)
         with torch.cuda.stream(stream):
             for _ in range(2):
                 self._compute(layout)
+                self._numbers.copy_(numbers)
         current.wait_stream(stream)
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph, pool=self._pool):

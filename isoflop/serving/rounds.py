@@ -18,10 +18,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from isoflop.model.few_rows import run_head, run_mtp_step, run_step
+from isoflop.model.few_rows import Start, run_draft, run_head, run_step
 from isoflop.model.pages import DUMP, PAGE, LayerPages, Rows, Step
 from isoflop.model.transformer import Transformer
-from isoflop.numerics.few_rows import begin_round, end_round, most_likely
+from isoflop.numerics.rounds import begin_round, end_round
 from isoflop.serving.replay import Recorded, at_least, buckets_up_to
 from isoflop.serving.scheduler import Row, Work
 
@@ -29,31 +29,29 @@ log = logging.getLogger(__name__)
 
 
 class Table(NamedTuple):
-    """Numbers of a round: the state [R, 3], then the pages [R, P]."""
+    """Numbers of a round: the state [R, 4], then the pages [R, P]."""
 
     n_rows: int
     n_columns: int
 
     @property
     def n_tokens(self) -> int:
-        return 3 * self.n_rows
+        return 4 * self.n_rows
 
     def view(self, numbers: Tensor) -> Tensor:
         return numbers.view(self.n_rows, self.n_columns)
 
 
 class Report:
-    """Tokens, scores and next drafts of a round, on their way from the device."""
+    """Tokens, scores and next drafts of a round, which the device writes to the host's memory."""
 
-    def __init__(self, works: Sequence[Work], report_R5: Tensor):
+    def __init__(self, works: Sequence[Work], host_R5: Tensor, device: torch.device):
         self._works = [(work.row, work.start, work.row.drafts[0]) for work in works]
         self.drafts: list[int] = []
         self.next: list[tuple[Row, int, int]] = []
         """Rows, starts and drafts of the round that follows this one on the device, once this one is read."""
-        self._host_R5 = torch.empty(report_R5.shape, dtype=report_R5.dtype, pin_memory=report_R5.is_cuda)
-        self._host_R5.copy_(report_R5, non_blocking=report_R5.is_cuda)
-        self._event = None
-        if report_R5.is_cuda:
+        self._host_R5, self._event = host_R5, None
+        if device.type == "cuda":
             self._event = torch.cuda.Event()
             self._event.record()
 
@@ -80,10 +78,12 @@ class Rounds:
     ):
         """`layers` are the pages of the model and, last, of its module; `n_tokens` ids may be drawn."""
         self._model, self._layers, self._n_tokens, self._pool = model, layers, n_tokens, pool
-        self._last_position = model.config.seq_len - 1
         self._rows = buckets_up_to(max_rows)
         self._columns = buckets_up_to(-(-model.config.seq_len // PAGE))
-        self._recorded: dict[Table, Recorded] = {}
+        self._recorded: dict[Table, tuple[Recorded, Tensor]] = {}
+        """With the reports that they write, [2, R, 5]: the host reads one half while the device writes the other."""
+        self._turn = 0
+        """The half that the last round was given."""
         self._begun: tuple[Report, tuple[Tensor, ...]] | None = None
 
     def run(self, works: Sequence[Work]) -> tuple[Report, tuple[Tensor, ...]]:
@@ -92,12 +92,12 @@ class Rounds:
         if begun is not None and begun[0].next == [(work.row, work.start, work.row.drafts[0]) for work in works]:
             results = begun[1]
         else:
-            state = [number for w in works for number in (w.row.tokens[-1], w.row.drafts[0], w.start)]
+            state = [number for w in works for number in (w.row.tokens[-1], w.row.drafts[0], w.start, 0)]
             results = self._replay(state, works, ahead=0)
-        state_R3, report_R5, *others = results
-        report = Report(works, report_R5)
+        state_R4, report_R5, *others = results
+        report = Report(works, report_R5, state_R4.device)
         if all(self._goes_on(work) for work in works):
-            self._begun = report, self._replay(state_R3.flatten(), works, ahead=2)
+            self._begun = report, self._replay(state_R4.flatten(), works, ahead=2)
         return report, tuple(others)
 
     def forget(self) -> None:
@@ -120,19 +120,30 @@ class Rounds:
         numbers += [DUMP] * (table.n_columns * (table.n_rows - len(works)))
         if table not in self._recorded:
             log.info("rounds of %d rows, %d pages a row: first time", *table)
-            n_numbers = table.n_tokens + len(numbers)
-            self._recorded[table] = Recorded(self._round, n_numbers, self._model.embedding.weight.device, self._pool)
-        state_R3, report_R5, hidden_ND, logits_NV = self._recorded[table](state, numbers, table)
+            self._recorded[table] = self._new(table, len(numbers))
+        recorded, report_2R5 = self._recorded[table]
+        self._turn = 1 - self._turn if isinstance(state, Tensor) else 0
+        state_R4, hidden_ND, logits_NV = recorded(state, numbers, table)
         n = len(works)
-        return state_R3[:n], report_R5[:n], hidden_ND[: 2 * n], logits_NV[: 2 * n]
+        return state_R4[:n], report_2R5[self._turn, :n], hidden_ND[: 2 * n], logits_NV[: 2 * n]
 
-    def _round(self, state_X: Tensor, table_RP: Tensor) -> tuple[Tensor, ...]:
-        model, state_R3 = self._model, state_X.view(-1, 3)
-        tokens_N, positions_N, slots_N, before_R = begin_round(state_R3, table_RP, self._last_position, PAGE)
-        step = Step(positions_N, slots_N, Rows(2, table_RP, before_R))
-        hidden_ND = run_step(model, tokens_N, step, self._layers)
+    def _new(self, table: Table, n_pages: int) -> tuple[Recorded, Tensor]:
+        device = self._model.embedding.weight.device
+        report_2R5 = torch.zeros(2, table.n_rows, 5, dtype=torch.float64, pin_memory=device.type == "cuda")
+
+        def run(state_X: Tensor, table_RP: Tensor) -> tuple[Tensor, ...]:
+            return self._round(state_X.view(-1, 4), table_RP, report_2R5)
+
+        return Recorded(run, table.n_tokens + n_pages, device, self._pool), report_2R5
+
+    def _round(self, state_R4: Tensor, table_RP: Tensor, report_2R5: Tensor) -> tuple[Tensor, ...]:
+        """The state is overwritten: where nothing else changes, the same graph goes on from it."""
+        model = self._model
+        angles = model.get_buffer("cos"), model.get_buffer("sin")
+        begun = begin_round(state_R4, table_RP, model.embedding.weight, angles, PAGE)
+        step = Step(begun.positions_N, begun.slots_N, Rows(2, table_RP, begun.before_R))
+        hidden_ND = run_step(model, begun.tokens_N, step, self._layers, Start(begun.x_ND, begun.angles))
         logits_NV = run_head(model, hidden_ND, self._n_tokens)
-        chosen_N2 = most_likely(logits_NV)
-        ahead_ND = run_mtp_step(model, 1, hidden_ND, chosen_N2[:, 0].long(), step, self._layers[-1])
-        drafted_N2 = most_likely(run_head(model, ahead_ND, self._n_tokens))
-        return *end_round(state_R3, chosen_N2, drafted_N2), hidden_ND, logits_NV
+        chosen_N2, drafted_NV = run_draft(model, logits_NV, hidden_ND, step, self._layers[-1], begun.angles)
+        end_round(state_R4, chosen_N2, drafted_NV, report_2R5)
+        return state_R4, hidden_ND, logits_NV

@@ -25,7 +25,7 @@ EXCEPTED = frozenset(
 PROSE = frozenset({"warnings", "verdict", "source"})
 """Sentences for people: they may be reworded."""
 LOOSE = {
-    **dict.fromkeys(("loss_nats", "train_loss_nats", "bits_per_byte"), 5e-3),  # 338 steps on an EPYC and on a Xeon: 3e-3
+    **dict.fromkeys(("loss_nats", "train_loss_nats", "bits_per_byte"), 5e-3),  # 338 steps, EPYC or Xeon: 3e-3
     "learning_rate": 2e-3,
     **dict.fromkeys(("step", "steps", "n_tokens", "n_params_total", "flops_per_token", "total_flops"), 1e-9),
     **dict.fromkeys(("E", "A", "B", "alpha", "beta", "coefficient", "exponent"), 1e-2),

@@ -5,7 +5,7 @@ import torch
 from serving_models import count_ties, one_module, prompts_of
 
 from isoflop.model.pages import DUMP, PAGE
-from isoflop.numerics.few_rows import begin_round, end_round
+from isoflop.numerics.rounds import begin_round, end_round
 from isoflop.serving import Engine, EngineOptions, Sampling
 from isoflop.serving.rounds import Rounds
 
@@ -81,14 +81,19 @@ def test_rows_that_ask_for_more_and_stops_and_cancelling_go_back_to_single_steps
 
 
 def test_a_round_begins_where_the_state_says_and_ends_by_its_draft():
-    state_R3 = torch.tensor([[11, 12, 63], [21, 22, 5], [0, 0, 0]])
+    state_R4 = torch.tensor([[11, 12, 63, 0], [21, 22, 5, 1], [0, 0, 0, 0]])
     table_RP = torch.tensor([[4, 7], [9, DUMP], [DUMP, DUMP]])
-    tokens_N, positions_N, slots_N, before_R = begin_round(state_R3, table_RP, 400, PAGE)
-    assert tokens_N.tolist() == [11, 12, 21, 22, 0, 0] and positions_N.tolist() == [63, 64, 5, 6, 0, 1]
-    assert slots_N.tolist() == [4 * PAGE + 63, 7 * PAGE, 9 * PAGE + 5, 9 * PAGE + 6, 0, 1]
-    assert before_R.tolist() == [63, 5, 0]
+    embedding, angles = torch.arange(60.0).view(30, 2), (torch.arange(400.0)[:, None], -torch.arange(400.0)[:, None])
+    begun = begin_round(state_R4, table_RP, embedding, angles, PAGE)
+    assert begun.tokens_N.tolist() == [11, 12, 21, 22, 0, 0] and begun.positions_N.tolist() == [63, 64, 5, 6, 0, 1]
+    assert begun.slots_N.tolist() == [4 * PAGE + 63, 7 * PAGE, 9 * PAGE + 5, 9 * PAGE + 6, 0, 1]
+    assert begun.before_R.tolist() == [63, 5, 0]
+    assert torch.equal(begun.x_ND, embedding[begun.tokens_N])
+    assert begun.angles[0].flatten().tolist() == begun.positions_N.tolist()
     chosen_N2 = torch.tensor([[12, 1.5], [13, 2.5], [23, 3.5], [24, 4.5], [5, 0.5], [6, 0.5]]).double()
-    drafted_N2 = torch.tensor([[30, 0], [31, 0], [40, 0], [41, 0], [1, 0], [2, 0]]).double()
-    after_R3, report_R5 = end_round(state_R3, chosen_N2, drafted_N2)
-    assert after_R3.tolist() == [[13, 31, 65], [23, 40, 6], [5, 1, 1]]
-    assert report_R5.tolist()[:2] == [[12, 1.5, 13, 2.5, 31], [23, 3.5, 24, 4.5, 40]]
+    drafted_NV = torch.nn.functional.one_hot(torch.tensor([30, 31, 40, 41, 1, 2]), 50).float()
+    report_2R5 = torch.zeros(2, 3, 5, dtype=torch.float64)
+    end_round(state_R4, chosen_N2, drafted_NV, report_2R5)
+    assert state_R4.tolist() == [[13, 31, 65, 1], [23, 40, 6, 0], [5, 1, 1, 1]]
+    assert report_2R5[0, 0].tolist() == [12, 1.5, 13, 2.5, 31] and report_2R5[1, 1].tolist() == [23, 3.5, 24, 4.5, 40]
+    assert not report_2R5[1, 0].any() and not report_2R5[0, 1].any()

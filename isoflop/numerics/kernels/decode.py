@@ -1,9 +1,9 @@
-"""What a decoding step of a few tokens does between two reads of weights: products of few rows, pages, experts.
+"""What a decoding step of a few tokens does beside its products (products.py): choices, pages, experts.
 
-Such a step is bound by reading weights once, and by the start of each kernel. So products take what stands before them
+Such a step is bound by reading weights once, and by the start of each kernel. So experts take what stands before them
 (residual, norm) and behind them (gate, weight of an expert) into the same kernel, and every operand is read once. Where
-kernels may begin `early`, each starts while the one before it runs, and products fetch their weights meanwhile.
-Arithmetic is float32 between loads and stores.
+kernels may begin `early`, each starts while the one before it runs. Arithmetic is float32 between loads
+and stores.
 
 Shapes: N tokens (at most 16), D in, F out, H query heads, G key/value heads, C channels of a head, L channels of a
 latent, E experts, A active experts, W tokens of a row.
@@ -12,144 +12,7 @@ latent, E experts, A active experts, W tokens of a row.
 import triton  # pyright: ignore[reportMissingImports]
 import triton.language as tl  # pyright: ignore[reportMissingImports]
 
-
-@triton.jit
-def _wait(early: tl.constexpr):
-    """Let the next kernel begin, and wait for the one before: nothing that it wrote may be read earlier."""
-    if early:
-        tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
-
-
-@triton.jit
-def _fetch(rows, n: tl.constexpr, lines: tl.constexpr):
-    """Begin to bring rows [tile, 1] of n values into the cache, 128 bytes at a time (64 values of bf16)."""
-    at = rows + tl.minimum(tl.arange(0, lines) * 64, n - 1)[None, :]
-    asm: tl.constexpr = "prefetch.global.L2 [$1]; mov.u32 $0, 0;"
-    tl.inline_asm_elementwise(asm, "=r,l", [at.to(tl.int64)], tl.int32, False, 1)
-
-
-@triton.jit
-def products(
-    x, update, gain, total, weight, other, out, n_out, n_first, eps, n_in: tl.constexpr,
-    two: tl.constexpr, joined: tl.constexpr, normed: tl.constexpr, gated: tl.constexpr, pair: tl.constexpr,
-    tile: tl.constexpr, depth: tl.constexpr, stages: tl.constexpr, lines: tl.constexpr, early: tl.constexpr,
-):  # fmt: skip
-    """out [N, F] = norm(x + update) W^T, or silu(first half) * second half of it; the sum itself goes to `total`.
-
-    The first `n_first` rows of W are those of `weight` [n_first, D], the others of `other`. Each token reads all of
-    them: that is for one token, or for few rows. A `pair` is two tokens that read them once. The scale of a norm is one
-    number, so it multiplies the result.
-    """
-    first, token, lane = tl.program_id(0) * tile, tl.program_id(1), tl.arange(0, depth)
-    base, ahead, end = weight, 0, n_first
-    if two and first >= n_first:  # rounded up to whole tiles
-        base, ahead, end = other, n_first, n_out - n_first
-        first -= (n_first + tile - 1) // tile * tile
-    place = first + tl.arange(0, tile)
-    inside_n = (place < end)[:, None]
-    base += tl.minimum(place, end - 1)[:, None].to(tl.int64) * n_in
-    if early:  # weights do not wait for what comes before
-        tl.extra.cuda.gdc_launch_dependents()
-        _fetch(base, n_in, lines)
-        if gated:
-            _fetch(base + n_out * n_in, n_in, lines)
-        tl.extra.cuda.gdc_wait()
-    x += token * n_in
-    if joined:
-        update += token * n_in
-    sums, ups = tl.zeros([tile, depth], tl.float32), tl.zeros([tile, depth], tl.float32)
-    sums_2, ups_2 = tl.zeros([tile, depth], tl.float32), tl.zeros([tile, depth], tl.float32)  # of the second of a pair
-    squares, squares_2 = tl.zeros([depth], tl.float32), tl.zeros([depth], tl.float32)
-    for start in tl.range(0, n_in, depth, num_stages=stages):
-        k = start + lane
-        inside = inside_n if n_in % depth == 0 else inside_n & (k < n_in)[None, :]
-        w = tl.load(base + k[None, :], inside, 0.0).to(tl.float32)
-        h = _stream(x, update, k, n_in, joined).to(tl.float32)
-        if normed:
-            squares += h * h
-            h *= tl.load(gain + k, k < n_in, 0.0)
-        if pair:
-            h_2 = _stream(x + n_in, update + n_in if joined else update, k, n_in, joined).to(tl.float32)
-            if normed:
-                squares_2 += h_2 * h_2
-                h_2 *= tl.load(gain + k, k < n_in, 0.0)
-        sums += w * h[None, :]
-        if pair:
-            sums_2 += w * h_2[None, :]
-        if gated:
-            w = tl.load(base + n_out * n_in + k[None, :], inside, 0.0).to(tl.float32)
-            ups += w * h[None, :]
-            if pair:
-                ups_2 += w * h_2[None, :]
-    target = out + token * n_out + ahead + place
-    tl.store(target, _finished(sums, ups, squares, n_in, eps, normed, gated).to(out.dtype.element_ty), place < end)
-    if pair:
-        y = _finished(sums_2, ups_2, squares_2, n_in, eps, normed, gated)
-        tl.store(target + n_out, y.to(out.dtype.element_ty), place < end)
-    if joined and tl.program_id(0) == 0:
-        for start in range(0, n_in, depth):
-            k = start + lane
-            tl.store(total + token * n_in + k, _stream(x, update, k, n_in, joined), k < n_in)
-            if pair:
-                tl.store(total + n_in + k, _stream(x + n_in, update + n_in, k, n_in, joined), k < n_in)
-
-
-@triton.jit
-def _stream(x, update, k, n_in: tl.constexpr, joined: tl.constexpr):
-    """Places k of x, or of x + update as it is stored."""
-    h = tl.load(x + k, k < n_in, 0.0)
-    if joined:
-        h = (h.to(tl.float32) + tl.load(update + k, k < n_in, 0.0).to(tl.float32)).to(x.dtype.element_ty)
-    return h
-
-
-@triton.jit
-def _finished(sums, ups, squares, n_in: tl.constexpr, eps, normed: tl.constexpr, gated: tl.constexpr):
-    """Products of the rows of a tile, scaled and gated."""
-    y, y_up = tl.sum(sums, 1), tl.sum(ups, 1)
-    if normed:
-        scale = tl.rsqrt(tl.sum(squares) / n_in + eps)
-        y *= scale
-        y_up *= scale
-    if gated:
-        y = y * tl.sigmoid(y) * y_up
-    return y
-
-
-@triton.jit
-def begin_round(
-    state, table, tokens, positions, slots, before, n_columns, last_position, page: tl.constexpr, early: tl.constexpr
-):
-    """Of a row's state [R, 3] (last token, draft, tokens held): what a step of both tokens reads, [2 R] and [R]."""
-    _wait(early)
-    row, w = tl.program_id(0), tl.arange(0, 2)
-    held = tl.load(state + 3 * row + 2)
-    place = held + w
-    column = tl.minimum(place // page, n_columns - 1)
-    slot = tl.load(table + row * n_columns + column) * page + place % page
-    tl.store(tokens + 2 * row + w, tl.load(state + 3 * row + w))
-    tl.store(positions + 2 * row + w, tl.minimum(place, last_position))
-    tl.store(slots + 2 * row + w, slot)
-    tl.store(before + row, held)
-
-
-@triton.jit
-def end_round(state, chosen, drafted, after, report, early: tl.constexpr):
-    """A row's next state, and its report [R, 5]: both tokens with their scores, and the next draft, in float64.
-
-    `chosen` and `drafted` [2 R, 2] are ids and scores; the second of each counts where the first is what was drafted.
-    """
-    _wait(early)
-    row, four = tl.program_id(0), tl.arange(0, 4)
-    right = tl.load(chosen + 4 * row).to(tl.int64) == tl.load(state + 3 * row + 1)
-    place = 4 * row + tl.where(right, 2, 0)
-    draft = tl.load(drafted + place)
-    tl.store(after + 3 * row, tl.load(chosen + place).to(tl.int64))
-    tl.store(after + 3 * row + 1, draft.to(tl.int64))
-    tl.store(after + 3 * row + 2, tl.load(state + 3 * row + 2) + tl.where(right, 2, 1))
-    tl.store(report + 5 * row + four, tl.load(chosen + 4 * row + four))
-    tl.store(report + 5 * row + 4, draft)
+from isoflop.numerics.kernels.products import _wait
 
 
 @triton.jit
