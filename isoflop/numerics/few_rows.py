@@ -25,19 +25,26 @@ Tiles = tuple[int, int, int, int]
 """Rows of the weight of a program, columns at a time, those in flight, and warps. Columns 0: all of them at once, in
 registers before the kernel in front has ended."""
 PAIR: dict[tuple[int, bool], Tiles | None] = {
-    (1024, False): (8, 512, 1, 4),
-    (1024, True): (8, 512, 1, 4),
-    (2048, False): (8, 512, 1, 4),
-    (2048, True): (8, 512, 1, 4),
-    (4096, False): (8, 512, 1, 4),
-    (2**31, False): (8, 512, 1, 4),
-    (2**31, True): (8, 512, 1, 4),
+    (1024, False): (8, 0, 0, 4),
+    (1024, True): (8, 256, 1, 4),
+    (2048, False): (4, 0, 0, 4),
+    (2048, True): None,
+    (4096, False): (2, 0, 0, 4),
+    (2**31, False): (2, 0, 0, 4),
+    (2**31, True): None,
 }
 """Of two tokens that read weights together: by the most columns, and whether the product is gated; None: cuBLAS.
 
-(8, 512, 1, 4) is measured at 1,024 and 2,048 (docs/log.md); `benchmarks/pair_products.py` prints a table to put here.
+Measured at 1,024 and 2,048, as those below (docs/log.md); `benchmarks/pair_products.py` prints tables to put here.
 """
-ONE: dict[tuple[int, bool], Tiles] = {}
+ONE: dict[tuple[int, bool], Tiles] = {
+    (1024, False): (4, 0, 0, 4),
+    (1024, True): (4, 0, 0, 4),
+    (2048, False): (2, 0, 0, 2),
+    (2048, True): (4, 0, 0, 4),
+    (2816, False): (2, 0, 0, 4),
+    (5632, False): (8, 0, 0, 4),
+}
 """The same of one token, where the table has its number of columns; `_tiles` elsewhere."""
 HEAD_ROWS = 0
 """Logits up to which the head of one or two tokens is computed here, with the norm before it; cuBLAS's above."""

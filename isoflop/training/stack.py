@@ -30,9 +30,8 @@ MicroBatches = list[tuple[Tensor, ...]]
 
 STEPS_READ = 32
 """Of one reading: small steps are over sooner than one of them is read by itself."""
-STEPS_CAPTURED = 8
-"""Of one CUDA graph: small steps are over sooner than Python has started them one by one, and threads of several stacks
-wait for each other at every call."""
+STEPS_AT_ONCE = 8
+"""Of one look at figures and files: on a GPU small steps are over sooner than Python has looked after every member."""
 TOKENS_READ = 4_000_000
 """Of one reading at most: memory of the device (assumption)."""
 
@@ -113,11 +112,8 @@ def train_stacked(members: Sequence[Member], *, start_step: int) -> list[LoopRes
         for report in reports:
             open_files.callback(report.close)
         read = max(1, min(STEPS_READ, TOKENS_READ // (n * first.workload.tokens_per_step)))
-        take, block, ahead = (
-            None,
-            _Block(step, [], []),
-            reader.submit(_read, members, step, min(step + read, end), device),
-        )
+        take, block = None, _Block(step, [], [])
+        ahead = reader.submit(_read, members, step, min(step + read, end), device)
         while step < end and any(status != "diverged" for status in statuses):
             began = time.perf_counter()
             if step == block.end:
@@ -163,7 +159,7 @@ def train_stacked(members: Sequence[Member], *, start_step: int) -> list[LoopRes
 
 
 class StackedStep:
-    """Optimizer steps of every member, on a GPU as CUDA graphs where a step has one micro-batch."""
+    """Optimizer steps of every member, on a GPU replays of one CUDA graph where a step has one micro-batch."""
 
     def __init__(self, members: Sequence[Member], micro_batches: MicroBatches, start_step: int = 0):
         self.members = members
@@ -171,33 +167,32 @@ class StackedStep:
         self._parameters = list(self.stack.parameters())
         self._device = self._parameters[0].device
         self._total_S = torch.zeros(len(members), device=self._device)
-        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
-        """By their number of steps; what a replay leaves."""
+        self._graph: torch.cuda.CUDAGraph | None = None
         self._optimizers = [member.optimizer for member in members]
         if _equal_rates(members, start_step):
             self._optimizers = [_joint_optimizer(members, self.stack)]
         fused = all(member.optimizer.defaults["fused"] and member.plan.graph for member in members)
         small = sum(p.numel() for p in members[0].model.parameters()) <= MAX_PARAMETERS
-        self.most, self._inputs = 1, ()
+        self.most = 1
         """Steps of one call at most."""
         if self._device.type == "cuda" and fused and small and len(micro_batches) == 1:
-            self.most = STEPS_CAPTURED
-            self._prepare(micro_batches[0])
+            self.most = STEPS_AT_ONCE
+            self._capture(micro_batches[0])
 
     def __call__(self, block: "_Block", step: int, n_steps: int) -> Tensor:
         """[n_steps, S, 2]: loss per token and gradient norm of each member after each step, on the device."""
-        first = step - block.first
-        rates = block.rates[first : first + n_steps]
-        if not self._inputs:
-            return torch.stack([self._eager(block.at(step + i), of_step) for i, of_step in enumerate(rates)])
-        for held, new in zip(self._inputs, block.micro_batches[0], strict=True):
-            held[:n_steps].copy_(new[first : first + n_steps], non_blocking=True)
-        self._rates_KS[:n_steps].copy_(torch.tensor(rates).pin_memory(), non_blocking=True)
-        if n_steps not in self._graphs:
-            self._graphs[n_steps] = self._captured(n_steps)
-        graph, figures = self._graphs[n_steps]
-        graph.replay()
-        return figures.clone()
+        places = range(step - block.first, step - block.first + n_steps)
+        if self._graph is None:
+            return torch.stack([self._eager(block.at(block.first + i), block.rates[i]) for i in places])
+        rates = torch.tensor([block.rates[i] for i in places], pin_memory=True).to(self._device, non_blocking=True)
+        figures = []
+        for i, rates_S in zip(places, rates.unbind(0)):
+            for held, new in zip(self._inputs, block.micro_batches[0], strict=True):
+                held.copy_(new[i])
+            self._rates_S.copy_(rates_S)
+            self._graph.replay()
+            figures.append(self._figures.clone())
+        return torch.stack(figures)
 
     def _eager(self, micro_batches: MicroBatches, rates: Sequence[float]) -> Tensor:
         self._set_rates(rates)
@@ -248,13 +243,13 @@ class StackedStep:
             for member, gradient in zip(self.members, parameter.grad.unbind(0), strict=True):
                 member.model.get_parameter(name).grad = gradient
 
-    def _prepare(self, micro_batch: tuple[Tensor, ...]) -> None:
-        """What graphs read and write must exist before they are captured."""
-        self._inputs = tuple(torch.stack([tensor.to(self._device)] * self.most) for tensor in micro_batch)
-        self._rates_KS = torch.zeros(self.most, len(self.members), device=self._device)
+    def _capture(self, micro_batch: tuple[Tensor, ...]) -> None:
+        self._inputs = tuple(tensor.to(self._device, copy=True) for tensor in micro_batch)
+        self._rates_S = torch.zeros(len(self.members), device=self._device)
         for optimizer in self._optimizers:
             for group in optimizer.param_groups:
                 group["capturable"] = True
+        self._set_rates(self._rates_S.unbind(0))
         if len(self._optimizers) > 1:
             for member in self.members:
                 for parameter in member.model.parameters():
@@ -263,17 +258,11 @@ class StackedStep:
         stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(stream):
             for _ in range(2):  # kernels are chosen and libraries initialised outside the capture
-                self._gradients([tuple(held[0] for held in self._inputs)])
+                self._gradients([self._inputs])
         torch.cuda.current_stream(self._device).wait_stream(stream)
-
-    def _captured(self, n_steps: int) -> tuple[torch.cuda.CUDAGraph, Tensor]:
-        graph, figures = torch.cuda.CUDAGraph(), []
-        with captured(graph):
-            for index in range(n_steps):
-                self._set_rates(self._rates_KS[index].unbind(0))
-                figures.append(self._take([tuple(held[index] for held in self._inputs)]))
-            together = torch.stack(figures)
-        return graph, together
+        self._graph = torch.cuda.CUDAGraph()
+        with captured(self._graph):
+            self._figures = self._take([self._inputs])
 
 
 def _equal_rates(members: Sequence[Member], start_step: int) -> bool:
@@ -351,9 +340,9 @@ class _Block(NamedTuple):
 
 
 def _at_once(most: int, step: int, end: int, saving: Saving) -> int:
-    """`most` steps, where so many are left and no checkpoint is due between them, else one."""
-    due = any(saving.at(step + done, 0.0) for done in range(1, most))
-    return 1 if due or step + most > end else most
+    """How many steps, `most` or up to the next checkpoint that is due."""
+    n_steps = min(most, end - step)
+    return next((done for done in range(1, n_steps) if saving.at(step + done, 0.0)), n_steps)
 
 
 def _read(members: Sequence[Member], first: int, end: int, device: torch.device) -> _Block:

@@ -137,7 +137,8 @@ def test_a_layer_is_that_of_the_plain_form_and_near_the_loop(name, per_row):
         found[way] = [result.cpu().clone() for result in results]
     for mine, plain, loop in zip(*found.values(), strict=True):
         assert mine.shape == plain.shape and mine.dtype == loop.dtype
-        assert relative_error(mine, plain) < 2e-2 and relative_error(mine, loop) < 4e-2
+        # A bit of another scale of all values moves every code: two roundings to E4M3 are 2.6% sqrt(2) apart.
+        assert relative_error(mine, plain) < 4e-2 and relative_error(mine, loop) < 4e-2
 
 
 EXPERTS = ExpertConfig(16, 4, 64, n_groups=4, n_groups_kept=2, routed_scale=2.5)

@@ -61,7 +61,7 @@ def test_float32_text_of_rounds_that_the_device_does_alone_is_the_full_forward_s
         assert (rounds is None) == (name == "moe_mla")  # experts in groups are not recorded
         if rounds is not None:
             assert rounds._recorded
-            assert all(recorded._graph is not None for recorded in rounds._recorded.values())
+            assert all(recorded._graph is not None for recorded, _ in rounds._recorded.values())
 
 
 @pytest.mark.parametrize("n", [1, 2, 8, 9, 33])

@@ -114,13 +114,13 @@ def test_steps_taken_at_once_are_those_one_by_one_and_end_where_a_checkpoint_is_
 
     one_by_one, expected = trained("one", 1)
     calls, rows = trained("several", 4)
-    assert rows == expected and one_by_one == [1] * 12 and calls == [4, 1, 1, 4, 1, 1]
+    assert rows == expected and one_by_one == [1] * 12 and calls == [4, 2, 4, 2]
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("runs", [RUNS, ((3, 3e-2), (4, 3e-2), (5, 3e-2))])
-def test_graphs_of_several_steps_are_steps_alone(tmp_path, runs):
+def test_replays_of_several_steps_are_steps_alone(tmp_path, runs):
     def on_gpu(folder, seed, rate):
         one = member(folder, seed, rate=rate, n_steps=21)
         model = one.model.cuda()
@@ -135,7 +135,7 @@ def test_graphs_of_several_steps_are_steps_alone(tmp_path, runs):
         plan = dataclasses.replace(one.plan, graph=False)
         train(one.workload, one.model, one.optimizer, plan, run_dir=folder, saving=one.saving, state={})
         for (name, weight), other in zip(one.model.named_parameters(), members[index].model.parameters(), strict=True):
-            assert relative_error(other.detach(), weight.detach()) < 1e-9, name
+            assert relative_error(other.detach(), weight.detach()) < 1e-6, name  # rates are float32 in a graph
         rows = zip(rows_of(folder), rows_of(tmp_path / f"stacked{index}"), strict=True)
         assert all(mine["loss_nats"] == pytest.approx(theirs["loss_nats"], rel=1e-6) for mine, theirs in rows)
 
