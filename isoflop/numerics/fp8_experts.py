@@ -29,9 +29,8 @@ ROWS = 16
 TILE = 128
 """Rows of all experts come in multiples of it."""
 FAST_GRADIENTS = True
-"""Sums of the gradients' products too stay in the tensor cores, with fewer bits than float32: torch 2.11 has one tile,
-128 x 256, for experts of less than 2,048 rows, too large to keep a second sum in registers (assumption: read, and
-timed by `benchmarks/kernels.py --experts`)."""
+"""Sums of the gradients' products too stay in the tensor cores, with fewer bits than float32. Exact ones take three
+times as long on an H200 (1,235 us, not 406; torch 2.11, `benchmarks/kernels.py --experts`, docs/log.md)."""
 
 
 class Rows(NamedTuple):
