@@ -61,16 +61,38 @@ def can_capture(
 
 
 @contextlib.contextmanager
+def warming_up(device: torch.device) -> Iterator[None]:
+    """Kernels are chosen, libraries initialised and blocks compiled inside, before a capture.
+
+    A thread with a stream of its own stays there: new streams come round after 32 of them, and work on one on which
+    another thread captures would become part of its graph.
+    """
+    current = torch.cuda.current_stream(device)
+    stream = _own_stream(device) or torch.cuda.Stream(device)
+    stream.wait_stream(current)
+    with torch.cuda.stream(stream):
+        yield
+    current.wait_stream(stream)
+
+
+@contextlib.contextmanager
 def captured(graph: torch.cuda.CUDAGraph, pool=None) -> Iterator[None]:
     """Capture what runs inside; other threads may pin the next batch, or replay graphs of theirs, meanwhile.
 
     On the stream of this thread where it has one: workspaces of libraries belong to a stream, and graphs that are
     replayed side by side must not share them.
     """
-    stream = torch.cuda.current_stream()
-    own = None if stream == torch.cuda.default_stream() else stream
-    with _ONE_AT_A_TIME, torch.cuda.graph(graph, pool=pool, stream=own, capture_error_mode="thread_local"):
+    with (
+        _ONE_AT_A_TIME,
+        torch.cuda.graph(graph, pool=pool, stream=_own_stream(), capture_error_mode="thread_local"),
+    ):
         yield
+
+
+def _own_stream(device: torch.device | None = None) -> torch.cuda.Stream | None:
+    """That of this thread, where it has one beside the default."""
+    stream = torch.cuda.current_stream(device)
+    return None if stream == torch.cuda.default_stream(device) else stream
 
 
 def _repeats(workload: Workload, micro_batches: list[tuple[Tensor, ...]]) -> bool:
@@ -110,13 +132,10 @@ class GraphedStep:
         for group in optimizer.param_groups:
             group["capturable"], group["lr"] = True, self._rate
         self._prepare_state()
-        stream = torch.cuda.Stream(device)
-        stream.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(stream):
-            for _ in range(2):  # kernels are chosen, libraries initialised and blocks compiled outside the capture
+        with warming_up(device):
+            for _ in range(2):
                 torch._foreach_zero_(self._gradients)
                 forward_backward(workload, model, [self._inputs])
-        torch.cuda.current_stream(device).wait_stream(stream)
         for hook in workload.hooks:
             hook.reset()  # the passes above were no steps
         if len(micro_batches) == 1:

@@ -19,7 +19,7 @@ from isoflop.model.stacked import StackedTransformer, stackable
 from isoflop.model.transformer import Transformer
 from isoflop.training import checkpoint
 from isoflop.training.checkpoint import Saving
-from isoflop.training.cuda_graph import MAX_PARAMETERS, captured
+from isoflop.training.cuda_graph import MAX_PARAMETERS, captured, warming_up
 from isoflop.training.loop import LoopResult, Status, StepPlan
 from isoflop.training.monitor import Progress, Reporter, Watch
 from isoflop.training.optim import prepare_state
@@ -254,12 +254,9 @@ class StackedStep:
             for member in self.members:
                 for parameter in member.model.parameters():
                     prepare_state(member.optimizer, parameter)
-        stream = torch.cuda.Stream(self._device)
-        stream.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(stream):
-            for _ in range(2):  # kernels are chosen and libraries initialised outside the capture
+        with warming_up(self._device):
+            for _ in range(2):
                 self._gradients([self._inputs])
-        torch.cuda.current_stream(self._device).wait_stream(stream)
         self._graph = torch.cuda.CUDAGraph()
         with captured(self._graph):
             self._figures = self._take([self._inputs])
