@@ -74,7 +74,13 @@ def test_workers_that_are_threads_of_one_process_make_the_same_records(tmp_path,
     monkeypatch.setattr(local, "_cards", lambda: 1)
     with local.LocalEngine(4, 1, cuda=True) as engine:
         together = run_sweep(cells, tmp_path / "together", study="test", engine=engine)
-    assert [facts(record) for record in together] == [facts(record) for record in apart]
+    # Last bits of a product may depend on what other threads do: once, on an AVX-512 machine, a loss moved by 1e-4.
+    losses = ("loss_nats", "train_loss_nats", "bits_per_byte", "bits_per_byte_by_domain")
+    for one, other in zip(together, apart, strict=True):
+        ours, theirs = facts(one), facts(other)
+        for name in losses:
+            assert ours.pop(name) == pytest.approx(theirs.pop(name), rel=3e-3)
+        assert ours == theirs
 
 
 @pytest.mark.gpu
