@@ -2,7 +2,7 @@
 
 Every step is the function behind the command of the same name, and every step that is finished is skipped when the
 demo is started again. Budgets follow from a measurement of this machine: a slow one trains less, but the target is
-always the same multiple of the largest sweep budget.
+the same multiple of the largest sweep budget; a smaller one only if the machine became much slower after that.
 """
 
 import dataclasses
@@ -27,6 +27,11 @@ USUAL_RATIO = 7.0
 """In M D, what `LEAST_RATIO` with the head comes to: small models spend more of their compute in the head."""
 SWEEP_SHARE, TARGET_SHARE = 0.58, 0.33
 """Of the minutes given: 8.7 and 5 of 15; corpus, tokens, measuring and the report take the rest."""
+LATE, LATEST = 0.8, 1.7
+"""Of the minutes given: a sweep that ends after the first found less of the machine than was measured; the target then
+shrinks so that all is over by the second."""
+LEAST_SHARE = 0.6
+"""Of the usual target, however slow the machine has become."""
 
 
 def run_demo(
@@ -105,7 +110,12 @@ def run_demo(
         joint.fit(records, seed=seed).write(out / "laws.json")
         largest = max(cell.total_flops for cell in planned.cells)
         largest_exact = max(cell.total_flops_exact for cell in planned.cells)
-        ratio, curves = LEAST_RATIO, sweep_curves(out / "sweep")
+        late_s = time.monotonic() - began - LATE * minutes * 60
+        share = _share_left(resolved(planned), largest * USUAL_RATIO, late_s, minutes) if late_s > 0 else 1.0
+        if share < 1.0:
+            say(f"the machine has become slower since it was measured: a target of {share:.0%} of the usual compute")
+        least = ratio = LEAST_RATIO * share
+        curves = sweep_curves(out / "sweep")
         for _ in range(4):  # the share of the head follows from the shape, the shape from the budget
             made = plan(
                 out / "laws.json",
@@ -116,9 +126,9 @@ def run_demo(
                 curves=curves,
             )
             reached = min(made.total_flops / largest, made.total_flops_exact / largest_exact)
-            if reached >= 0.98 * LEAST_RATIO:
+            if reached >= 0.98 * least:
                 break
-            ratio *= LEAST_RATIO / reached
+            ratio *= least / reached
         made.write(plan_path)
     recipe = with_train(load_recipe(plan_path, PretrainRecipe), threads=cores())
     prediction = recipe.prediction or {}
@@ -191,6 +201,12 @@ def _planned_ladder(out: Path, preset: LadderRecipe, *, minutes: float, seed: in
         fixed, resolved(planned), header="the sweep of this demo, with the budgets that this machine can afford"
     )
     return planned
+
+
+def _share_left(recipe: LadderRecipe, budget: float, late_s: float, minutes: float) -> float:
+    """Of the usual target, what fits into the rest of the time with the machine as it is now."""
+    left_s = (LATEST - LATE) * minutes * 60 - late_s
+    return min(1.0, max(LEAST_SHARE, left_s / _target_seconds(recipe, budget)))
 
 
 def _target_seconds(recipe: LadderRecipe, budget: float) -> float:
