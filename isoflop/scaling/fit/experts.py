@@ -33,9 +33,7 @@ PRIORS = {"clark": "clark_sbase", "joint": "joint", "granularity": "granularity"
 """Whose constants stand in for those that a table does not fix."""
 
 
-def fit_experts(
-    table: Table, *, form: str = "", bootstrap: int = 1000, seed: int = 0, loss: str | None = None
-) -> OneLaw:
+def fit_experts(table: Table, *, form: str, bootstrap: int = 1000, seed: int = 0) -> OneLaw:
     """Fit one form, or every form that the table allows.
 
     Returns `fits` by form: constants, `rmse_log10`, `rmse_ln`, `interval_95`, `bootstrap_sd`, `held` (constants that
@@ -47,7 +45,7 @@ def fit_experts(
     """
     if form and form not in FORMS:
         raise FitError(f"form = {form!r} must be one of {', '.join(FORMS)}, or empty for every form")
-    loss_name, losses = table.loss(LAW, loss)
+    loss_name, losses = table.loss(LAW)
     runs, conventions = read_runs(table)
     if np.ptp(runs.n_experts) < SAME:
         raise FitError(

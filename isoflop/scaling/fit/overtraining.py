@@ -11,13 +11,13 @@ from scipy.optimize import minimize_scalar
 
 from isoflop.errors import FitError
 from isoflop.scaling.fit.one_law import OneLaw
-from isoflop.scaling.fit.table import LOSSES, Table
+from isoflop.scaling.fit.table import Table
 
 EXPONENTS, DECAYS = (0.02, 1.5), (0.05, 5.0)
 """Where the one constant is searched (assumption)."""
 
 
-def fit_overtraining(table: Table, *, bootstrap: int = 1000, seed: int = 0, loss: str | None = None) -> OneLaw:
+def fit_overtraining(table: Table, *, bootstrap: int, seed: int) -> OneLaw:
     """L = E + alpha N^b + beta 6^(b/2) D^b by least squares; with M = D/N it is E + (p M^h + q M^-h) C^-h, h = -b/2.
 
     Raises:
@@ -27,7 +27,7 @@ def fit_overtraining(table: Table, *, bootstrap: int = 1000, seed: int = 0, loss
     """
     law = "law overtraining"
     scale, tokens = table.numbers("n_params", law), table.tokens(law)
-    name, losses = table.loss(law, loss)
+    name, losses = table.loss(law)
 
     def terms(b: float) -> np.ndarray:
         return np.stack([np.ones_like(scale), scale**-b, 6 ** (-b / 2) * tokens**-b], axis=1)
@@ -40,7 +40,7 @@ def fit_overtraining(table: Table, *, bootstrap: int = 1000, seed: int = 0, loss
     return OneLaw({**found, **intervals}, warnings, conventions)
 
 
-def fit_error(table: Table, *, bootstrap: int = 1000, seed: int = 0, loss: str | None = None) -> OneLaw:
+def fit_error(table: Table, *, bootstrap: int, seed: int) -> OneLaw:
     """Error of benchmarks from loss, eps - k exp(-gamma L), by least squares.
 
     Raises:
@@ -50,7 +50,7 @@ def fit_error(table: Table, *, bootstrap: int = 1000, seed: int = 0, loss: str |
     """
     law = "law error"
     error = table.numbers("error", law)
-    name, losses = table.loss(law, loss or next((option for option in LOSSES if table.has(option)), None))
+    name, losses = table.loss(law)
 
     def terms(gamma: float) -> np.ndarray:
         return np.stack([np.ones_like(losses), -np.exp(-gamma * losses)], axis=1)

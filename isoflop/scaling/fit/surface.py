@@ -42,8 +42,6 @@ def fit_surface(
     seed: int = 0,
     group: str = "setting",
     objectives: tuple[str, ...] = OBJECTIVES,
-    loss: str | None = None,
-    scale: str | None = None,
     at_flops: float | None = None,
 ) -> OneLaw:
     """Fit the surface by every objective; the result of `isoflop fit --law surface` less the import checks.
@@ -53,8 +51,8 @@ def fit_surface(
     Raises:
         FitError: a column is missing, or fewer than 6 rows, 3 scales or 3 token counts.
     """
-    scale_name = table.scale("law surface", scale)[0]
-    points = _regrouped(surface_points(table, loss=loss, scale=scale), table, group)
+    scale_name = table.scale("law surface")[0]
+    points = _regrouped(surface_points(table), table, group)
     draws_RS = draw_settings(points.setting, bootstrap, np.random.default_rng(seed)) * points.weight
     compute = FLOPS_FACTOR[scale_name] * points.scale * points.tokens
     at_flops = at_flops or 10 * float(compute.max())

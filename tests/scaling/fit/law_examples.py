@@ -117,7 +117,7 @@ def fitted_laws(table: Table, *, rows: int = 200, seed: int = 0, **extra: Any) -
         surface[name] = dict(zip(names, points.constants(theta[None])[0].tolist()))
         moved = minimise(objective, np.tile(theta, (rows, 1)), draws_RS)[0]
         resamples[f"surface_{name}"] = points.constants(moved).tolist()
-    curves = fit_parabola(table, bootstrap=0).found
+    curves = fit_parabola(table, bootstrap=0)[0].found
     used = [vertex for vertex in curves["vertices"] if vertex["used"]]
     flops = np.array([vertex["total_flops"] for vertex in used])
     residual = np.log(points.loss) - np.log(
