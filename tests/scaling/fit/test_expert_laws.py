@@ -5,9 +5,9 @@ import pytest
 from places import SHARED
 
 from isoflop.errors import FitError
-from isoflop.scaling.fit.expert_forms import FORMS, PUBLISHED_FORMS, Runs, saturated
+from isoflop.scaling.fit.expert_forms import FORMS, PUBLISHED_FORMS, Runs, leverage_at, saturated
 from isoflop.scaling.fit.expert_runs import read_runs
-from isoflop.scaling.fit.experts import fit_experts, leverage_at
+from isoflop.scaling.fit.experts import fit_experts
 from isoflop.scaling.fit.run import run_fit
 from isoflop.scaling.fit.table import Table
 
@@ -111,7 +111,7 @@ def test_the_leverage_law_finds_its_constants_and_multipliers_within_their_inter
         fit = fit_experts(leverage_table(seed), form="leverage", bootstrap=120).found["fits"]["leverage"]
         hits += covered(fit, truth)
         for row in fit["leverage"]:
-            true = leverage_at(LING, row["activated_share"], row["granularity"], row["total_flops"])
+            true = leverage_at(LING[3:], row["activated_share"], row["granularity"], row["total_flops"])
             rows_hit.append(row["interval_95"][0] <= true <= row["interval_95"][1])
             assert row["leverage"] == pytest.approx(true, rel=0.1)
     assert len(hits) == 32 and np.mean(hits) > 0.85
@@ -126,7 +126,7 @@ def test_one_family_beside_dense_runs_fixes_the_level_and_holds_the_rest_at_the_
     assert fit["gamma"] == pytest.approx(0.0167) and fit["A_start"] == pytest.approx(0.0163)
     assert any("held at ling_leverage's value" in text for text in fitted.warnings)
     (row,) = fit["leverage"]
-    assert row["leverage"] == pytest.approx(leverage_at(LING, 1 / 16, 8, 1e22), rel=0.1)
+    assert row["leverage"] == pytest.approx(leverage_at(LING[3:], 1 / 16, 8, 1e22), rel=0.1)
 
 
 def test_clarks_law_is_not_fitted_across_token_counts():
