@@ -6,6 +6,7 @@ learning rate, one loss scale). None knows where a table comes from. Nothing is 
 """
 
 from collections import Counter
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -92,10 +93,7 @@ def _label_against_count(table: Table) -> list[str]:
 def _product_against_compute(table: Table) -> list[str]:
     name = "total_flops" if table.has("total_flops") else "budget_flops"
     found = []
-    for scale, factor, text in (("n_params", 6.0, "6 n_params n_tokens"), ("flops_per_token", 1.0, "M n_tokens")):
-        if not table.has(scale, "n_tokens", name):
-            continue
-        ratio = factor * table.columns[scale] * table.columns["n_tokens"] / table.columns[name]
+    for text, ratio in _products_over(table, name):
         ratio = ratio[np.isfinite(ratio) & (ratio > 0)]
         off = np.abs(ratio - 1) > CLOSE
         if off.any():
@@ -106,6 +104,13 @@ def _product_against_compute(table: Table) -> list[str]:
                 "(embedding, head, attention); the law holds for this counting only"
             )
     return found
+
+
+def _products_over(table: Table, compute: str) -> Iterator[tuple[str, np.ndarray]]:
+    """The compute that follows from each measure of size over the one that a column states, where both are known."""
+    for scale, factor, text in (("n_params", 6.0, "6 n_params n_tokens"), ("flops_per_token", 1.0, "M n_tokens")):
+        if table.has(scale, "n_tokens", compute):
+            yield text, factor * table.columns[scale] * table.columns["n_tokens"] / table.columns[compute]
 
 
 def _tokens_against_steps(table: Table) -> list[str]:
@@ -182,11 +187,8 @@ def _rounded_labels(table: Table) -> list[str]:
     other = "budget_flops" if name == "total_flops" else ""
     if len(values) < 3 or not _one_digit(values) or (other and table.has(other)):
         return []
-    for scale, factor in (("n_params", 6.0), ("flops_per_token", 1.0)):
-        if table.has(scale, "n_tokens"):
-            ratio = factor * table.columns[scale] * table.columns["n_tokens"] / table.columns[name]
-            if np.nanmedian(np.abs(ratio - 1)) < CLOSE:
-                return []  # the counted compute confirms them
+    if any(np.nanmedian(np.abs(ratio - 1)) < CLOSE for _, ratio in _products_over(table, name)):
+        return []  # the counted compute confirms them
     steps = np.diff(np.log(values))
     if np.ptp(steps) < 0.1 * steps.mean():
         return []  # evenly spaced: planned as they stand

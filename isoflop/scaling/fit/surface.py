@@ -162,22 +162,17 @@ def _variable_projection(points: Points) -> tuple[np.ndarray, float]:
 
     grid = np.geomspace(0.05, 1.8, 16)
     values = {(alpha, beta): project(np.array([alpha, beta]))[0] for alpha in grid for beta in grid}
-    best: tuple[float, np.ndarray] | None = None
-    for start in sorted(values, key=values.__getitem__)[:3]:
+
+    def search(start: tuple[float, float]) -> np.ndarray:
         unit = max(values[start], 1e-300)
-        found = scipy.optimize.minimize(
-            lambda exponents, unit=unit: project(exponents)[0] / unit,
-            start,
-            method="Nelder-Mead",
-            options={"xatol": 1e-9, "fatol": 1e-15, "maxiter": 2000},
-        )
-        value = project(found.x)[0]
-        if best is None or value < best[0]:
-            best = (value, np.clip(found.x, *EXPONENT_BOUNDS))
-    assert best is not None
-    linear = project(best[1])[1]
+        options = {"xatol": 1e-9, "fatol": 1e-15, "maxiter": 2000}
+        return scipy.optimize.minimize(lambda x: project(x)[0] / unit, start, method="Nelder-Mead", options=options).x
+
+    found = map(search, sorted(values, key=values.__getitem__)[:3])
+    best = min(found, key=lambda exponents: project(exponents)[0])
+    value, linear = project(best)
     floor = points.loss.min() * np.exp(-12.0)
-    return np.concatenate([np.log(np.maximum(linear, floor)), best[1]]), best[0]
+    return np.concatenate([np.log(np.maximum(linear, floor)), np.clip(best, *EXPONENT_BOUNDS)]), value
 
 
 def _summary(
