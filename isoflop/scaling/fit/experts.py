@@ -56,13 +56,13 @@ def fit_experts(table: Table, *, form: str, bootstrap: int = 1000, seed: int = 0
     skipped: dict[str, str] = {}
     warnings: list[str] = []
     for name in [form] if form else list(FORMS):
-        used, reason, notes = rows_for(FORMS[name], table, runs, losses)
-        if reason:
+        used = rows_for(FORMS[name], table, runs, losses)
+        if isinstance(used, str):
             if form:
-                raise FitError(f"{LAW}, form {name}: {reason}")
-            skipped[name] = reason
+                raise FitError(f"{LAW}, form {name}: {used}")
+            skipped[name] = used
             continue
-        own_runs, own_losses, weight = used
+        own_runs, own_losses, weight, notes = used
         fit = fit_form(FORMS[name], own_runs, own_losses, weight=weight, bootstrap=bootstrap, seed=seed)
         fits[name] = fit.found
         warnings += [f"{name}: {note}" for note in (*notes, *fit.warnings)]
