@@ -1,5 +1,6 @@
-"""Laws files made from a known surface: what the tests of prediction, plan and comparison are given."""
+"""Records and laws files made from a known surface: what tests of fits, prediction, plan and comparison are given."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -9,10 +10,42 @@ from isoflop.scaling.fit.power_law import fit_parabola
 from isoflop.scaling.fit.surface import draw_settings
 from isoflop.scaling.fit.table import Table
 from isoflop.scaling.laws import surface_loss, surface_optimum
+from isoflop.scaling.sweep.records import RunRecord
 
 TRUTH = np.array([0.7, 67.0, 210.0, 0.33, 0.36])
 """E, A, B, alpha, beta in bits per byte, with FLOPs per token as the scale."""
 BUDGETS = (1e13, 3e13, 1e14, 3e14)
+
+
+def example_records(
+    truth: np.ndarray,
+    budgets: Iterable[float],
+    spreads: Iterable[float],
+    *,
+    noise: float = 0.0,
+    seed: int = 0,
+    worth: float = 1.0,
+    off: float = 0.0,
+    **fields: Any,
+) -> list[RunRecord]:
+    """Cells of a sweep at these spreads around the optimum of each budget, which it misses by `off` in ln scale.
+
+    `noise` is relative, of one run; the truth sees `worth` times the compute.
+    """
+    generator = np.random.default_rng(seed)
+    records = []
+    for budget in budgets:
+        best = float(surface_optimum(truth, budget, 1.0)[0])
+        if off:
+            best *= np.exp(off * generator.standard_normal())
+        for spread in spreads:
+            scale, tokens = best * spread, budget / (best * spread)
+            loss = float(surface_loss(truth, scale * worth**0.5, tokens * worth**0.5))
+            loss *= 1 + noise * generator.standard_normal()
+            own = {"budget_flops": budget, "total_flops": budget, "flops_per_token": scale, "n_tokens": int(tokens)}
+            own |= {"bits_per_byte": loss, "learning_rate": 1e-3, "batch_tokens": 4096, "cooled": True}
+            records.append(RunRecord(f"{budget:.3g}-{spread:.3g}", **own, **fields))
+    return records
 
 
 def example_laws(

@@ -7,7 +7,7 @@ import re
 
 import numpy as np
 import pytest
-from law_examples import TRUTH, example_laws, fitted_laws
+from law_examples import TRUTH, example_laws, example_records, fitted_laws
 from places import SHARED
 from scipy import stats
 
@@ -16,12 +16,11 @@ from isoflop.errors import FitError, PlanError
 from isoflop.recipe import write_json
 from isoflop.scaling.fit.joint import fit
 from isoflop.scaling.fit.selection import load_table
-from isoflop.scaling.laws import surface_loss, surface_optimum
 from isoflop.scaling.plan import compare as comparison
 from isoflop.scaling.plan.compare import compare_files
 from isoflop.scaling.plan.paired import cells_by_setting, paired_differences
 from isoflop.scaling.published import load_laws
-from isoflop.scaling.sweep.records import RunRecord, append_record, read_records
+from isoflop.scaling.sweep.records import append_record, read_records
 
 BASE = example_laws(seed=1)
 MARIN = SHARED / "scaling" / "marin-isoflop" / "runs.csv"
@@ -278,34 +277,12 @@ def test_two_corpora_of_marin_differ_in_level_and_not_measurably_in_exponents():
 DENSE_TRUTH = np.array([0.9, 40.0, 60.0, 0.30, 0.33])
 
 
-def sweep_records(family, leverage, seed, noise=0.002, **held_out):
+def sweep_records(family, leverage, seed, **held_out):
     """Cells of a sweep whose family is worth `leverage` times the compute of the dense one, in active FLOPs."""
-    generator = np.random.default_rng(seed)
     experts = {"n_experts": 64, "n_active": 6, "n_shared": 2, "d_expert": 88} if "experts" in family else {}
-    records = []
-    for budget in (1e13, 3e13, 1e14, 3e14, 9e14):
-        best = float(surface_optimum(DENSE_TRUTH, budget, 1.0)[0])
-        for spread in (0.35, 0.6, 1.0, 1.7, 2.9):
-            scale = best * spread
-            tokens = budget / scale
-            loss = surface_loss(DENSE_TRUTH, scale * np.sqrt(leverage), tokens * np.sqrt(leverage))
-            records.append(
-                RunRecord(
-                    f"{budget:g}-{spread}",
-                    budget_flops=budget,
-                    flops_per_token=scale,
-                    n_tokens=round(tokens),
-                    total_flops=budget,
-                    bits_per_byte=float(loss * (1 + noise * generator.standard_normal())),
-                    learning_rate=1e-3,
-                    batch_tokens=4096,
-                    cooled=True,
-                    conventions={"flops": "M D", "family": family},
-                    **experts,
-                    **held_out,
-                )
-            )
-    return records
+    budgets, spreads = (1e13, 3e13, 1e14, 3e14, 9e14), (0.35, 0.6, 1.0, 1.7, 2.9)
+    fields = {"conventions": {"flops": "M D", "family": family}, **experts, **held_out}
+    return example_records(DENSE_TRUTH, budgets, spreads, noise=0.002, seed=seed, worth=leverage, **fields)
 
 
 def test_a_mixture_worth_known_compute_over_a_dense_sweep_is_found_and_both_families_are_named():
