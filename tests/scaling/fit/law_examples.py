@@ -97,6 +97,12 @@ def example_laws(
     names = ("E", "A", "B", "alpha", "beta")
     a = center[4] / (center[3] + center[4])
     coefficient = float(surface_optimum(np.array(center), 1.0, 1.0)[0])
+    optima = {budget: surface_optimum(np.array(center), budget, 1.0) for budget in budgets}
+    vertices = [
+        {"budget_flops": budget, "inside": True, "scale_opt": float(scale), "tokens_opt": float(n_tokens)}
+        | {"loss": float(surface_loss(np.array(center), scale, n_tokens))}
+        for budget, (scale, n_tokens) in optima.items()
+    ]
     return {
         "law_set": 1,
         "scale": "flops_per_token",
@@ -113,7 +119,7 @@ def example_laws(
             "n_coefficient": coefficient,
             "d_exponent": 1 - a,
             "d_coefficient": 1 / coefficient,
-            "vertices": [{"budget_flops": budget, "inside": True} for budget in budgets],
+            "vertices": vertices,
         },
         "lstar": dict(zip(("E", "k", "g"), _lstar(np.array(center), budgets))),
         "noise": {"relative_sd": noise},

@@ -104,7 +104,7 @@ def test_diverged_runs_and_targets_are_no_cells(study):
 def test_laws_at_the_target_match_the_formula(study):
     rows = {row.law: row for row in target_laws(study)}
     expected = true_loss(study.target.scale, study.target.tokens)
-    assert rows["surface_log_huber"].centre == pytest.approx(expected, rel=1e-12)
+    assert rows["surface_log_huber"].centre == pytest.approx(expected, rel=1e-9)
     assert rows["lstar"].centre == pytest.approx(expected, rel=1e-4)
     assert rows["surface_varpro"].low < rows["surface_varpro"].centre < rows["surface_varpro"].high
 
@@ -113,7 +113,7 @@ def test_curves_of_the_laws_agree_at_the_optimum(study):
     flops = np.geomspace(4e11, 2e13, 5)
     curves = law_curves(study, flops)
     scale = true_scale(flops)
-    np.testing.assert_allclose(curves["surface_log_huber"], true_loss(scale, flops / scale), rtol=1e-10)
+    np.testing.assert_allclose(curves["surface_log_huber"], true_loss(scale, flops / scale), rtol=1e-9)
     np.testing.assert_allclose(curves["lstar"], curves["surface_log_huber"], rtol=1e-6)
 
 
