@@ -17,7 +17,7 @@ from isoflop.recipe import from_tree, to_toml, write_json
 from isoflop.scaling.plan.choose import Machine, load_laws
 from isoflop.scaling.plan.choose import plan as make_plan
 from isoflop.scaling.report.plan_rows import plan_rows
-from isoflop.scaling.sweep.family import ExpertFamily, Family, LatentFamily
+from isoflop.scaling.sweep.family import DENSE, ExpertFamily, Family, LatentFamily
 from isoflop.training.pretrain.recipe import PretrainRecipe, check
 
 LAWS = example_laws()
@@ -50,8 +50,12 @@ def test_the_recipe_carries_the_prediction_and_its_time_stamp():
     assert written["laws_sha256"] == load_laws(LAWS).fingerprint()
 
 
-def test_train_reads_the_recipe_as_it_is():
-    found = make_plan(LAWS, budget_flops=1.5e15, **SMALL)
+MIXTURE = Family(experts=ExpertFamily(n_experts=16, n_active=3, granularity=4.0), latent=LatentFamily())
+
+
+@pytest.mark.parametrize("family", [DENSE, MIXTURE], ids=["dense", "mixture"])
+def test_train_reads_the_recipe_as_it_is(family):
+    found = make_plan(LAWS, budget_flops=1.5e15, family=family, **SMALL)
     recipe = from_tree(tomllib.loads(to_toml(found.recipe)), PretrainRecipe)
     check(recipe)
     assert recipe.n_steps() == found.steps and recipe.model == found.config
@@ -304,9 +308,6 @@ def test_a_file_that_is_no_laws_file_is_refused(tmp_path):
         make_plan(tmp_path / "b.json", budget_flops=1e15)
 
 
-MIXTURE = Family(experts=ExpertFamily(n_experts=16, n_active=3, granularity=4.0), latent=LatentFamily())
-
-
 def test_a_mixture_is_planned_in_active_flops_with_what_it_should_be_worth():
     found = make_plan(LAWS, budget_flops=1.5e15, family=MIXTURE, **SMALL)
     assert found.config.experts is not None and found.config.latent is not None
@@ -321,13 +322,6 @@ def test_a_mixture_is_planned_in_active_flops_with_what_it_should_be_worth():
     assert "active" in rows["parameters"] and "rotary channels" in rows["latent attention"]
     assert any("lie below the compute" in text for text in found.warnings)
     assert all(row.n_params_active < row.n_params_total for row in found.near_optimal)
-
-
-def test_train_reads_the_recipe_of_a_mixture_as_it_is():
-    found = make_plan(LAWS, budget_flops=1.5e15, family=MIXTURE, **SMALL)
-    recipe = from_tree(tomllib.loads(to_toml(found.recipe)), PretrainRecipe)
-    check(recipe)
-    assert recipe.model == found.config
 
 
 def test_laws_of_a_dense_sweep_measure_what_the_experts_are_worth():
