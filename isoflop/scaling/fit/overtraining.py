@@ -35,7 +35,7 @@ def fit_overtraining(table: Table, *, bootstrap: int, seed: int) -> OneLaw:
     rows, warnings = _resampled(law, terms, losses, 4, EXPONENTS, bootstrap, seed)
     (b, E, alpha, beta), drawn = rows[0], rows[1:]
     found = {"E": E, "alpha": alpha, "beta": beta, "exponent": -b, "h": b / 2, "n_rows": len(losses)}
-    intervals = _intervals(("exponent", "E"), np.stack([-drawn[:, 0], drawn[:, 1]], axis=1)) if len(drawn) else {}
+    intervals = _intervals(("exponent", "E"), np.stack([-drawn[:, 0], drawn[:, 1]], axis=1))
     conventions = {"law": "L = E + alpha N^b + beta 6^(b/2) D^b, b = exponent, least squares", "loss": name}
     return OneLaw({**found, **intervals}, warnings, conventions)
 
@@ -58,10 +58,8 @@ def fit_error(table: Table, *, bootstrap: int, seed: int) -> OneLaw:
     rows, warnings = _resampled(law, terms, error, 3, DECAYS, bootstrap, seed)
     (gamma, eps, k), drawn = rows[0], rows[1:]
     found = {"eps": eps, "k": k, "gamma": gamma, "n_rows": len(error)}
-    intervals = _intervals(("gamma", "eps", "k"), drawn) if len(drawn) else {}
-    return OneLaw(
-        {**found, **intervals}, warnings, {"law": "error = eps - k exp(-gamma L), least squares", "loss": name}
-    )
+    conventions = {"law": "error = eps - k exp(-gamma L), least squares", "loss": name}
+    return OneLaw({**found, **_intervals(("gamma", "eps", "k"), drawn)}, warnings, conventions)
 
 
 def _resampled(
@@ -76,11 +74,10 @@ def _resampled(
     """The searched constant and the linear ones: first for the runs, then for resamples of their weights."""
     if len(values) <= n_constants:
         raise FitError(f"{law}: {len(values)} runs must be more than its {n_constants} constants; add some")
+    warnings = []
     if len(values) < n_constants + 3:  # residuals of one or two spare points say nothing
         bootstrap = 0
-        warnings = [f"{len(values)} runs and {n_constants} constants: no interval follows; add runs"]
-    else:
-        warnings = []
+        warnings.append(f"{len(values)} runs and {n_constants} constants: no interval follows; add runs")
 
     def solved(x: float, root: np.ndarray) -> tuple[float, np.ndarray]:
         design = terms(x) * root[:, None]
@@ -103,4 +100,4 @@ def _resampled(
 
 
 def _intervals(names: tuple[str, ...], drawn: np.ndarray) -> dict[str, object]:
-    return {"interval_95": dict(zip(names, np.percentile(drawn, [2.5, 97.5], axis=0).T.tolist()))}
+    return {"interval_95": dict(zip(names, np.percentile(drawn, [2.5, 97.5], axis=0).T.tolist()))} if len(drawn) else {}

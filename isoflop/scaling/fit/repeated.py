@@ -13,7 +13,7 @@ from isoflop.errors import FitError
 from isoflop.scaling.fit.one_law import OneLaw
 from isoflop.scaling.fit.parametric import fit_centre, surface_points
 from isoflop.scaling.fit.table import Table
-from isoflop.scaling.laws import REPEAT_SCALE, REPEAT_TOKENS, Laws, Surface, repeated_loss
+from isoflop.scaling.laws import CONSTANTS, REPEAT_SCALE, REPEAT_TOKENS, Laws, Surface, repeated_loss
 
 LAW = "law repeated"
 HUBER = 1e-3  # paper (arXiv 2305.16264, section 5)
@@ -86,7 +86,7 @@ def fit_repeated(table: Table, *, base: Laws | None, bootstrap: int, seed: int) 
             "objective": float(cost(*published) @ points.weight),
             "r2": r2(losses(*published)),
         },
-        "base": dict(zip(("E", "A", "B", "alpha", "beta"), map(float, constants))),
+        "base": dict(zip(CONSTANTS, map(float, constants))),
         "n_rows": len(points.loss),
     }
     warnings = []

@@ -146,7 +146,7 @@ def fit_table(
     elif law == "lstar":
         fit = _fit_lstar_table(table, bootstrap=bootstrap, seed=seed, interpolation=interpolation, at_flops=at_flops)
     else:
-        tree = fit_hyper(table, bootstrap=bootstrap, seed=seed).tree()
+        tree = fit_hyper(table.columns, bootstrap=bootstrap, seed=seed).tree()
         fit = OneLaw(tree, tree.pop("warnings"), tree.pop("conventions"))
     stated = {"loss": loss} if loss and law != "power" else {}
     return {
