@@ -135,8 +135,8 @@ def _tokens_against_steps(table: Table) -> list[str]:
 
 def _uncooled(table: Table) -> list[str]:
     found = []
-    rate = next((name for name in ("learning_rate", "lr") if table.has(name)), None)
-    final = next((name for name in ("min_lr", "final_lr", "min_learning_rate") if table.has(name)), None)
+    rate = table.first_of(("learning_rate", "lr"))
+    final = table.first_of(("min_lr", "final_lr", "min_learning_rate"))
     if rate and final:
         share = table.columns[final] / table.columns[rate]
         hot = np.isfinite(share) & (share > COOLED_RATE)
@@ -154,7 +154,7 @@ def _uncooled(table: Table) -> list[str]:
             f"{len(kinds)} schedules share one law: {shown}; their losses differ at equal size and tokens: --where"
         )
     name = next((name for name in RUN_COLUMNS if name in table.columns), None)
-    steps = next((name for name in ("steps", "step", "n_tokens") if table.has(name)), None)
+    steps = table.first_of(("steps", "step", "n_tokens"))
     if name and steps:
         stages = dict.fromkeys(zip(table.text(name).tolist(), table.columns[steps].tolist()))
         many = [run for run, count in Counter(run for run, _ in stages).items() if count > 1]
@@ -205,7 +205,7 @@ def _duplicates(table: Table) -> list[str]:
         found.append(f"{copies} rows are exact copies of another row; they count twice: remove them")
     sizes = ("n_params", "flops_per_token", "n_tokens", "learning_rate", "batch_tokens", "seed")
     identity = [name for name in (*sizes, "n_experts", "n_active") if table.has(name)]
-    if any(table.has(name) for name in LOSSES) and len(identity) >= 2:
+    if table.first_of(LOSSES) and len(identity) >= 2:
         settings = set(zip(*(table.columns[name].tolist() for name in identity)))
         repeated = table.n_rows - len(settings) - copies
         if repeated > 0:

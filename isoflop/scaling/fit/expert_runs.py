@@ -123,7 +123,7 @@ def optima(table: Table, runs: Runs, losses: np.ndarray) -> tuple[Runs, np.ndarr
         for granularity in distinct_values(cut[of_experts], SAME_CUT):
             rows = np.flatnonzero(of_experts & near(cut, granularity, SAME_CUT))
             part = filled.select(rows)
-            if not (part.has("n_tokens") or part.has("n_params") or part.has("flops_per_token")):
+            if not part.first_of(("n_tokens", "n_params", "flops_per_token")):
                 optima += [(float(runs.total_flops[i]), experts, granularity, float(losses[i])) for i in rows]
                 continue
             budgets = group_budgets(part, LAW)

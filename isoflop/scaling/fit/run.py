@@ -24,7 +24,7 @@ from isoflop.scaling.fit.power_law import check_sizes, fit_lstar, fit_parabola, 
 from isoflop.scaling.fit.repeated import fit_repeated
 from isoflop.scaling.fit.selection import load_table
 from isoflop.scaling.fit.surface import fit_surface
-from isoflop.scaling.fit.table import LOSSES, Table
+from isoflop.scaling.fit.table import COMPUTE, LOSSES, Table
 from isoflop.scaling.fit.task_law import with_benchmarks
 from isoflop.scaling.laws import Laws
 from isoflop.scaling.published import load_laws
@@ -125,7 +125,7 @@ def fit_table(
     warnings = table.warnings + import_checks(table)
     if 0 < bootstrap < 100:
         warnings.append(f"bootstrap = {bootstrap}: 95% intervals from so few resamples are rough; 1000 is usual")
-    loss = next((name for name in LOSSES if table.has(name)), None)
+    loss = table.first_of(LOSSES)
     if law != "experts":
         warnings += _mixed_families(table)
     table, left_out = fit_rows(table, _columns_read(table, law, loss))
@@ -169,18 +169,19 @@ def _mixed_families(table: Table) -> list[str]:
 
 def _columns_read(table: Table, law: str, loss: str | None) -> list[str]:
     """The columns whose gaps cost a law a row; a bad value in a column that it does not read costs nothing."""
-    scales = [name for name in ("n_params", "flops_per_token") if table.has(name)][:1]
-    compute = [name for name in ("total_flops", "budget_flops") if table.has(name)][:1]
+    scale, compute = table.first_of(("n_params", "flops_per_token")), table.first_of(COMPUTE)
     if law in ("hyper", "experts"):
         return []  # they sort their own rows
     if law in ("repeated", "overtraining"):
-        return [*scales, "n_tokens", *(["unique_tokens"] if law == "repeated" else []), *([loss] if loss else [])]
-    if law == "error":
-        return ["error", *([loss] if loss else [])]
-    if law == "power":
-        return [*scales, "n_tokens", *compute]
-    derived = len(scales) + table.has("n_tokens") < 2
-    return [*scales, "n_tokens", *(compute if law != "surface" or derived else []), *([loss] if loss else [])]
+        read = [scale, "n_tokens", "unique_tokens" if law == "repeated" else None, loss]
+    elif law == "error":
+        read = ["error", loss]
+    elif law == "power":
+        read = [scale, "n_tokens", compute]
+    else:
+        derived = scale is None or not table.has("n_tokens")
+        read = [scale, "n_tokens", compute if law != "surface" or derived else None, loss]
+    return [name for name in read if name]
 
 
 def _fit_lstar_table(table: Table, *, bootstrap: int, seed: int, interpolation: str, at_flops: float | None) -> OneLaw:
@@ -188,7 +189,7 @@ def _fit_lstar_table(table: Table, *, bootstrap: int, seed: int, interpolation: 
     law = "law lstar"
     _, flops = table.compute(law)
     name, losses = table.loss(law)
-    has_scale = table.has("n_params") or table.has("flops_per_token") or table.has("n_tokens")
+    has_scale = table.first_of(("n_params", "flops_per_token", "n_tokens"))
     budgets = group_budgets(table, law) if has_scale else []
     if not budgets or np.median([budget.n_sizes for budget in budgets]) < 2:
         fit = fit_lstar(flops, losses, weight=table.weights(), bootstrap=bootstrap, seed=seed, at_flops=at_flops)
