@@ -54,12 +54,15 @@ def covered(fit, truth):
     return [fit["interval_95"][name][0] <= truth[name] <= fit["interval_95"][name][1] for name in names]
 
 
-@pytest.mark.skipif(not ROUTING.is_dir(), reason="no folder shared/data/scaling beside the checkout")
+needs_routing = pytest.mark.skipif(not ROUTING.is_dir(), reason="no folder shared/data/scaling beside the checkout")
+ROUTED = {"mapping": "n_params=dense_parameter_count,n_experts=num_experts,loss_nats=loss_validation"}
+
+
+@needs_routing
 @pytest.mark.parametrize("other", ["RL-R", "S-Base"])
 def test_clarks_law_carries_intervals_on_his_own_runs(other):
     where = ["k=1", "routing_frequency=0.5", "num_experts<=512", f"router_type!={other}"]
-    mapping = "n_params=dense_parameter_count,n_experts=num_experts,loss_nats=loss_validation"
-    found = run_fit(ROUTING / "runs.csv", "experts", form="clark", mapping=mapping, where=where, bootstrap=200)
+    found = run_fit(ROUTING / "runs.csv", "experts", form="clark", where=where, bootstrap=200, **ROUTED)
     fit = found["fits"]["clark"]
     low, high = fit["interval_95"]["a"]
     assert low < fit["a"] < high and high - low < 0.01
@@ -67,11 +70,10 @@ def test_clarks_law_carries_intervals_on_his_own_runs(other):
     assert set(found["skipped"]) == set() and fit["published"]["source"].startswith("Clark")
 
 
-@pytest.mark.skipif(not ROUTING.is_dir(), reason="no folder shared/data/scaling beside the checkout")
+@needs_routing
 def test_forms_that_the_columns_cannot_carry_are_skipped_with_the_reason():
-    mapping = "n_params=dense_parameter_count,n_experts=num_experts,loss_nats=loss_validation"
     where = ["k=1", "routing_frequency=0.5", "router_type!=RL-R"]
-    found = run_fit(ROUTING / "runs.csv", "experts", mapping=mapping, where=where, bootstrap=0)
+    found = run_fit(ROUTING / "runs.csv", "experts", where=where, bootstrap=0, **ROUTED)
     assert set(found["fits"]) == {"clark"} and set(found["skipped"]) == {"joint", "granularity", "leverage"}
     assert "n_tokens" in found["skipped"]["joint"]
 
