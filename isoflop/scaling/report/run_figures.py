@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MAX_PANELS = 3
+MAX_PANELS = 3  # the settings of most compute
 MAX_POINTS = 1500
 """Of a training curve; more make the file larger and no reader wiser."""
 
