@@ -155,13 +155,11 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say():
     assert inside >= 7
 
 
-def test_targets_diverged_and_uncooled_runs_are_left_out_and_named():
+def test_targets_diverged_and_uncooled_runs_are_left_out_and_named_and_controls_too():
     records = sweep()
-    spoiled = [
-        RunRecord("t", kind="target", flops_per_token=1e6, n_tokens=10**7, total_flops=1e13, bits_per_byte=9.0),
-        RunRecord("d", status="diverged", flops_per_token=1e6, n_tokens=10**6, total_flops=1e12, bits_per_byte=9.0),
-        RunRecord("u", cooled=False, flops_per_token=1e6, n_tokens=10**6, total_flops=1e12, bits_per_byte=9.0),
-    ]
+    kinds = {"kind": "target"}, {"kind": "control"}, {"status": "diverged"}, {"cooled": False}
+    same = {"flops_per_token": 1e6, "n_tokens": 10**6, "total_flops": 1e12, "bits_per_byte": 9.0}
+    spoiled = [RunRecord(str(what), **what, **same) for what in kinds]
     laws = fit(records + spoiled, bootstrap=20)
     assert laws.n_runs == 20
     assert laws.surfaces == fit(records, bootstrap=20).surfaces
@@ -223,12 +221,6 @@ def test_importing_the_fit_imports_no_torch():
     code += "\nimport sys; print([name for name in sys.modules if name.split('.')[0] == 'torch'])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
-
-
-def test_controls_take_no_part_in_the_fit():
-    records = sweep()
-    control = RunRecord("c", kind="control", flops_per_token=1e6, n_tokens=10**6, total_flops=1e12, bits_per_byte=9.0)
-    assert fit([*records, control], bootstrap=0).surfaces == fit(records, bootstrap=0).surfaces
 
 
 def test_the_priors_tame_a_noisy_narrow_sweep_and_yield_to_a_quiet_one(monkeypatch):
