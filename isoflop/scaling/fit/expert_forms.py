@@ -269,7 +269,7 @@ PUBLISHED_FORMS: dict[str, PublishedForm] = {
             "joint",
             JOINT,
             # Sources at hand lost signs. These are the ones by which experts help at all, tokens per parameter grow
-            # with experts, and the paper's rule of thumb comes out (tests/scaling/test_expert_laws.py).
+            # with experts, and the paper's rule of thumb comes out (tests/scaling/fit/test_expert_laws.py).
             (35.91, -0.2285, -0.1889, 0.0098, 35.98, 0.5529, -0.1775, -0.0259, 1.3637, 2.0732, 290.4521),
             source="joint law of experts, arXiv 2502.05172 (signs restored; E_start and E_max from memory)",
             grade="consistent",

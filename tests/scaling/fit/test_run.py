@@ -155,7 +155,7 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say():
     assert inside >= 7
 
 
-def test_targets_diverged_and_uncooled_runs_are_left_out_and_named_and_controls_too():
+def test_targets_controls_diverged_and_uncooled_runs_are_left_out():
     records = sweep()
     kinds = {"kind": "target"}, {"kind": "control"}, {"status": "diverged"}, {"cooled": False}
     same = {"flops_per_token": 1e6, "n_tokens": 10**6, "total_flops": 1e12, "bits_per_byte": 9.0}
