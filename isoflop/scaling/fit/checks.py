@@ -6,6 +6,7 @@ learning rate, one loss scale). None knows where a table comes from. Nothing is 
 """
 
 from collections import Counter
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -92,10 +93,7 @@ def _label_against_count(table: Table) -> list[str]:
 def _product_against_compute(table: Table) -> list[str]:
     name = "total_flops" if table.has("total_flops") else "budget_flops"
     found = []
-    for scale, factor, text in (("n_params", 6.0, "6 n_params n_tokens"), ("flops_per_token", 1.0, "M n_tokens")):
-        if not table.has(scale, "n_tokens", name):
-            continue
-        ratio = factor * table.columns[scale] * table.columns["n_tokens"] / table.columns[name]
+    for text, ratio in _products_over(table, name):
         ratio = ratio[np.isfinite(ratio) & (ratio > 0)]
         off = np.abs(ratio - 1) > CLOSE
         if off.any():
@@ -106,6 +104,13 @@ def _product_against_compute(table: Table) -> list[str]:
                 "(embedding, head, attention); the law holds for this counting only"
             )
     return found
+
+
+def _products_over(table: Table, compute: str) -> Iterator[tuple[str, np.ndarray]]:
+    """The compute that follows from each measure of size over the one that a column states, where both are known."""
+    for scale, factor, text in (("n_params", 6.0, "6 n_params n_tokens"), ("flops_per_token", 1.0, "M n_tokens")):
+        if table.has(scale, "n_tokens", compute):
+            yield text, factor * table.columns[scale] * table.columns["n_tokens"] / table.columns[compute]
 
 
 def _tokens_against_steps(table: Table) -> list[str]:
@@ -130,8 +135,8 @@ def _tokens_against_steps(table: Table) -> list[str]:
 
 def _uncooled(table: Table) -> list[str]:
     found = []
-    rate = next((name for name in ("learning_rate", "lr") if table.has(name)), None)
-    final = next((name for name in ("min_lr", "final_lr", "min_learning_rate") if table.has(name)), None)
+    rate = table.first_of(("learning_rate", "lr"))
+    final = table.first_of(("min_lr", "final_lr", "min_learning_rate"))
     if rate and final:
         share = table.columns[final] / table.columns[rate]
         hot = np.isfinite(share) & (share > COOLED_RATE)
@@ -149,7 +154,7 @@ def _uncooled(table: Table) -> list[str]:
             f"{len(kinds)} schedules share one law: {shown}; their losses differ at equal size and tokens: --where"
         )
     name = next((name for name in RUN_COLUMNS if name in table.columns), None)
-    steps = next((name for name in ("steps", "step", "n_tokens") if table.has(name)), None)
+    steps = table.first_of(("steps", "step", "n_tokens"))
     if name and steps:
         stages = dict.fromkeys(zip(table.text(name).tolist(), table.columns[steps].tolist()))
         many = [run for run, count in Counter(run for run, _ in stages).items() if count > 1]
@@ -182,11 +187,8 @@ def _rounded_labels(table: Table) -> list[str]:
     other = "budget_flops" if name == "total_flops" else ""
     if len(values) < 3 or not _one_digit(values) or (other and table.has(other)):
         return []
-    for scale, factor in (("n_params", 6.0), ("flops_per_token", 1.0)):
-        if table.has(scale, "n_tokens"):
-            ratio = factor * table.columns[scale] * table.columns["n_tokens"] / table.columns[name]
-            if np.nanmedian(np.abs(ratio - 1)) < CLOSE:
-                return []  # the counted compute confirms them
+    if any(np.nanmedian(np.abs(ratio - 1)) < CLOSE for _, ratio in _products_over(table, name)):
+        return []  # the counted compute confirms them
     steps = np.diff(np.log(values))
     if np.ptp(steps) < 0.1 * steps.mean():
         return []  # evenly spaced: planned as they stand
@@ -203,7 +205,7 @@ def _duplicates(table: Table) -> list[str]:
         found.append(f"{copies} rows are exact copies of another row; they count twice: remove them")
     sizes = ("n_params", "flops_per_token", "n_tokens", "learning_rate", "batch_tokens", "seed")
     identity = [name for name in (*sizes, "n_experts", "n_active") if table.has(name)]
-    if any(table.has(name) for name in LOSSES) and len(identity) >= 2:
+    if table.first_of(LOSSES) and len(identity) >= 2:
         settings = set(zip(*(table.columns[name].tolist() for name in identity)))
         repeated = table.n_rows - len(settings) - copies
         if repeated > 0:

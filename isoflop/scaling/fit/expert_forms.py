@@ -10,12 +10,14 @@ Fits work on centred logarithms (`x`, `y`, `c` of `Runs`), where constants are l
 `internal` translate. Shapes: R problems, P constants, S runs.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+Centre = tuple[float, float, float]
+"""Means of ln N, ln D and ln C."""
 LARGEST_RATIO = 5.28e16
 """A_max of the leverage's saturation (arXiv 2507.17702): so large that its term vanishes; kept as published."""
 
@@ -30,7 +32,7 @@ class Runs:
     n_experts: np.ndarray
     """E as in the module's docstring."""
     granularity: np.ndarray
-    centre: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    centre: Centre = (0.0, 0.0, 0.0)
     """Subtracted from ln N, ln D and ln C."""
 
     @property
@@ -57,13 +59,35 @@ class Form:
     constants: tuple[str, ...]
     log_loss: Callable[[np.ndarray, Runs], np.ndarray]
     """Internal constants (R, P) -> ln loss (R, S); analytic, so that complex steps differentiate it."""
-    natural: Callable[[np.ndarray, tuple[float, float, float]], np.ndarray]
-    """Internal (R, P) -> constants as published (R, P)."""
-    internal: Callable[[np.ndarray, tuple[float, float, float]], np.ndarray]
-    """The inverse."""
+    recentre: Callable[[np.ndarray, Centre, int], None]
+    """Moves internal constants in place: from centred logarithms to plain ones (sign 1), or back (-1)."""
+    logs: tuple[str, ...]
+    """Constants that are fitted as logarithms; of E_max that of E_max / E_start."""
     lower: tuple[float, ...]
     """Bounds of the internal constants (assumptions: wider than anything published)."""
     upper: tuple[float, ...]
+
+    def natural(self, theta: np.ndarray, centre: Centre) -> np.ndarray:
+        """Internal (R, P) -> constants as published (R, P)."""
+        found = np.array(theta)
+        self.recentre(found, centre, 1)
+        if "E_max" in self.logs:
+            end = self.constants.index("E_max")
+            found[:, end] += found[:, end - 1]
+        for index in map(self.constants.index, self.logs):
+            found[:, index] = np.exp(found[:, index])
+        return found
+
+    def internal(self, given: np.ndarray, centre: Centre) -> np.ndarray:
+        """The inverse."""
+        found = np.array(given)
+        if "E_max" in self.logs:
+            end = self.constants.index("E_max")
+            found[:, end] /= found[:, end - 1]
+        for index in map(self.constants.index, self.logs):
+            found[:, index] = np.log(found[:, index])
+        self.recentre(found, centre, -1)
+        return found
 
 
 def saturated(n_experts: Any, ln_start: Any, ln_span: Any) -> Any:
@@ -80,31 +104,14 @@ def _columns(theta: np.ndarray) -> list[np.ndarray]:
     return [theta[:, [index]] for index in range(theta.shape[1])]
 
 
-def _shifted(theta: np.ndarray, changes: Mapping[int, np.ndarray]) -> np.ndarray:
-    found = np.array(theta)
-    for index, values in changes.items():
-        found[:, index] = values
-    return found
-
-
 def _clark(theta: np.ndarray, runs: Runs) -> np.ndarray:
     a, b, c, d, ln_start, ln_span = _columns(theta)
     x, e = runs.x / np.log(10), np.log(saturated(runs.n_experts, ln_start, ln_span)) / np.log(10)
     return (a * x + b * e + c * x * e + d) * np.log(10)
 
 
-def _clark_shift(theta: np.ndarray, centre: tuple[float, float, float], sign: int) -> np.ndarray:
-    m = centre[0] / np.log(10)
-    return _shifted(theta, {1: theta[:, 1] - sign * theta[:, 2] * m, 3: theta[:, 3] - sign * theta[:, 0] * m})
-
-
-def _ends(found: np.ndarray, index: int) -> np.ndarray:
-    """E_start and E_max from their internal logarithms."""
-    return _shifted(found, {index: np.exp(found[:, index]), index + 1: np.exp(found[:, index] + found[:, index + 1])})
-
-
-def _ln_ends(given: np.ndarray, index: int) -> np.ndarray:
-    return _shifted(given, {index: np.log(given[:, index]), index + 1: np.log(given[:, index + 1] / given[:, index])})
+def _recentre_clark(theta: np.ndarray, centre: Centre, sign: int) -> None:
+    theta[:, [1, 3]] -= sign * theta[:, [2, 0]] * (centre[0] / np.log(10))
 
 
 CLARK = Form(
@@ -113,8 +120,8 @@ CLARK = Form(
     ("n_params", "n_experts"),
     ("a", "b", "c", "d", "E_start", "E_max"),
     _clark,
-    natural=lambda theta, centre: _ends(_clark_shift(theta, centre, 1), 4),
-    internal=lambda given, centre: _ln_ends(_clark_shift(given, centre, -1), 4),
+    _recentre_clark,
+    logs=("E_start", "E_max"),
     lower=(-2.0, -2.0, -1.0, -20.0, -2.0, 0.1),
     upper=(0.0, 1.0, 1.0, 20.0, 4.0, 14.0),
 )
@@ -128,34 +135,9 @@ def _joint(theta: np.ndarray, runs: Runs) -> np.ndarray:
     return np.log(size + data + np.exp(ln_c))
 
 
-def _joint_natural(theta: np.ndarray, centre: tuple[float, float, float]) -> np.ndarray:
-    mx, my, _ = centre
-    found = _shifted(
-        theta,
-        {
-            0: np.exp(theta[:, 0] - theta[:, 2] * mx),
-            1: theta[:, 1] - theta[:, 3] * mx,
-            4: np.exp(theta[:, 4] - theta[:, 6] * my),
-            5: theta[:, 5] - theta[:, 7] * my,
-            8: np.exp(theta[:, 8]),
-        },
-    )
-    return _ends(found, 9)
-
-
-def _joint_internal(given: np.ndarray, centre: tuple[float, float, float]) -> np.ndarray:
-    mx, my, _ = centre
-    found = _shifted(
-        given,
-        {
-            0: np.log(given[:, 0]) + given[:, 2] * mx,
-            1: given[:, 1] + given[:, 3] * mx,
-            4: np.log(given[:, 4]) + given[:, 6] * my,
-            5: given[:, 5] + given[:, 7] * my,
-            8: np.log(given[:, 8]),
-        },
-    )
-    return _ln_ends(found, 9)
+def _recentre_joint(theta: np.ndarray, centre: Centre, sign: int) -> None:
+    theta[:, [0, 1]] -= sign * theta[:, [2, 3]] * centre[0]
+    theta[:, [4, 5]] -= sign * theta[:, [6, 7]] * centre[1]
 
 
 JOINT = Form(
@@ -164,8 +146,8 @@ JOINT = Form(
     ("n_params", "n_tokens", "n_experts"),
     ("a", "delta", "alpha", "gamma", "b", "omega", "beta", "zeta", "c", "E_start", "E_max"),
     _joint,
-    _joint_natural,
-    _joint_internal,
+    _recentre_joint,
+    logs=("a", "b", "c", "E_start", "E_max"),
     lower=(-12.0, -3.0, -2.0, -0.5, -12.0, -3.0, -2.0, -0.5, -12.0, -2.0, 0.1),
     upper=(12.0, 3.0, -0.01, 0.5, 12.0, 3.0, -0.01, 0.5, 3.0, 4.0, 14.0),
 )
@@ -177,18 +159,9 @@ def _granular(theta: np.ndarray, runs: Runs) -> np.ndarray:
     return np.log(cut * np.exp(-alpha * runs.x) + np.exp(ln_b - beta * runs.y) + np.exp(ln_c))
 
 
-def _granular_shift(ln_like: np.ndarray, centre: tuple[float, float, float], sign: int) -> np.ndarray:
-    size, data = sign * ln_like[:, 3] * centre[0], sign * ln_like[:, 5] * centre[1]
-    return _shifted(ln_like, {0: ln_like[:, 0] + size, 1: ln_like[:, 1] + size, 4: ln_like[:, 4] + data})
-
-
-def _granular_natural(theta: np.ndarray, centre: tuple[float, float, float]) -> np.ndarray:
-    found = _granular_shift(theta, centre, 1)
-    return _shifted(found, {index: np.exp(found[:, index]) for index in (0, 1, 4, 6)})
-
-
-def _granular_internal(given: np.ndarray, centre: tuple[float, float, float]) -> np.ndarray:
-    return _granular_shift(_shifted(given, {i: np.log(given[:, i]) for i in (0, 1, 4, 6)}), centre, -1)
+def _recentre_granular(theta: np.ndarray, centre: Centre, sign: int) -> None:
+    theta[:, [0, 1]] += sign * theta[:, [3]] * centre[0]
+    theta[:, 4] += sign * theta[:, 5] * centre[1]
 
 
 GRANULARITY = Form(
@@ -197,14 +170,14 @@ GRANULARITY = Form(
     ("n_params", "n_tokens", "granularity"),
     ("a", "g", "gamma", "alpha", "b", "beta", "c"),
     _granular,
-    _granular_natural,
-    _granular_internal,
+    _recentre_granular,
+    logs=("a", "g", "b", "c"),
     lower=(-12.0, -12.0, 0.02, 0.01, -12.0, 0.01, -12.0),
     upper=(12.0, 12.0, 4.0, 2.0, 12.0, 2.0, 3.0),
 )
 
 
-def leverage_exponent(a0: Any, a1: Any, gamma: Any, beta: Any, granularity: np.ndarray, log10_flops: np.ndarray) -> Any:
+def leverage_exponent(a0: Any, a1: Any, gamma: Any, beta: Any, granularity: Any, log10_flops: Any) -> Any:
     """Exponent of A^ in the leverage: a0 + a1 log10 C + gamma g^2 + beta g with g = log2 G."""
     g = np.log2(granularity)
     return a0 + a1 * log10_flops + gamma * g**2 + beta * g
@@ -215,6 +188,13 @@ def saturated_share(share: Any, start: Any) -> Any:
     return 1 / (1 / (share + 1 / (1 / start - 1 / LARGEST_RATIO)) + 1 / LARGEST_RATIO)
 
 
+def leverage_at(constants: Any, share: Any, granularity: Any, total_flops: Any) -> np.ndarray:
+    """EL, compute saved by experts, by a0, a1, gamma, beta and A_start, shape (..., 5)."""
+    a0, a1, gamma, beta, start = np.moveaxis(np.asarray(constants, dtype=float), -1, 0)
+    exponent = leverage_exponent(a0, a1, gamma, beta, granularity, np.log10(total_flops))
+    return np.exp(exponent * np.log(saturated_share(share, start)))
+
+
 def _leverage(theta: np.ndarray, runs: Runs) -> np.ndarray:
     ln_e, ln_k, g, a0, a1, gamma, beta, ln_start = _columns(theta)
     mixture = runs.n_experts > 1 + 1e-9
@@ -223,18 +203,9 @@ def _leverage(theta: np.ndarray, runs: Runs) -> np.ndarray:
     return np.log(np.exp(ln_e) + np.exp(ln_k - g * (runs.c + ln_leverage)))
 
 
-def _leverage_natural(theta: np.ndarray, centre: tuple[float, float, float]) -> np.ndarray:
-    m = centre[2]
-    changes = {0: np.exp(theta[:, 0]), 1: np.exp(theta[:, 1] + theta[:, 2] * m)}
-    changes |= {3: theta[:, 3] - theta[:, 4] * m / np.log(10), 7: np.exp(theta[:, 7])}
-    return _shifted(theta, changes)
-
-
-def _leverage_internal(given: np.ndarray, centre: tuple[float, float, float]) -> np.ndarray:
-    m = centre[2]
-    changes = {0: np.log(given[:, 0]), 1: np.log(given[:, 1]) - given[:, 2] * m}
-    changes |= {3: given[:, 3] + given[:, 4] * m / np.log(10), 7: np.log(given[:, 7])}
-    return _shifted(given, changes)
+def _recentre_leverage(theta: np.ndarray, centre: Centre, sign: int) -> None:
+    theta[:, 1] += sign * theta[:, 2] * centre[2]
+    theta[:, 3] -= sign * theta[:, 4] * centre[2] / np.log(10)
 
 
 LEVERAGE = Form(
@@ -243,8 +214,8 @@ LEVERAGE = Form(
     ("total_flops", "n_experts", "granularity"),
     ("E", "k", "g", "a0", "a1", "gamma", "beta", "A_start"),
     _leverage,
-    _leverage_natural,
-    _leverage_internal,
+    _recentre_leverage,
+    logs=("E", "k", "A_start"),
     lower=(-12.0, -12.0, 0.005, -5.0, -1.0, -0.5, -2.0, -9.0),
     upper=(3.0, 12.0, 1.5, 5.0, 1.0, 0.5, 2.0, 0.0),
 )
@@ -298,7 +269,7 @@ PUBLISHED_FORMS: dict[str, PublishedForm] = {
             "joint",
             JOINT,
             # Sources at hand lost signs. These are the ones by which experts help at all, tokens per parameter grow
-            # with experts, and the paper's rule of thumb comes out (tests/scaling/test_expert_laws.py).
+            # with experts, and the paper's rule of thumb comes out (tests/scaling/fit/test_expert_laws.py).
             (35.91, -0.2285, -0.1889, 0.0098, 35.98, 0.5529, -0.1775, -0.0259, 1.3637, 2.0732, 290.4521),
             source="joint law of experts, arXiv 2502.05172 (signs restored; E_start and E_max from memory)",
             grade="consistent",

@@ -60,22 +60,21 @@ def read_runs(table: Table) -> tuple[Runs, dict[str, str]]:
 
 def rows_for(
     form: Form, table: Table, runs: Runs, losses: np.ndarray
-) -> tuple[tuple[Runs, np.ndarray, np.ndarray], str, list[str]]:
-    """Rows that a form can use, or the reason why there are too few, and notes."""
+) -> tuple[Runs, np.ndarray, np.ndarray, list[str]] | str:
+    """Rows that a form can use with losses, weights and notes, or the reason why there are too few."""
     weight, notes = table.weights(), []
-    nothing = (runs, losses, weight)
     if form.name == "leverage":
         found = optima(table, runs, losses)
         if isinstance(found, str):
-            return nothing, found, []
+            return found
         runs, losses, notes = found
         weight = np.ones(len(losses))
     unknown = [name for name in form.needs if not np.isfinite(getattr(runs, name)).any()]
     if unknown:
-        return nothing, f"{' and '.join(unknown)} missing: no such column, or an empty one", []
+        return f"{' and '.join(unknown)} missing: no such column, or an empty one"
     seen = runs.n_tokens[np.isfinite(runs.n_tokens)]
     if form.name == "clark" and seen.size and seen.max() > (1 + SAME_TOKENS) * seen.min():
-        return nothing, f"n_tokens runs from {seen.min():.3g} to {seen.max():.3g}; this law holds at one count", []
+        return f"n_tokens runs from {seen.min():.3g} to {seen.max():.3g}; this law holds at one count"
     dense = runs.n_experts <= 1 + SAME
     keep = np.isfinite(losses) & (losses > 0)
     for name in form.needs:
@@ -92,21 +91,18 @@ def rows_for(
     chosen = Runs(
         *(getattr(runs, name)[keep] for name in ("n_params", "n_tokens", "total_flops", "n_experts", "granularity"))
     )
-    within = {"granularity": SAME_CUT}
-    distinct = {name: len(distinct_values(getattr(chosen, name), within.get(name, SAME))) for name in form.needs}
-    least = {"n_params": 3 if form.name != "clark" else 2, "n_tokens": 3, "n_experts": 2, "granularity": 2}
-    least["total_flops"] = 3
-    if form.name == "leverage":
-        least["granularity"] = 1
+    least = {"n_params": 2 if form.name == "clark" else 3, "n_tokens": 3, "total_flops": 3, "n_experts": 2}
+    least["granularity"] = 1 if form.name == "leverage" else 2
     for name in form.needs:
-        if distinct[name] < least[name]:
-            return nothing, f"{distinct[name]} different values of {name}, at least {least[name]} are needed", []
+        n = len(distinct_values(getattr(chosen, name), SAME_CUT if name == "granularity" else SAME))
+        if n < least[name]:
+            return f"{n} different values of {name}, at least {least[name]} are needed"
     n_free = len(form.constants) - len(undetermined(form, chosen))
     if keep.sum() <= n_free:
-        return nothing, f"{int(keep.sum())} usable rows for {n_free} constants: add runs", []
+        return f"{int(keep.sum())} usable rows for {n_free} constants: add runs"
     if (~keep).any() and form.name != "granularity":
         notes.append(f"{int((~keep).sum())} rows left out: {', '.join(form.needs)} or the loss is missing")
-    return (chosen, losses[keep], weight[keep]), "", notes
+    return chosen, losses[keep], weight[keep], notes
 
 
 def optima(table: Table, runs: Runs, losses: np.ndarray) -> tuple[Runs, np.ndarray, list[str]] | str:
@@ -127,7 +123,7 @@ def optima(table: Table, runs: Runs, losses: np.ndarray) -> tuple[Runs, np.ndarr
         for granularity in distinct_values(cut[of_experts], SAME_CUT):
             rows = np.flatnonzero(of_experts & near(cut, granularity, SAME_CUT))
             part = filled.select(rows)
-            if not (part.has("n_tokens") or part.has("n_params") or part.has("flops_per_token")):
+            if not part.first_of(("n_tokens", "n_params", "flops_per_token")):
                 optima += [(float(runs.total_flops[i]), experts, granularity, float(losses[i])) for i in rows]
                 continue
             budgets = group_budgets(part, LAW)

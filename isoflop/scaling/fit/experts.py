@@ -14,7 +14,7 @@ import itertools
 import numpy as np
 
 from isoflop.errors import FitError
-from isoflop.scaling.fit.expert_forms import FORMS, PUBLISHED_FORMS, Form, Runs, saturated_share
+from isoflop.scaling.fit.expert_forms import FORMS, PUBLISHED_FORMS, Form, Runs, leverage_at
 from isoflop.scaling.fit.expert_runs import (
     LAW,
     SAME,
@@ -33,9 +33,7 @@ PRIORS = {"clark": "clark_sbase", "joint": "joint", "granularity": "granularity"
 """Whose constants stand in for those that a table does not fix."""
 
 
-def fit_experts(
-    table: Table, *, form: str = "", bootstrap: int = 1000, seed: int = 0, loss: str | None = None
-) -> OneLaw:
+def fit_experts(table: Table, *, form: str, bootstrap: int = 1000, seed: int = 0) -> OneLaw:
     """Fit one form, or every form that the table allows.
 
     Returns `fits` by form: constants, `rmse_log10`, `rmse_ln`, `interval_95`, `bootstrap_sd`, `held` (constants that
@@ -47,7 +45,7 @@ def fit_experts(
     """
     if form and form not in FORMS:
         raise FitError(f"form = {form!r} must be one of {', '.join(FORMS)}, or empty for every form")
-    loss_name, losses = table.loss(LAW, loss)
+    loss_name, losses = table.loss(LAW)
     runs, conventions = read_runs(table)
     if np.ptp(runs.n_experts) < SAME:
         raise FitError(
@@ -58,13 +56,13 @@ def fit_experts(
     skipped: dict[str, str] = {}
     warnings: list[str] = []
     for name in [form] if form else list(FORMS):
-        used, reason, notes = rows_for(FORMS[name], table, runs, losses)
-        if reason:
+        used = rows_for(FORMS[name], table, runs, losses)
+        if isinstance(used, str):
             if form:
-                raise FitError(f"{LAW}, form {name}: {reason}")
-            skipped[name] = reason
+                raise FitError(f"{LAW}, form {name}: {used}")
+            skipped[name] = used
             continue
-        own_runs, own_losses, weight = used
+        own_runs, own_losses, weight, notes = used
         fit = fit_form(FORMS[name], own_runs, own_losses, weight=weight, bootstrap=bootstrap, seed=seed)
         fits[name] = fit.found
         warnings += [f"{name}: {note}" for note in (*notes, *fit.warnings)]
@@ -81,37 +79,30 @@ def fit_experts(
     return OneLaw(found, warnings, conventions)
 
 
-def fit_form(
-    form: Form,
-    runs: Runs,
-    losses: np.ndarray,
-    *,
-    weight: np.ndarray | None = None,
-    bootstrap: int = 1000,
-    seed: int = 0,
-) -> OneLaw:
+def fit_form(form: Form, runs: Runs, losses: np.ndarray, *, weight: np.ndarray, bootstrap: int, seed: int) -> OneLaw:
     """Constants of one form with intervals. Resamples weigh the rows anew (see isoflop.scaling.fit.joint)."""
-    weight = np.ones(len(losses)) if weight is None else weight
-    centre = tuple(float(np.log(v).mean()) if name in form.needs else 0.0 for name, v in _logged(runs))
-    runs = dataclasses.replace(runs, centre=centre)  # type: ignore[arg-type]
+    n, d, c = (
+        float(np.log(getattr(runs, name)).mean()) if name in form.needs else 0.0
+        for name in ("n_params", "n_tokens", "total_flops")
+    )
+    runs = dataclasses.replace(runs, centre=(n, d, c))
     ln_loss = np.log(losses)
     prior = PUBLISHED_FORMS[PRIORS[form.name]]
     held = undetermined(form, runs)
     free = np.array([name not in held for name in form.constants])
     starts = _starts(form, runs, losses, prior.constants)
-    lower, upper = np.array(form.lower), np.array(form.upper)
+    bounds = lower, upper = np.array(form.lower), np.array(form.upper)
 
     def residuals(theta: np.ndarray) -> np.ndarray:
         return form.log_loss(theta, runs) - ln_loss
 
-    bounds = (lower, upper)
     scouted, cost = least_squares(
         residuals, starts, weight[None], free=free, max_steps=40, relative_decrease=1e-6, bounds=bounds
     )
     best = scouted[np.argsort(cost, kind="stable")[:6]]
     finished, cost = least_squares(residuals, best, weight[None], free=free, max_steps=600, bounds=bounds)
     theta = finished[int(cost.argmin())]
-    constants = form.natural(theta[None], centre)[0]  # type: ignore[arg-type]
+    constants = form.natural(theta[None], runs.centre)[0]
     rmse = float(np.sqrt((residuals(theta[None])[0].real ** 2).mean()))
     result: dict[str, object] = {
         "formula": form.formula,
@@ -130,23 +121,17 @@ def fit_form(
     ]
     resamples = np.empty((0, len(theta)))
     if bootstrap:
-        weight_RS = _resample_weights(len(losses), int(free.sum()), bootstrap, seed) * weight
+        # Random weights of mean 1 and variance n / (n - p): the Bayesian bootstrap with the constants counted.
+        shape = max(1 - int(free.sum()) / len(losses), 0.25)
+        weight_RS = np.random.default_rng(seed).gamma(shape, 1 / shape, size=(bootstrap, len(losses))) * weight
         moved, _ = least_squares(residuals, np.tile(theta, (bootstrap, 1)), weight_RS, free=free, bounds=bounds)
-        resamples = form.natural(moved, centre)  # type: ignore[arg-type]
+        resamples = form.natural(moved, runs.centre)
         low_high = np.percentile(resamples, [2.5, 97.5], axis=0).T
         result["interval_95"] = dict(zip(form.constants, low_high.tolist()))
         result["bootstrap_sd"] = dict(zip(form.constants, resamples.std(0, ddof=1).tolist()))
     if form.name == "leverage":
-        result["leverage"] = _leverage_rows(runs, constants, resamples)
+        result["leverage"] = _leverage_rows(runs, constants[3:], resamples[:, 3:])
     return OneLaw(result, notes)
-
-
-def leverage_at(constants: np.ndarray, share: float, granularity: float, total_flops: float) -> np.ndarray:
-    """EL by constants in the order E, k, g, a0, a1, gamma, beta, A_start, shape (..., 8): compute saved by experts."""
-    _, _, _, a0, a1, gamma, beta, start = np.moveaxis(np.asarray(constants, dtype=float), -1, 0)
-    g = np.log2(granularity)
-    exponent = a0 + a1 * np.log10(total_flops) + gamma * g**2 + beta * g
-    return np.exp(exponent * np.log(saturated_share(share, start)))
 
 
 def _starts(form: Form, runs: Runs, losses: np.ndarray, published: dict[str, float]) -> np.ndarray:
@@ -179,7 +164,7 @@ def _starts(form: Form, runs: Runs, losses: np.ndarray, published: dict[str, flo
 
 
 def _leverage_rows(runs: Runs, constants: np.ndarray, resamples: np.ndarray) -> list[dict[str, object]]:
-    """EL of each kind of mixture in the table at its largest compute."""
+    """EL of each kind of mixture in the table at its largest compute; constants as `leverage_at` takes them."""
     rows = []
     mixture = runs.n_experts > 1 + SAME
     for experts in distinct_values(runs.n_experts[mixture]):
@@ -198,13 +183,3 @@ def _leverage_rows(runs: Runs, constants: np.ndarray, resamples: np.ndarray) -> 
                 row["interval_95"] = np.percentile(draws, [2.5, 97.5]).tolist()
             rows.append(row)
     return rows
-
-
-def _logged(runs: Runs) -> list[tuple[str, np.ndarray]]:
-    return [("n_params", runs.n_params), ("n_tokens", runs.n_tokens), ("total_flops", runs.total_flops)]
-
-
-def _resample_weights(n_rows: int, n_free: int, bootstrap: int, seed: int) -> np.ndarray:
-    """Random weights of mean 1 and variance n / (n - p): the Bayesian bootstrap with the constants counted."""
-    shape = max(1 - n_free / n_rows, 0.25)
-    return np.random.default_rng(seed).gamma(shape, 1 / shape, size=(bootstrap, n_rows))

@@ -246,7 +246,7 @@ def _hyper(table: Table, seed: int, bootstrap: int) -> RateBatchFit | None:
     if grids.shape[1] < 3:
         return None
     try:
-        return fit_hyper(table, bootstrap=bootstrap, seed=seed)
+        return fit_hyper(table.columns, bootstrap=bootstrap, seed=seed)
     except FitError as error:
         logger.info("no hyper-parameter law from this sweep: %s", error)
         return None

@@ -14,7 +14,6 @@ from typing import Literal
 import numpy as np
 
 from isoflop.errors import FitError, RecipeError
-from isoflop.scaling.fit.table import Table
 from isoflop.scaling.lr_batch_law import EXPONENTS, HYPER_LAWS, FittedPower, HyperLaw, PowerLaw, RateBatchFit, Regret
 
 BAND = 0.0025
@@ -58,7 +57,7 @@ class Optimum:
 
 
 def fit_hyper(
-    table: Table | Mapping[str, np.ndarray],
+    table: Mapping[str, np.ndarray],
     *,
     bootstrap: int = 1000,
     seed: int = 0,
@@ -172,11 +171,8 @@ def regret(law: HyperLaw, settings: list[Setting]) -> np.ndarray:
     return np.array(lost)
 
 
-def _columns(
-    table: Table | Mapping[str, np.ndarray], count: str
-) -> tuple[dict[str, np.ndarray], dict[str, object], list[str]]:
+def _columns(given: Mapping[str, np.ndarray], count: str) -> tuple[dict[str, np.ndarray], dict[str, object], list[str]]:
     """Columns of usable runs under our names, what stands for loss, N and C, and a warning of what was left out."""
-    given = table.columns if isinstance(table, Table) else table
     values = {name: np.asarray(given[name]) for name in given}
     values = {name: v.astype(float) for name, v in values.items() if v.dtype.kind in "fiu" and np.isfinite(v).any()}
     params_name = "n_params"

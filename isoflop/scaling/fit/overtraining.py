@@ -11,13 +11,13 @@ from scipy.optimize import minimize_scalar
 
 from isoflop.errors import FitError
 from isoflop.scaling.fit.one_law import OneLaw
-from isoflop.scaling.fit.table import LOSSES, Table
+from isoflop.scaling.fit.table import Table
 
 EXPONENTS, DECAYS = (0.02, 1.5), (0.05, 5.0)
 """Where the one constant is searched (assumption)."""
 
 
-def fit_overtraining(table: Table, *, bootstrap: int = 1000, seed: int = 0, loss: str | None = None) -> OneLaw:
+def fit_overtraining(table: Table, *, bootstrap: int, seed: int) -> OneLaw:
     """L = E + alpha N^b + beta 6^(b/2) D^b by least squares; with M = D/N it is E + (p M^h + q M^-h) C^-h, h = -b/2.
 
     Raises:
@@ -27,7 +27,7 @@ def fit_overtraining(table: Table, *, bootstrap: int = 1000, seed: int = 0, loss
     """
     law = "law overtraining"
     scale, tokens = table.numbers("n_params", law), table.tokens(law)
-    name, losses = table.loss(law, loss)
+    name, losses = table.loss(law)
 
     def terms(b: float) -> np.ndarray:
         return np.stack([np.ones_like(scale), scale**-b, 6 ** (-b / 2) * tokens**-b], axis=1)
@@ -35,12 +35,12 @@ def fit_overtraining(table: Table, *, bootstrap: int = 1000, seed: int = 0, loss
     rows, warnings = _resampled(law, terms, losses, 4, EXPONENTS, bootstrap, seed)
     (b, E, alpha, beta), drawn = rows[0], rows[1:]
     found = {"E": E, "alpha": alpha, "beta": beta, "exponent": -b, "h": b / 2, "n_rows": len(losses)}
-    intervals = _intervals(("exponent", "E"), np.stack([-drawn[:, 0], drawn[:, 1]], axis=1)) if len(drawn) else {}
+    intervals = _intervals(("exponent", "E"), np.stack([-drawn[:, 0], drawn[:, 1]], axis=1))
     conventions = {"law": "L = E + alpha N^b + beta 6^(b/2) D^b, b = exponent, least squares", "loss": name}
     return OneLaw({**found, **intervals}, warnings, conventions)
 
 
-def fit_error(table: Table, *, bootstrap: int = 1000, seed: int = 0, loss: str | None = None) -> OneLaw:
+def fit_error(table: Table, *, bootstrap: int, seed: int) -> OneLaw:
     """Error of benchmarks from loss, eps - k exp(-gamma L), by least squares.
 
     Raises:
@@ -50,7 +50,7 @@ def fit_error(table: Table, *, bootstrap: int = 1000, seed: int = 0, loss: str |
     """
     law = "law error"
     error = table.numbers("error", law)
-    name, losses = table.loss(law, loss or next((option for option in LOSSES if table.has(option)), None))
+    name, losses = table.loss(law)
 
     def terms(gamma: float) -> np.ndarray:
         return np.stack([np.ones_like(losses), -np.exp(-gamma * losses)], axis=1)
@@ -58,10 +58,8 @@ def fit_error(table: Table, *, bootstrap: int = 1000, seed: int = 0, loss: str |
     rows, warnings = _resampled(law, terms, error, 3, DECAYS, bootstrap, seed)
     (gamma, eps, k), drawn = rows[0], rows[1:]
     found = {"eps": eps, "k": k, "gamma": gamma, "n_rows": len(error)}
-    intervals = _intervals(("gamma", "eps", "k"), drawn) if len(drawn) else {}
-    return OneLaw(
-        {**found, **intervals}, warnings, {"law": "error = eps - k exp(-gamma L), least squares", "loss": name}
-    )
+    conventions = {"law": "error = eps - k exp(-gamma L), least squares", "loss": name}
+    return OneLaw({**found, **_intervals(("gamma", "eps", "k"), drawn)}, warnings, conventions)
 
 
 def _resampled(
@@ -76,11 +74,10 @@ def _resampled(
     """The searched constant and the linear ones: first for the runs, then for resamples of their weights."""
     if len(values) <= n_constants:
         raise FitError(f"{law}: {len(values)} runs must be more than its {n_constants} constants; add some")
+    warnings = []
     if len(values) < n_constants + 3:  # residuals of one or two spare points say nothing
         bootstrap = 0
-        warnings = [f"{len(values)} runs and {n_constants} constants: no interval follows; add runs"]
-    else:
-        warnings = []
+        warnings.append(f"{len(values)} runs and {n_constants} constants: no interval follows; add runs")
 
     def solved(x: float, root: np.ndarray) -> tuple[float, np.ndarray]:
         design = terms(x) * root[:, None]
@@ -103,4 +100,4 @@ def _resampled(
 
 
 def _intervals(names: tuple[str, ...], drawn: np.ndarray) -> dict[str, object]:
-    return {"interval_95": dict(zip(names, np.percentile(drawn, [2.5, 97.5], axis=0).T.tolist()))}
+    return {"interval_95": dict(zip(names, np.percentile(drawn, [2.5, 97.5], axis=0).T.tolist()))} if len(drawn) else {}

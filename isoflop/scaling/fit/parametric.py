@@ -83,10 +83,10 @@ class Objective:
     loss: np.ndarray
     log_residuals: bool
     """Residuals of ln L (relative) or of L (raw)."""
-    huber_delta: float | None = HUBER_DELTA
+    huber_delta: float | None
     """None: squares."""
-    lower: np.ndarray = dataclasses.field(default_factory=lambda: np.array([-np.inf] * 3 + [EXPONENT_BOUNDS[0]] * 2))
-    upper: np.ndarray = dataclasses.field(default_factory=lambda: np.array([np.inf] * 3 + [EXPONENT_BOUNDS[1]] * 2))
+    lower: np.ndarray
+    upper: np.ndarray
     prior_mean: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(5))
     prior_precision: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(5))
 

@@ -37,7 +37,7 @@ WALLED_SHARE = 1 / 4  # assumption: with this share of budgets beyond it, "auto"
 DECAY_BOUNDS = (0.005, 1.5)  # assumption: wider than any published exponent of loss against compute
 
 
-def fit_power(table: Table, *, bootstrap: int = 1000, seed: int = 0, scale: str | None = None) -> OneLaw:
+def fit_power(table: Table, *, bootstrap: int, seed: int) -> OneLaw:
     """Fit N* = k C^a and D* = k' C^b to a table of optima, one row each, with weights where the table has them.
 
     Intervals: optima are resampled by exponential weights (the Bayesian bootstrap) on top of their own.
@@ -47,7 +47,7 @@ def fit_power(table: Table, *, bootstrap: int = 1000, seed: int = 0, scale: str 
     """
     law = "law power"
     _, flops = table.compute(law)
-    columns = {"n": scale or ("n_params" if table.has("n_params") else "flops_per_token"), "d": "n_tokens"}
+    columns = {"n": "n_params" if table.has("n_params") else "flops_per_token", "d": "n_tokens"}
     names = {letter: name for letter, name in columns.items() if table.has(name)}
     if not names:
         raise table.missing(["n_params or flops_per_token or n_tokens"], law)
@@ -83,37 +83,19 @@ def _shrinking(result: Mapping[str, object]) -> list[str]:
 
 
 def fit_parabola(
-    table: Table,
-    *,
-    bootstrap: int = 1000,
-    seed: int = 0,
-    interpolation: str = "auto",
-    loss: str | None = None,
-    scale: str | None = None,
-) -> OneLaw:
+    table: Table, *, bootstrap: int, seed: int = 0, interpolation: str = "auto"
+) -> tuple[OneLaw, np.ndarray | None]:
     """Fit N* = k C^a and D* = k' C^b through the bottoms of the IsoFLOP curves.
 
     Intervals: runs inside each budget are resampled by exponential weights (the Bayesian bootstrap: no resample loses
-    the third size of a budget); interpolated bottoms are resampled as whole budgets, likewise.
+    the third size of a budget); interpolated bottoms are resampled as whole budgets, likewise. Also returns the
+    resampled losses at the used vertices (R x budgets; None where budgets are resampled).
 
     Raises:
         FitError: a budget with fewer than three sizes, or fewer than two budgets with a vertex in the tested range.
     """
-    return fit_curves(table, bootstrap=bootstrap, seed=seed, interpolation=interpolation, loss=loss, scale=scale)[0]
-
-
-def fit_curves(
-    table: Table,
-    *,
-    bootstrap: int,
-    seed: int,
-    interpolation: str,
-    loss: str | None = None,
-    scale: str | None = None,
-) -> tuple[OneLaw, np.ndarray | None]:
-    """`fit_parabola`, and the resampled losses at the used vertices (R x budgets; None where budgets are resampled)."""
-    scale_name = table.scale(LAW, scale)[0]
-    budgets = group_budgets(table, loss=loss, scale=scale)
+    scale_name = table.scale(LAW)[0]
+    budgets = group_budgets(table)
     check_sizes(budgets)
     method, reason = choose_interpolation(budgets, interpolation)
     vertices, warnings = find_vertices(budgets, akima_vertex if method == "akima" else find_vertex)
@@ -175,7 +157,7 @@ def check_sizes(budgets: list[Budget], law: str = LAW) -> None:
         )
 
 
-def choose_interpolation(budgets: list[Budget], asked: str = "auto") -> tuple[str, str]:
+def choose_interpolation(budgets: list[Budget], asked: str) -> tuple[str, str]:
     """`parabola` or `akima`, and why."""
     if asked in ("parabola", "akima"):
         return asked, "as asked"
@@ -234,12 +216,11 @@ def fit_lstar(
     flops: np.ndarray,
     loss: np.ndarray,
     *,
-    reference_flops: float | None = None,
     draws_RB: np.ndarray | None = None,
     weight: np.ndarray | None = None,
-    bootstrap: int = 1000,
-    seed: int = 0,
-    at_flops: float | None = None,
+    bootstrap: int,
+    seed: int,
+    at_flops: float | None,
 ) -> OneLaw:
     """Fit the loss at the optimum against compute, L* = E + k (C/C0)^-g, C0 stated as `reference_flops`.
 
@@ -257,21 +238,13 @@ def fit_lstar(
         )
     if not ((flops > 0).all() and (loss > 0).all()):
         raise FitError(f"{law}: compute and loss must be above 0; drop the other rows with --where")
-    if reference_flops is None:
-        reference_flops = float(10.0 ** np.round(np.log10(flops).mean()))
+    reference_flops = float(10.0 ** np.round(np.log10(flops).mean()))
     weight = np.ones(len(flops)) if weight is None else weight
     constants, sums = search_decay(flops, loss[None], weight[None], reference_flops)
     E, k, g = map(float, constants[0])
     fitted = E + k * (flops / reference_flops) ** -g
-    residual = fitted / loss - 1
-    result: Tree = {
-        "E": E,
-        "k": k,
-        "g": g,
-        "reference_flops": reference_flops,
-        "objective": float(sums[0]),
-    }
-    result["max_relative_residual"] = float(np.abs(residual).max())
+    result: Tree = {"E": E, "k": k, "g": g, "reference_flops": reference_flops, "objective": float(sums[0])}
+    result["max_relative_residual"] = float(np.abs(fitted / loss - 1).max())
     result["points"] = [
         {"total_flops": float(c), "loss": float(y), "fitted": float(f)} for c, y, f in zip(flops, loss, fitted)
     ]

@@ -13,7 +13,7 @@ from isoflop.errors import FitError
 from isoflop.scaling.fit.one_law import OneLaw
 from isoflop.scaling.fit.parametric import fit_centre, surface_points
 from isoflop.scaling.fit.table import Table
-from isoflop.scaling.laws import REPEAT_SCALE, REPEAT_TOKENS, Laws, Surface, repeated_loss
+from isoflop.scaling.laws import CONSTANTS, REPEAT_SCALE, REPEAT_TOKENS, Laws, Surface, repeated_loss
 
 LAW = "law repeated"
 HUBER = 1e-3  # paper (arXiv 2305.16264, section 5)
@@ -22,9 +22,7 @@ GRID = np.geomspace(0.3, 1000, 41)
 NAMES = ("repeat_tokens", "repeat_scale")
 
 
-def fit_repeated(
-    table: Table, *, base: Laws | None = None, bootstrap: int = 1000, seed: int = 0, loss: str | None = None
-) -> OneLaw:
+def fit_repeated(table: Table, *, base: Laws | None, bootstrap: int, seed: int) -> OneLaw:
     """Decay constants of repeated tokens and of size beyond what the unique tokens feed, by Huber(1e-3) of ln L.
 
     `base`: laws of fresh tokens; None: a surface is fitted to the runs of one pass.
@@ -35,7 +33,7 @@ def fit_repeated(
     Source: Muennighoff et al., arXiv 2305.16264, equation 5.
     """
     unique = table.numbers("unique_tokens", LAW)
-    points = surface_points(table, loss=loss, scale="n_params")
+    points = surface_points(table, scale="n_params")
     repeated = points.tokens > 1.001 * unique
     if not repeated.any():
         raise FitError(f"{LAW}: no row has n_tokens above unique_tokens; every token is fresh: use --law surface")
@@ -45,7 +43,7 @@ def fit_repeated(
             "tokens; give laws with --base, as --base muennighoff"
         )
     if base is None:
-        fresh = surface_points(table.select(~repeated), loss=loss, scale="n_params")
+        fresh = surface_points(table.select(~repeated), scale="n_params")
         surface = Surface.of(fresh.constants(fit_centre(fresh, "log_huber")[0][None])[0])
     else:
         surface = next(iter(base.surfaces.values()))
@@ -88,7 +86,7 @@ def fit_repeated(
             "objective": float(cost(*published) @ points.weight),
             "r2": r2(losses(*published)),
         },
-        "base": dict(zip(("E", "A", "B", "alpha", "beta"), map(float, constants))),
+        "base": dict(zip(CONSTANTS, map(float, constants))),
         "n_rows": len(points.loss),
     }
     warnings = []

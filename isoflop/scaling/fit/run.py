@@ -20,11 +20,11 @@ from isoflop.scaling.fit.isoflop import group_budgets
 from isoflop.scaling.fit.lr_batch import fit_hyper
 from isoflop.scaling.fit.one_law import OneLaw
 from isoflop.scaling.fit.overtraining import fit_error, fit_overtraining
-from isoflop.scaling.fit.power_law import check_sizes, fit_curves, fit_lstar, fit_parabola, fit_power
+from isoflop.scaling.fit.power_law import check_sizes, fit_lstar, fit_parabola, fit_power
 from isoflop.scaling.fit.repeated import fit_repeated
 from isoflop.scaling.fit.selection import load_table
 from isoflop.scaling.fit.surface import fit_surface
-from isoflop.scaling.fit.table import LOSSES, Table
+from isoflop.scaling.fit.table import COMPUTE, LOSSES, Table
 from isoflop.scaling.fit.task_law import with_benchmarks
 from isoflop.scaling.laws import Laws
 from isoflop.scaling.published import load_laws
@@ -106,8 +106,6 @@ def fit_table(
     interpolation: str = "auto",
     group: str = "setting",
     at_flops: float | None = None,
-    loss: str | None = None,
-    scale: str | None = None,
     form: str = "",
     base: str = "",
 ) -> Tree:
@@ -127,38 +125,30 @@ def fit_table(
     warnings = table.warnings + import_checks(table)
     if 0 < bootstrap < 100:
         warnings.append(f"bootstrap = {bootstrap}: 95% intervals from so few resamples are rough; 1000 is usual")
-    loss_name = loss or next((name for name in LOSSES if table.has(name)), None)
+    loss = table.first_of(LOSSES)
     if law != "experts":
         warnings += _mixed_families(table)
-    table, left_out = fit_rows(table, _columns_read(table, law, loss_name, scale))
+    table, left_out = fit_rows(table, _columns_read(table, law, loss))
     if law == "surface":
-        fit = fit_surface(table, bootstrap=bootstrap, seed=seed, group=group, at_flops=at_flops, loss=loss, scale=scale)
+        fit = fit_surface(table, bootstrap=bootstrap, seed=seed, group=group, at_flops=at_flops)
     elif law == "parabola":
-        fit = fit_parabola(table, bootstrap=bootstrap, seed=seed, interpolation=interpolation, loss=loss, scale=scale)
+        fit, _ = fit_parabola(table, bootstrap=bootstrap, seed=seed, interpolation=interpolation)
     elif law == "power":
-        fit = fit_power(table, bootstrap=bootstrap, seed=seed, scale=scale)
+        fit = fit_power(table, bootstrap=bootstrap, seed=seed)
     elif law == "experts":
-        fit = fit_experts(table, bootstrap=bootstrap, seed=seed, form=form, loss=loss)
+        fit = fit_experts(table, bootstrap=bootstrap, seed=seed, form=form)
     elif law == "repeated":
-        laws = load_laws(base) if base else None
-        fit = fit_repeated(table, base=laws, bootstrap=bootstrap, seed=seed, loss=loss)
-    elif law in ("overtraining", "error"):
-        fit_one = fit_overtraining if law == "overtraining" else fit_error
-        fit = fit_one(table, bootstrap=bootstrap, seed=seed, loss=loss)
+        fit = fit_repeated(table, base=load_laws(base) if base else None, bootstrap=bootstrap, seed=seed)
+    elif law == "overtraining":
+        fit = fit_overtraining(table, bootstrap=bootstrap, seed=seed)
+    elif law == "error":
+        fit = fit_error(table, bootstrap=bootstrap, seed=seed)
     elif law == "lstar":
-        fit = _fit_lstar_table(
-            table,
-            bootstrap=bootstrap,
-            seed=seed,
-            interpolation=interpolation,
-            loss=loss,
-            scale=scale,
-            at_flops=at_flops,
-        )
+        fit = _fit_lstar_table(table, bootstrap=bootstrap, seed=seed, interpolation=interpolation, at_flops=at_flops)
     else:
-        tree = fit_hyper(table, bootstrap=bootstrap, seed=seed).tree()
+        tree = fit_hyper(table.columns, bootstrap=bootstrap, seed=seed).tree()
         fit = OneLaw(tree, tree.pop("warnings"), tree.pop("conventions"))
-    stated = {"loss": loss_name} if loss_name and law != "power" else {}
+    stated = {"loss": loss} if loss and law != "power" else {}
     return {
         "law": law,
         **fit.found,
@@ -177,46 +167,36 @@ def _mixed_families(table: Table) -> list[str]:
     return [f"{len(kinds)} kinds of models share one law: {shown}; fit each alone (--where), or --law experts to all"]
 
 
-def _columns_read(table: Table, law: str, loss: str | None, scale: str | None) -> list[str]:
+def _columns_read(table: Table, law: str, loss: str | None) -> list[str]:
     """The columns whose gaps cost a law a row; a bad value in a column that it does not read costs nothing."""
-    scales = [scale] if scale else [name for name in ("n_params", "flops_per_token") if table.has(name)][:1]
-    compute = [name for name in ("total_flops", "budget_flops") if table.has(name)][:1]
+    scale, compute = table.first_of(("n_params", "flops_per_token")), table.first_of(COMPUTE)
     if law in ("hyper", "experts"):
         return []  # they sort their own rows
     if law in ("repeated", "overtraining"):
-        return [*scales, "n_tokens", *(["unique_tokens"] if law == "repeated" else []), *([loss] if loss else [])]
-    if law == "error":
-        return ["error", *([loss] if loss else [])]
-    if law == "power":
-        return [*scales, "n_tokens", *compute]
-    derived = len(scales) + table.has("n_tokens") < 2
-    return [*scales, "n_tokens", *(compute if law != "surface" or derived else []), *([loss] if loss else [])]
+        read = [scale, "n_tokens", "unique_tokens" if law == "repeated" else None, loss]
+    elif law == "error":
+        read = ["error", loss]
+    elif law == "power":
+        read = [scale, "n_tokens", compute]
+    else:
+        derived = scale is None or not table.has("n_tokens")
+        read = [scale, "n_tokens", compute if law != "surface" or derived else None, loss]
+    return [name for name in read if name]
 
 
-def _fit_lstar_table(
-    table: Table,
-    *,
-    bootstrap: int,
-    seed: int,
-    interpolation: str,
-    loss: str | None,
-    scale: str | None,
-    at_flops: float | None,
-) -> OneLaw:
+def _fit_lstar_table(table: Table, *, bootstrap: int, seed: int, interpolation: str, at_flops: float | None) -> OneLaw:
     """L*(C) from the bottoms of IsoFLOP curves, or, where a budget has one row, from a table of optima."""
     law = "law lstar"
     _, flops = table.compute(law)
-    name, losses = table.loss(law, loss)
-    has_scale = table.has("n_params") or table.has("flops_per_token") or table.has("n_tokens")
-    budgets = group_budgets(table, law, loss=loss, scale=scale) if has_scale else []
+    name, losses = table.loss(law)
+    has_scale = table.first_of(("n_params", "flops_per_token", "n_tokens"))
+    budgets = group_budgets(table, law) if has_scale else []
     if not budgets or np.median([budget.n_sizes for budget in budgets]) < 2:
         fit = fit_lstar(flops, losses, weight=table.weights(), bootstrap=bootstrap, seed=seed, at_flops=at_flops)
         fit.conventions["points"] = f"each row is one optimum ({name})"
         return fit
     check_sizes(budgets, law)
-    curves, draws = fit_curves(
-        table, bootstrap=bootstrap, seed=seed, interpolation=interpolation, loss=loss, scale=scale
-    )
+    curves, draws = fit_parabola(table, bootstrap=bootstrap, seed=seed, interpolation=interpolation)
     used = [vertex for vertex in curves.found["vertices"] if vertex["used"]]
     fit = fit_lstar(
         np.array([vertex["total_flops"] for vertex in used]),

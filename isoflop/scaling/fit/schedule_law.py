@@ -58,10 +58,7 @@ def fit_schedule_law(curves: Sequence[Curve]) -> ScheduleLaw:
         for gain in (0.03, 0.1)
         for speed in (0.01, 0.1)
     ]
-    bounds = (
-        np.array([0.0, -30.0, 0.05, -30.0, -30.0, 0.05, 0.0]),
-        np.array([low, 30.0, 2.0, 30.0, 30.0, 2.0, 2.0]),
-    )
+    bounds = np.array([0.0, -30.0, 0.05, -30.0, -30.0, 0.05, 0.0]), np.array([low, 30.0, 2.0, 30.0, 30.0, 2.0, 2.0])
     theta, cost = least_squares(
         residuals, np.array(starts), weight_S[None], bounds=bounds, max_steps=100, relative_decrease=1e-5
     )

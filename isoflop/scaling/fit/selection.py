@@ -1,6 +1,5 @@
 """Which rows of a table a law is fitted to, and how they count: what --where, --drop-highest-loss and --weights do."""
 
-import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from isoflop.columns import as_number
-from isoflop.errors import FitError
+from isoflop.errors import FitError, did_you_mean
 from isoflop.scaling.fit.table import Table, read_table
 
 
@@ -35,8 +34,7 @@ def where_rows(table: Table, condition: str) -> Table:
         raise FitError(f"--where {condition!r} must read COLUMN=VALUE, COLUMN<VALUE or COLUMN>VALUE")
     name, operator, value = match.groups()
     if name not in table.columns:
-        close = difflib.get_close_matches(name, table.columns, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"columns: {', '.join(table.columns)}"
+        hint = did_you_mean(name, table.columns, f"columns: {', '.join(table.columns)}")
         raise FitError(f"--where {condition!r}: there is no column {name}; {hint}")
     column = table.columns[name]
     number = as_number(value)

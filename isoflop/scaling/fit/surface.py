@@ -42,8 +42,6 @@ def fit_surface(
     seed: int = 0,
     group: str = "setting",
     objectives: tuple[str, ...] = OBJECTIVES,
-    loss: str | None = None,
-    scale: str | None = None,
     at_flops: float | None = None,
 ) -> OneLaw:
     """Fit the surface by every objective; the result of `isoflop fit --law surface` less the import checks.
@@ -53,8 +51,8 @@ def fit_surface(
     Raises:
         FitError: a column is missing, or fewer than 6 rows, 3 scales or 3 token counts.
     """
-    scale_name = table.scale("law surface", scale)[0]
-    points = _regrouped(surface_points(table, loss=loss, scale=scale), table, group)
+    scale_name = table.scale("law surface")[0]
+    points = _regrouped(surface_points(table), table, group)
     draws_RS = draw_settings(points.setting, bootstrap, np.random.default_rng(seed)) * points.weight
     compute = FLOPS_FACTOR[scale_name] * points.scale * points.tokens
     at_flops = at_flops or 10 * float(compute.max())
@@ -164,22 +162,17 @@ def _variable_projection(points: Points) -> tuple[np.ndarray, float]:
 
     grid = np.geomspace(0.05, 1.8, 16)
     values = {(alpha, beta): project(np.array([alpha, beta]))[0] for alpha in grid for beta in grid}
-    best: tuple[float, np.ndarray] | None = None
-    for start in sorted(values, key=values.__getitem__)[:3]:
+
+    def search(start: tuple[float, float]) -> np.ndarray:
         unit = max(values[start], 1e-300)
-        found = scipy.optimize.minimize(
-            lambda exponents, unit=unit: project(exponents)[0] / unit,
-            start,
-            method="Nelder-Mead",
-            options={"xatol": 1e-9, "fatol": 1e-15, "maxiter": 2000},
-        )
-        value = project(found.x)[0]
-        if best is None or value < best[0]:
-            best = (value, np.clip(found.x, *EXPONENT_BOUNDS))
-    assert best is not None
-    linear = project(best[1])[1]
+        options = {"xatol": 1e-9, "fatol": 1e-15, "maxiter": 2000}
+        return scipy.optimize.minimize(lambda x: project(x)[0] / unit, start, method="Nelder-Mead", options=options).x
+
+    found = map(search, sorted(values, key=values.__getitem__)[:3])
+    best = min(found, key=lambda exponents: project(exponents)[0])
+    value, linear = project(best)
     floor = points.loss.min() * np.exp(-12.0)
-    return np.concatenate([np.log(np.maximum(linear, floor)), best[1]]), best[0]
+    return np.concatenate([np.log(np.maximum(linear, floor)), np.clip(best, *EXPONENT_BOUNDS)]), value
 
 
 def _summary(

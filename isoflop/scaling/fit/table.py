@@ -9,7 +9,7 @@ n_params_active, n_experts, n_active, n_shared, d_expert, granularity, activated
 
 import dataclasses
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +33,7 @@ from isoflop.scaling.sweep.records import RunRecord
 logger = logging.getLogger(__name__)
 
 LOSSES = ("loss_nats", "bits_per_byte")
+COMPUTE = ("total_flops", "budget_flops")
 RUN_COLUMNS = ("run_id", "run", "run_name", "Name", "name")
 STEP_COLUMNS = ("step", "_step", "global_step", "trainer/global_step", "train/step", "iteration", "iter", "Step")
 
@@ -87,6 +88,10 @@ class Table:
             name in self.columns and self.columns[name].dtype.kind == "f" and np.isfinite(self.columns[name]).any()
             for name in names
         )
+
+    def first_of(self, names: Iterable[str]) -> str | None:
+        """The first of these columns that is there, as `has` says."""
+        return next((name for name in names if self.has(name)), None)
 
     def numbers(self, name: str, law: str = "this fit") -> np.ndarray:
         """A numeric column. Raises FitError, with a suggestion, when it is absent; DataError when it is text."""
@@ -147,7 +152,7 @@ class Table:
 
     def _last_checkpoints(self) -> "Table":
         run = next((name for name in RUN_COLUMNS if name in self.columns), None)
-        step = next((name for name in STEP_COLUMNS if self.has(name)), None)
+        step = self.first_of(STEP_COLUMNS)
         if run is None or step is None or "cooled" in self.columns:
             return self
         names, steps = self.text(run), self.columns[step]
@@ -179,18 +184,15 @@ class Table:
 
     def loss(self, law: str, name: str | None = None) -> tuple[str, np.ndarray]:
         """Name and values of the loss column: the one asked for, else nats per token, else bits per byte."""
-        for option in (name,) if name else LOSSES:
-            if self.has(option):
-                return option, self.columns[option]
+        if option := self.first_of((name,) if name else LOSSES):
+            return option, self.columns[option]
         raise self.missing([name or " or ".join(LOSSES)], law)
 
     def scale(self, law: str, name: str | None = None) -> tuple[str, np.ndarray]:
         """Name and values of the model scale: n_params, else flops_per_token, else N = C/(6 D)."""
-        for option in (name,) if name else ("n_params", "flops_per_token"):
-            if self.has(option):
-                return option, self.columns[option]
-        derivable = name in (None, "n_params") and self.has("n_tokens")
-        if derivable and (self.has("total_flops") or self.has("budget_flops")):
+        if option := self.first_of((name,) if name else ("n_params", "flops_per_token")):
+            return option, self.columns[option]
+        if name in (None, "n_params") and self.has("n_tokens") and self.first_of(COMPUTE):
             self.conventions["n_params"] = "derived: total_flops / (6 n_tokens)"
             return "n_params", self.compute(law)[1] / (6 * self.columns["n_tokens"])
         raise self.missing([name or "n_params or flops_per_token"], law)
@@ -199,7 +201,7 @@ class Table:
         """Training tokens: n_tokens, else C/M or C/(6 N)."""
         if self.has("n_tokens"):
             return self.columns["n_tokens"]
-        if self.has("total_flops") or self.has("budget_flops"):
+        if self.first_of(COMPUTE):
             for option, factor, text in (("flops_per_token", 1, "flops_per_token"), ("n_params", 6, "(6 n_params)")):
                 if self.has(option):
                     self.conventions["n_tokens"] = f"derived: total_flops / {text}"
@@ -208,10 +210,9 @@ class Table:
 
     def compute(self, law: str) -> tuple[str, np.ndarray]:
         """Where each row's training FLOPs come from, and their values: counted, else the label, else derived."""
-        for option in ("total_flops", "budget_flops"):
-            if self.has(option):
-                self.conventions.setdefault("total_flops", f"column {option}")
-                return option, self.columns[option]
+        if option := self.first_of(COMPUTE):
+            self.conventions.setdefault("total_flops", f"column {option}")
+            return option, self.columns[option]
         for option, factor, text in (("flops_per_token", 1, "flops_per_token x"), ("n_params", 6, "6 x n_params x")):
             if self.has(option, "n_tokens"):
                 self.conventions["total_flops"] = f"derived: {text} n_tokens"

@@ -13,7 +13,7 @@ Shapes: R resamples, S runs, P pairs of the second step (of every run one or mor
 import dataclasses
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -131,14 +131,6 @@ def fit_task(
     )
 
 
-@dataclass
-class _Evaluated:
-    """Cells with a record of one task."""
-
-    rows: list[int] = field(default_factory=list)
-    records: list[Tree] = field(default_factory=list)
-
-
 def with_benchmarks(laws: Laws, table: Table, folders: Sequence[Path], *, bootstrap: int = 1000, seed: int = 0) -> Laws:
     """The laws of a sweep, and those of every task on which at least nine of its cells were evaluated.
 
@@ -152,34 +144,32 @@ def with_benchmarks(laws: Laws, table: Table, folders: Sequence[Path], *, bootst
     table, _ = fit_cells(table, laws.scale, laws.loss)
     tasks, warnings, found = _read(table, folders), [], {}
     for task, cells in sorted(tasks.items()):
-        if len(asked := {asked_of(record) for record in cells.records}) > 1:
+        rows, records = np.array(list(cells)), list(cells.values())
+        if len(asked := {asked_of(record) for record in records}) > 1:
             raise FitError(
                 f"task {task}: cells were asked different items ({len(asked)} sets); evaluate all of them with "
                 "one recipe: isoflop eval SWEEP RECIPE"
             )
-        if len(cells.rows) < LEAST_CELLS:
-            warnings.append(f"task {task}: evaluated on {len(cells.rows)} cells, a law needs {LEAST_CELLS}; left out")
+        if len(rows) < LEAST_CELLS:
+            warnings.append(f"task {task}: evaluated on {len(rows)} cells, a law needs {LEAST_CELLS}; left out")
             continue
-        rows = np.array(cells.rows)
         scale, tokens = table.numbers(laws.scale)[rows], table.numbers("n_tokens")[rows]
-        bits = np.array([record["metrics"][BITS]["value"] for record in cells.records])
+        bits = np.array([record["metrics"][BITS]["value"] for record in records])
         setting = np.unique(np.stack([scale, tokens]), axis=1, return_inverse=True)[1].reshape(-1)
         points = Points(scale, tokens, bits, np.ones(len(rows)), setting)
         sweep = Sweep.of(points, [], laws.scale, (FLOOR_SHARE, FLOOR_SPREAD))
         weight_RS = joint_weights(sweep.points, np.random.default_rng(seed), bootstrap)
-        chance, seen = cells.records[0].get("chance"), {}
-        for metric in cells.records[0]["metrics"]:
+        chance, seen = records[0].get("chance"), {}
+        for metric in records[0]["metrics"]:
             if metric == BITS:
                 continue
-            score = np.array([record["metrics"][metric]["value"] for record in cells.records])
-            n_items = cells.records[0]["metrics"][metric]["n"]
+            score = np.array([record["metrics"][metric]["value"] for record in records])
+            n_items = records[0]["metrics"][metric]["n"]
             if chance is not None and not _rises(bits, score, chance, n_items):
                 warnings.append(f"task {task}, {metric}: no cell is clearly above chance ({chance:.3g}); left out")
                 continue
             seen[metric] = Seen(bits, score, np.arange(len(rows)), n_items)
-        found[task] = fit_task(
-            sweep.points, seen, weight_RS, chance=chance, sweep=sweep, asked=asked_of(cells.records[0])
-        )
+        found[task] = fit_task(sweep.points, seen, weight_RS, chance=chance, sweep=sweep, asked=asked.pop())
     return dataclasses.replace(laws, benchmarks=found, warnings=(*laws.warnings, *warnings))
 
 
@@ -199,16 +189,14 @@ def _rises(bits: np.ndarray, score: np.ndarray, chance: float, n_items: int) -> 
     return best > chance + 2 * math.sqrt(chance * (1 - chance) / n_items)
 
 
-def _read(table: Table, folders: Sequence[Path]) -> dict[str, _Evaluated]:
-    """Records of `evaluation.jsonl` in the folder of each run, the last of a task; without options, no law."""
-    found: dict[str, _Evaluated] = {}
+def _read(table: Table, folders: Sequence[Path]) -> dict[str, dict[int, Tree]]:
+    """By task, the last record of `evaluation.jsonl` in the folder of each row's run; without options, no law."""
+    found: dict[str, dict[int, Tree]] = {}
     for row, run_id in enumerate(table.text("run_id").tolist()):
         path = next((p for folder in folders if (p := folder / run_id / "evaluation.jsonl").is_file()), None)
         if path is None:
             continue
         for task, record in last_of_each_task(path).items():
             if BITS in record["metrics"]:
-                cells = found.setdefault(task, _Evaluated())
-                cells.rows.append(row)
-                cells.records.append(record)
+                found.setdefault(task, {})[row] = record
     return found

@@ -75,7 +75,7 @@ def _loss_range(table: Table) -> list[str]:
 def _named_units(table: Table) -> list[str]:
     """A text column `unit`, `units` or `loss_unit` against the columns that are fitted."""
     column = next((name for name in ("loss_unit", "unit", "units") if name in table.columns), None)
-    ours = next((name for name in LOSSES if table.has(name)), None)
+    ours = table.first_of(LOSSES)
     if column is None or ours is None or "*" in table.conventions.get(ours, ""):
         return []
     named = [unit_in(text) for text in table.text(column).tolist()]
@@ -117,7 +117,7 @@ def _two_units(table: Table) -> list[str]:
     in turn. Where a step of at least a factor 1.3 leaves little else it is said; refused where it is that between two
     units, and the upper group does not look like runs that failed.
     """
-    loss = next((name for name in LOSSES if table.has(name)), None)
+    loss = table.first_of(LOSSES)
     if loss is None or not table.has("n_params", "n_tokens"):
         return []
     given = np.stack([table.columns[name] for name in ("n_params", "n_tokens", loss)])

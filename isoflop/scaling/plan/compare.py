@@ -16,7 +16,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -187,15 +186,16 @@ def compare(
         raise PlanError(f"laws have no fit in common ({', '.join(draws_a)}; {', '.join(draws_b)}); fit both alike")
     draws_a = {name: draws_a[name][:rows] for name in common}
     draws_b = {name: draws_b[name][:rows] for name in common}
-    center_a, center_b = ({name: c[name] for name in common} for c in (center_a, center_b))
+    center_a, center_b = ({name: c[name][None] for name in common} for c in (center_a, center_b))  # one row
 
-    forward = _solve(laws_a, center_a, _losses(laws_b, center_b, budget_flops), budget_flops)
-    needed = _solve(laws_b, center_b, _losses(laws_a, center_a, budget_flops), budget_flops)
-    ln_by_law = _solve(laws_a, draws_a, _losses(laws_b, draws_b, budget_flops), budget_flops)
+    loss_a = laws_a.optimum_losses(center_a, budget_flops)
+    loss_b = laws_b.optimum_losses(center_b, budget_flops)
+    forward = {name: float(ln[0]) for name, ln in _solve(laws_a, center_a, loss_b, budget_flops).items()}
+    needed = {name: float(ln[0]) for name, ln in _solve(laws_b, center_b, loss_a, budget_flops).items()}
+    ln_by_law = _solve(laws_a, draws_a, laws_b.optimum_losses(draws_b, budget_flops), budget_flops)
     ln_pooled = np.concatenate([ln_by_law[name] for name in common])
     tails = [(1 - level) / 2, (1 + level) / 2]
     low, high = (float(v) for v in np.exp(np.quantile(ln_pooled, tails)))
-    center = math.exp(float(np.median([float(v[0]) for v in forward.values()])))
     limit = math.log(WIDEST_MULTIPLIER)
     at_limit = float((np.abs(ln_pooled) > limit - 1e-6).mean())
     if at_limit > (1 - level) / 2:
@@ -205,7 +205,7 @@ def compare(
         )
     exponents = _exponents(laws_a, laws_b, rows, level)
     decided = low > 1 or high < 1
-    spread = float(np.ptp([float(v[0]) for v in forward.values()]))
+    spread = float(np.ptp(list(forward.values())))
     if spread > math.log(2):
         warnings.append(
             f"the laws' multipliers differ by a factor {math.exp(spread):.3g}: the budget is far from the data"
@@ -220,19 +220,15 @@ def compare(
         budget_flops=budget_flops,
         level=level,
         multiplier=Multiplier(
-            center=center,
+            center=math.exp(float(np.median(list(forward.values())))),
             low=low,
             high=high,
-            by_law={name: math.exp(float(value[0])) for name, value in forward.items()},
+            by_law={name: math.exp(ln) for name, ln in forward.items()},
             resamples=rows,
             at_limit=at_limit,
         ),
-        needed=math.exp(float(np.median([float(v[0]) for v in needed.values()]))),
-        loss=LossPair(
-            float(np.mean(list(_losses(laws_a, center_a, budget_flops).values()))),
-            float(np.mean(list(_losses(laws_b, center_b, budget_flops).values()))),
-            laws_a.loss,
-        ),
+        needed=math.exp(float(np.median(list(needed.values())))),
+        loss=LossPair(float(np.mean(list(loss_a.values()))), float(np.mean(list(loss_b.values()))), laws_a.loss),
         exponents=exponents,
         held_out=held_out,
         families={side: _family(laws) for side, laws in (("a", laws_a), ("b", laws_b))},
@@ -248,18 +244,12 @@ def _sides(laws_a: Laws, laws_b: Laws) -> dict[str, tuple[str, int | None]]:
     return {name: (laws.held_out_sha256, laws.held_out_bytes) for name, laws in named}
 
 
-def _losses(laws: Laws, constants: Mapping[str, np.ndarray], total_flops: Any) -> dict[str, np.ndarray]:
-    """Best loss by law, one-dimensional (a centre counts as one row)."""
-    return {name: np.atleast_1d(v) for name, v in laws.optimum_losses(constants, total_flops).items()}
-
-
 def _solve(
     laws: Laws, constants: Mapping[str, np.ndarray], losses: Mapping[str, np.ndarray], total_flops: float
 ) -> dict[str, np.ndarray]:
     """ln m with L*(m C) = loss, by law and row. L* falls with C, so bisection on ln m; clipped at the search range."""
     solved = {}
-    for name, values in constants.items():
-        rows = np.atleast_2d(values)
+    for name, rows in constants.items():
         low = np.full(len(losses[name]), -math.log(WIDEST_MULTIPLIER))
         high = -low
         for _ in range(60):

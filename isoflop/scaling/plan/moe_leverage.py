@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from isoflop.model.config import ModelConfig
-from isoflop.scaling.fit.expert_forms import PUBLISHED_FORMS, Runs, leverage_exponent, saturated_share
+from isoflop.scaling.fit.expert_forms import PUBLISHED_FORMS, Runs, leverage_at
 from isoflop.scaling.laws import Laws
 from isoflop.scaling.plan.compare import compare
 from isoflop.scaling.sweep.family import activated_share
@@ -28,11 +28,7 @@ def ling_leverage(share: Any, granularity: Any, total_flops: Any) -> Any:
 
     Known answer: about 7 at share 1/32, granularity 11.3 and 1e22 FLOPs.
     """
-    law = PUBLISHED_FORMS["ling_leverage"].constants
-    exponent = leverage_exponent(
-        law["a0"], law["a1"], law["gamma"], law["beta"], np.asarray(granularity, dtype=float), np.log10(total_flops)
-    )
-    return np.exp(exponent * np.log(saturated_share(np.asarray(share, dtype=float), law["A_start"])))
+    return leverage_at(list(PUBLISHED_FORMS["ling_leverage"].constants.values()), share, granularity, total_flops)
 
 
 def joint_leverage(n_experts: float, total_flops: float) -> float:

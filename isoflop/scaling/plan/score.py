@@ -97,14 +97,11 @@ def score(
     measured_at: str,
     target_flops: float,
     target_flops_exact: float,
-    largest_sweep_flops: float | None = None,
-    largest_sweep_flops_exact: float | None = None,
 ) -> Score:
     """Compare the `[prediction]` section of a recipe with what its run measured.
 
     `started_at` is when training began, `measured_at` when validation ended (ISO 8601). Compute is what the run used,
-    M D (`target_flops`) and with the output head (`target_flops_exact`); the largest sweep budgets are taken from the
-    prediction unless given. `relative_error` is (predicted - measured) / measured, with its sign.
+    M D (`target_flops`) and with the output head (`target_flops_exact`).
 
     Raises:
         PlanError: no prediction, a loss that is not a number, a prediction made after the run started, or a run of
@@ -137,8 +134,7 @@ def score(
             f"{COMPUTE_TOLERANCE:.0%}; score the planned run, or plan again before training"
         )
     center, low, high = (float(prediction[key]) for key in ("bits_per_byte", "low", "high"))
-    sweep = largest_sweep_flops or prediction.get("largest_sweep_flops")
-    sweep_exact = largest_sweep_flops_exact or prediction.get("largest_sweep_flops_exact")
+    sweep, sweep_exact = prediction.get("largest_sweep_flops"), prediction.get("largest_sweep_flops_exact")
     return Score(
         predicted_bits_per_byte=center,
         interval=[low, high],

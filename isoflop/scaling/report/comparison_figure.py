@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from isoflop.pages.plot import BLUE, VERMILION, light_grid, log_axis, new_figure, style
-from isoflop.scaling.laws import Laws
 from isoflop.scaling.published import load_laws
 from isoflop.scaling.sweep.records import read_records
 
@@ -30,15 +29,11 @@ def comparison_figure(laws: tuple[Path, Path], records: tuple[Path, Path]) -> "F
             flops, losses = np.array([dot for dot in dots if dot[1]], dtype=float).T
             axes.plot(flops, losses, "o", color=color, markersize=4, alpha=0.6, label=f"{name}: runs")
             line = np.geomspace(flops.min(), FURTHER * flops.max(), 60)
-            axes.plot(line, _best_loss(law, line), color=color, label=f"{name}: best, by its laws")
+            best = np.mean(list(law.optimum_losses(law.constants(), line).values()), axis=0)  # over the laws
+            axes.plot(line, best, color=color, label=f"{name}: best, by its laws")
         log_axis(axes, "x")
         axes.set_xlabel("training compute C (FLOPs)")
         axes.set_ylabel(f"validation {LOSS_LABEL.get(unit, unit)}")
         axes.legend(frameon=False)
         light_grid(axes, "y")
     return figure
-
-
-def _best_loss(laws: Laws, flops: np.ndarray) -> np.ndarray:
-    """Mean over the laws."""
-    return np.mean(list(laws.optimum_losses(laws.constants(), flops).values()), axis=0)

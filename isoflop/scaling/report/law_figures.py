@@ -29,7 +29,7 @@ from isoflop.pages.plot import (
 )
 from isoflop.scaling.laws import Allocation, surface_optimum
 from isoflop.scaling.published import DEEPSEEK
-from isoflop.scaling.report.study import Study, band, resamples
+from isoflop.scaling.report.study import Study, allocation_band, band, resamples
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -69,7 +69,7 @@ def isoflop_figure(study: Study) -> "Figure | None":
 
 def allocation_figure(study: Study) -> "Figure | None":
     """Optimal model scale and optimal tokens against compute, with 90% bands and a published line for reference."""
-    law = study.laws and study.laws.allocation
+    law = study.allocation
     if law is None or law.law("n") is None or law.law("d") is None:
         return None
     end = max(study.largest_flops or 0.0, (study.target.flops or 0.0) if study.target else 0.0)
@@ -102,7 +102,7 @@ def curve_of(study: Study, budget: float, scale: np.ndarray) -> np.ndarray | Non
     if len(distinct) < 3:
         return None
     x = np.log10(scale)
-    law = study.laws and study.laws.allocation
+    law = study.allocation
     if law and str(law.interpolation).startswith("akima"):
         mean = np.bincount(index, loss) / np.bincount(index)
         return np.exp(Akima1DInterpolator(distinct, np.log(mean))(np.clip(x, distinct[0], distinct[-1])))
@@ -131,12 +131,10 @@ def _draw_vertex_path(axes: "Axes", study: Study, budgets: list[float]) -> None:
     if len(inside) >= 2:
         flops = np.array([vertex.total_flops for vertex in inside], dtype=float)
         loss = np.array([vertex.loss for vertex in inside], dtype=float)
-        rows = resamples(study, "n_allocation")
-        interval = band(rows[:, :1] * flops[None, :] ** rows[:, 1:]) if len(rows) else None
-        if interval is not None:
+        if interval := allocation_band(study, "n", flops):
             axes.fill_betweenx(loss, *interval, color=INK, alpha=0.10, linewidth=0, zorder=2)
-        if study.laws and study.laws.allocation and study.laws.allocation.law("n"):
-            centre = study.laws.allocation.best("n", flops)
+        if study.allocation and study.allocation.law("n"):
+            centre = study.allocation.best("n", flops)
             axes.plot(centre, loss, color=INK, linewidth=1.1, linestyle=(0, (4, 2)), zorder=5)
     colors = budget_colors(budgets)
     for vertex in vertices:
@@ -165,9 +163,7 @@ def _draw_diverged(axes: "Axes", study: Study, top: float) -> None:
 
 def _draw_allocation(axes: "Axes", study: Study, law: Allocation, flops: np.ndarray, letter: str) -> None:
     line = law.best(letter, flops)
-    rows = resamples(study, f"{letter}_allocation")
-    interval = band(rows[:, :1] * flops[None, :] ** rows[:, 1:]) if len(rows) else None
-    if interval is not None:
+    if interval := allocation_band(study, letter, flops):
         axes.fill_between(flops, *interval, color=BLUE, alpha=0.16, linewidth=0)
     labels = [(line[-1], "this study", BLUE)]
     largest = study.largest_flops or flops[-1]
@@ -213,7 +209,6 @@ def _draw_allocation(axes: "Axes", study: Study, law: Allocation, flops: np.ndar
 def _power_law_text(study: Study, law: Allocation, symbol: str) -> str:
     letter = "d" if symbol == "D" else "n"
     exponent = getattr(law, f"{letter}_exponent")
-    rows = resamples(study, f"{letter}_allocation")
-    interval = band(rows[:, 1]) if len(rows) else None
+    interval = band(resamples(study, f"{letter}_allocation")[:, 1])
     text = rf"{symbol} $\propto$ C$^{{\,{exponent:.2f}}}$"
     return text if interval is None else f"{text} [{interval[0]:.2f}, {interval[1]:.2f}]"

@@ -32,10 +32,7 @@ def plan_rows(plan: Plan) -> list[tuple[str, str]]:
         ("tokens", f"{plan.n_tokens:.4g} ({tree['tokens_per_param']:.3g} per parameter), {plan.steps} steps"),
         *_corpus_rows(plan),
         ("batch", batch),
-        (
-            "learning rate",
-            f"{plan.learning_rate:.4g}, {plan.recipe['train']['schedule']} ({plan.hyper.name} law)",
-        ),
+        ("learning rate", f"{plan.learning_rate:.4g}, {plan.recipe['train']['schedule']} ({plan.hyper.name} law)"),
         ("compute", f"{plan.total_flops:.4g} FLOPs as the laws count, {plan.total_flops_exact:.4g} with the head"),
     ]
     if plan.hours is not None and plan.gpu_hours is not None:

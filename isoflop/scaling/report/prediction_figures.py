@@ -56,11 +56,11 @@ def compute_figure(study: Study) -> "Figure | None":
     return figure
 
 
-def residual_figure(study: Study, law: str = "surface_log_huber") -> "Figure | None":
-    """Relative error of one fitted surface on every cell it was fitted to, and of the prediction on the target."""
-    constants = study.laws.constants().get(law) if study.laws else None
+def residual_figure(study: Study) -> "Figure | None":
+    """Relative error of the log-Huber surface on every cell it was fitted to, and of the prediction on the target."""
+    surface = study.laws and study.laws.surfaces.get("log_huber")
     cells = study.tuned
-    if constants is None or not cells:
+    if not surface or not cells:
         return None
     with style():
         figure = new_figure(4.1)
@@ -73,7 +73,7 @@ def residual_figure(study: Study, law: str = "surface_log_huber") -> "Figure | N
         best: dict[float, float] = {}
         misses = []
         for cell in cells:
-            fitted = float(surface_loss(constants, study.scale(cell), cell.n_tokens))
+            fitted = float(surface_loss(surface.constants, study.scale(cell), cell.n_tokens))
             misses.append(100 * (fitted / study.loss(cell) - 1))
             budget = number(cell.budget_flops)
             color = MUTED if budget is None else colors[budget]
@@ -92,7 +92,7 @@ def residual_figure(study: Study, law: str = "surface_log_huber") -> "Figure | N
         axes.set_xlabel(f"predicted {study.loss_label}")
         axes.set_ylabel("predicted over measured (%)")
         worst, rms = max(map(abs, misses)), float(np.sqrt(np.mean(np.square(misses))))
-        text = f"{LAW_LABEL.get(law, law)}, {len(misses)} cells: rms {rms:.2g}%, worst {worst:.2g}%"
+        text = f"{LAW_LABEL['surface_log_huber']}, {len(misses)} cells: rms {rms:.2g}%, worst {worst:.2g}%"
         text += "; shaded: 90% of single runs" if single_pc else ""
         subtitle(axes, "What the fit misses", text)
     return figure
@@ -108,8 +108,7 @@ def _draw_curves(axes: "Axes", study: Study, *, named: bool) -> None:
         axes.plot(flops, study.loss(cell), "o", color=color, markersize=4.5, alpha=0.75, markeredgewidth=0, zorder=3)
     end = max([*compute, (study.target.flops or 0.0) if study.target else 0.0])
     grid = np.geomspace(min(compute) / 1.15, end * 1.25, 120)
-    interval = lstar_band(study, grid)
-    if interval is not None:
+    if interval := lstar_band(study, grid):
         axes.fill_between(grid, *interval, color=OCHRE, alpha=0.18, linewidth=0, zorder=1)
     curves = law_curves(study, grid)
     for law, curve in curves.items():

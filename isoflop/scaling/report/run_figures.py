@@ -36,14 +36,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+MAX_PANELS = 3  # the settings of most compute
 MAX_POINTS = 1500
 """Of a training curve; more make the file larger and no reader wiser."""
 
 
-def hyper_figure(study: Study, max_panels: int = 3) -> "Figure | None":
+def hyper_figure(study: Study) -> "Figure | None":
     """Excess loss over learning rate and batch, one panel per setting that varies both; the largest settings first."""
     settings = hyper_settings(study.cells)
-    chosen = sorted(sorted(settings, key=lambda item: -item[0])[:max_panels])
+    chosen = sorted(sorted(settings, key=lambda item: -item[0])[:MAX_PANELS])
     if not chosen:
         return None
     with style():
@@ -235,9 +236,9 @@ def sharing_regret(study: Study) -> list[SharingRegret]:
     return found
 
 
-def smooth(values: np.ndarray, share: float = 0.01) -> np.ndarray:
-    """Exponential moving average without start-up bias; the horizon is `share` of the curve, at least 5 points."""
-    decay = 1.0 - 1.0 / max(5.0, share * len(values))
+def smooth(values: np.ndarray) -> np.ndarray:
+    """Exponential moving average without start-up bias; the horizon is 1% of the curve, at least 5 points."""
+    decay = 1.0 - 1.0 / max(5.0, 0.01 * len(values))
     result, total, weight = np.empty(len(values)), 0.0, 0.0
     for index, value in enumerate(values):
         total, weight = decay * total + (1 - decay) * float(value), decay * weight + (1 - decay)

@@ -16,13 +16,17 @@ import numpy as np
 
 from isoflop.errors import DataError, PlanError
 from isoflop.pages.plot import number
-from isoflop.scaling.laws import Laws, Vertex
+from isoflop.scaling.laws import FLOPS_FACTOR, Allocation, Laws, Vertex
 from isoflop.scaling.plan.predict import predict
 from isoflop.scaling.published import LawsSource, load_laws
 from isoflop.scaling.sweep.records import RunRecord
 
 Json = Mapping[str, Any]
 """A file that another stage wrote: plan, score, manifest, or a line of metrics."""
+LEVEL = 0.9
+"""Of the bands that are drawn."""
+Band = tuple[np.ndarray, np.ndarray]
+"""Low and high."""
 LOSS_LABEL = {"bits_per_byte": "bits per byte", "loss_nats": "loss (nats per token)"}
 SCALE_LABEL = {"flops_per_token": "model scale M (FLOPs per token)", "n_params": "model size N (parameters)"}
 LAW_LABEL = {
@@ -77,12 +81,19 @@ class Study:
     target: Target | None
     loss_key: str
     scale_key: str
-    per_token: float
-    """C = per_token * scale * tokens: 1 for M (FLOPs per token), 6 for N (parameters)."""
     controls: list[RunRecord] = field(default_factory=list)
     """Cells run once more without a shared trunk."""
     failed: list[RunRecord] = field(default_factory=list)
     """Cells that could not be run."""
+
+    @property
+    def per_token(self) -> float:
+        """C = per_token * scale * tokens: 1 for M (FLOPs per token), 6 for N (parameters)."""
+        return FLOPS_FACTOR[self.scale_key]
+
+    @property
+    def allocation(self) -> Allocation | None:
+        return self.laws.allocation if self.laws else None
 
     @property
     def budgets(self) -> list[float]:
@@ -122,7 +133,7 @@ class Study:
 
         A vertex that the law did not use is left out: far outside the tested sizes its place means nothing.
         """
-        found = self.laws.allocation.vertices if self.laws and self.laws.allocation else ()
+        found = self.allocation.vertices if self.allocation else ()
         places = {id(v): (v.scale_opt, v.tokens_opt, v.loss, v.budget_flops) for v in found}
         shown = [v for v in found if v.used and None not in map(number, places[id(v)])]
         return sorted(shown, key=lambda vertex: vertex.total_flops)
@@ -159,7 +170,7 @@ def read_study(
     rows = list(map(as_record, records))
     known = load_laws(laws) if laws else None
     scale_key, loss_key = (known.scale, known.loss) if known else ("flops_per_token", "bits_per_byte")
-    study = Study([], [], known, None, loss_key, scale_key, 6.0 if scale_key == "n_params" else 1.0)
+    study = Study([], [], known, None, loss_key, scale_key)
     finished = [row for row in rows if study.usable(row) and row.status == "finished"]
     cells = [row for row in finished if row.kind not in ("target", "control")]
     if not cells and not known:
@@ -202,13 +213,18 @@ def law_curves(study: Study, flops: np.ndarray) -> dict[str, np.ndarray]:
     return {name: np.asarray(v) for name, v in study.laws.optimum_losses(_constants(study.laws), flops).items()}
 
 
-def lstar_band(study: Study, flops: np.ndarray, level: float = 0.9) -> tuple[np.ndarray, np.ndarray] | None:
-    """Bootstrap band of L*(C) over a grid of compute, or None without resamples."""
+def lstar_band(study: Study, flops: np.ndarray) -> Band | None:
+    """Of L*(C) over a grid of compute, or None without resamples."""
     draws = resamples(study, "lstar")
     if study.laws is None or not len(draws):
         return None
-    losses = study.laws.optimum_losses({"lstar": draws[:, None, :]}, flops[None, :])
-    return band(losses["lstar"], level)
+    return band(study.laws.optimum_losses({"lstar": draws[:, None, :]}, flops[None, :])["lstar"])
+
+
+def allocation_band(study: Study, letter: str, flops: np.ndarray) -> Band | None:
+    """Of the optimal scale ("n") or tokens ("d") over a grid of compute, or None without resamples."""
+    rows = resamples(study, f"{letter}_allocation")
+    return band(rows[:, :1] * flops[None, :] ** rows[:, 1:])
 
 
 def target_laws(study: Study) -> list[LawAtTarget]:
@@ -242,14 +258,14 @@ def target_laws(study: Study) -> list[LawAtTarget]:
 def resamples(study: Study, name: str) -> np.ndarray:
     """Bootstrap rows of one law that are finite, none where there are none."""
     rows = study.laws.resamples.get(name) if study.laws else None
-    return np.empty((0, 0)) if rows is None else rows[np.isfinite(rows).all(axis=1)]
+    return np.empty((0, 2)) if rows is None else rows[np.isfinite(rows).all(axis=1)]
 
 
-def band(values: np.ndarray, level: float = 0.9) -> tuple[np.ndarray, np.ndarray] | None:
+def band(values: np.ndarray) -> Band | None:
     """Percentile interval along axis 0; None with fewer than 20 rows, where percentiles mean little."""
     if len(values) < 20:
         return None
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
     return low, high
 
 

@@ -144,10 +144,9 @@ def allocation_rows(study: Study) -> Rows:
     """The laws of the optimal split of compute."""
     rows: Rows = []
     for letter, what in (("n", study.scale_label), ("d", "tokens D")):
-        law = study.laws.allocation.law(letter) if study.laws and study.laws.allocation else None
+        law = study.allocation.law(letter) if study.allocation else None
         if law is not None:
-            drawn = resamples(study, f"{letter}_allocation")
-            interval = (band(drawn[:, 1]) if len(drawn) else None) or (None, None)
+            interval = band(resamples(study, f"{letter}_allocation")[:, 1]) or (None, None)
             rows.append({"what": f"optimal {what}", "coefficient": law[0], "exponent": law[1], "interval": interval})
     return rows
 
@@ -232,8 +231,8 @@ def regret_of_sharing(study: Study) -> Tree | None:
 
 def unused_budgets(study: Study) -> list[float]:
     """Budgets whose vertex no law was fitted to."""
-    law = study.laws and study.laws.allocation
-    return [v.budget_flops for v in (law.vertices if law else ()) if not v.used and number(v.budget_flops)]
+    vertices = study.allocation.vertices if study.allocation else ()
+    return [v.budget_flops for v in vertices if not v.used and number(v.budget_flops)]
 
 
 def convention_rows(study: Study) -> list[tuple[str, Any]]:

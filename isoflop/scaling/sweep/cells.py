@@ -92,11 +92,7 @@ class Cell:
     @property
     def recipe(self) -> Tree:
         """The pretrain recipe of this cell, as the tree that isoflop.training.pretrain.recipe.PretrainRecipe reads."""
-        own = {
-            "n_tokens": self.n_tokens,
-            "batch_tokens": self.batch_tokens,
-            "learning_rate": self.learning_rate,
-        }
+        own = {"n_tokens": self.n_tokens, "batch_tokens": self.batch_tokens, "learning_rate": self.learning_rate}
         return {
             "model": model_tree(self.config),
             "data": dict(self.sections["data"]),

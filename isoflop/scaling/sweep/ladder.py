@@ -371,51 +371,40 @@ def _sections(recipe: LadderRecipe, batch_sequences: int, warmup_steps: int, see
 def _fit_into_time(recipe: LadderRecipe, speed: Speed, data_sha256: str) -> Ladder:
     """The largest budgets, in their fixed ratio, that fit into the time and under max_tokens: bisect the first one."""
     spec = recipe.ladder
-    limit_s = 60 * spec.minutes or 3600 * spec.gpu_hours
-
-    least_s = math.inf
-
-    def attempt(first: float) -> tuple[Ladder | None, bool]:
-        """A ladder (None: too small for whole shapes or steps), and whether it fits."""
-        nonlocal least_s
-        first = float(f"{first:.3g}")
+    key, unit_s = ("minutes", 60) if spec.minutes else ("gpu_hours", 3600)
+    asked = getattr(spec, key)
+    # Above `high` the family has no shapes left, so that a ladder that can't be planned is always too small.
+    widest = largest_scale(recipe.model.seq_len, recipe.family) / spec.size_span / spec.budget_ratio
+    high = math.log(recipe.allocation.budget_at(widest) / spec.budget_ratio ** (spec.n_budgets - 1))
+    low, best, least_s = math.log(1e3), None, math.inf
+    for _ in range(24):
+        middle = (low + high) / 2
+        first = float(f"{math.exp(middle):.3g}")
         budgets = tuple(float(f"{first * spec.budget_ratio**index:.3g}") for index in range(spec.n_budgets))
         try:
             ladder = _plan(recipe, budgets, speed, data_sha256)
-        except RecipeError:
-            return None, True
+        except RecipeError:  # too small for whole shapes or steps
+            low = middle
+            continue
         seconds = ladder.wall_seconds() if spec.minutes else ladder.worker_seconds()
         assert seconds is not None
         least_s = min(least_s, seconds)
         tokens = max(cell.n_tokens for cell in ladder.cells)
-        return ladder, seconds <= limit_s and (not spec.max_tokens or tokens <= spec.max_tokens)
-
-    # Above `high` the family has no shapes left, so that a ladder that can't be planned is always too small.
-    widest = largest_scale(recipe.model.seq_len, recipe.family) / spec.size_span / spec.budget_ratio
-    high = math.log(recipe.allocation.budget_at(widest) / spec.budget_ratio ** (spec.n_budgets - 1))
-    low, best = math.log(1e3), None
-    for _ in range(24):
-        middle = (low + high) / 2
-        ladder, fits = attempt(math.exp(middle))
-        if fits:
-            low, best = middle, ladder or best
+        if seconds <= unit_s * asked and (not spec.max_tokens or tokens <= spec.max_tokens):
+            low, best = middle, ladder
         else:
             high = middle
-    if best is None:
-        asked = f"ladder.minutes = {spec.minutes:g}" if spec.minutes else f"ladder.gpu_hours = {spec.gpu_hours:g}"
-        cells = (
-            f"with cells of at most ladder.max_tokens = {spec.max_tokens}" if spec.max_tokens else "even the smallest"
-        )
-        needed = (
-            math.ceil(1000 * least_s / (60 if spec.minutes else 3600)) / 1000 if limit_s < least_s < math.inf else 0
-        )
-        key = asked.partition(" ")[0]
-        way_out = f"the shortest sweep needs {key} = {needed:g}: give that much, or" if needed else "give more time, or"
-        raise RecipeError(
-            f"{asked} is too short for {spec.n_budgets} budgets of {spec.n_sizes} sizes on this device at its measured "
-            f"speed ({cells}); {way_out} fewer budgets or sizes"
-        )
-    return best
+    if best is not None:
+        return best
+    cells = f"with cells of at most ladder.max_tokens = {spec.max_tokens}" if spec.max_tokens else "even the smallest"
+    way_out = "give more time, or"
+    if unit_s * asked < least_s < math.inf:
+        needed = math.ceil(1000 * least_s / unit_s) / 1000
+        way_out = f"the shortest sweep needs ladder.{key} = {needed:g}: give that much, or"
+    raise RecipeError(
+        f"ladder.{key} = {asked:g} is too short for {spec.n_budgets} budgets of {spec.n_sizes} sizes on this device at "
+        f"its measured speed ({cells}); {way_out} fewer budgets or sizes"
+    )
 
 
 def _warnings(recipe: LadderRecipe, cells: tuple[Cell, ...]) -> list[str]:

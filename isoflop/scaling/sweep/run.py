@@ -175,7 +175,7 @@ class _Scheduler:
         self.stack = stack or _stack_of(next(iter(self.cells.values())), engine)
         began = last_shown = waiting_since = time.monotonic()
         try:
-            while self._unfinished():
+            while any(job.state != "finished" for job in self.jobs.values()):
                 while not should_stop() and len(self.running) < engine.slots() and (jobs := self._next()):
                     task = engine.start(run_jobs, [job.message(self.keep_weights) for job in jobs])
                     self.running[task] = time.monotonic(), jobs
@@ -200,9 +200,6 @@ class _Scheduler:
                 on_progress(self._progress(time.monotonic() - began))
         finally:
             engine.stop()
-
-    def _unfinished(self) -> bool:
-        return any(job.state != "finished" for job in self.jobs.values())
 
     def _next(self) -> list[Job]:
         """The most expensive job that can start, with others of its kind; none where none can.

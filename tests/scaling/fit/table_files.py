@@ -1,10 +1,26 @@
-"""Workbooks and Parquet files as bytes, for tests of what reads them."""
+"""Runs to write down in many ways, and workbooks and Parquet files as bytes, for tests of what reads them."""
 
 import io
 import zipfile
 from xml.sax.saxutils import escape
 
+import numpy as np
 import pytest
+
+from isoflop.scaling.laws import Surface
+
+HEAD = ("n_params", "n_tokens", "loss_nats")
+TRUTH = Surface(1.7, 400.0, 1800.0, 0.34, 0.37)
+
+
+def _runs():
+    sizes = np.round(np.geomspace(2e6, 3e9, 24) * np.random.default_rng(0).uniform(0.9, 1.1, 24), -5)
+    tokens = np.round(np.tile(np.geomspace(1e8, 2e11, 6), 4), -6)
+    return [(float(n), float(d), round(float(TRUTH.loss(n, d)), 4)) for n, d in zip(sizes, tokens)]
+
+
+RUNS = _runs()
+"""24 runs whose numbers survive any spelling: whole sizes in thousands, losses with four decimals."""
 
 
 def workbook(**sheets):

@@ -5,9 +5,9 @@ import pytest
 from places import SHARED
 
 from isoflop.errors import FitError
-from isoflop.scaling.fit.expert_forms import FORMS, PUBLISHED_FORMS, Runs, saturated
+from isoflop.scaling.fit.expert_forms import FORMS, PUBLISHED_FORMS, Runs, leverage_at, saturated
 from isoflop.scaling.fit.expert_runs import read_runs
-from isoflop.scaling.fit.experts import fit_experts, leverage_at
+from isoflop.scaling.fit.experts import fit_experts
 from isoflop.scaling.fit.run import run_fit
 from isoflop.scaling.fit.table import Table
 
@@ -54,12 +54,15 @@ def covered(fit, truth):
     return [fit["interval_95"][name][0] <= truth[name] <= fit["interval_95"][name][1] for name in names]
 
 
-@pytest.mark.skipif(not ROUTING.is_dir(), reason="no folder shared/data/scaling beside the checkout")
+needs_routing = pytest.mark.skipif(not ROUTING.is_dir(), reason="no folder shared/data/scaling beside the checkout")
+ROUTED = {"mapping": "n_params=dense_parameter_count,n_experts=num_experts,loss_nats=loss_validation"}
+
+
+@needs_routing
 @pytest.mark.parametrize("other", ["RL-R", "S-Base"])
 def test_clarks_law_carries_intervals_on_his_own_runs(other):
     where = ["k=1", "routing_frequency=0.5", "num_experts<=512", f"router_type!={other}"]
-    mapping = "n_params=dense_parameter_count,n_experts=num_experts,loss_nats=loss_validation"
-    found = run_fit(ROUTING / "runs.csv", "experts", form="clark", mapping=mapping, where=where, bootstrap=200)
+    found = run_fit(ROUTING / "runs.csv", "experts", form="clark", where=where, bootstrap=200, **ROUTED)
     fit = found["fits"]["clark"]
     low, high = fit["interval_95"]["a"]
     assert low < fit["a"] < high and high - low < 0.01
@@ -67,11 +70,10 @@ def test_clarks_law_carries_intervals_on_his_own_runs(other):
     assert set(found["skipped"]) == set() and fit["published"]["source"].startswith("Clark")
 
 
-@pytest.mark.skipif(not ROUTING.is_dir(), reason="no folder shared/data/scaling beside the checkout")
+@needs_routing
 def test_forms_that_the_columns_cannot_carry_are_skipped_with_the_reason():
-    mapping = "n_params=dense_parameter_count,n_experts=num_experts,loss_nats=loss_validation"
     where = ["k=1", "routing_frequency=0.5", "router_type!=RL-R"]
-    found = run_fit(ROUTING / "runs.csv", "experts", mapping=mapping, where=where, bootstrap=0)
+    found = run_fit(ROUTING / "runs.csv", "experts", where=where, bootstrap=0, **ROUTED)
     assert set(found["fits"]) == {"clark"} and set(found["skipped"]) == {"joint", "granularity", "leverage"}
     assert "n_tokens" in found["skipped"]["joint"]
 
@@ -111,7 +113,7 @@ def test_the_leverage_law_finds_its_constants_and_multipliers_within_their_inter
         fit = fit_experts(leverage_table(seed), form="leverage", bootstrap=120).found["fits"]["leverage"]
         hits += covered(fit, truth)
         for row in fit["leverage"]:
-            true = leverage_at(LING, row["activated_share"], row["granularity"], row["total_flops"])
+            true = leverage_at(LING[3:], row["activated_share"], row["granularity"], row["total_flops"])
             rows_hit.append(row["interval_95"][0] <= true <= row["interval_95"][1])
             assert row["leverage"] == pytest.approx(true, rel=0.1)
     assert len(hits) == 32 and np.mean(hits) > 0.85
@@ -126,7 +128,7 @@ def test_one_family_beside_dense_runs_fixes_the_level_and_holds_the_rest_at_the_
     assert fit["gamma"] == pytest.approx(0.0167) and fit["A_start"] == pytest.approx(0.0163)
     assert any("held at ling_leverage's value" in text for text in fitted.warnings)
     (row,) = fit["leverage"]
-    assert row["leverage"] == pytest.approx(leverage_at(LING, 1 / 16, 8, 1e22), rel=0.1)
+    assert row["leverage"] == pytest.approx(leverage_at(LING[3:], 1 / 16, 8, 1e22), rel=0.1)
 
 
 def test_clarks_law_is_not_fitted_across_token_counts():

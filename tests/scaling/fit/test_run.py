@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+from law_examples import example_records
 
 from isoflop.errors import FitError, IsoflopError, PlanError
 from isoflop.scaling.fit import law_set
@@ -22,29 +23,17 @@ TRUTH = Surface(0.8, 120.0, 150.0, 0.4, 0.38)
 TRUTH_OF_TABLE = Surface(1.8172, 477.83, 2143.4, 0.34731, 0.36717)  # Besiroglu et al. (arXiv 2404.10102)
 
 
-def sweep(budgets=4, sizes=5, noise=0.003, seed=0, truth=TRUTH):
+def sweep(budgets=4, sizes=5, noise=0.003, seed=0):
     """Records of a ladder centred near the truth's optimum."""
-    generator = np.random.default_rng(seed)
-    records = []
-    for flops in np.geomspace(3e11, 2.4e12, budgets):
-        centre = truth.optimum(flops, 1.0)[0] * np.exp(generator.normal(0, 0.15))
-        for scale in centre * np.geomspace(0.4, 2.5, sizes):
-            loss = float(truth.loss(scale, flops / scale)) * (1 + noise * generator.normal())
-            records.append(
-                RunRecord(
-                    f"{flops:.3g}-{scale:.3g}",
-                    budget_flops=flops,
-                    flops_per_token=scale,
-                    n_tokens=int(flops / scale),
-                    total_flops=flops,
-                    bits_per_byte=loss,
-                    loss_nats=loss * 2,
-                    learning_rate=1e-3,
-                    cooled=True,
-                    conventions={"flops": "M D"},
-                )
-            )
-    return records
+    return example_records(
+        TRUTH.constants,
+        np.geomspace(3e11, 2.4e12, budgets),
+        np.geomspace(0.4, 2.5, sizes),
+        noise=noise,
+        seed=seed,
+        off=0.15,
+        conventions={"flops": "M D"},
+    )
 
 
 def at_optimum(laws, flops):
@@ -166,13 +155,11 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say():
     assert inside >= 7
 
 
-def test_targets_diverged_and_uncooled_runs_are_left_out_and_named():
+def test_targets_controls_diverged_and_uncooled_runs_are_left_out():
     records = sweep()
-    spoiled = [
-        RunRecord("t", kind="target", flops_per_token=1e6, n_tokens=10**7, total_flops=1e13, bits_per_byte=9.0),
-        RunRecord("d", status="diverged", flops_per_token=1e6, n_tokens=10**6, total_flops=1e12, bits_per_byte=9.0),
-        RunRecord("u", cooled=False, flops_per_token=1e6, n_tokens=10**6, total_flops=1e12, bits_per_byte=9.0),
-    ]
+    kinds = {"kind": "target"}, {"kind": "control"}, {"status": "diverged"}, {"cooled": False}
+    same = {"flops_per_token": 1e6, "n_tokens": 10**6, "total_flops": 1e12, "bits_per_byte": 9.0}
+    spoiled = [RunRecord(str(what), **what, **same) for what in kinds]
     laws = fit(records + spoiled, bootstrap=20)
     assert laws.n_runs == 20
     assert laws.surfaces == fit(records, bootstrap=20).surfaces
@@ -191,26 +178,12 @@ def test_a_budget_that_lost_its_sizes_is_left_out_but_not_the_sweep():
 
 
 def test_vertices_outside_leave_the_allocation_to_the_curves_fitted_together():
-    truth = Surface(0.8, 120.0, 150.0, 0.4, 0.38)
-    records = [
-        RunRecord(
-            f"{flops}-{factor}",
-            budget_flops=flops,
-            flops_per_token=truth.optimum(flops, 1.0)[0] * factor,
-            n_tokens=int(truth.optimum(flops, 1.0)[1] / factor),
-            total_flops=flops,
-            bits_per_byte=float(
-                truth.loss(truth.optimum(flops, 1.0)[0] * factor, truth.optimum(flops, 1.0)[1] / factor)
-            ),
-        )
-        for flops in np.geomspace(3e11, 2.4e12, 4)
-        for factor in (1.6, 2.5, 4.0, 6.0)
-    ]
+    records = example_records(TRUTH.constants, np.geomspace(3e11, 2.4e12, 4), (1.6, 2.5, 4.0, 6.0))
     laws = fit(records, bootstrap=20)
     assert laws.allocation.source == "pooled curve"
     assert any("outside the tested range" in text for text in laws.warnings)
     optimum = laws.allocation.best("n", 1e12)
-    assert optimum == pytest.approx(truth.optimum(1e12, 1.0)[0], rel=0.5)
+    assert optimum == pytest.approx(TRUTH.optimum(1e12, 1.0)[0], rel=0.5)
 
 
 def test_run_fit_reads_maps_and_filters_like_the_command(tmp_path):
@@ -248,12 +221,6 @@ def test_importing_the_fit_imports_no_torch():
     code += "\nimport sys; print([name for name in sys.modules if name.split('.')[0] == 'torch'])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
-
-
-def test_controls_take_no_part_in_the_fit():
-    records = sweep()
-    control = RunRecord("c", kind="control", flops_per_token=1e6, n_tokens=10**6, total_flops=1e12, bits_per_byte=9.0)
-    assert fit([*records, control], bootstrap=0).surfaces == fit(records, bootstrap=0).surfaces
 
 
 def test_the_priors_tame_a_noisy_narrow_sweep_and_yield_to_a_quiet_one(monkeypatch):

@@ -6,65 +6,20 @@ import json
 
 import numpy as np
 import pytest
+from table_files import HEAD, RUNS, TRUTH
 
 from isoflop.columns import as_number
 from isoflop.errors import DataError, FitError, IsoflopError
 from isoflop.scaling.fit.run import LAWS, fit_table, run_fit
 from isoflop.scaling.fit.selection import load_table
 from isoflop.scaling.fit.table import Table, read_table
-from isoflop.scaling.laws import Surface
 from isoflop.scaling.sweep.records import RunRecord
 
-HEAD = ("n_params", "n_tokens", "loss_nats")
-TRUTH = Surface(1.7, 400.0, 1800.0, 0.34, 0.37)
 
-
-def runs(seed=0):
-    """24 runs whose numbers survive any spelling: whole sizes in thousands, losses with four decimals."""
-    generator = np.random.default_rng(seed)
-    sizes = np.round(np.geomspace(2e6, 3e9, 24) * generator.uniform(0.9, 1.1, 24), -3)
-    tokens = np.round(np.tile(np.geomspace(1e8, 2e11, 6), 4), -3)
-    return [(float(n), float(d), round(float(TRUTH.loss(n, d)), 4)) for n, d in zip(sizes, tokens)]
-
-
-def spelled(value, group="", decimal="."):
-    whole, _, fraction = repr(value).partition(".")
-    grouped = f"{int(whole):,}".replace(",", group)
-    return grouped if fraction == "0" else grouped + decimal + fraction
-
-
-def write(path, rows, head=HEAD, sep=",", ends="\n", encoding="utf-8"):
-    with open(path, "w", newline="", encoding=encoding) as file:
-        csv.writer(file, delimiter=sep, lineterminator=ends).writerows([head, *rows])
+def write(path, rows, head=HEAD):
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([head, *rows])
     return path
-
-
-SPELLINGS = {
-    "commas": {"group": ","},
-    "apostrophes": {"group": "'"},
-    "no-break spaces": {"group": "\u00a0"},
-    "narrow spaces and decimal commas": {"group": "\u202f", "decimal": ",", "sep": ";"},
-    "points and decimal commas": {"group": ".", "decimal": ",", "sep": "\t"},
-    "decimal commas in quotes": {"decimal": ","},
-    "underscores": {"group": "_"},
-    "bars": {"sep": "|"},
-    "a spreadsheet's UTF-16": {"decimal": ",", "sep": "\t", "encoding": "utf-16", "ends": "\r\n"},
-    "a byte order mark": {"encoding": "utf-8-sig", "ends": "\r\n"},
-    "spaces around names": {"head": (" n_params", "n_tokens ", "\tloss_nats")},
-}
-
-
-@pytest.mark.parametrize("spelling", SPELLINGS)
-def test_every_spelling_of_the_same_numbers_gives_the_same_columns_and_is_said(tmp_path, spelling):
-    how = dict(SPELLINGS[spelling])
-    marks = {name: how.pop(name) for name in ("group", "decimal") if name in how}
-    table = read_table(write(tmp_path / "t.csv", [[spelled(v, **marks) for v in row] for row in runs()], **how))
-    for name, column in zip(HEAD, zip(*runs())):
-        np.testing.assert_array_equal(table.columns[name], column)
-    said = " ".join(table.inferences)
-    assert ("read as" in said) == bool(marks or how.get("encoding") == "utf-16"), said
-    assert ("separated by" in said) == ("sep" in how)
-    assert fit_table(table, "surface", bootstrap=0)["inferences"] == table.inferences
 
 
 @pytest.mark.parametrize(
@@ -110,7 +65,7 @@ def test_units_and_separators_that_leave_no_doubt_are_numbers(tmp_path, cell, nu
     ],
 )
 def test_a_cell_that_is_no_number_is_named_with_its_column_and_line_by_every_law_that_reads_it(tmp_path, cell):
-    rows = [list(row) for row in runs()]
+    rows = [list(row) for row in RUNS]
     rows[4][2] = cell
     path = write(tmp_path / "runs.csv", rows)
     for law in ("surface", "parabola", "lstar", "hyper"):
@@ -125,14 +80,14 @@ def test_a_cell_that_is_no_number_is_named_with_its_column_and_line_by_every_law
 
 
 def test_a_bad_cell_makes_no_other_column_take_the_place_of_its_own(tmp_path):
-    rows = [(n, d, loss, "6 PF" if i == 3 else 6 * n * d) for i, (n, d, loss) in enumerate(runs())]
+    rows = [(n, d, loss, "6 PF" if i == 3 else 6 * n * d) for i, (n, d, loss) in enumerate(RUNS)]
     with pytest.raises(DataError, match=r"column total_flops, t\.csv line 5: '6 PF' is no number"):
         run_fit(write(tmp_path / "t.csv", rows, (*HEAD, "total_flops")), "power", bootstrap=0)
 
 
 @pytest.mark.parametrize("mark", ["N/A", "-", "nan", "NULL", "#DIV/0!", "\u2014", ""])
 def test_a_missing_number_costs_its_row_and_is_said(tmp_path, mark):
-    rows = [list(row) for row in runs()]
+    rows = [list(row) for row in RUNS]
     rows[7][2] = mark
     result = run_fit(write(tmp_path / "t.csv", rows), "surface", bootstrap=0)
     assert result["n_rows"] == 23
@@ -183,7 +138,7 @@ def test_empty_lines_and_columns_of_a_spreadsheet_are_no_rows_and_no_columns(tmp
 def two_texts(ids, **more):
     return [
         {"run_id": name, "text": text, "n_params": n, "n_tokens": d, "loss_nats": loss - minus, **more}
-        for name, (n, d, loss) in zip(ids, runs())
+        for name, (n, d, loss) in zip(ids, RUNS)
         for text, minus in (("web", 0.0), ("code", 0.8), ("web2", 0.1))
     ]
 
@@ -209,7 +164,7 @@ def test_csv_and_json_lines_keep_the_same_rows_of_a_run(tmp_path, ids, where):
 def test_a_repeated_run_of_a_sweep_replaces_its_earlier_row_and_that_is_said(tmp_path):
     rows = [
         RunRecord(f"r{i}", study="s", n_params_total=1, n_tokens=int(d), flops_per_token=n, loss_nats=loss).to_dict()
-        for i, (n, d, loss) in enumerate(runs())
+        for i, (n, d, loss) in enumerate(RUNS)
     ]
     again = [{**rows[3], "loss_nats": 9.0}, {**rows[5], "loss_nats": 8.0}]
     (tmp_path / "records.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, *again]))

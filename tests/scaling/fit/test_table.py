@@ -105,16 +105,9 @@ def test_jsonl_and_csv_give_the_same_table(table_path, tmp_path):
     assert read_table([table_path, path]).n_rows == 6
 
 
-def test_unreadable_tables_are_named(tmp_path):
+def test_a_table_that_is_not_there_is_named(tmp_path):
     with pytest.raises(DataError, match="does not exist"):
         read_table(tmp_path / "none.csv")
-    path = tmp_path / "empty.csv"
-    path.write_text("a,b\n")
-    with pytest.raises(DataError, match="has no rows"):
-        read_table(path)
-    path.write_text("a,b\n1,2,3\n")
-    with pytest.raises(DataError, match="line 2 has 3 values"):
-        read_table(path)
 
 
 def sweep(**changes):

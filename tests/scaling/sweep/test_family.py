@@ -12,14 +12,7 @@ from isoflop.model.accounting import count_parameters, flops_per_token
 from isoflop.recipe import from_tree, to_toml
 from isoflop.scaling.plan.moe_leverage import ling_granularity
 from isoflop.scaling.sweep.cells import model_tree
-from isoflop.scaling.sweep.family import (
-    DENSE,
-    ExpertFamily,
-    Family,
-    LatentFamily,
-    activated_share,
-    family_text,
-)
+from isoflop.scaling.sweep.family import DENSE, ExpertFamily, Family, LatentFamily, activated_share, family_text
 from isoflop.scaling.sweep.ladder import LadderRecipe, plan_ladder
 from isoflop.scaling.sweep.recipe import check_family
 from isoflop.scaling.sweep.shapes import depth_rule, largest_scale, least_layers, shape, shape_near
@@ -40,13 +33,9 @@ def test_widths_of_the_released_models_are_members():
     small = shape(2048, vocab_size=102400, seq_len=4096, family=LITE)
     assert small.experts is not None and small.latent is not None
     assert (small.experts.d_expert, small.d_ff) == (1408, 8 * 1408)
-    assert (small.latent.d_kv_latent, small.latent.d_nope, small.latent.d_rope, small.latent.d_value) == (
-        512,
-        128,
-        64,
-        128,
-    )
-    assert (small.d_head, small.n_heads, small.latent.d_q_latent) == (192, 16, 0)
+    latent = small.latent
+    assert (latent.d_kv_latent, latent.d_nope, latent.d_rope, latent.d_value) == (512, 128, 64, 128)
+    assert (small.d_head, small.n_heads, latent.d_q_latent) == (192, 16, 0)
     large = shape(7168, vocab_size=102400, seq_len=4096, family=Family(latent=LatentFamily(0.07, 0.21)))
     assert large.latent is not None and (large.latent.d_kv_latent, large.latent.d_q_latent) == (512, 1536)
 

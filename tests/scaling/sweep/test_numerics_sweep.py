@@ -1,6 +1,8 @@
 """Number formats through ladders, sweeps, records, plans and comparisons: carried, said, and never mixed unseen."""
 
+import numpy as np
 import pytest
+from law_examples import example_records
 
 from isoflop.errors import FitError, RecipeError
 from isoflop.recipe import from_tree, load_recipe, to_tree, write_recipe
@@ -10,7 +12,7 @@ from isoflop.scaling.fit.table import Table
 from isoflop.scaling.plan.choose import plan as make_plan
 from isoflop.scaling.plan.compare import compare
 from isoflop.scaling.sweep.ladder import LadderRecipe, ladder_on_tokens, plan_ladder
-from isoflop.scaling.sweep.records import RunRecord, read_records
+from isoflop.scaling.sweep.records import read_records
 from isoflop.scaling.sweep.run import run_sweep
 from isoflop.training.pretrain.recipe import PretrainRecipe
 
@@ -61,32 +63,10 @@ def test_a_sweep_on_the_core_leaves_records_that_say_so(tmp_path, tiny_tokens):
 
 def runs(worth, numerics):
     """Records of a study whose models reach the loss of `worth` times the compute."""
-    found = []
-    for budget in (1e15, 3e15, 9e15, 2.7e16):
-        best = 0.17 * budget**0.52
-        for index in range(5):
-            scale = best * 1.6 ** (index - 2)
-            tokens = budget / scale
-            loss = 0.7 + 60 / (scale * worth**0.5) ** 0.3 + 120 / (tokens * worth**0.5) ** 0.3
-            found.append(
-                RunRecord(
-                    run_id=f"{numerics} {budget} {index}",
-                    budget_flops=budget,
-                    total_flops=budget,
-                    flops_per_token=scale,
-                    n_tokens=int(tokens),
-                    bits_per_byte=loss,
-                    loss_nats=3 * loss,
-                    learning_rate=0.001,
-                    batch_tokens=4096,
-                    cooled=True,
-                    numerics=numerics,
-                    held_out_sha256="e" * 64,
-                    held_out_bytes=178_000,
-                    conventions={"family": "dense; MHA", "numerics": numerics},
-                )
-            )
-    return found
+    truth, budgets = np.array([0.7, 60.0, 120.0, 0.3, 0.3]), (1e15, 3e15, 9e15, 2.7e16)
+    fields = {"numerics": numerics, "held_out_sha256": "e" * 64, "held_out_bytes": 178_000}
+    fields["conventions"] = {"family": "dense; MHA", "numerics": numerics}
+    return example_records(truth, budgets, 1.6 ** np.arange(-2.0, 3.0), worth=worth, **fields)
 
 
 def test_a_format_that_costs_compute_is_priced_and_both_sides_are_named():

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from killing import finish, kill, n_lines, size, start, wait_until, workers_of
+from small_ladders import cells_of, facts, ladder_recipe
 
 from isoflop.errors import IsoflopError, RecipeError
 from isoflop.launch import local
@@ -21,7 +22,7 @@ from isoflop.scaling.report.load_figures import read_load
 from isoflop.scaling.sweep import run as sweep
 from isoflop.scaling.sweep.cells import group_cells
 from isoflop.scaling.sweep.family import Family
-from isoflop.scaling.sweep.ladder import LadderRecipe, ladder_on_tokens, plan_ladder
+from isoflop.scaling.sweep.ladder import LadderRecipe, plan_ladder
 from isoflop.scaling.sweep.records import read_records
 from isoflop.scaling.sweep.run import run_sweep
 from isoflop.scaling.sweep.shapes import shape
@@ -30,33 +31,7 @@ from isoflop.training.pretrain.recipe import PretrainRecipe
 from isoflop.training.pretrain.workload import run_pretrain
 
 WIDTHS = (8, 16, 24, 32)
-TIMES = ("wall_s", "tokens_per_s", "started_at", "finished_at", "commit")
-
-
-def ladder_recipe(tokens: Path, *, widths=WIDTHS, ratios=(0.125, 0.25, 0.5, 1.0), workers=2, **train) -> LadderRecipe:
-    """Token counts a factor 2 apart; batch and rate are functions of the model alone."""
-    sizes = [float(flops_per_token(shape(d, vocab_size=512, seq_len=16))) for d in widths]
-    return from_tree(
-        {
-            "study": "test",
-            "ladder": {"purpose": "grid", "sizes": sizes, "tokens_per_param": list(ratios), "workers": workers},
-            "hyper": {"learning_rate": {"coefficient": 0.01}, "batch_tokens": {"coefficient": 256.0}},
-            "model": {"seq_len": 16},
-            "data": {"tokens": str(tokens)},
-            "train": {"schedule": "constant_cooldown", "device": "cpu", "threads": 1, **train},
-            "validate": {"max_tokens": 512},
-        },
-        LadderRecipe,
-    )
-
-
-def cells_of(recipe: LadderRecipe):
-    tied, data_sha256 = ladder_on_tokens(recipe)
-    return list(plan_ladder(tied, data_sha256=data_sha256).cells)
-
-
-def facts(record):
-    return {key: value for key, value in record.to_dict().items() if key not in TIMES}
+RATIOS = (0.125, 0.25, 0.5, 1.0)  # token counts a factor 2 apart
 
 
 def steps_run(out: Path) -> dict[str, int]:
@@ -69,7 +44,7 @@ def steps_run(out: Path) -> dict[str, int]:
 
 @pytest.mark.dist
 def test_workers_that_are_threads_of_one_process_make_the_same_records(tmp_path, tiny_tokens, monkeypatch):
-    cells = cells_of(ladder_recipe(tiny_tokens))
+    cells = cells_of(ladder_recipe(tiny_tokens, widths=WIDTHS, ratios=RATIOS))
     apart = run_sweep(cells, tmp_path / "apart", study="test", workers=1)
     monkeypatch.setattr(local, "_cards", lambda: 1)
     with local.LocalEngine(4, 1, cuda=True) as engine:
@@ -87,7 +62,9 @@ def test_workers_that_are_threads_of_one_process_make_the_same_records(tmp_path,
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_cells_that_share_a_gpu_make_the_records_of_cells_alone(tmp_path, tiny_tokens):
     """Graphs of four streams at once: one buffer that two of them shared would show in the losses."""
-    cells = cells_of(ladder_recipe(tiny_tokens, device="cuda", precision="float32"))
+    cells = cells_of(
+        ladder_recipe(tiny_tokens, widths=WIDTHS, ratios=RATIOS, train={"device": "cuda", "precision": "float32"})
+    )
     apart = run_sweep(cells, tmp_path / "apart", study="test", workers=1)
     with local.LocalEngine(4, 1, cuda=True) as engine:
         together = run_sweep(cells, tmp_path / "together", study="test", engine=engine)
@@ -96,7 +73,7 @@ def test_cells_that_share_a_gpu_make_the_records_of_cells_alone(tmp_path, tiny_t
 
 @pytest.mark.dist
 def test_four_sizes_by_four_token_counts_save_more_than_half_and_equal_separate_runs_bitwise(tmp_path, tiny_tokens):
-    cells = cells_of(ladder_recipe(tiny_tokens))
+    cells = cells_of(ladder_recipe(tiny_tokens, widths=WIDTHS, ratios=RATIOS))
     assert len(cells) == 16 and len(group_cells(cells)) == 4
     seen = []
     records = run_sweep(cells, tmp_path, study="test", workers=2, on_progress=seen.append)
@@ -146,7 +123,7 @@ def test_four_sizes_by_four_token_counts_save_more_than_half_and_equal_separate_
 
 @pytest.mark.dist
 def test_cells_that_differ_in_seed_and_rate_are_trained_as_one_program(tmp_path, tiny_tokens):
-    planned = cells_of(ladder_recipe(tiny_tokens, widths=(8, 16), ratios=(0.25, 0.5)))
+    planned = cells_of(ladder_recipe(tiny_tokens))
     seeded = lambda cell, seed: {**cell.sections, "train": {**cell.sections["train"], "seed": seed}}
     cells = [dataclasses.replace(cell, sections=seeded(cell, seed)) for seed in (0, 1) for cell in planned]
     cells += [dataclasses.replace(cell, learning_rate=2 * cell.learning_rate) for cell in planned]
@@ -174,7 +151,7 @@ def _after(calls: int):
 
 @pytest.mark.dist
 def test_a_diverged_cell_is_recorded_as_diverged_and_the_others_go_on(tmp_path, tiny_tokens):
-    mild = cells_of(ladder_recipe(tiny_tokens, widths=(8,), ratios=(0.25, 0.5)))
+    mild = cells_of(ladder_recipe(tiny_tokens, widths=(8,)))
     wild = [dataclasses.replace(cell, learning_rate=1e30) for cell in mild]
     records = run_sweep([*wild, *mild], tmp_path, study="test", workers=2)
     assert [record.status for record in records] == ["diverged"] * 2 + ["finished"] * 2
@@ -188,7 +165,7 @@ def test_a_diverged_cell_is_recorded_as_diverged_and_the_others_go_on(tmp_path, 
 def test_two_workers_stopped_and_with_a_damaged_branch_point_end_as_one_undisturbed_worker(
     tmp_path, tiny_tokens, caplog
 ):
-    cells = cells_of(ladder_recipe(tiny_tokens, widths=(8,)))
+    cells = cells_of(ladder_recipe(tiny_tokens, widths=(8,), ratios=RATIOS))
     trunk = tmp_path / "trunks" / str(cells[0].trunk_id) / "checkpoints"
     branch_points = [trunk / f"step_{cell.branch_step:08d}" for cell in cells]
     first = run_sweep(cells, tmp_path, study="test", workers=2, should_stop=branch_points[1].is_dir)
@@ -227,8 +204,8 @@ def test_a_cell_that_cannot_run_ends_the_sweep_with_its_reason(tmp_path, tiny_to
 
 def assert_survives(tmp_path, tiny_tokens, *, kills: list[str], ratios, widths, seed: int) -> None:
     """Kill workers and parents at random moments of a sweep; the records are those of an undisturbed one."""
-    recipe = ladder_recipe(tiny_tokens, widths=widths, ratios=ratios)
-    recipe = dataclasses.replace(recipe, checkpoint={"every_steps": 40, "every_s": 0.0})
+    checkpoint = {"every_steps": 40, "every_s": 0.0}
+    recipe = ladder_recipe(tiny_tokens, widths=widths, ratios=ratios, checkpoint=checkpoint)
     write_recipe(tmp_path / "sweep.toml", recipe)
     cells = cells_of(recipe)
     undisturbed = run_sweep(cells, tmp_path / "whole", study="test", workers=2)
@@ -322,7 +299,7 @@ def test_the_record_of_a_mixture_says_what_it_is_made_of():
 
 @pytest.mark.dist
 def test_a_sweep_of_a_mixture_shares_trunks_and_records_how_its_experts_were_used(tmp_path, tiny_tokens):
-    dense = ladder_recipe(tiny_tokens, ratios=(0.25, 0.5), balance={"report_every": 2})
+    dense = ladder_recipe(tiny_tokens, train={"balance": {"report_every": 2}})
     experts = {"n_experts": 8, "n_active": 2, "n_shared": 1, "granularity": 2.0}
     family = from_tree({"experts": experts, "latent": {}}, Family)
     sizes = tuple(float(flops_per_token(shape(d, vocab_size=512, seq_len=16, family=family))) for d in (8, 16))
