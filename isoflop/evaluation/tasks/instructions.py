@@ -13,32 +13,10 @@ from isoflop.errors import DataError
 
 LEAST, LESS = "at least", "less than"
 ANSWERS = ("My answer is yes.", "My answer is no.", "My answer is maybe.")
-_ABBREVIATIONS = frozenset(
-    [
-        "mr",
-        "mrs",
-        "ms",
-        "dr",
-        "prof",
-        "st",
-        "sr",
-        "jr",
-        "vs",
-        "etc",
-        "inc",
-        "ltd",
-        "co",
-        "no",
-        "fig",
-        "e.g",
-        "i.e",
-        "a.m",
-        "p.m",
-        "u.s",
-        "u.k",
-        "ph.d",
-    ]
-)
+_ABBREVIATIONS = {
+    *("mr", "mrs", "ms", "dr", "prof", "st", "sr", "jr", "vs", "etc", "inc"),
+    *("ltd", "co", "no", "fig", "e.g", "i.e", "a.m", "p.m", "u.s", "u.k", "ph.d"),
+}
 _CLOSING, _OPENING = "[\"')\\]\u201d\u2019*]*", "[\"'(\\[\u201c\u2018*]*"
 _END = re.compile(rf"[.!?]+{_CLOSING}(?=\s+{_OPENING}[A-Z0-9])|[.!?]+{_CLOSING}\s*$|[\u3002\uff01\uff1f]+")
 
