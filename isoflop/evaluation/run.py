@@ -192,7 +192,7 @@ def evaluate(
                 "tasks": {task_name: done.metrics for task_name, done in by_task.items()},
                 "details": {task_name: done.details for task_name, done in by_task.items()},
                 "settings": {
-                    **settings(recipe, model),
+                    **settings(model),
                     "data": str(Path(recipe.tasks.data).resolve()),
                     **({"train_text": marks.text} if marks else {}),
                 },
@@ -200,13 +200,13 @@ def evaluate(
     return {"runs": found}, iter(samples)
 
 
-def settings(recipe: EvalRecipe, model: Model) -> dict[str, Any]:
+def settings(model: Model) -> dict[str, Any]:
     """What a score depends on, and where it was computed."""
     device = model.model.embedding.weight.device
     return {
         **model.identity,
-        "recipe": to_tree(recipe),
-        "seed": recipe.generation.seed,
+        "recipe": to_tree(model.recipe),
+        "seed": model.recipe.generation.seed,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
         "torch": torch.__version__,
         "commit": commit(),
@@ -279,8 +279,8 @@ def _one_task(
     if marks is not None:
         of_items = marks.by_task[one.task.name]
         details["contamination"] = clean_scores(one.items, list(graded.values()), of_items)
-    values = {metric: {"value": v.value, "low": v.low, "high": v.high, "n": v.n} for metric, v in found.items()}
-    kept = settings(recipe, model) | ({"train_text": marks.text} if marks else {})
+    values = {metric: interval._asdict() for metric, interval in found.items()}
+    kept = settings(model) | ({"train_text": marks.text} if marks else {})
     record = {"run_id": f"{one.task.name}.{key}.{one.limit}", "task": one.task.name, "metrics": values}
     append_json_line(model.run / "evaluation.jsonl", {**record, **details, "settings": kept})
     samples = []

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 from evaluation_runs import CONFIG, official_files, run_of
@@ -98,16 +99,16 @@ def test_killed_anywhere_it_loses_no_item_and_counts_none_twice(tmp_path, tiny_t
         assert sorted(items) == list(range(700))
 
 
-def test_a_program_that_the_sandbox_refused_is_asked_again_and_not_counted(tmp_path, monkeypatch):
+def test_a_program_that_the_sandbox_refused_is_asked_again_and_not_counted(tmp_path):
     from isoflop.evaluation.tasks.catalogue import task
     from isoflop.evaluation.tasks.task import Question
 
     answers = Answers.open(tmp_path / "humaneval.jsonl")
-    items = {n: Question(str(n), "def f():", {}, ()) for n in range(2)}
+    items = {n: Question(str(n), "def f():", {"test": "", "entry_point": "f"}, ()) for n in range(2)}
     answers.add({"item": n, "n_cut": 0, "outputs": ["pass"]} for n in items)
     outcomes = [Outcome(Verdict.REFUSED), Outcome(Verdict.PASSED)]
-    monkeypatch.setattr(collect, "run_programs", lambda *_: [(None, one) for one in outcomes])
-    answers.add(collect.judge(task("humaneval"), items, answers, None))
+    sandbox = SimpleNamespace(run_all=lambda jobs: outcomes)
+    answers.add(collect.judge(task("humaneval"), items, answers, sandbox))
     assert "verdicts" not in answers.known[0] and answers.known[1]["verdicts"] == [["passed", ""]]
     assert [*Answers.open(answers.path).known] == [0, 1]
 
