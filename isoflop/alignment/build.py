@@ -1,10 +1,9 @@
 """A resolved recipe of alignment as a model on its device, ready to be trained; and what the run leaves at its end."""
 
-import json
 import logging
 import shutil
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from safetensors.torch import save_file
@@ -90,10 +89,3 @@ def write_merged(run_dir: Path, start: Start, model: Transformer) -> Path:
     save_tokenizer(start, folder)
     write_recipe(folder / "recipe.toml", {"model": start.config}, header=f"adapters of {run_dir.name} merged")
     return folder
-
-
-def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
-    """Lines of metrics.jsonl."""
-    path = run_dir / "metrics.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    return [json.loads(line) for line in lines if line.strip()]

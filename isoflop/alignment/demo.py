@@ -316,7 +316,7 @@ def _own_pairs(
             model,
             start,
             _prompts(sets[source], start)[:n],
-            _rule,
+            judge,
             n_answers=section.n_answers,
             temperature=section.temperature,
             seed=recipe.sft.seed,
@@ -324,10 +324,6 @@ def _own_pairs(
         )
         write_text(files[name], "".join(f"{json.dumps(record)}\n" for record in records))
     return {name: [str(path)] for name, path in files.items()}
-
-
-def _rule(prompt: Prompt, text: str, stopped: bool, repeated: bool) -> bool:
-    return judge(prompt.expected, text, stopped=stopped, repeated=repeated)
 
 
 def _prompts(files: Sequence[str], start: Start) -> list[Prompt]:

@@ -16,7 +16,7 @@ from isoflop.alignment.build import BEFORE, prepare, write_merged
 from isoflop.alignment.page import write_page
 from isoflop.alignment.recipe import Recipe, check, identity_tree
 from isoflop.alignment.samples import Samples, digest
-from isoflop.alignment.start import Start, open_start, resolved_start, save_tokenizer
+from isoflop.alignment.start import open_start, resolved_start, save_tokenizer
 from isoflop.errors import CheckpointError, RecipeError
 from isoflop.model.accounting import flops_per_token
 from isoflop.model.transformer import Transformer
@@ -44,7 +44,11 @@ class AlignJob(Job):
             raise RecipeError(f"--out {run_dir} is the run that initial.run names; give another folder")
         self.run_dir = run_dir
         self.start = open_start(recipe.initial, recipe.data.template, train_blank=train_blank)
-        require_stop(self.start)
+        if not self.start.template.closes_answers:
+            raise RecipeError(
+                f"data.template: {self.start.template.name} ends an answer with no special token of its own, so a "
+                "model trained on it never learns to stop; give a template that writes one behind each answer"
+            )
         config, t = self.start.config, recipe.train
         limit = recipe.data.max_tokens or config.seq_len
         if limit > config.seq_len:
@@ -138,12 +142,3 @@ class AlignJob(Job):
             "tokenizer": self.start.tokenizer_sha256,
         }
         return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def require_stop(start: Start) -> None:
-    """Raises RecipeError where the template trains no token that ends an answer."""
-    if not start.template.closes_answers:
-        raise RecipeError(
-            f"data.template: {start.template.name} ends an answer with no special token of its own, so a model trained "
-            "on it never learns to stop; give a template that writes one behind each answer"
-        )
