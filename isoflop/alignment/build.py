@@ -3,7 +3,6 @@
 import logging
 import shutil
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from safetensors.torch import save_file
@@ -27,16 +26,10 @@ BEFORE = "before.json"
 """In the run folder: what the model scored and said at step 0."""
 
 
-class Prepared(NamedTuple):
-    """A model with the weights it starts from."""
-
-    model: Transformer
-    dtype: torch.dtype
-    hooks: list[StepHook]
-
-
-def prepare(recipe: Recipe, start: Start) -> Prepared:
+def prepare(recipe: Recipe, start: Start) -> tuple[Transformer, torch.dtype, list[StepHook]]:
     """The model of the run it starts from, on the device, with adapters and number formats where asked for.
+
+    Also returns the dtype of its activations, and the hooks around its steps.
 
     Raises:
         RecipeError: a device that is not there, adapter targets or number formats that match no layer.
@@ -60,7 +53,7 @@ def prepare(recipe: Recipe, start: Start) -> Prepared:
     if t.compile:
         for block in model.all_blocks():
             block.compile(dynamic=False)
-    return Prepared(model, dtype, hooks)
+    return model, dtype, hooks
 
 
 def micro_tokens(recipe: Recipe) -> int:

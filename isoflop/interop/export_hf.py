@@ -153,7 +153,7 @@ def write_folder(
             log.warning("%s has no tokenizer: the folder gets none; give --tokenizer DIR", source.run)
         shards = _shards(config, format, source, dtype, fp8, shard_mib << 20)
         total = _write_weights(source, shards, work)
-        main_dtype = source.weights.entries["embedding.weight"].dtype if dtype == "auto" else _torch_dtype(dtype)
+        main_dtype = source.weights.entries["embedding.weight"].dtype if dtype == "auto" else getattr(torch, dtype)
         bos, eos = tokenizer_files.special_ids(source.tokenizer) if source.tokenizer else _imported_ids(source.run)
         tree = to_config(config, format, bos=bos, eos=eos, dtype=str(main_dtype).removeprefix("torch."))
         if fp8:
@@ -214,7 +214,7 @@ def _shards(config: ModelConfig, format: str, source: Source, dtype: Dtype, fp8:
             if piece.name.endswith(ROUTER_BIAS):
                 asked = held if target.name else torch.float32
             else:
-                asked = held if dtype == "auto" else _torch_dtype(dtype)
+                asked = held if dtype == "auto" else getattr(torch, dtype)
             item = _Item(target, piece, torch.float8_e4m3fn if fp8 and piece.fp8 else asked)
             if shards[-1] and size + item.n_bytes() > limit:
                 shards.append([])
@@ -284,10 +284,6 @@ def run_model(source: Source, drop_mtp: bool = False) -> Transformer:
 def _any_format(config: ModelConfig) -> str:
     """The format whose layout names every tensor of ours."""
     return "deepseek_v3" if config.experts and config.experts.selection_bias else "llama"
-
-
-def _torch_dtype(name: str) -> torch.dtype:
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
 
 
 def _imported_ids(run: Path) -> tuple[int | None, int | None]:
