@@ -183,9 +183,9 @@ def accuracy(model: nn.Module, images: Images, rows_at_once: int = 1000) -> floa
     return right / len(images)
 
 
-def moved(model: Perceptron, widths: tuple[int, ...], numerics: NumericsSection, seed: int = 0) -> Perceptron:
+def moved(model: Perceptron, numerics: NumericsSection, seed: int = 0) -> Perceptron:
     """The same weights on other hardware: what a network trained digitally is worth there."""
-    there = Perceptron(widths, signed=model.signed)
+    there = Perceptron(model.widths, signed=model.signed)
     there.load_state_dict(model.state_dict())
     assign(there, numerics, NoiseKey(seed, numerics.seed))
     return there
