@@ -16,7 +16,7 @@ from isoflop.alignment.build import BEFORE, prepare, write_merged
 from isoflop.alignment.page import write_page
 from isoflop.alignment.recipe import Recipe, check, identity_tree
 from isoflop.alignment.samples import Samples, digest
-from isoflop.alignment.start import open_start, resolved_start, save_tokenizer
+from isoflop.alignment.start import open_start, save_tokenizer
 from isoflop.errors import CheckpointError, RecipeError
 from isoflop.model.accounting import flops_per_token
 from isoflop.model.transformer import Transformer
@@ -57,7 +57,9 @@ class AlignJob(Job):
             )
         self.samples = load(recipe.data, self.start.template, max_tokens=limit, seed=t.seed)
         self.valid: list[Any] = self.samples.valid[: recipe.validate.max_samples or None]
-        self.recipe = dataclasses.replace(recipe, initial=resolved_start(recipe.initial, self.start), model=config)
+        found = {"checkpoint": str(self.start.checkpoint), "model_sha256": self.start.model_sha256}
+        initial = dataclasses.replace(recipe.initial, **found)
+        self.recipe = dataclasses.replace(recipe, initial=initial, model=config)
         n_steps = t.n_steps(len(self.samples.train))
         self.identity = {"trajectory": self._trajectory(), "n_steps": n_steps, "base_sha256": self.start.model_sha256}
         self.plan = StepPlan(

@@ -98,10 +98,12 @@ class InSitu(Job):
         self._workload, self._model, self._numerics = workload, model, numerics
         self.key = NoiseKey(options.seed, 0 if numerics is None else numerics.seed)
         n_steps = options.n_epochs * (len(workload.images) // options.batch)
-        self.plan = StepPlan(
-            n_steps,
-            rate=lambda step: options.learning_rate * (1.0 if options.constant else _half_cosine(step / n_steps)),
-        )
+
+        def rate(step: int) -> float:
+            falling = 1.0 if options.constant else 0.5 * (1 + math.cos(math.pi * (step / n_steps)))
+            return options.learning_rate * falling
+
+        self.plan = StepPlan(n_steps, rate=rate)
         self.saving = Saving(every_s=0.0, at_end=keep)
         decides = {
             "workload": type(workload).__name__,
@@ -165,10 +167,6 @@ def _sha256(*tensors: Tensor) -> str:
     for tensor in tensors:
         digest.update(tensor.contiguous().numpy().data)
     return digest.hexdigest()
-
-
-def _half_cosine(done: float) -> float:
-    return 0.5 * (1 + math.cos(math.pi * done))
 
 
 @torch.no_grad()

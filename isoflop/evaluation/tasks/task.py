@@ -77,6 +77,10 @@ class Loaded:
     note: str = ""
     """What depends on the machine, such as where worked examples came from."""
 
+    def behind(self, prefix: str) -> "Loaded":
+        """The same items, each behind a header or worked examples."""
+        return replace(self, items=[replace(item, prefix=prefix) for item in self.items])
+
     @classmethod
     def joined(cls, parts: Iterable["Loaded"]) -> "Loaded":
         """Of several files."""
