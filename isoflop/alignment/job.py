@@ -15,7 +15,7 @@ from isoflop.alignment.asked import ask
 from isoflop.alignment.build import BEFORE, prepare, write_merged
 from isoflop.alignment.page import write_page
 from isoflop.alignment.recipe import Recipe, check, identity_tree
-from isoflop.alignment.samples import Samples, digest
+from isoflop.alignment.samples import Samples, digest, load_pairs
 from isoflop.alignment.start import open_start, save_tokenizer
 from isoflop.errors import CheckpointError, RecipeError
 from isoflop.model.accounting import flops_per_token
@@ -36,7 +36,7 @@ class AlignJob(Job):
     """On the page of the run."""
 
     def __init__(
-        self, recipe: Recipe, run_dir: Path, load: Callable[..., Samples], *, train_blank: bool = False
+        self, recipe: Recipe, run_dir: Path, load: Callable[..., Samples] = load_pairs, *, train_blank: bool = False
     ) -> None:
         """Raises RecipeError, DataError and CheckpointError for what cannot be trained on or from."""
         check(recipe)
