@@ -113,11 +113,8 @@ def check(recipe: ImagingRecipe) -> None:
     check_ranges(recipe.twin, "twin.")
     recipe.train.check()
     if recipe.twin.iterations:
-        if (
-            recipe.medium.kind in ("memory", "dynamic", "family")
-            or recipe.medium.polarised < 1
-            or recipe.camera.binning > 1
-        ):
+        moves = recipe.medium.kind in ("memory", "dynamic", "family")
+        if moves or recipe.medium.polarised < 1 or recipe.camera.binning > 1:
             raise RecipeError(
                 "twin.iterations needs one coherent field per pixel: a static medium of kind tm, structured or "
                 "multislice, medium.polarised = 1 and camera.binning = 1; set twin.iterations = 0"

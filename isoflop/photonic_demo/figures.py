@@ -116,14 +116,8 @@ def budget_figure(found: Tree) -> "Figure":
             values = [budget["relative_error"].get(term, 0.0) for term in order] + [budget["total_relative_error"]]
             places = [row + 0.4 - height * (index + 0.5) for row in range(len(rows))]
             axes.barh(places, values, height * 0.92, color=colors[index], label=f"{int(fan_in):,} inputs", linewidth=0)
-            axes.plot(
-                [budget["measured_relative_error"]],
-                [places[-1]],
-                "D",
-                color=INK,
-                markersize=4,
-                label="measured" if index == 0 else None,
-            )
+            measured = budget["measured_relative_error"]
+            axes.plot([measured], [places[-1]], "D", color=INK, markersize=4, label=None if index else "measured")
         axes.set_yticks(range(len(rows)), [str(TERM_NAMES.get(row, row)) for row in rows])
         axes.set_xlim(1e-5, 0.1)
         log_axis(axes, "x")
