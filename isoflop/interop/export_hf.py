@@ -111,40 +111,26 @@ def export_run(
     parity: bool = True,
     device: str = "cpu",
 ) -> dict[str, Any]:
-    """`write_folder` of a run's newest checkpoint (or that of `step`), then the parity report; returns both.
+    """Write the folder `out` of a run's newest checkpoint (or of `step`) and the parity report; returns what both say.
+
+    `dtype` auto keeps that of the checkpoint: float32 for a run, the original one for an import. `fp8` quantises the
+    matrices that the released FP8 checkpoints do. `drop_mtp` leaves the prediction modules out.
 
     Raises:
         CheckpointError: a run without a usable checkpoint, an `out` that exists, a folder transformers cannot read.
         RecipeError: a model that the format cannot say.
     """
     source = open_run(run, step=step, tokenizer=tokenizer)
-    found = write_folder(source, out, format=format, dtype=dtype, fp8=fp8, shard_mib=shard_mib, drop_mtp=drop_mtp)
+    config = replace(source.config, mtp_depth=0) if drop_mtp else source.config
+    found = _write_folder(source, out, config, format or derived_format(config), dtype, fp8, shard_mib)
     if parity:
         found["parity"] = compare(out, run_model=run_model(source, drop_mtp), tokens=source.tokens, device=device)
     return found
 
 
-def write_folder(
-    source: Source,
-    out: Path,
-    *,
-    format: str = "",
-    dtype: Dtype = "auto",
-    fp8: bool = False,
-    shard_mib: int = 512,
-    drop_mtp: bool = False,
+def _write_folder(
+    source: Source, out: Path, config: ModelConfig, format: str, dtype: Dtype, fp8: bool, shard_mib: int
 ) -> dict[str, Any]:
-    """Write the folder `out` and return what it is.
-
-    `dtype` auto keeps that of the checkpoint: float32 for a run, the original one for an import. `fp8` quantises the
-    matrices that the released FP8 checkpoints do. `drop_mtp` leaves the prediction modules out.
-
-    Raises:
-        CheckpointError: an `out` that exists.
-        RecipeError: a model that the format cannot say.
-    """
-    config = replace(source.config, mtp_depth=0) if drop_mtp else source.config
-    format = format or derived_format(config)
     check_fits(config, format)
     if shard_mib < 1:
         raise RecipeError(f"--shard-mib {shard_mib} must be at least 1; 512 is the default")
