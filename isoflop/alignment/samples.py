@@ -199,9 +199,8 @@ def _sides(
     for pair in pairs:
         if pair in chosen and pair in rejected:
             sides = PairRows(answer_only(chosen[pair]), answer_only(rejected[pair]))
-            first_target = min(int(np.argmax(side.is_target)) for side in sides)
-            before = [side.ids[:first_target] for side in sides]
-            if not (first_target and np.array_equal(*before)):
+            n = min(int(np.argmax(side.is_target)) for side in sides)  # tokens before the first target
+            if not n or not np.array_equal(sides.chosen.ids[:n], sides.rejected.ids[:n]):
                 bad(BadRecord(pair.origin, "the two sides share no prompt in tokens"))
             else:
                 found.append((pair, sides))
