@@ -1,10 +1,8 @@
 """A resolved recipe of alignment as a model on its device, ready to be trained; and what the run leaves at its end."""
 
-import json
 import logging
 import shutil
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import save_file
@@ -28,16 +26,10 @@ BEFORE = "before.json"
 """In the run folder: what the model scored and said at step 0."""
 
 
-class Prepared(NamedTuple):
-    """A model with the weights it starts from."""
-
-    model: Transformer
-    dtype: torch.dtype
-    hooks: list[StepHook]
-
-
-def prepare(recipe: Recipe, start: Start) -> Prepared:
+def prepare(recipe: Recipe, start: Start) -> tuple[Transformer, torch.dtype, list[StepHook]]:
     """The model of the run it starts from, on the device, with adapters and number formats where asked for.
+
+    Also returns the dtype of its activations, and the hooks around its steps.
 
     Raises:
         RecipeError: a device that is not there, adapter targets or number formats that match no layer.
@@ -61,7 +53,7 @@ def prepare(recipe: Recipe, start: Start) -> Prepared:
     if t.compile:
         for block in model.all_blocks():
             block.compile(dynamic=False)
-    return Prepared(model, dtype, hooks)
+    return model, dtype, hooks
 
 
 def micro_tokens(recipe: Recipe) -> int:
@@ -90,10 +82,3 @@ def write_merged(run_dir: Path, start: Start, model: Transformer) -> Path:
     save_tokenizer(start, folder)
     write_recipe(folder / "recipe.toml", {"model": start.config}, header=f"adapters of {run_dir.name} merged")
     return folder
-
-
-def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
-    """Lines of metrics.jsonl."""
-    path = run_dir / "metrics.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    return [json.loads(line) for line in lines if line.strip()]

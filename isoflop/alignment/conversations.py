@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
-from isoflop.alignment.records import Record, read_records
+from isoflop.alignment.records import read_records
 from isoflop.corpus.document import BadRecord, OnBad
 from isoflop.errors import DataError
 from isoflop.tokens.chat import Message, check
@@ -27,22 +27,15 @@ Format = Literal["auto", "messages", "sharegpt", "alpaca", "prompt_response"]
 PairFormat = Literal["auto", "prompt_chosen", "hh", "alpaca_eval"]
 
 _ROLES = {
-    "system": "system",
-    "developer": "system",
-    "user": "user",
-    "human": "user",
-    "prompter": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "model": "assistant",
-    "bot": "assistant",
+    **dict.fromkeys(("system", "developer"), "system"),
+    **dict.fromkeys(("user", "human", "prompter"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "chatgpt", "model", "bot"), "assistant"),
 }
 _HH_TURN = re.compile(r"\n\n(Human|Assistant):")
 _ANSWERS = ("output", "response", "completion", "answer")
 
-
 S = TypeVar("S")
+K = TypeVar("K")
 
 
 class Conversation(NamedTuple):
@@ -71,25 +64,13 @@ T = TypeVar("T", Conversation, Pair)
 
 def read_conversations(files: Iterable[Path], format: Format, on_bad: OnBad) -> list[Conversation]:
     """All conversations of some files in their order; what is none, or is there already, goes to `on_bad`."""
-    found: dict[tuple[Message, ...], str] = {}
-    for where, record in _records(files, on_bad):
-        for messages in _checked(where, on_bad, lambda record=record: list(_conversations(record, format))):
-            if messages in found:
-                on_bad(BadRecord(where, "repeats an earlier conversation"))
-            else:
-                found[messages] = where
+    found = _distinct(files, on_bad, lambda record: _conversations(record, format), "conversation")
     return [Conversation(messages, where) for messages, where in found.items()]
 
 
 def read_pairs(files: Iterable[Path], format: PairFormat, on_bad: OnBad) -> list[Pair]:
     """All preference pairs of some files in their order; what is none, or is there already, goes to `on_bad`."""
-    found: dict[tuple[tuple[Message, ...], str, str], str] = {}
-    for where, record in _records(files, on_bad):
-        for sides in _checked(where, on_bad, lambda record=record: [_pair(record, format)]):
-            if sides in found:
-                on_bad(BadRecord(where, "repeats an earlier pair"))
-            else:
-                found[sides] = where
+    found = _distinct(files, on_bad, lambda record: [_pair(record, format)], "pair")
     return [Pair(*sides, where) for sides, where in found.items()]
 
 
@@ -108,17 +89,24 @@ def split_by_prompt(items: Sequence[T], fraction: float, seed: int) -> tuple[lis
     return [i for i, is_valid in zip(items, held) if not is_valid], [i for i, is_valid in zip(items, held) if is_valid]
 
 
-def _records(files: Iterable[Path], on_bad: OnBad) -> Iterator[Record]:
+def _distinct(
+    files: Iterable[Path], on_bad: OnBad, convert: Callable[[Mapping[str, Any]], Iterable[K]], what: str
+) -> dict[K, str]:
+    """What `convert` makes of all records, each once, with the place where it was found first."""
+    found: dict[K, str] = {}
     for path in files:
-        yield from read_records(path, on_bad)
-
-
-def _checked(where: str, on_bad: OnBad, convert: Callable[[], list[S]]) -> list[S]:
-    try:
-        return convert()
-    except DataError as error:
-        on_bad(BadRecord(where, str(error)[:300]))
-        return []
+        for where, record in read_records(path, on_bad):
+            try:
+                items = list(convert(record))
+            except DataError as error:
+                on_bad(BadRecord(where, str(error)[:300]))
+                continue
+            for item in items:
+                if item in found:
+                    on_bad(BadRecord(where, f"repeats an earlier {what}"))
+                else:
+                    found[item] = where
+    return found
 
 
 def _conversations(record: Mapping[str, Any], format: Format) -> Iterator[tuple[Message, ...]]:

@@ -161,8 +161,9 @@ def run_demo(
         with resources.as_file(resources.files("isoflop") / "presets" / "align_demo.toml") as path:
             recipe = load_recipe(path, DemoRecipe)
     recipe = _seeded(recipe, seed)
-    if data is not None:
-        _check_data(data)
+    for name in ("sft", "preference"):
+        if data is not None and not (data / name).is_dir():
+            raise RecipeError(f"--data {data} has no folder {name}; give a folder with sft/ and preference/")
     _check_same(out, data=data, recipe=recipe)
     began = time.monotonic()
     seconds = _Seconds(out / "seconds.json")
@@ -172,7 +173,6 @@ def run_demo(
             raise KeyboardInterrupt
         say(f"[{number}/6 {time.monotonic() - began:5.0f} s] {text}")
 
-    options: dict[str, Any] = {"should_stop": should_stop}
     step(1, "base model: text of this Python environment, tokenizer, pre-training")
     with seconds("base"):
         _base(out, recipe, bar, should_stop)
@@ -183,14 +183,14 @@ def run_demo(
     sft = _sft_recipe(recipe, start, sets)
     step(3, "SFT, two stages")
     with seconds("sft"), bar("token") as shown:
-        _finished(run_sft(sft, out / "sft", on_progress=shown.training, **options), "SFT")
+        _finished(run_sft(sft, out / "sft", on_progress=shown.training, should_stop=should_stop), "SFT")
     step(4, "pairs: the model's own answers and a rule" if data is None else "pairs of the data folder")
     with seconds("pairs"), bar("answer") as shown:
         pairs = _own_pairs(out, recipe, sets, shown.stage) if data is None else sets
     step(5, "DPO")
     dpo = _dpo_recipe(recipe, StartSection(str(out / "sft" / "stage2")), pairs)
     with seconds("dpo"), bar("token") as shown:
-        preferred = _finished(run_dpo(dpo, out / "dpo", on_progress=shown.training, **options), "DPO")
+        preferred = _finished(run_dpo(dpo, out / "dpo", on_progress=shown.training, should_stop=should_stop), "DPO")
     step(6, "every stage on the same held-out prompts, conversations and pairs")
     with seconds("score"), bar("stage") as shown:
         score, detail = _score(out, recipe, sft, dpo, preferred, shown.stage)
@@ -224,8 +224,7 @@ def _made_sets(out: Path, recipe: DemoRecipe, seed: int) -> dict[str, list[str]]
     """Files of the conversations that are made here."""
     folder, section = out / "data", recipe.talks
     options = EnvironmentOptions(max_mb=4 * recipe.corpus.max_mb)
-    names = ("train", "second", "valid", "more")
-    sets = {name: [str(folder / f"{name}.jsonl")] for name in names}
+    sets = {name: [str(folder / f"{name}.jsonl")] for name in ("train", "second", "valid", "more")}
     if all(Path(path).is_file() for paths in sets.values() for path in paths):
         return sets
     described = docstrings(section.n_docstrings, seed, options, valid=False)
@@ -242,13 +241,6 @@ def _made_sets(out: Path, recipe: DemoRecipe, seed: int) -> dict[str, list[str]]
     for name, talks in made.items():
         write_text(folder / f"{name}.jsonl", "".join(f"{json.dumps(talk.record())}\n" for talk in talks))
     return sets
-
-
-def _check_data(data: Path) -> None:
-    """Raises RecipeError before anything is trained."""
-    for name in ("sft", "preference"):
-        if not (data / name).is_dir():
-            raise RecipeError(f"--data {data} has no folder {name}; give a folder with sft/ and preference/")
 
 
 def _given_sets(data: Path, out: Path) -> dict[str, list[str]]:
@@ -316,7 +308,7 @@ def _own_pairs(
             model,
             start,
             _prompts(sets[source], start)[:n],
-            _rule,
+            judge,
             n_answers=section.n_answers,
             temperature=section.temperature,
             seed=recipe.sft.seed,
@@ -324,10 +316,6 @@ def _own_pairs(
         )
         write_text(files[name], "".join(f"{json.dumps(record)}\n" for record in records))
     return {name: [str(path)] for name, path in files.items()}
-
-
-def _rule(prompt: Prompt, text: str, stopped: bool, repeated: bool) -> bool:
-    return judge(prompt.expected, text, stopped=stopped, repeated=repeated)
 
 
 def _prompts(files: Sequence[str], start: Start) -> list[Prompt]:

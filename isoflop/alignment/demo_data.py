@@ -94,7 +94,7 @@ def right_result(expected: str, answer: str) -> bool | None:
     return bool(given) and given[-1] == wanted[1]
 
 
-def judge(expected: str, answer: str, *, stopped: bool, repeated: bool) -> bool:
+def judge(expected: str, answer: str, stopped: bool, repeated: bool) -> bool:
     """The rule: right result, stops, does not repeat."""
     return stopped and not repeated and bool(answer.strip()) and right_result(expected, answer) is not False
 

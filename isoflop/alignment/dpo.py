@@ -24,7 +24,7 @@ from isoflop.alignment.packing import Packed
 from isoflop.alignment.pairs import Group, Pairs, PairWorkload
 from isoflop.alignment.recipe import DpoRecipe, DpoSection
 from isoflop.alignment.reference import FILE, NAMES, key_of, read_reference, write_reference
-from isoflop.alignment.samples import digest, load_pairs
+from isoflop.alignment.samples import digest
 from isoflop.alignment.scoring import Scored, score
 from isoflop.model.transformer import Transformer
 from isoflop.recipe import to_tree
@@ -92,12 +92,7 @@ class Dpo(PairWorkload):
         section = self._section
         log_probs = Sides(*scored.log_probs.view(-1, 2).unbind(1))
         terms = pair_losses(
-            log_probs,
-            reference,
-            lengths,
-            beta=section.beta,
-            loss=section.loss,
-            label_smoothing=section.label_smoothing,
+            log_probs, reference, lengths, beta=section.beta, loss=section.loss, label_smoothing=section.label_smoothing
         )
         return terms, scored
 
@@ -137,8 +132,7 @@ class DpoJob(AlignJob):
     title = "DPO"
 
     def __init__(self, recipe: DpoRecipe, run_dir: Path):
-        """Raises RecipeError, DataError and CheckpointError for what cannot be trained on or from."""
-        super().__init__(recipe, run_dir, load_pairs)
+        super().__init__(recipe, run_dir)
         self.train_pairs, self.valid_pairs = (
             Pairs.of_job(self.recipe, pairs) for pairs in (self.samples.train, self.valid)
         )

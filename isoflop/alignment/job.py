@@ -15,8 +15,8 @@ from isoflop.alignment.asked import ask
 from isoflop.alignment.build import BEFORE, prepare, write_merged
 from isoflop.alignment.page import write_page
 from isoflop.alignment.recipe import Recipe, check, identity_tree
-from isoflop.alignment.samples import Samples, digest
-from isoflop.alignment.start import Start, open_start, resolved_start, save_tokenizer
+from isoflop.alignment.samples import Samples, digest, load_pairs
+from isoflop.alignment.start import open_start, save_tokenizer
 from isoflop.errors import CheckpointError, RecipeError
 from isoflop.model.accounting import flops_per_token
 from isoflop.model.transformer import Transformer
@@ -36,7 +36,7 @@ class AlignJob(Job):
     """On the page of the run."""
 
     def __init__(
-        self, recipe: Recipe, run_dir: Path, load: Callable[..., Samples], *, train_blank: bool = False
+        self, recipe: Recipe, run_dir: Path, load: Callable[..., Samples] = load_pairs, *, train_blank: bool = False
     ) -> None:
         """Raises RecipeError, DataError and CheckpointError for what cannot be trained on or from."""
         check(recipe)
@@ -44,7 +44,11 @@ class AlignJob(Job):
             raise RecipeError(f"--out {run_dir} is the run that initial.run names; give another folder")
         self.run_dir = run_dir
         self.start = open_start(recipe.initial, recipe.data.template, train_blank=train_blank)
-        require_stop(self.start)
+        if not self.start.template.closes_answers:
+            raise RecipeError(
+                f"data.template: {self.start.template.name} ends an answer with no special token of its own, so a "
+                "model trained on it never learns to stop; give a template that writes one behind each answer"
+            )
         config, t = self.start.config, recipe.train
         limit = recipe.data.max_tokens or config.seq_len
         if limit > config.seq_len:
@@ -53,7 +57,9 @@ class AlignJob(Job):
             )
         self.samples = load(recipe.data, self.start.template, max_tokens=limit, seed=t.seed)
         self.valid: list[Any] = self.samples.valid[: recipe.validate.max_samples or None]
-        self.recipe = dataclasses.replace(recipe, initial=resolved_start(recipe.initial, self.start), model=config)
+        found = {"checkpoint": str(self.start.checkpoint), "model_sha256": self.start.model_sha256}
+        initial = dataclasses.replace(recipe.initial, **found)
+        self.recipe = dataclasses.replace(recipe, initial=initial, model=config)
         n_steps = t.n_steps(len(self.samples.train))
         self.identity = {"trajectory": self._trajectory(), "n_steps": n_steps, "base_sha256": self.start.model_sha256}
         self.plan = StepPlan(
@@ -138,12 +144,3 @@ class AlignJob(Job):
             "tokenizer": self.start.tokenizer_sha256,
         }
         return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def require_stop(start: Start) -> None:
-    """Raises RecipeError where the template trains no token that ends an answer."""
-    if not start.template.closes_answers:
-        raise RecipeError(
-            f"data.template: {start.template.name} ends an answer with no special token of its own, so a model trained "
-            "on it never learns to stop; give a template that writes one behind each answer"
-        )

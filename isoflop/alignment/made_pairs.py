@@ -16,8 +16,8 @@ from isoflop.alignment.samples import Prompt
 from isoflop.alignment.start import Start
 from isoflop.model.transformer import Transformer
 
-Rule = Callable[[Prompt, str, bool, bool], bool]
-"""(prompt, answer, whether it stopped, whether it loops) -> whether it passes."""
+Rule = Callable[[str, str, bool, bool], bool]
+"""(expected answer, answer, whether it stopped, whether it loops) -> whether it passes."""
 
 
 def make_pairs(
@@ -51,7 +51,7 @@ def make_pairs(
         failed: dict[str, int] = {}
         for item in said[index * n_answers : (index + 1) * n_answers]:
             text = start.template.decode(item.ids).strip()
-            good = rule(prompt, text, item.stopped, repeats(item.ids, stopped=item.stopped))
+            good = rule(prompt.expected, text, item.stopped, repeats(item.ids, stopped=item.stopped))
             (passed if good else failed)[text] = len(item.ids)
         both = [
             (abs(passed[chosen] - failed[rejected]), generator.random(), chosen, rejected)

@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from isoflop.alignment.build import BEFORE, read_metrics
+from isoflop.alignment.build import BEFORE
 from isoflop.pages.html import page
 from isoflop.pages.plot import NAMED, installed, light_grid, new_figure, style, svg_text
 from isoflop.recipe import to_toml, write_text
+from isoflop.run import read_json_lines
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -35,9 +36,10 @@ SHOWN_BAD = 40
 
 def write_page(run_dir: Path, kind: str, recipe: Any, result: Mapping[str, Any], said: Mapping[str, Any]) -> Path:
     """Write `run_dir`/report.html and return it."""
-    before_path, bad_path = run_dir / BEFORE, run_dir / "quarantine.jsonl"
+    before_path, bad_path, metrics_path = (run_dir / name for name in (BEFORE, "quarantine.jsonl", "metrics.jsonl"))
     before = json.loads(before_path.read_text(encoding="utf-8")) if before_path.is_file() else {}
-    metrics = [line for line in read_metrics(run_dir) if "loss_nats" in line]
+    lines = read_json_lines(metrics_path) if metrics_path.is_file() else []
+    metrics = [line for line in lines if "loss_nats" in line]
     drawn = installed() and len(metrics) > 1
     samples = result["samples"]
     bad = bad_path.read_text(encoding="utf-8").splitlines()[:SHOWN_BAD] if bad_path.is_file() else []

@@ -325,11 +325,8 @@ def check(recipe: Recipe) -> None:
 
 def identity_tree(tree: dict[str, Any]) -> dict[str, Any]:
     """What of a resolved recipe decides the numbers of the run: not where it runs, nor how often it is saved."""
-    train = {
-        key: value
-        for key, value in tree["train"].items()
-        if key not in ("device", "micro_tokens", "packed", "compile", "threads")
-    }
+    where = ("device", "micro_tokens", "packed", "compile", "threads")
+    train = {key: value for key, value in tree["train"].items() if key not in where}
     data = {key: value for key, value in tree["data"].items() if key in ("format", "max_tokens")}
     adapter = {key: value for key, value in tree.get("adapter", {}).items() if key != "merge"}
     kept = {key: tree[key] for key in ("dpo", "reward", "numerics", "model") if key in tree}

@@ -13,14 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from isoflop.corpus.document import BadRecord, OnBad
-from isoflop.corpus.read.bytes import (
-    COMPRESSED_SUFFIXES,
-    BrokenStream,
-    ByteStream,
-    ReadLimits,
-    open_bytes,
-    split_lines,
-)
+from isoflop.corpus.read.bytes import COMPRESSED_SUFFIXES, BrokenStream, ByteStream, ReadLimits, open_bytes, split_lines
 from isoflop.errors import DataError
 from isoflop.recipe import write_text
 

@@ -23,7 +23,6 @@ from isoflop.alignment.losses import Sides, reward_losses
 from isoflop.alignment.packing import Packed, pack, with_last_read
 from isoflop.alignment.pairs import Group, Pairs, PairWorkload
 from isoflop.alignment.recipe import AdapterSection, RewardRecipe, RewardSection, StartSection
-from isoflop.alignment.samples import load_pairs
 from isoflop.alignment.scoring import in_groups
 from isoflop.alignment.start import open_start
 from isoflop.errors import CheckpointError
@@ -72,12 +71,7 @@ class Reward(PairWorkload):
     """Pairs as batches, the loss of their scores, and the share that is ranked right on held-out ones."""
 
     def __init__(
-        self,
-        train: Pairs,
-        valid: Pairs,
-        section: RewardSection,
-        device: torch.device,
-        hooks: Sequence[StepHook] = (),
+        self, train: Pairs, valid: Pairs, section: RewardSection, device: torch.device, hooks: Sequence[StepHook] = ()
     ):
         super().__init__(train, valid, FIGURES, device, last_read=True, hooks=hooks)
         self._section = section
@@ -102,10 +96,6 @@ class RewardJob(AlignJob):
     """A reward recipe as a run."""
 
     title = "Reward model"
-
-    def __init__(self, recipe: RewardRecipe, run_dir: Path):
-        """Raises RecipeError, DataError and CheckpointError for what cannot be trained on or from."""
-        super().__init__(recipe, run_dir, load_pairs)
 
     def workload(self, model: Transformer, dtype: torch.dtype, hooks: list[StepHook]) -> tuple[nn.Module, Workload]:
         train, valid = (Pairs.of_job(self.recipe, pairs) for pairs in (self.samples.train, self.valid))

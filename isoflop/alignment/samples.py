@@ -2,8 +2,8 @@
 
 import hashlib
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,7 +52,7 @@ class Samples:
     valid: list[Any]
     prompts: list[Prompt]
     summary: dict[str, Any]
-    quarantine: Quarantine = field(default_factory=Quarantine)
+    quarantine: Quarantine
 
     def write(self, run_dir: Path) -> None:
         """What was set aside, with file and line."""
@@ -85,10 +85,14 @@ def load_pairs(section: PairDataSection, template: ChatTemplate, *, max_tokens: 
 def digest(samples: Sequence[Any]) -> str:
     """Hash of tokens and targets in their order."""
     found = hashlib.sha256()
-    for sample in samples:
-        for row in sample if isinstance(sample, PairRows) else (sample,):
-            found.update(np.int64(len(row.ids)).tobytes() + row.ids.tobytes() + row.is_target.tobytes())
+    for row in _rows_of(samples):
+        found.update(np.int64(len(row.ids)).tobytes() + row.ids.tobytes() + row.is_target.tobytes())
     return found.hexdigest()
+
+
+def _rows_of(samples: Sequence[Any]) -> Iterator[Row]:
+    for sample in samples:
+        yield from sample if isinstance(sample, PairRows) else (sample,)
 
 
 def answer_only(row: Row) -> Row:
@@ -113,11 +117,31 @@ def _read(
 def _samples(
     train: list[tuple[Any, Any]], valid: list[tuple[Any, Any]], template: ChatTemplate, max_tokens: int, bad: Quarantine
 ) -> Samples:
-    """Of records with their rows."""
+    """Of records with their rows, counted for the page and the result. Raises DataError where nothing is left."""
+    counts = bad.counts()
+    for name, items in (("train", train), ("valid", valid)):
+        if not items:
+            why = "; ".join(f"{reason} ({n})" for reason, n in list(counts.items())[:3]) or "nothing was read"
+            more = "" if name == "train" else " or raise data.valid_fraction"
+            raise DataError(f"data.{name}: no sample is left: {why}; give more data{more}")
+    rows = list(_rows_of([sample for _, sample in train]))
+    lengths = np.array([len(row.ids) for row in rows])
+    if counts:
+        log.info("%d records were set aside: %s", len(bad.records), counts)
+    summary = {
+        "n_train": len(train),
+        "n_valid": len(valid),
+        "set_aside": counts,
+        "tokens": int(lengths.sum()),
+        "targets": int(sum(row.is_target.sum() for row in rows)),
+        "longest": int(lengths.max()),
+        "max_tokens": max_tokens,
+        "lengths": {
+            str(1 << int(k)): int(n) for k, n in zip(*np.unique(np.log2(lengths).astype(int), return_counts=True))
+        },
+    }
     prompts = prompts_of([item for item, _ in valid], template)
-    samples = Samples([rows for _, rows in train], [rows for _, rows in valid], prompts, {}, bad)
-    samples.summary = _summary(samples, max_tokens)
-    return samples
+    return Samples([sample for _, sample in train], [sample for _, sample in valid], prompts, summary, bad)
 
 
 def _without_held_out(train: list, valid: list, bad: Quarantine) -> list:
@@ -175,20 +199,12 @@ def _sides(
     for pair in pairs:
         if pair in chosen and pair in rejected:
             sides = PairRows(answer_only(chosen[pair]), answer_only(rejected[pair]))
-            prompt = _shared_prompt(sides)
-            if prompt is None:
+            n = min(int(np.argmax(side.is_target)) for side in sides)  # tokens before the first target
+            if not n or not np.array_equal(sides.chosen.ids[:n], sides.rejected.ids[:n]):
                 bad(BadRecord(pair.origin, "the two sides share no prompt in tokens"))
             else:
                 found.append((pair, sides))
     return found
-
-
-def _shared_prompt(sides: PairRows) -> int | None:
-    """Tokens before the first target, where both sides have the same ones."""
-    first = [int(np.argmax(side.is_target)) for side in sides]
-    n = min(first)
-    same = np.array_equal(sides.chosen.ids[:n], sides.rejected.ids[:n])
-    return n if same and n else None
 
 
 def prompts_of(items: Sequence[Conversation | Pair], template: ChatTemplate) -> list[Prompt]:
@@ -202,29 +218,3 @@ def prompts_of(items: Sequence[Conversation | Pair], template: ChatTemplate) -> 
             messages, expected = item.messages[:end], item.messages[end].content
         found.append(Prompt(messages, template.prompt_ids(messages), expected))
     return found
-
-
-def _summary(samples: Samples, max_tokens: int) -> dict[str, Any]:
-    """Counts for the page and the result. Raises DataError where nothing is left."""
-    counts = samples.quarantine.counts()
-    for name, items in (("train", samples.train), ("valid", samples.valid)):
-        if not items:
-            why = "; ".join(f"{reason} ({n})" for reason, n in list(counts.items())[:3]) or "nothing was read"
-            more = "" if name == "train" else " or raise data.valid_fraction"
-            raise DataError(f"data.{name}: no sample is left: {why}; give more data{more}")
-    rows = [row for sample in samples.train for row in (sample if isinstance(sample, PairRows) else (sample,))]
-    lengths = np.array([len(row.ids) for row in rows])
-    if counts:
-        log.info("%d records were set aside: %s", len(samples.quarantine.records), counts)
-    return {
-        "n_train": len(samples.train),
-        "n_valid": len(samples.valid),
-        "set_aside": counts,
-        "tokens": int(lengths.sum()),
-        "targets": int(sum(row.is_target.sum() for row in rows)),
-        "longest": int(lengths.max()),
-        "max_tokens": max_tokens,
-        "lengths": {
-            str(1 << int(k)): int(n) for k, n in zip(*np.unique(np.log2(lengths).astype(int), return_counts=True))
-        },
-    }

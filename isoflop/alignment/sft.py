@@ -103,7 +103,6 @@ class SftJob(AlignJob):
     title = "SFT"
 
     def __init__(self, recipe: SftRecipe, run_dir: Path):
-        """Raises RecipeError, DataError and CheckpointError for what cannot be trained on or from."""
         super().__init__(recipe, run_dir, load_conversations, train_blank=recipe.data.train_blank)
         self.recipe = dataclasses.replace(self.recipe, second=None)
 

@@ -1,6 +1,5 @@
 """What a run of alignment begins with: sizes, weights, tokenizer and chat template of another run."""
 
-import dataclasses
 import hashlib
 import json
 import logging
@@ -79,11 +78,6 @@ def open_start(section: StartSection, template: str = "", *, train_blank: bool =
         )
     text = (folder / MAIN).read_bytes()
     return Start(run, trained.config, found, sha256, folder, hashlib.sha256(text).hexdigest(), loaded, n_known)
-
-
-def resolved_start(section: StartSection, start: Start) -> StartSection:
-    """The section with what was found filled in."""
-    return dataclasses.replace(section, checkpoint=str(start.checkpoint), model_sha256=start.model_sha256)
 
 
 def save_tokenizer(start: Start, run_dir: Path) -> None:

@@ -18,7 +18,6 @@ from isoflop.evaluation.likelihood import fit, score
 from isoflop.evaluation.prompts import Prompts
 from isoflop.evaluation.recipe import GenerationSection
 from isoflop.evaluation.tasks.answers import cut
-from isoflop.evaluation.tasks.catalogue import run_programs
 from isoflop.evaluation.tasks.task import Choice, Passage, Question, Task
 from isoflop.model.transformer import Transformer
 from isoflop.run import read_json_lines
@@ -167,8 +166,9 @@ def write_answers(
             yield {"item": number, "n_cut": 0, "problem": str(error)}
             continue
         kept, n = room(ids, n, seq_len)
-        answers[number] = {"item": number, "n_cut": len(ids) - len(kept), **_blank(section.n_samples)}
-        for at in range(section.n_samples):
+        k = section.n_samples
+        answers[number] = {"item": number, "n_cut": len(ids) - len(kept), "outputs": [None] * k, "n_tokens": [0] * k}
+        for at in range(k):
             seed = hashlib.sha256(f"{section.seed}/{name}/{number}/{at}".encode()).digest()
             sampling = Sampling(
                 max_tokens=n,
@@ -189,10 +189,6 @@ def write_answers(
         answer["outputs"][at] = cut(prompts.said(done.ids), asked[place][1].stop)
         if None not in answer["outputs"]:
             yield answer
-
-
-def _blank(n_samples: int) -> Answer:
-    return {"outputs": [None] * n_samples, "n_tokens": [0] * n_samples}
 
 
 def room(ids: list[int], n: int, seq_len: int) -> tuple[list[int], int]:
@@ -223,13 +219,14 @@ def complete(engine: Engine, asked: Sequence[tuple[Sequence[int], Sampling]]) ->
 
 def judge(task: Task, items: dict[int, Question], answers: Answers, sandbox: Sandbox) -> Iterator[Answer]:
     """Verdicts on programs that have none yet: `verdicts` has one verdict and reason a sample."""
+    assert task.job is not None
     waiting = [n for n in items if "outputs" in answers.known.get(n, {}) and "verdicts" not in answers.known[n]]
     for first in range(0, len(waiting), WRITTEN_TOGETHER):
         some = waiting[first : first + WRITTEN_TOGETHER]
         outputs = [(number, text) for number in some for text in answers.known[number]["outputs"]]
-        found = run_programs(task, [items[n] for n, _ in outputs], [text for _, text in outputs], sandbox)
+        outcomes = sandbox.run_all([task.job(items[number], text) for number, text in outputs])
         by_item: dict[int, list[list[str]]] = {}
-        for (number, _), (_, outcome) in zip(outputs, found, strict=True):
+        for (number, _), outcome in zip(outputs, outcomes, strict=True):
             by_item.setdefault(number, []).append([str(outcome.verdict), outcome.detail])
         for number, verdicts in by_item.items():
             if not any(verdict == Verdict.REFUSED for verdict, _ in verdicts):  # says nothing about the answer

@@ -26,7 +26,7 @@ from isoflop.tokens.batches import Batches
 from isoflop.tokens.bpe import Tokenizer
 from isoflop.tokens.shards import TokenSet
 from isoflop.training.device import choose_device
-from isoflop.training.load_run import Trained, find_trained, load_model, require_tokenizer_of
+from isoflop.training.load_run import find_trained, load_model, require_tokenizer_of
 from isoflop.training.pretrain.validate import validate
 
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -108,13 +108,16 @@ def passkey_accuracy(
             questions = [make_question(tokenizer, length, depth, generator) for _ in range(n_trials)]
             size = max(1, BATCH_TOKENS // length)
             right = [r for at in range(0, n_trials, size) for r in answers_right(model, questions[at : at + size])]
+            found = wilson(sum(right), n_trials, Z90)
             records.append(
                 {
                     "length": length,
                     "depth": depth,
                     "n_trials": n_trials,
                     "n_right": sum(right),
-                    **accuracy(sum(right), n_trials),
+                    "accuracy": found.value,
+                    "low": found.low,
+                    "high": found.high,
                     "mean_tokens": sum(len(question.tokens) for question in questions) / n_trials,
                 }
             )
@@ -122,12 +125,6 @@ def passkey_accuracy(
             if on_progress:
                 on_progress("passkey", done, len(lengths) * len(depths))
     return records
-
-
-def accuracy(n_right: int, n_trials: int, z: float = Z90) -> dict[str, float]:
-    """Share of right answers with its Wilson interval, 90% by default."""
-    found = wilson(n_right, n_trials, z)
-    return {"accuracy": found.value, "low": found.low, "high": found.high}
 
 
 def text_loss(model: Transformer, token_set: TokenSet, *, seq_len: int, max_tokens: int = 0) -> dict[str, Any]:
@@ -186,7 +183,8 @@ def compare_context(
         )
     for trained in runs.values():
         require_tokenizer_of(trained.run, token_set.tokenizer_sha256, folder, "give the right one: --tokens DIR")
-    original = _original(runs.get("before", after))
+    first = runs.get("before", after).config
+    original = first.yarn.original_seq_len if first.yarn else first.seq_len
     lengths = sorted(lengths) or default_lengths(original, after.config.seq_len)
     if lengths[-1] > after.config.seq_len:
         raise RecipeError(
@@ -243,11 +241,6 @@ def default_lengths(original: int, longest: int) -> list[int]:
     while lengths[-1] // 2 >= max(64, original // 4):
         lengths.append(lengths[-1] // 2)
     return sorted({*lengths, original} if original >= 64 else lengths)
-
-
-def _original(trained: Trained) -> int:
-    yarn = trained.config.yarn
-    return yarn.original_seq_len if yarn else trained.config.seq_len
 
 
 def _pooled(cells: list[dict[str, Any]]) -> float | None:

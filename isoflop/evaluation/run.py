@@ -9,7 +9,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -142,15 +142,6 @@ def choose(recipe: EvalRecipe) -> list[Chosen]:
     return found
 
 
-@dataclass
-class Found:
-    """What a task gave."""
-
-    metrics: dict[str, dict[str, float]]
-    details: dict[str, Any]
-    samples: list[dict[str, Any]] = field(default_factory=list)
-
-
 def evaluate(
     runs: Sequence[str],
     recipe: EvalRecipe,
@@ -182,17 +173,17 @@ def evaluate(
             marks = mark(asked, recipe.contamination, on_progress=on_progress, should_stop=should_stop)
         for name in names:
             model = Model(Path(name), recipe)
-            by_task = {}
+            metrics, details = {}, {}
             with only_one(model.run / "evaluation"):
                 for one in chosen:
                     done = _one_task(model, one, sandbox, name, marks, with_samples, on_progress, should_stop)
-                    by_task[one.task.name] = done
-                    samples += done.samples
+                    metrics[one.task.name], details[one.task.name], rows = done
+                    samples += rows
             found[name] = {
-                "tasks": {task_name: done.metrics for task_name, done in by_task.items()},
-                "details": {task_name: done.details for task_name, done in by_task.items()},
+                "tasks": metrics,
+                "details": details,
                 "settings": {
-                    **settings(recipe, model),
+                    **settings(model),
                     "data": str(Path(recipe.tasks.data).resolve()),
                     **({"train_text": marks.text} if marks else {}),
                 },
@@ -200,13 +191,13 @@ def evaluate(
     return {"runs": found}, iter(samples)
 
 
-def settings(recipe: EvalRecipe, model: Model) -> dict[str, Any]:
+def settings(model: Model) -> dict[str, Any]:
     """What a score depends on, and where it was computed."""
     device = model.model.embedding.weight.device
     return {
         **model.identity,
-        "recipe": to_tree(recipe),
-        "seed": recipe.generation.seed,
+        "recipe": to_tree(model.recipe),
+        "seed": model.recipe.generation.seed,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
         "torch": torch.__version__,
         "commit": commit(),
@@ -223,7 +214,8 @@ def _one_task(
     with_samples: bool,
     on_progress: Progress | None,
     should_stop: Callable[[], bool],
-) -> Found:
+) -> tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]]]:
+    """Metrics of a task, what is to be known about them, and with `with_samples` an object an item."""
     recipe, began = model.recipe, time.perf_counter()
     key = _key(model, one)
     answers = Answers.open(model.run / "evaluation" / f"{one.task.name}.{key}.jsonl")
@@ -279,8 +271,8 @@ def _one_task(
     if marks is not None:
         of_items = marks.by_task[one.task.name]
         details["contamination"] = clean_scores(one.items, list(graded.values()), of_items)
-    values = {metric: {"value": v.value, "low": v.low, "high": v.high, "n": v.n} for metric, v in found.items()}
-    kept = settings(recipe, model) | ({"train_text": marks.text} if marks else {})
+    values = {metric: interval._asdict() for metric, interval in found.items()}
+    kept = settings(model) | ({"train_text": marks.text} if marks else {})
     record = {"run_id": f"{one.task.name}.{key}.{one.limit}", "task": one.task.name, "metrics": values}
     append_json_line(model.run / "evaluation.jsonl", {**record, **details, "settings": kept})
     samples = []
@@ -289,7 +281,7 @@ def _one_task(
         samples = [{"run": name, "task": one.task.name, **row} for row in shown]
         if marks is not None:
             samples = [row | {"contaminated": m} for row, m in zip(samples, marks.by_task[one.task.name], strict=True)]
-    return Found(values, details, samples)
+    return values, details, samples
 
 
 def _chance(items: Sequence[Item]) -> float | None:

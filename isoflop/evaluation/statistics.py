@@ -60,7 +60,7 @@ def clustered_error(scores: Sequence[float], groups: Sequence[Hashable]) -> floa
     return float(np.sqrt((sums**2).sum() * n_groups / (n_groups - 1)) / len(values))
 
 
-def mean_of(scores: Sequence[float], groups: Sequence[Hashable] | None = None, z: float = Z95) -> Interval:
+def mean_of(scores: Sequence[float], groups: Sequence[Hashable] | None = None) -> Interval:
     """Mean of scores: Wilson's interval for independent yes-or-no items, else the normal one over clusters.
 
     Scores between 0 and 1 keep their interval inside.
@@ -72,14 +72,14 @@ def mean_of(scores: Sequence[float], groups: Sequence[Hashable] | None = None, z
         raise DataError(f"score {values[~np.isfinite(values)][0]} is no number; leave missing items out")
     if groups is None or len(set(groups)) == len(values):
         if np.isin(values, (0.0, 1.0)).all():
-            return wilson(float(values.sum()), len(values), z)
+            return wilson(float(values.sum()), len(values))
         groups = range(len(values))
-    mean, half = float(values.mean()), z * clustered_error(values.tolist(), groups)
-    return _around(mean, half, values, len(set(groups)), z)
+    mean, half = float(values.mean()), Z95 * clustered_error(values.tolist(), groups)
+    return _around(mean, half, values, len(set(groups)))
 
 
 def weighted_mean(
-    scores: Sequence[float], weights: Sequence[float], groups: Sequence[Hashable] | None = None, z: float = Z95
+    scores: Sequence[float], weights: Sequence[float], groups: Sequence[Hashable] | None = None
 ) -> Interval:
     """Mean where items count differently, such as shares of instructions weighed by their number; a ratio's error."""
     if len(scores) != len(weights) or not len(scores) or min(weights) < 0 or sum(weights) <= 0:
@@ -87,11 +87,12 @@ def weighted_mean(
     values, heavy = np.asarray(scores, dtype=np.float64), np.asarray(weights, dtype=np.float64)
     mean = float(values @ heavy / heavy.sum())
     residuals = heavy * (values - mean) / heavy.mean()
-    half = z * clustered_error(residuals.tolist(), groups or range(len(values)))
-    return _around(mean, half, values, len(set(groups or range(len(values)))), z)
+    groups = groups or range(len(values))
+    half = Z95 * clustered_error(residuals.tolist(), groups)
+    return _around(mean, half, values, len(set(groups)))
 
 
-def _around(mean: float, half: float, values: np.ndarray, n_groups: int, z: float) -> Interval:
+def _around(mean: float, half: float, values: np.ndarray, n_groups: int) -> Interval:
     """The interval of a mean, inside 0 to 1 where all scores are.
 
     Scores of 0 to 1 that are all equal show no spread and are not certain for that: Wilson's interval over the groups.
@@ -100,42 +101,18 @@ def _around(mean: float, half: float, values: np.ndarray, n_groups: int, z: floa
     if ((values >= 0) & (values <= 1)).all():
         low, high = max(0.0, low), min(1.0, high)
         if half == 0:
-            low, high = wilson(mean * n_groups, n_groups, z)[1:3]
+            low, high = wilson(mean * n_groups, n_groups)[1:3]
     return Interval(mean, low, high, len(values))
 
 
-def paired(
-    first: Sequence[float], second: Sequence[float], groups: Sequence[Hashable] | None = None, z: float = Z95
-) -> Interval:
+def paired(first: Sequence[float], second: Sequence[float], groups: Sequence[Hashable] | None = None) -> Interval:
     """Mean of `second - first` over the same items, with its interval."""
     if len(first) != len(second):
         raise DataError(f"{len(first)} and {len(second)} scores are not of the same items; give both in the same order")
     differences = np.asarray(second, dtype=np.float64) - np.asarray(first, dtype=np.float64)
-    half = z * clustered_error(differences.tolist(), groups or range(len(differences)))
+    half = Z95 * clustered_error(differences.tolist(), groups or range(len(differences)))
     mean = float(differences.mean())
     return Interval(mean, mean - half, mean + half, len(differences))
-
-
-def paired_bootstrap(
-    first: Sequence[float],
-    second: Sequence[float],
-    groups: Sequence[Hashable] | None = None,
-    *,
-    generator: np.random.Generator,
-    n_resamples: int = 2000,
-    level: float = 0.95,
-) -> Interval:
-    """As `paired`, by resampling whole clusters; for few or very uneven ones."""
-    if len(first) != len(second) or not len(first):
-        raise DataError(f"{len(first)} and {len(second)} scores are not of the same items; give both in the same order")
-    differences = np.asarray(second, dtype=np.float64) - np.asarray(first, dtype=np.float64)
-    numbers: dict[Hashable, int] = {}
-    labels = [numbers.setdefault(group, len(numbers)) for group in (groups or range(len(differences)))]
-    sums, sizes = np.bincount(labels, weights=differences), np.bincount(labels)
-    drawn = generator.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=n_resamples)
-    means = (drawn @ sums) / (drawn @ sizes)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(differences.mean()), float(low), float(high), len(differences))
 
 
 def pass_at_k(n: int, n_right: int, k: int) -> float:
@@ -153,26 +130,17 @@ def accuracy_of(scores: Sequence[float], gold: Sequence[int]) -> float:
     return float(int(np.argmax(np.asarray(scores, dtype=np.float64))) in gold)
 
 
-NORMALISATIONS = ("sum", "character", "byte", "token")
-
-
-def normalised(
-    sums: Sequence[float], options: Sequence[str], by: str, n_tokens: Sequence[int] | None = None
-) -> list[float]:
+def normalised(sums: Sequence[float], options: Sequence[str], by: str, n_tokens: Sequence[int]) -> list[float]:
     """Log-probabilities of options divided by their length in characters, bytes or tokens; lengths as lm-eval counts.
 
     The leading blank of an option is how it is joined, not part of it.
     """
-    if by not in NORMALISATIONS:
-        raise DataError(f"normalisation {by!r} is unknown; give one of {', '.join(NORMALISATIONS)}")
     texts = [option.removeprefix(" ") for option in options]
-    if by == "token" and n_tokens is None:
-        raise DataError("normalisation 'token' needs the number of tokens of each option")
     lengths = {
         "sum": [1] * len(texts),
         "character": [len(text) for text in texts],
         "byte": [len(text.encode("utf-8", "surrogatepass")) for text in texts],
-        "token": list(n_tokens or ()),
+        "token": n_tokens,
     }[by]
     if 0 in lengths:
         raise DataError(f"option {lengths.index(0)} is empty, so it has no score by {by}; leave the item out")

@@ -37,10 +37,6 @@ class TwinSection:
     wild: Share = 0.3
     """Share of those whose objects are distorted beyond recognition, for kinds of object never seen."""
 
-    def check(self) -> None:
-        """Raises RecipeError naming key, value and rule."""
-        check_ranges(self, "twin.")
-
 
 @dataclass(frozen=True)
 class FitSection:
@@ -112,14 +108,13 @@ def check(recipe: ImagingRecipe) -> None:
         recipe.camera.check()
     except ValueError as error:
         raise RecipeError(str(error)) from error
-    for section in (recipe.objects, recipe.network, recipe.twin, recipe.train):
-        section.check()
+    recipe.objects.check()
+    check_ranges(recipe.network, "network.")
+    check_ranges(recipe.twin, "twin.")
+    recipe.train.check()
     if recipe.twin.iterations:
-        if (
-            recipe.medium.kind in ("memory", "dynamic", "family")
-            or recipe.medium.polarised < 1
-            or recipe.camera.binning > 1
-        ):
+        moves = recipe.medium.kind in ("memory", "dynamic", "family")
+        if moves or recipe.medium.polarised < 1 or recipe.camera.binning > 1:
             raise RecipeError(
                 "twin.iterations needs one coherent field per pixel: a static medium of kind tm, structured or "
                 "multislice, medium.polarised = 1 and camera.binning = 1; set twin.iterations = 0"

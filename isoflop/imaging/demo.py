@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from isoflop.errors import RecipeError
+from isoflop.imaging.figure import KINDS
 from isoflop.imaging.report import sort_records, write_report
 from isoflop.imaging.sweep import ImagingSweep, run_sweep
 from isoflop.recipe import load_recipe
@@ -46,7 +47,7 @@ def run_demo(
         {
             "camera_px": r["camera_px"],
             "photons": r["photons"] or "no noise",
-            "objects": {"test": "digits", "unseen": "unseen letters"}[kind],
+            "objects": KINDS[kind],
             "network": s["pcc"],
             "ridge": r["ridge"][kind]["pcc"],
             "mean_image": r["mean_image_pcc"][kind],

@@ -145,15 +145,8 @@ def _curves(axes: "Axes", records: Sequence[Mapping[str, Any]], by: str) -> None
             continue
         color = COLORS[kind]
         axes.plot(x, [r["scores"][kind]["pcc"] for r in ordered], "o-", color=color, label=f"network, {name}")
-        axes.plot(
-            x,
-            [r["ridge"][kind]["pcc"] for r in ordered],
-            "o--",
-            color=color,
-            markersize=4,
-            linewidth=1.2,
-            label="ridge",
-        )
+        ridge = [r["ridge"][kind]["pcc"] for r in ordered]
+        axes.plot(x, ridge, "o--", color=color, markersize=4, linewidth=1.2, label="ridge")
         axes.axhline(ordered[0]["mean_image_pcc"][kind], color=color, linewidth=1.2, linestyle=":", label="mean image")
     axes.set_ylim(min(0.3, axes.get_ylim()[0]), 1.01)
     axes.set_ylabel("correlation")

@@ -42,10 +42,6 @@ class NetworkSection:
     dropout: Annotated[float, Range(at_least=0, below=1)] = 0.0
     """Share of activations left out (code of Optica 5, 1181: 0.5 in dense blocks)."""
 
-    def check(self) -> None:
-        """Raises RecipeError naming key, value and rule."""
-        check_ranges(self, "network.")
-
 
 class LinearPath(nn.Module):
     """The ridge solution in buffers: part of the checkpoint, not of what is trained."""
@@ -85,7 +81,6 @@ class Hybrid(nn.Module):
 
     def __init__(self, section: NetworkSection, frame_px: int, object_px: int):
         super().__init__()
-        section.check()
         self.object_px = object_px
         self.linear = LinearPath(frame_px, object_px)
         self.scale: Tensor
@@ -170,7 +165,6 @@ class DenseUNet(nn.Module):
 
     def __init__(self, section: NetworkSection, frame_px: int, object_px: int):
         super().__init__()
-        section.check()
         if frame_px % 2**section.levels:
             raise RecipeError(
                 f"network.levels = {section.levels} needs frames of a multiple of {2**section.levels} pixels, this "
@@ -203,7 +197,7 @@ Network = RidgeNetwork | Hybrid | DenseUNet
 
 def build_network(section: NetworkSection, frame_px: int, object_px: int) -> Network:
     """The network of a section, without values: see `initialise`."""
-    section.check()
+    check_ranges(section, "network.")
     if section.kind == "ridge":
         return RidgeNetwork(frame_px, object_px)
     return (Hybrid if section.kind == "hnn" else DenseUNet)(section, frame_px, object_px)

@@ -43,6 +43,8 @@ from isoflop.training.workload import Workload
 log = logging.getLogger(__name__)
 
 OnStage = Callable[[str, float, float], None]
+GALLERY = 16
+"""Objects of each kind that a run keeps pictures of."""
 
 
 class Reconstruction(Workload):
@@ -145,16 +147,10 @@ def untrained(prepared: Prepared) -> nn.Module:
 class Imaging(Job):
     """An imaging recipe as a run; the ridge network is solved and not trained by steps."""
 
-    def __init__(
-        self,
-        recipe: ImagingRecipe,
-        run_dir: Path,
-        prepared: Prepared | None = None,
-        on_stage: OnStage | None = None,
-    ):
+    def __init__(self, recipe: ImagingRecipe, run_dir: Path, on_stage: OnStage | None):
         """Raises RecipeError for bad values."""
         check(recipe)
-        self.recipe, self._run_dir, self._prepared, self._on_stage = recipe, run_dir, prepared, on_stage
+        self.recipe, self._run_dir, self._on_stage = recipe, run_dir, on_stage
         self.identity = {
             "identity": hashlib.sha256(json.dumps(_decides(recipe), sort_keys=True).encode()).hexdigest()[:16]
         }
@@ -180,7 +176,7 @@ class Imaging(Job):
 
     def build(self) -> Built:
         recipe, t = self.recipe, self.recipe.train
-        prepared = self._prepared = self._prepared or prepare(recipe, self._on_stage)
+        prepared = self._prepared = prepare(recipe, self._on_stage)
         network = untrained(prepared)
         if self.plan.n_steps:
             network.to(choose_device(t.device))
@@ -202,7 +198,6 @@ class Imaging(Job):
     def result(self, figures: dict[str, Any], validation: dict[str, object], built: Built) -> dict[str, Any]:
         if figures["status"] != "finished":
             return {"status": figures["status"], "step": figures["step"], **self.identity}
-        assert self._prepared is not None
         _write_gallery(self._prepared, built.model, self._run_dir / "gallery.safetensors")
         loss = figures["train_loss_nats"]
         kept = ("wall_s", "device", "torch", "threads", "commit", "started_at", "finished_at")
@@ -223,15 +218,13 @@ def run_imaging(
     on_stage: OnStage | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
-    prepared: Prepared | None = None,
 ) -> dict[str, Any]:
     """Train as the recipe says and return what `run_dir`/result.json holds; resumes what it finds there.
 
     Raises:
         RecipeError, DataError: bad values, files or images. CheckpointError: the folder holds another run.
     """
-    job = Imaging(recipe, run_dir, prepared, on_stage)
-    return run(job, run_dir, on_progress=on_progress, should_stop=should_stop)
+    return run(Imaging(recipe, run_dir, on_stage), run_dir, on_progress=on_progress, should_stop=should_stop)
 
 
 def evaluate(run_dir: Path, overrides: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -272,12 +265,12 @@ def evaluate(run_dir: Path, overrides: tuple[str, ...] = ()) -> dict[str, Any]:
     return {"scores": rows, "clipped_share": clipped, "overrides": list(overrides)}
 
 
-def _write_gallery(prepared: Prepared, network: nn.Module, path: Path, n: int = 16) -> None:
-    """The first `n` objects of both kinds with frame, ridge image and the network's: what galleries are drawn from."""
+def _write_gallery(prepared: Prepared, network: nn.Module, path: Path) -> None:
+    """The first objects of both kinds with frame, ridge image and the network's: what galleries are drawn from."""
     device = next(iter(network.state_dict().values())).device
     tensors: dict[str, Tensor] = {}
     for name, measured in (("test", prepared.test), ("unseen", prepared.unseen)):
-        frames, images = measured.frames[:n], measured.images[:n]
+        frames, images = measured.frames[:GALLERY], measured.images[:GALLERY]
         if not len(images):
             continue
         tensors[f"{name}.frame"], tensors[f"{name}.truth"] = frames.contiguous(), images.contiguous()

@@ -18,7 +18,6 @@ from isoflop.pages.html import page
 from isoflop.pages.plot import save, svg_text
 from isoflop.recipe import load_recipe, write_text
 
-NAMES = {"test": "digits", "unseen": "unseen letters"}
 LABELS = {
     "gallery": "Speckle, reconstructions and truth of test objects",
     "crops": "Reconstructions from smaller and smaller parts of the pattern",
@@ -55,8 +54,21 @@ def write_report(folder: Path, *, title: str = "Seeing through a scattering slab
     for name, figure in figures.items():
         for ending in ("svg", "png"):
             save(figure, folder / "figures" / f"{name}.{ending}")
-    pictures = {name: svg_text(figure, name, LABELS[name]) for name, figure in figures.items()}
-    write_text(folder / "report.html", _page(title, recipe, (by_crop, by_photons, rest), pictures))
+    text = page(
+        "imaging/report.html",
+        title=title,
+        recipe=recipe,
+        by_crop=by_crop,
+        crop_scores=_scores(by_crop, "camera_px"),
+        photon_scores=_scores(by_photons, "photons"),
+        controls=_controls(by_crop, rest),
+        clipped=max(r["clipped_share"] for r in (*by_crop, *by_photons)),
+        twins=[r for r in by_crop if r["twin_held_out"] is not None],
+        files=[Path(path).name for path in (recipe.objects.digits, recipe.objects.letters) if path],
+        runs=[*by_crop, *(r for r in by_photons if r not in by_crop), *rest],
+        pictures={name: svg_text(figure, name, LABELS[name]) for name, figure in figures.items()},
+    )
+    write_text(folder / "report.html", text)
     return folder / "report.html"
 
 
@@ -71,33 +83,13 @@ def sort_records(records: Sequence[Record]) -> tuple[list[Record], list[Record],
     return by_crop, by_photons, [r for r in records if r["run_id"] not in used]
 
 
-def _page(
-    title: str, recipe: ImagingSweep, sorted_records: tuple[list[Record], ...], pictures: Mapping[str, str]
-) -> str:
-    by_crop, by_photons, rest = sorted_records
-    return page(
-        "imaging/report.html",
-        title=title,
-        recipe=recipe,
-        by_crop=by_crop,
-        crop_scores=_scores(by_crop, "camera_px"),
-        photon_scores=_scores(by_photons, "photons"),
-        controls=_controls(by_crop, rest),
-        clipped=max(r["clipped_share"] for r in (*by_crop, *by_photons)),
-        twins=[r for r in by_crop if r["twin_held_out"] is not None],
-        files=[Path(path).name for path in (recipe.objects.digits, recipe.objects.letters) if path],
-        runs=[*by_crop, *(r for r in by_photons if r not in by_crop), *rest],
-        pictures=pictures,
-    )
-
-
 def _scores(records: Sequence[Record], key: str) -> list[dict[str, Any]]:
     """A row per run and kind of object, by what was varied."""
     return [
         {
             **scores,
             "varied": "no noise" if key == "photons" and not r[key] else r[key],
-            "objects": NAMES[kind],
+            "objects": drawn.KINDS[kind],
             "ridge": r["ridge"][kind]["pcc"],
             "mean_image": r["mean_image_pcc"][kind],
         }
@@ -117,7 +109,7 @@ def _controls(by_crop: Sequence[Record], rest: Sequence[Record]) -> list[dict[st
     return [
         {
             "control": f"{name}, {r['camera_px']:,} pixels",
-            "objects": NAMES[kind],
+            "objects": drawn.KINDS[kind],
             "pcc": pcc,
             "mean_image": r["mean_image_pcc"][kind],
         }

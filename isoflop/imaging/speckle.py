@@ -62,13 +62,9 @@ class Bench:
             found = self.camera.record(light, seeded(self._seed, 7, place, start))
             raw.append(found.frames)
             clipped += found.clipped
-        empty = self.camera.record(torch.zeros(0, *light_shape(self.medium)), seeded(0)).frames
+        size_px = self.medium.section.frame_px
+        empty = self.camera.record(torch.zeros(0, size_px, size_px), seeded(0)).frames
         return Measured(torch.cat(raw) if raw else empty, images_NYX, clipped)
-
-
-def light_shape(medium: Medium) -> tuple[int, int]:
-    """Side lengths of the frames of a medium."""
-    return (medium.section.frame_px, medium.section.frame_px)
 
 
 class Pairs:

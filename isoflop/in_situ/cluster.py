@@ -101,12 +101,7 @@ def components(
 
 
 def autoencoded(
-    images: Images,
-    numerics: NumericsSection | None,
-    options: TrainOptions,
-    *,
-    d_inner: int = 128,
-    d_latent: int = 10,
+    images: Images, numerics: NumericsSection | None, options: TrainOptions, *, d_inner: int = 128, d_latent: int = 10
 ) -> Tensor:
     """Signed codes [M, d_latent] of an autoencoder trained in situ on these images."""
     d = images.x.shape[1]

@@ -98,10 +98,12 @@ class InSitu(Job):
         self._workload, self._model, self._numerics = workload, model, numerics
         self.key = NoiseKey(options.seed, 0 if numerics is None else numerics.seed)
         n_steps = options.n_epochs * (len(workload.images) // options.batch)
-        self.plan = StepPlan(
-            n_steps,
-            rate=lambda step: options.learning_rate * (1.0 if options.constant else _half_cosine(step / n_steps)),
-        )
+
+        def rate(step: int) -> float:
+            falling = 1.0 if options.constant else 0.5 * (1 + math.cos(math.pi * (step / n_steps)))
+            return options.learning_rate * falling
+
+        self.plan = StepPlan(n_steps, rate=rate)
         self.saving = Saving(every_s=0.0, at_end=keep)
         decides = {
             "workload": type(workload).__name__,
@@ -167,10 +169,6 @@ def _sha256(*tensors: Tensor) -> str:
     return digest.hexdigest()
 
 
-def _half_cosine(done: float) -> float:
-    return 0.5 * (1 + math.cos(math.pi * done))
-
-
 @torch.no_grad()
 def accuracy(model: nn.Module, images: Images, rows_at_once: int = 1000) -> float:
     """Share of images whose largest output is their label."""
@@ -183,9 +181,9 @@ def accuracy(model: nn.Module, images: Images, rows_at_once: int = 1000) -> floa
     return right / len(images)
 
 
-def moved(model: Perceptron, widths: tuple[int, ...], numerics: NumericsSection, seed: int = 0) -> Perceptron:
+def moved(model: Perceptron, numerics: NumericsSection, seed: int = 0) -> Perceptron:
     """The same weights on other hardware: what a network trained digitally is worth there."""
-    there = Perceptron(widths, signed=model.signed)
+    there = Perceptron(model.widths, signed=model.signed)
     there.load_state_dict(model.state_dict())
     assign(there, numerics, NoiseKey(seed, numerics.seed))
     return there

@@ -111,40 +111,26 @@ def export_run(
     parity: bool = True,
     device: str = "cpu",
 ) -> dict[str, Any]:
-    """`write_folder` of a run's newest checkpoint (or that of `step`), then the parity report; returns both.
+    """Write the folder `out` of a run's newest checkpoint (or of `step`) and the parity report; returns what both say.
+
+    `dtype` auto keeps that of the checkpoint: float32 for a run, the original one for an import. `fp8` quantises the
+    matrices that the released FP8 checkpoints do. `drop_mtp` leaves the prediction modules out.
 
     Raises:
         CheckpointError: a run without a usable checkpoint, an `out` that exists, a folder transformers cannot read.
         RecipeError: a model that the format cannot say.
     """
     source = open_run(run, step=step, tokenizer=tokenizer)
-    found = write_folder(source, out, format=format, dtype=dtype, fp8=fp8, shard_mib=shard_mib, drop_mtp=drop_mtp)
+    config = replace(source.config, mtp_depth=0) if drop_mtp else source.config
+    found = _write_folder(source, out, config, format or derived_format(config), dtype, fp8, shard_mib)
     if parity:
         found["parity"] = compare(out, run_model=run_model(source, drop_mtp), tokens=source.tokens, device=device)
     return found
 
 
-def write_folder(
-    source: Source,
-    out: Path,
-    *,
-    format: str = "",
-    dtype: Dtype = "auto",
-    fp8: bool = False,
-    shard_mib: int = 512,
-    drop_mtp: bool = False,
+def _write_folder(
+    source: Source, out: Path, config: ModelConfig, format: str, dtype: Dtype, fp8: bool, shard_mib: int
 ) -> dict[str, Any]:
-    """Write the folder `out` and return what it is.
-
-    `dtype` auto keeps that of the checkpoint: float32 for a run, the original one for an import. `fp8` quantises the
-    matrices that the released FP8 checkpoints do. `drop_mtp` leaves the prediction modules out.
-
-    Raises:
-        CheckpointError: an `out` that exists.
-        RecipeError: a model that the format cannot say.
-    """
-    config = replace(source.config, mtp_depth=0) if drop_mtp else source.config
-    format = format or derived_format(config)
     check_fits(config, format)
     if shard_mib < 1:
         raise RecipeError(f"--shard-mib {shard_mib} must be at least 1; 512 is the default")
@@ -153,7 +139,7 @@ def write_folder(
             log.warning("%s has no tokenizer: the folder gets none; give --tokenizer DIR", source.run)
         shards = _shards(config, format, source, dtype, fp8, shard_mib << 20)
         total = _write_weights(source, shards, work)
-        main_dtype = source.weights.entries["embedding.weight"].dtype if dtype == "auto" else _torch_dtype(dtype)
+        main_dtype = source.weights.entries["embedding.weight"].dtype if dtype == "auto" else getattr(torch, dtype)
         bos, eos = tokenizer_files.special_ids(source.tokenizer) if source.tokenizer else _imported_ids(source.run)
         tree = to_config(config, format, bos=bos, eos=eos, dtype=str(main_dtype).removeprefix("torch."))
         if fp8:
@@ -214,7 +200,7 @@ def _shards(config: ModelConfig, format: str, source: Source, dtype: Dtype, fp8:
             if piece.name.endswith(ROUTER_BIAS):
                 asked = held if target.name else torch.float32
             else:
-                asked = held if dtype == "auto" else _torch_dtype(dtype)
+                asked = held if dtype == "auto" else getattr(torch, dtype)
             item = _Item(target, piece, torch.float8_e4m3fn if fp8 and piece.fp8 else asked)
             if shards[-1] and size + item.n_bytes() > limit:
                 shards.append([])
@@ -284,10 +270,6 @@ def run_model(source: Source, drop_mtp: bool = False) -> Transformer:
 def _any_format(config: ModelConfig) -> str:
     """The format whose layout names every tensor of ours."""
     return "deepseek_v3" if config.experts and config.experts.selection_bias else "llama"
-
-
-def _torch_dtype(name: str) -> torch.dtype:
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
 
 
 def _imported_ids(run: Path) -> tuple[int | None, int | None]:

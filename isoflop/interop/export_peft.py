@@ -5,7 +5,6 @@ rows, and rows of rotary channels are reordered as the weight's own rows are (`l
 """
 
 import json
-import shutil
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from isoflop.alignment.recipe import AdapterSection
 from isoflop.errors import CheckpointError
 from isoflop.interop.formats import derived_format
 from isoflop.interop.layout import layout, to_theirs
+from isoflop.interop.tensors import new_folder
 from isoflop.model.config import ModelConfig
 from isoflop.recipe import from_tree, write_json
 from isoflop.training import checkpoint
@@ -40,20 +40,13 @@ def export_peft(run: Path, out: Path, *, base: str = "") -> dict[str, Any]:
     found = checkpoint.newest(run / "checkpoints")
     if found is None:
         raise CheckpointError(f"{run / 'checkpoints'} holds no checkpoint; let the run save one first")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise CheckpointError(f"--out {out} exists already; delete it or give another folder")
     config = from_tree(tree["model"], ModelConfig, "model.")
     section = from_tree(tree["adapter"], AdapterSection, "adapter.")
-    tensors = peft_tensors(load_file(found / "model.safetensors"), config)
-    work = out.parent / f".{out.name}.writing"
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
-    save_file(tensors, work / "adapter_model.safetensors", metadata={"format": "pt"})
-    modules = sorted({name.split(".")[-3] for name in tensors})
-    write_json(work / "adapter_config.json", peft_config(section, modules, base))
-    if out.exists():
-        out.rmdir()
-    work.rename(out)
+    with new_folder(out) as work:
+        tensors = peft_tensors(load_file(found / "model.safetensors"), config)
+        save_file(tensors, work / "adapter_model.safetensors", metadata={"format": "pt"})
+        modules = sorted({name.split(".")[-3] for name in tensors})
+        write_json(work / "adapter_config.json", peft_config(section, modules, base))
     step = json.loads((found / "state.json").read_text(encoding="utf-8"))["step"]
     return {"folder": str(out), "target_modules": modules, "tensors": len(tensors), "step": step, "base": base}
 

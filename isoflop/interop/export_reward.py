@@ -78,7 +78,9 @@ def export_reward(
         write_json(work / "config.json", tree)
         tokenizer_files.write(folder, work, seq_len=config.seq_len)
         _name_padding(work / tokenizer_files.CONFIG, has_padding=tree["pad_token_id"] is not None)
-    state = json.loads((_newest(run) / "state.json").read_text(encoding="utf-8"))
+    newest = checkpoint.newest(run / "checkpoints")
+    assert newest is not None  # it was loaded
+    state = json.loads((newest / "state.json").read_text(encoding="utf-8"))
     found = {
         "folder": str(out),
         "architecture": architecture,
@@ -206,9 +208,3 @@ def _name_padding(path: Path, *, has_padding: bool) -> None:
     tree["pad_token"] = tree["bos_token"] if has_padding else None
     tree["padding_side"] = "right"
     write_json(path, tree)
-
-
-def _newest(run: Path) -> Path:
-    found = checkpoint.newest(run / "checkpoints")
-    assert found is not None  # it was loaded
-    return found

@@ -8,7 +8,6 @@ Where those two disagree, or with us, docs/interop.md has a table, and a test ea
 """
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 from isoflop.errors import CheckpointError, RecipeError
@@ -189,6 +188,7 @@ def from_config(tree: dict[str, Any]) -> tuple[str, ModelConfig]:
         CheckpointError: an architecture, a key or a value that our model does not have.
     """
     read = _Reader(tree)
+    rope = read.rope()
     named = tree.get("architectures") or []
     by_name = {name: format for format, name in ARCHITECTURES.items()}
     if not isinstance(named, list) or len(named) != 1 or named[0] not in by_name:
@@ -210,7 +210,7 @@ def from_config(tree: dict[str, Any]) -> tuple[str, ModelConfig]:
         "vocab_size": read.count("vocab_size"),
         "seq_len": read.count("max_position_embeddings"),
         "norm_eps": read.number("rms_norm_eps", default=1e-6),
-        "rope_base": float(read.rope.get("rope_theta") or read.number("rope_theta", default=10000.0)),
+        "rope_base": float(rope.get("rope_theta") or read.number("rope_theta", default=10000.0)),
         "init_std": read.number("initializer_range", default=0.02) or 0.02,
     }
     plain = format == "llama" or format in PLAIN_EXPERTS
@@ -220,7 +220,7 @@ def from_config(tree: dict[str, Any]) -> tuple[str, ModelConfig]:
             sizes["experts"] = _plain_experts(read, format)
     else:
         sizes |= _latent(read, sizes, format)
-    sizes["yarn"] = _yarn(read, plain=plain)
+    sizes["yarn"] = _yarn(rope, plain=plain)
     try:
         config = ModelConfig(**sizes)
         check_fits(config, format)
@@ -230,17 +230,19 @@ def from_config(tree: dict[str, Any]) -> tuple[str, ModelConfig]:
 
 
 class _Reader:
-    """Typed access to config.json, each refusal with key, value and rule."""
+    """Typed access to config.json or a table of it, each refusal with key, value and rule."""
 
-    def __init__(self, tree: dict[str, Any]):
-        self._tree = tree
-        rope = tree.get("rope_parameters") or tree.get("rope_scaling") or {}
+    def __init__(self, tree: dict[str, Any], prefix: str = ""):
+        self.tree, self._prefix = tree, prefix
+
+    def rope(self) -> "_Reader":
+        rope = self.tree.get("rope_parameters") or self.tree.get("rope_scaling") or {}
         if not isinstance(rope, dict):
             raise CheckpointError(f"config.json: rope_scaling = {rope!r} must be a table or null")
-        self.rope: dict[str, Any] = rope
+        return _Reader(rope, "rope_scaling.")
 
     def get(self, key: str, default: Any = None) -> Any:
-        value: Any = self._tree
+        value: Any = self.tree
         for part in key.split("."):
             value = value.get(part) if isinstance(value, dict) else None
         return default if value is None else value
@@ -251,10 +253,10 @@ class _Reader:
             raise CheckpointError(f"config.json: {key} = {value!r} must be a whole number of at least {least}")
         return value
 
-    def number(self, key: str, default: float) -> float:
+    def number(self, key: str, default: float | None = None) -> float:
         value = self.get(key, default)
         if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
-            raise CheckpointError(f"config.json: {key} = {value!r} must be a number")
+            raise CheckpointError(f"config.json: {self._prefix}{key} = {value!r} must be a number")
         return float(value)
 
     def only(self, key: str, wanted: object, default: object) -> None:
@@ -365,25 +367,22 @@ def _temperature(factor: float, mscale: float) -> float:
     return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
-def _yarn(read: _Reader, plain: bool) -> YarnConfig | None:
-    rope = read.rope
+def _yarn(rope: _Reader, plain: bool) -> YarnConfig | None:
     kind = rope.get("rope_type") or rope.get("type") or "default"
     if kind == "default":
         return None
 
-    def number(key: str, default: float | None = None) -> float:
-        value = rope.get(key)
-        value = default if value is None else value
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
-            raise CheckpointError(f"config.json: rope_scaling.{key} = {value!r} must be a number")
-        return float(value)
-
-    if kind != "yarn" or rope.get("truncate", True) is not True:
-        raise CheckpointError(f"config.json: rope_scaling = {rope!r}; only yarn with whole bounds can be imported")
-    factor, original = number("factor"), number("original_max_position_embeddings")
-    mscale, everywhere = number("mscale", 0.0), number("mscale_all_dim", 0.0)
-    named = rope.get("attention_factor")
-    on_channels = _on_channels(factor, mscale, everywhere, None if named is None else number("attention_factor"))
+    if kind != "yarn" or rope.tree.get("truncate", True) is not True:
+        raise CheckpointError(f"config.json: rope_scaling = {rope.tree!r}; only yarn with whole bounds can be imported")
+    factor, original = rope.number("factor"), rope.number("original_max_position_embeddings")
+    mscale, everywhere = rope.number("mscale", 0.0), rope.number("mscale_all_dim", 0.0)
+    # what cos and sin are multiplied by, as transformers reads it
+    if rope.get("attention_factor") is not None:
+        on_channels = rope.number("attention_factor")
+    elif mscale and everywhere:
+        on_channels = _temperature(factor, mscale) / _temperature(factor, everywhere)
+    else:
+        on_channels = _temperature(factor, 1.0)
     if plain:  # the factor on cos and sin is our factor on the softmax scale; mscale_all_dim means nothing there
         if factor > 1 and not math.isclose(_temperature(factor, mscale), on_channels, rel_tol=1e-9):
             mscale = (on_channels - 1.0) / (0.1 * math.log(factor))
@@ -397,15 +396,7 @@ def _yarn(read: _Reader, plain: bool) -> YarnConfig | None:
     return YarnConfig(
         factor=factor,
         original_seq_len=int(original),
-        beta_fast=number("beta_fast", 32.0),
-        beta_slow=number("beta_slow", 1.0),
+        beta_fast=rope.number("beta_fast", 32.0),
+        beta_slow=rope.number("beta_slow", 1.0),
         mscale=mscale,
     )
-
-
-def _on_channels(factor: float, mscale: float, everywhere: float, named: float | None) -> float:
-    """What cos and sin are multiplied by, as transformers reads it."""
-    if named is not None:
-        return named
-    ratio: Callable[[float], float] = lambda scale: _temperature(factor, scale)
-    return ratio(mscale) / ratio(everywhere) if mscale and everywhere else ratio(1.0)

@@ -224,8 +224,7 @@ def _write(opened: Folder, work: Path) -> dict[str, Any]:
         sha256 = writer.sha256
         return sha256
 
-    step_0 = checkpoint.adopt(work / "checkpoints", write_model, state={"imported": str(opened.path.name)})
-    assert step_0.is_dir()
+    checkpoint.adopt(work / "checkpoints", write_model, state={"imported": opened.path.name})
     scales = [name for name in opened.entries if name.endswith("_scale_inv")]
     if scales:
         plan = {name: (torch.float32, opened.entries[name].shape) for name in scales}
@@ -251,8 +250,6 @@ def _write(opened: Folder, work: Path) -> dict[str, Any]:
 
 def _check_copies(opened: Folder) -> None:
     """A prediction layer repeats embedding and head; a difference would be lost, so it is refused."""
-    whole = {piece.shape: piece for target in opened.targets for piece in target.pieces}
-    assert whole
     for original, repeated in copies(opened.config).items():
         (first,) = next(target.pieces for target in opened.targets if target.name == original)
         for piece in repeated:

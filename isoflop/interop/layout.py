@@ -42,8 +42,6 @@ class Piece:
     """How its rows are reordered; None: not at all."""
     fp8: bool = False
     """Quantised in FP8 folders."""
-    copy: bool = False
-    """Repeats another piece (embedding and head of a multi-token prediction layer)."""
     factor: float = 1.0
     """Theirs is ours times this; a power of two, so that no bit is lost."""
 
@@ -74,12 +72,12 @@ def layout(config: ModelConfig, format: str) -> list[Target]:
 
 
 def copies(config: ModelConfig) -> dict[str, tuple[Piece, ...]]:
-    """Pieces that repeat a whole tensor of ours, by its name."""
+    """Pieces of multi-token prediction layers that repeat a whole tensor of ours, by its name."""
     shape = (config.vocab_size, config.d_model)
     layers = [f"model.layers.{config.n_layers + depth}." for depth in range(config.mtp_depth)]
     return {
-        "embedding.weight": tuple(Piece(f"{layer}embed_tokens.weight", shape, copy=True) for layer in layers),
-        "head.weight": tuple(Piece(f"{layer}shared_head.head.weight", shape, copy=True) for layer in layers),
+        "embedding.weight": tuple(Piece(f"{layer}embed_tokens.weight", shape) for layer in layers),
+        "head.weight": tuple(Piece(f"{layer}shared_head.head.weight", shape) for layer in layers),
     }
 
 
@@ -185,9 +183,8 @@ def _experts(config: ModelConfig, format: str, ours: str, theirs: str) -> Iterat
     yield Target(f"{ours}experts.gate_up", (n, 2 * width, d), pieces)
     _, pieces = _stack(width, [(f"{theirs}experts.{j}.down_proj.weight", d) for j in range(n)])
     yield Target(f"{ours}experts.down", (n, d, width), pieces)
-    if (
-        format == "qwen2_moe"
-    ):  # weighs the shared experts by a sigmoid; of zeros that is 1/2, which a factor of 2 undoes
+    if format == "qwen2_moe":
+        # weighs the shared experts by a sigmoid; of zeros that is 1/2, which a factor of 2 undoes
         yield from _swiglu(f"{ours}shared.", f"{theirs}shared_expert.", d, experts.n_shared * width, factor=2.0)
         yield _zeros(f"{theirs}shared_expert_gate.weight", 1, d)
     elif experts.n_shared:

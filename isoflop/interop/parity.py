@@ -12,7 +12,6 @@ both programs are right and the token's path differs. Positions from such a tie 
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -53,16 +52,6 @@ PASSAGE = (
     "long, and a number that is written down can be compared with another one.\n"
 )
 """Text for models that come without any (written for this purpose)."""
-
-
-@dataclass
-class _Ties:
-    """Collects, during a forward pass, the positions where routing was a tie."""
-
-    tied_T: list[Tensor] = field(default_factory=list)
-
-    def watch(self, router: nn.Module, _inputs: Any, output: Any) -> None:
-        self.tied_T.append(_tied(router, output[2]))
 
 
 def device_of(name: str, *, parity: bool) -> str:
@@ -115,15 +104,14 @@ def compare(
     theirs = _their_model(folder, opened, device)
     report |= {"text": text, "sequences": len(tokens_BT), "tokens_per_sequence": tokens_BT.shape[1]}
     with torch.no_grad():
-        ties = _Ties()
-        with _watched(ours, ties):
+        with _routing_ties(ours) as ties:
             logits_BTV = ours.logits(tokens_BT.to(device))
-        report |= _difference(logits_BTV, theirs(tokens_BT.to(device)).logits, ties, tokens_BT.shape)
+        report |= _difference(logits_BTV, theirs(tokens_BT.to(device)).logits, ties)
         unsure = 2 * max(report["max_logit_difference"] or 0.0, TOLERANCE * report["largest_logit"])
         report["greedy"] = _greedy(ours, theirs, tokens_BT.to(device), unsure)
         if run_model is not None and not _same_weights(ours, run_model):
             before_BTV = run_model.to(device).logits(tokens_BT.to(device))
-            report["rounding"] = _difference(logits_BTV, before_BTV, _Ties(), tokens_BT.shape)
+            report["rounding"] = _difference(logits_BTV, before_BTV, [])
     report["tolerance"] = TOLERANCE
     report["status"] = _status(report)
     write_json(path, report)
@@ -182,12 +170,11 @@ def _their_model(folder: Path, opened: Folder, device: str) -> Any:
     return model.to(device).eval()
 
 
-def _difference(a_BTV: Tensor, b_BTV: Tensor, ties: _Ties, shape: torch.Size) -> dict[str, Any]:
+def _difference(a_BTV: Tensor, b_BTV: Tensor, ties: list[Tensor]) -> dict[str, Any]:
     """How two sets of logits differ, positions from a routing tie on left out and counted."""
-    batch, n_tokens = shape
-    tied_BT = torch.zeros(batch, n_tokens, dtype=torch.bool, device=a_BTV.device)
-    for tied_T in ties.tied_T:
-        tied_BT |= tied_T.view(batch, n_tokens)
+    tied_BT = torch.zeros(a_BTV.shape[:2], dtype=torch.bool, device=a_BTV.device)
+    for tied_T in ties:
+        tied_BT |= tied_T.view(tied_BT.shape)
     kept_BT = tied_BT.cummax(1).values.logical_not()  # attention carries a tie to every later position
     gap_BTV = (a_BTV - b_BTV).abs()
     largest = b_BTV.abs().max().item()
@@ -252,19 +239,24 @@ def _their_greedy(theirs: Any, prompts_BT: Tensor, steps: int) -> Tensor:
 
 def _undecided(ours: Transformer, before_T: Tensor, unsure: float) -> bool:
     """Whether the token after `before_T` hangs on rounding: two logits within `unsure`, or a routing tie."""
-    ties = _Ties()
-    with _watched(ours, ties):
+    with _routing_ties(ours) as ties:
         logits_V = ours.logits(before_T[None])[0, -1]
     best = logits_V.topk(2).values
-    return bool(best[0] - best[1] <= unsure) or any(bool(tied_T.any()) for tied_T in ties.tied_T)
+    return bool(best[0] - best[1] <= unsure) or any(bool(tied_T.any()) for tied_T in ties)
 
 
 @contextmanager
-def _watched(model: Transformer, ties: _Ties) -> Iterator[None]:
+def _routing_ties(model: Transformer) -> Iterator[list[Tensor]]:
+    """Collects, of forward passes, the positions where routing was a tie: [T] of each layer."""
+    ties: list[Tensor] = []
+
+    def watch(router: nn.Module, _inputs: Any, output: Any) -> None:
+        ties.append(_tied(router, output[2]))
+
     routers = [module for name, module in model.named_modules() if name.endswith("mlp.router") and "mtp" not in name]
-    hooks = [router.register_forward_hook(ties.watch) for router in routers]
+    hooks = [router.register_forward_hook(watch) for router in routers]
     try:
-        yield
+        yield ties
     finally:
         for hook in hooks:
             hook.remove()

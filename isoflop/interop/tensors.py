@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -80,8 +80,12 @@ class TensorFile:
         entry = self.entries[name]
         row_bytes = entry.n_columns * entry.dtype.itemsize
         content = bytearray((last - first) * row_bytes)
-        with self.path.open("rb", buffering=0) as file:
-            _read_exactly(file, entry.start + first * row_bytes, content, self.path, name)
+        with self.path.open("rb") as file:
+            file.seek(entry.start + first * row_bytes)
+            if file.readinto(content) < len(content):
+                raise CheckpointError(
+                    f"{self.path} ends inside {name}: it was cut while being read; get the file again"
+                )
         if not content:
             return torch.empty(last - first, entry.n_columns, dtype=entry.dtype)
         return torch.frombuffer(content, dtype=entry.dtype).view(last - first, entry.n_columns)
@@ -227,13 +231,3 @@ def _entry(path: Path, name: str, item: Any, base: int) -> Entry:
             f"get the file again"
         )
     return Entry(DTYPES[dtype], shape, base + start)
-
-
-def _read_exactly(file: BinaryIO, position: int, content: bytearray, path: Path, name: str) -> None:
-    file.seek(position)
-    view = memoryview(content)
-    while view:
-        read = file.readinto(view)  # type: ignore[attr-defined]
-        if not read:
-            raise CheckpointError(f"{path} ends inside {name}: it was cut while being read; get the file again")
-        view = view[read:]

@@ -161,12 +161,8 @@ class CoreConfig:
             bits = getattr(self, name)
             if bits != int(bits) or not (1 <= bits <= 16 or bits == EXACT_BITS):
                 raise OpticsError(f"{name} = {bits} must be 1 to 16, or {EXACT_BITS} for an exact value; 8 is usual")
-        for name, known in (
-            ("encoding", Encoding),
-            ("signs", Signs),
-            ("input_scale", Scaling),
-            ("weight_scale", Scaling),
-        ):
+        kinds = {"encoding": Encoding, "signs": Signs, "input_scale": Scaling, "weight_scale": Scaling}
+        for name, known in kinds.items():
             _one_of(name, getattr(self, name), get_args(known))
         for term in self.noise:
             _one_of("noise", term, get_args(Term))

@@ -8,12 +8,11 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 
-def wave_number(wavelength_um: float, index: float = 1.0) -> float:
-    """k = 2 pi n / lambda, in radians per micrometre."""
-    return 2 * math.pi * index / wavelength_um
+def wave_number(wavelength_um: float) -> float:
+    """k = 2 pi / lambda, in radians per micrometre."""
+    return 2 * math.pi / wavelength_um
 
 
 def angular_frequencies(size: int, pitch_um: float, *, device: torch.device | str = "cpu") -> Tensor:
@@ -40,43 +39,13 @@ def transfer_function(
     return torch.exp(1j * kz_YX.real * distance_um - kz_YX.imag * abs(distance_um))
 
 
-def propagate(
-    field_BYX: Tensor, *, pitch_um: float, wavelength_um: float, distance_um: float, pad: bool = True
-) -> Tensor:
-    """The field after `distance_um` of free space; `pad` doubles the grid with zeros so that nothing wraps around.
-
-    Without `pad` the grid is periodic: exact for plane waves, and energy is conserved to rounding.
-    Raises: ValueError for lengths that are not above 0.
-    """
-    for name, value in (("pitch_um", pitch_um), ("wavelength_um", wavelength_um)):
-        if not value > 0:
-            raise ValueError(f"{name} = {value} must be above 0; give it in micrometres, for example 0.633")
-    height, width = field_BYX.shape[-2:]
-    if pad:
-        field_BYX = F.pad(field_BYX, (width // 2, width - width // 2, height // 2, height - height // 2))
-    transfer_YX = transfer_function(
-        (field_BYX.shape[-2], field_BYX.shape[-1]),
-        pitch_um=pitch_um,
-        wavelength_um=wavelength_um,
-        distance_um=distance_um,
-        device=field_BYX.device,
-    )
-    complex_dtype = torch.promote_types(field_BYX.dtype, torch.complex64)
-    passed_BYX = torch.fft.ifft2(torch.fft.fft2(field_BYX.to(complex_dtype)) * transfer_YX.to(complex_dtype))
-    if pad:
-        passed_BYX = passed_BYX[..., height // 2 : height // 2 + height, width // 2 : width // 2 + width]
-    return passed_BYX
-
-
-def pupil(shape: tuple[int, int], aperture: float, *, device: torch.device | str = "cpu") -> Tensor:
-    """A round aperture in the frequency plane; `aperture` is its radius as a share of the Nyquist frequency."""
-    fy_Y, fx_X = (torch.fft.fftfreq(size, d=0.5, device=device) for size in shape)
-    return (fy_Y[:, None] ** 2 + fx_X[None, :] ** 2 <= aperture**2).float()
-
-
 def through_aperture(field_BYX: Tensor, aperture: float) -> Tensor:
-    """The field behind a round aperture, scaled so that white light keeps its mean power; sets the grain size."""
-    passes_YX = pupil((field_BYX.shape[-2], field_BYX.shape[-1]), aperture, device=field_BYX.device)
+    """The field behind a round aperture, scaled so that white light keeps its mean power; sets the grain size.
+
+    `aperture` is its radius in the frequency plane as a share of the Nyquist frequency.
+    """
+    fy_Y, fx_X = (torch.fft.fftfreq(size, d=0.5, device=field_BYX.device) for size in field_BYX.shape[-2:])
+    passes_YX = (fy_Y[:, None] ** 2 + fx_X[None, :] ** 2 <= aperture**2).float()
     share = passes_YX.mean()
     return torch.fft.ifft2(torch.fft.fft2(field_BYX) * passes_YX) / share.sqrt()
 

@@ -196,11 +196,6 @@ class Dynamic(nn.Module):
         self.section = section
         self._old, self._new = (TransmissionMatrix(section, section.seed, part) for part in (4, 5))
 
-    def field(self, objects_BYX: Tensor, draw: int = 0) -> Tensor:
-        """The complex field at time `draw`, of the stronger polarisation."""
-        rho = math.exp(-draw / self.section.lifetime)
-        return math.sqrt(rho) * self._old.field(objects_BYX) + math.sqrt(1 - rho) * self._new.field(objects_BYX)
-
     def intensity(self, objects_BYX: Tensor, draw: int = 0) -> Tensor:
         """The frames [B, Y, X] at time `draw`."""
         rho = math.exp(-draw / self.section.lifetime)

@@ -43,7 +43,11 @@ def schedule(config: CoreConfig, fan_in: int, fan_out: int = 1) -> Schedule:
             f"tile_fan_in = true to cut it into {tiles} tiles that are summed digitally"
         )
     sizes = [config.max_fan_in] * (tiles - 1) + [fan_in - config.max_fan_in * (tiles - 1)]
-    window_s = [window_time(config, size) for size in sizes]
+    integration_s = [size * config.symbol_s for size in sizes]
+    if config.hide_reset:
+        window_s = [max(time_s, config.reset_s) for time_s in integration_s]
+    else:
+        window_s = [time_s + config.reset_s for time_s in integration_s]
     passes = N_PASSES[config.signs]
     rounds = math.ceil(fan_out / config.channels) * passes
     layer_s = rounds * sum(window_s)
@@ -53,7 +57,7 @@ def schedule(config: CoreConfig, fan_in: int, fan_out: int = 1) -> Schedule:
         tiles=tiles,
         passes=passes,
         windows=fan_out * passes * tiles,
-        integration_s=sizes[0] * config.symbol_s,
+        integration_s=integration_s[0],
         window_s=window_s[0],
         layer_s=layer_s,
         gops=2e-9 * fan_in * fan_out / layer_s,
@@ -61,9 +65,3 @@ def schedule(config: CoreConfig, fan_in: int, fan_out: int = 1) -> Schedule:
         adc_rate_hz=1.0 / window_s[0],
         weight_updates_per_s=config.symbol_rate_hz * config.channels,
     )
-
-
-def window_time(config: CoreConfig, n_symbols: int) -> float:
-    """From the start of one integration to the start of the next, seconds."""
-    integration_s = n_symbols * config.symbol_s
-    return max(integration_s, config.reset_s) if config.hide_reset else integration_s + config.reset_s

@@ -12,14 +12,7 @@ import torch
 from torch import Tensor
 
 from isoflop.optics.config import CoreConfig, OpticsError
-from isoflop.optics.modulator import (
-    input_dac_,
-    input_light_,
-    input_phase_,
-    weight_dac_,
-    weight_light_,
-    weight_phase_,
-)
+from isoflop.optics.modulator import input_dac_, input_light_, input_phase_, weight_dac_, weight_light_, weight_phase_
 from isoflop.optics.receiver import constant_variance, decay, full_scale_of, reset_slope
 from isoflop.optics.tensor_core import Random, Readout, TensorCore
 

@@ -236,19 +236,18 @@ def accuracies(config: CoreConfig, seed: int, *, n_train: int, n_test: int, on_p
 
 
 def _in_situ(workload: Classify, start: Perceptron, digital: Perceptron, numerics: NumericsSection) -> Tree:
-    widths = digital.widths
-    trained, _ = train_network(workload, widths, numerics, start=start)
-    there = moved(digital, widths, numerics, workload.options.seed)
+    trained, _ = train_network(workload, digital.widths, numerics, start=start)
+    there = moved(digital, numerics, workload.options.seed)
     return {
         "moved": accuracy(there, workload.test),
         "in_situ": accuracy(trained, workload.test),
-        "clipped": _clipped_share(trained, widths, numerics, workload.test),
+        "clipped": _clipped_share(trained, numerics, workload.test),
     }
 
 
-def _clipped_share(model: Perceptron, widths: tuple[int, ...], numerics: NumericsSection, images: Images) -> float:
+def _clipped_share(model: Perceptron, numerics: NumericsSection, images: Images) -> float:
     """Share of the windows of a pass over the test images that were beyond full scale."""
-    copy = Perceptron(widths)
+    copy = Perceptron(model.widths)
     copy.load_state_dict(model.state_dict())
     noise_key = NoiseKey(0, numerics.seed)
     assign(copy, numerics, noise_key)

@@ -24,7 +24,6 @@ from isoflop.pages.plot import (
 from isoflop.photonic_demo.page import TERM_NAMES
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 Tree = Mapping[str, Any]
@@ -103,8 +102,12 @@ def eye_figure(found: Tree) -> "Figure":
 def budget_figure(found: Tree) -> "Figure":
     """Share of each cause in the error, at several fan-ins."""
     colors = (SKY, BLUE, "#16325c")
+
+    def worst(term: str) -> float:
+        return max(budget["relative_error"].get(term, 0.0) for budget in found.values())
+
     with style():
-        order = sorted({t for b in found.values() for t in b["relative_error"]}, key=lambda t: _worst(found, t))
+        order = sorted({term for budget in found.values() for term in budget["relative_error"]}, key=worst)
         figure = new_figure(0.75 + 0.34 * (len(order) + 2))
         axes = figure.subplots()
         height = 0.8 / len(found)
@@ -113,14 +116,8 @@ def budget_figure(found: Tree) -> "Figure":
             values = [budget["relative_error"].get(term, 0.0) for term in order] + [budget["total_relative_error"]]
             places = [row + 0.4 - height * (index + 0.5) for row in range(len(rows))]
             axes.barh(places, values, height * 0.92, color=colors[index], label=f"{int(fan_in):,} inputs", linewidth=0)
-            axes.plot(
-                [budget["measured_relative_error"]],
-                [places[-1]],
-                "D",
-                color=INK,
-                markersize=4,
-                label="measured" if index == 0 else None,
-            )
+            measured = budget["measured_relative_error"]
+            axes.plot([measured], [places[-1]], "D", color=INK, markersize=4, label=None if index else "measured")
         axes.set_yticks(range(len(rows)), [str(TERM_NAMES.get(row, row)) for row in rows])
         axes.set_xlim(1e-5, 0.1)
         log_axis(axes, "x")
@@ -128,10 +125,6 @@ def budget_figure(found: Tree) -> "Figure":
         light_grid(axes, "x")
         axes.legend(frameon=False, loc="lower right", fontsize=9.5)
         return figure
-
-
-def _worst(found: Tree, term: str) -> float:
-    return max(budget["relative_error"].get(term, 0.0) for budget in found.values())
 
 
 def light_figure(found: Tree) -> "Figure":
@@ -176,7 +169,7 @@ def accuracy_figure(found: Tree) -> "Figure":
                 axes.errorbar(x, y, spread, fmt="o-", color=color, markersize=4.5, linewidth=1.6, label=label)
             axes.axhline(found["digital"], color=INK, linewidth=1.0, linestyle=(0, (4, 3)))
             light_grid(axes)
-        note(left, "digital", (BITS_LEFT, found["digital"]), (0, 5))
+        note(left, "digital", (8.35, found["digital"]), (0, 5))
         left.set_xlim(8.4, 2.6)
         left.set_xticks([row["bits"] for row in found["bits"]])
         left.set_xlabel("bits of all converters")
@@ -191,9 +184,6 @@ def accuracy_figure(found: Tree) -> "Figure":
         right.set_xlabel("electrons a symbol, shot noise alone")
         right.legend(frameon=False, loc="lower left")
         return figure
-
-
-BITS_LEFT = 8.35
 
 
 def throughput_figure(found: Tree) -> "Figure":
@@ -262,15 +252,12 @@ def fidelity_figure(found: Tree) -> "Figure":
 
 def glyph_figure(found: Tree) -> "Figure":
     """A few test images."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    ink = LinearSegmentedColormap.from_list("ink", ["#e9edf6", "#16325c"])
     with style():
         figure = new_figure(1.1)
         for axes, sample in zip(figure.subplots(1, len(found["samples"])), found["samples"], strict=True):
-            _image(axes, sample)
+            axes.imshow(sample, cmap=ink, vmin=0.0, vmax=1.0)
+            axes.set_axis_off()
         return figure
-
-
-def _image(axes: "Axes", pixels: list[list[float]]) -> None:
-    from matplotlib.colors import LinearSegmentedColormap
-
-    axes.imshow(pixels, cmap=LinearSegmentedColormap.from_list("ink", ["#e9edf6", "#16325c"]), vmin=0.0, vmax=1.0)
-    axes.set_axis_off()

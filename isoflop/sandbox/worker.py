@@ -254,7 +254,7 @@ def _judge(job: Job, pipes: _Pipes, texts: dict[int, bytearray], answer: dict[st
     if above:
         return Outcome(Verdict.OUTPUT, f"{above} more than {job.limits.output_bytes} bytes", **used)
     seconds = job.limits.wall_s
-    if answer["timeout"] or any(_out_of_time(end, seconds) for end in ends):
+    if answer["timeout"] or any(end.get("status") in (-9, -24) and end["cpu_s"] >= seconds for end in ends):
         return Outcome(Verdict.TIMEOUT, f"more than {seconds:g} s", **used)
     if answer["disk"]:
         limits = job.limits
@@ -268,10 +268,6 @@ def _judge(job: Job, pipes: _Pipes, texts: dict[int, bytearray], answer: dict[st
     if code < 0:
         return Outcome(Verdict.KILLED, f"signal {-code}", values=values, **used)
     return Outcome(Verdict.FAILED, detail, values=values, **used)
-
-
-def _out_of_time(end: dict[str, Any], seconds: float) -> bool:
-    return end.get("status") in (-9, -24) and end["cpu_s"] >= seconds
 
 
 def _result(check: Calls | Tests, data: bytes) -> tuple[bool, str, tuple[Any, ...]]:

@@ -82,10 +82,10 @@ def digits(data: Path, results: Results) -> None:
             network, _ = train_network(Classify(train, test, options), widths, None)
             found = {"digital": accuracy(network, test)}
             for bits in (8, 6, 5, 4, 3):
-                there = moved(network, widths, core(bits, **PROTOTYPE))
+                there = moved(network, core(bits, **PROTOTYPE))
                 found[f"moved {bits}"] = accuracy(there, test)
                 found[f"moved {bits}, scale by row"] = accuracy(
-                    moved(network, widths, core(bits, **{**PROTOTYPE, "weight_scale": "row"})), test
+                    moved(network, core(bits, **{**PROTOTYPE, "weight_scale": "row"})), test
                 )
             return found
 
@@ -118,7 +118,7 @@ def rates(data: Path, results: Results) -> None:
                 network, _ = train_network(Classify(train, test, options), widths, None)
                 weights = [p.detach() for p in network.parameters() if p.ndim == 2]
                 ratios = [float(w.abs().max() / w.std()) for w in weights]
-                there = {bits: accuracy(moved(network, widths, core(bits, **PROTOTYPE)), test) for bits in all_bits}
+                there = {bits: accuracy(moved(network, core(bits, **PROTOTYPE)), test) for bits in all_bits}
                 return {
                     "digital": accuracy(network, test),
                     **{f"moved {bits}": value for bits, value in there.items()},

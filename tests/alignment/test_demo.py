@@ -71,7 +71,7 @@ def test_pairs_of_own_answers_pass_and_fail_the_rule_and_are_read_as_pairs(make,
     for index in range(25):
         messages = (Message("user", f"say {index} stone"),)
         prompts.append(Prompt(messages, start.template.prompt_ids(messages), "stone"))
-    rule = lambda prompt, text, stopped, repeated: len(text) % 2 == 0
+    rule = lambda expected, text, stopped, repeated: len(text) % 2 == 0
     records = make_pairs(model, start, prompts, rule, n_answers=5, max_new_tokens=8, seed=1)
     again = make_pairs(model, start, prompts, rule, n_answers=5, max_new_tokens=8, seed=1)
     assert records == again and len(records) > 5

@@ -20,6 +20,7 @@ from isoflop.alignment.samples import PairRows, answer_only
 from isoflop.alignment.sft import run_sft
 from isoflop.alignment.start import open_start
 from isoflop.errors import CheckpointError, RecipeError
+from isoflop.run import read_json_lines
 from isoflop.tokens.chat import Message, Row
 from isoflop.training.step import forward_backward
 
@@ -64,7 +65,7 @@ def test_an_answer_is_the_last_one_only():
 def test_dpo_starts_at_ln2_with_zero_margin_and_learns(make, reference, adapter, tmp_path):
     sections = {"adapter": {"rank": 4}} if adapter else {}
     found = run_dpo(make("dpo", dpo={"reference": reference, "beta": 0.5}, **sections), tmp_path / "run")
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    lines = read_json_lines(tmp_path / "run" / "metrics.jsonl")
     first = lines[0]
     assert first["loss_nats"] == pytest.approx(math.log(2), abs=1e-7)
     assert first["rewards/margins"] == first["rewards/accuracies"] == first["rewards/chosen"] == 0.0
@@ -77,10 +78,7 @@ def test_dpo_starts_at_ln2_with_zero_margin_and_learns(make, reference, adapter,
 def test_cached_and_live_references_give_the_same_run(make, tmp_path):
     for reference in ("cached", "live"):
         run_dpo(make("dpo", dpo={"reference": reference}), tmp_path / reference)
-    lines = [
-        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
-        for name in ("cached", "live")
-    ]
+    lines = [read_json_lines(tmp_path / name / "metrics.jsonl") for name in ("cached", "live")]
     for cached, live in zip(*lines, strict=True):
         assert cached["loss_nats"] == pytest.approx(live["loss_nats"], abs=2e-6)
 
@@ -142,7 +140,7 @@ def test_a_reward_model_learns_to_rank_loads_again_and_resumes(make, adapter, tm
     sections = {"adapter": {"rank": 4}} if adapter else {}
     recipe = make("reward", train={"epochs": 4}, checkpoint={"every_steps": 3}, **sections)
     found = run_reward(recipe, tmp_path / "run")
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    lines = read_json_lines(tmp_path / "run" / "metrics.jsonl")
     assert lines[0]["loss_nats"] == pytest.approx(math.log(2), abs=0.02)
     assert lines[-1]["loss_nats"] < lines[0]["loss_nats"] and lines[-1]["accuracy"] > 0.5
     assert found["accuracy"] == found["validation"]["accuracy"]
@@ -163,5 +161,5 @@ def test_longer_answer_alone_does_not_win_the_reward_model(make, tmp_path):
     """Of length-matched pairs one is right: "longer wins" is at chance, the trained model above it."""
     found = run_reward(make("reward", train={"epochs": 30, "learning_rate": 0.02}), tmp_path / "run")
     assert abs(found["validation"]["longer_wins"] - 0.5) < 0.25
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    lines = read_json_lines(tmp_path / "run" / "metrics.jsonl")
     assert lines[-1]["accuracy"] > 0.8

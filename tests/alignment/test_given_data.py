@@ -10,7 +10,6 @@ from isoflop.alignment.conversations import read_conversations, read_pairs
 from isoflop.alignment.demo import DemoRecipe, _given_sets, run_demo
 from isoflop.alignment.records import Quarantine
 from isoflop.cli.console import Bar
-from isoflop.cli.main import main
 from isoflop.errors import DataError
 from isoflop.recipe import from_tree
 
@@ -85,11 +84,10 @@ def test_the_demo_reads_a_data_folder_end_to_end_and_counts_what_it_leaves_out(t
     assert "conversations read" in (tmp_path / "out/report.html").read_text()
 
 
-def test_a_data_folder_that_cannot_be_used_is_refused_before_anything_is_trained(tmp_path, capsys):
+def test_a_data_folder_that_cannot_be_used_is_refused_before_anything_is_trained(tmp_path, refused):
     (tmp_path / "data/sft").mkdir(parents=True)
-    with pytest.raises(SystemExit) as stopped:
-        main(["align", "demo", "--data", str(tmp_path / "data"), "--out", str(tmp_path / "out")])
-    assert stopped.value.code == 2 and "has no folder preference; give a folder" in capsys.readouterr().err
+    said = refused("align", "demo", "--data", tmp_path / "data", "--out", tmp_path / "out")
+    assert "has no folder preference; give a folder" in said
     assert not (tmp_path / "out").exists()
 
 

@@ -21,23 +21,6 @@ HEADER = "n_params,n_tokens,budget_flops,loss_nats"
 
 
 @pytest.fixture
-def refused(capsys):
-    """Run a command that must be refused; returns its one message."""
-
-    def run(*arguments: object) -> str:
-        with pytest.raises(SystemExit) as stopped:
-            cli.main([str(argument) for argument in arguments])
-        errors = capsys.readouterr().err
-        assert stopped.value.code == 2, errors
-        assert "Traceback" not in errors
-        lines = [line for line in errors.splitlines() if "isoflop: error:" in line]
-        assert len(lines) == 1, errors
-        return lines[0]
-
-    return run
-
-
-@pytest.fixture
 def files(tmp_path, tiny_recipe):
     """Writes TOML, text or tables under a temporary folder and returns the path."""
 

@@ -200,14 +200,12 @@ def test_training_text_that_cannot_be_used_is_refused_by_name(data, tmp_path, ma
     [("gone", "", "gone has no recipe.toml"), ("run", "nowhere.txt", "contamination.train_text = 'nowhere.txt'")],
 )
 def test_runs_and_training_text_that_are_not_there_are_said_before_official_files_are_read(
-    tmp_path, tiny_tokens, monkeypatch, capsys, run, text, message
+    tmp_path, tiny_tokens, monkeypatch, refused, run, text, message
 ):
     monkeypatch.chdir(tmp_path)
     run_of(tmp_path / "run", tiny_tokens)
     (tmp_path / "eval.toml").write_text('[tasks]\nnames = ["piqa"]\ndata = "no folder"\n')
-    with pytest.raises(SystemExit):
-        main(["eval", run, "eval.toml", *(["--train-text", text] if text else [])])
-    assert message in capsys.readouterr().err
+    assert message in refused("eval", run, "eval.toml", *(["--train-text", text] if text else []))
 
 
 def test_a_damaged_shard_is_refused(data, tokens, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 from evaluation_runs import CONFIG, official_files, run_of
@@ -98,16 +99,16 @@ def test_killed_anywhere_it_loses_no_item_and_counts_none_twice(tmp_path, tiny_t
         assert sorted(items) == list(range(700))
 
 
-def test_a_program_that_the_sandbox_refused_is_asked_again_and_not_counted(tmp_path, monkeypatch):
+def test_a_program_that_the_sandbox_refused_is_asked_again_and_not_counted(tmp_path):
     from isoflop.evaluation.tasks.catalogue import task
     from isoflop.evaluation.tasks.task import Question
 
     answers = Answers.open(tmp_path / "humaneval.jsonl")
-    items = {n: Question(str(n), "def f():", {}, ()) for n in range(2)}
+    items = {n: Question(str(n), "def f():", {"test": "", "entry_point": "f"}, ()) for n in range(2)}
     answers.add({"item": n, "n_cut": 0, "outputs": ["pass"]} for n in items)
     outcomes = [Outcome(Verdict.REFUSED), Outcome(Verdict.PASSED)]
-    monkeypatch.setattr(collect, "run_programs", lambda *_: [(None, one) for one in outcomes])
-    answers.add(collect.judge(task("humaneval"), items, answers, None))
+    sandbox = SimpleNamespace(run_all=lambda jobs: outcomes)
+    answers.add(collect.judge(task("humaneval"), items, answers, sandbox))
     assert "verdicts" not in answers.known[0] and answers.known[1]["verdicts"] == [["passed", ""]]
     assert [*Answers.open(answers.path).known] == [0, 1]
 
@@ -140,24 +141,20 @@ def test_options_without_tokens_are_named_and_left_out(trained, recipe, data, tm
         ({"piqa/valid-labels.lst": "1\n"}, ("--tasks", "piqa"), "1 labels for 24 questions"),
     ],
 )
-def test_what_cannot_be_used_is_refused_by_name(trained, recipe, data, tmp_path, capsys, change, words, message):
+def test_what_cannot_be_used_is_refused_by_name(trained, recipe, data, tmp_path, refused, change, words, message):
     copy = tmp_path / "copy"
     shutil.copytree(data, copy)
     for name, text in change.items():
         (copy / name).write_text(text)
-    with pytest.raises(SystemExit) as stopped:
-        call(trained, recipe, *words, "--data", copy)
-    assert stopped.value.code == 2 and message in capsys.readouterr().err
+    assert message in refused("eval", trained, recipe, *words, "--data", copy)
     assert not (trained / "evaluation.jsonl").exists()
 
 
-def test_a_run_without_a_tokenizer_is_refused(trained, recipe, data, capsys):
+def test_a_run_without_a_tokenizer_is_refused(trained, recipe, data, refused):
     shutil.rmtree(trained / "tokenizer")
     shutil.copy(trained / "recipe.toml", trained / "kept.toml")
     (trained / "recipe.toml").write_text((trained / "kept.toml").read_text().partition("[data]")[0])
-    with pytest.raises(SystemExit):
-        call(trained, recipe, "--data", data, "--tasks", "piqa")
-    assert "has no tokenizer" in capsys.readouterr().err
+    assert "has no tokenizer" in refused("eval", trained, recipe, "--data", data, "--tasks", "piqa")
 
 
 def test_a_tokenizer_without_an_end_of_text_writes_up_to_the_limit(tmp_path, tiny_tokens, recipe, data):

@@ -13,7 +13,6 @@ from isoflop.corpus.passkey import FILLER, QUESTION, statement
 from isoflop.errors import CheckpointError, DataError, RecipeError
 from isoflop.evaluation.passkey import (
     DEPTHS,
-    accuracy,
     answers_right,
     compare_context,
     default_lengths,
@@ -22,6 +21,7 @@ from isoflop.evaluation.passkey import (
     summary,
     text_loss,
 )
+from isoflop.evaluation.statistics import Z90, wilson
 from isoflop.model.config import ModelConfig
 from isoflop.model.transformer import Transformer
 from isoflop.run import processor
@@ -117,8 +117,8 @@ def test_an_untrained_model_finds_nothing_and_records_say_how_sure_that_is(token
 
 def test_the_interval_is_wilsons():
     for n_right in (0, 13, 45, 50):
-        found, expected = accuracy(n_right, 50), binomtest(n_right, 50).proportion_ci(0.9, "wilson")
-        assert (found["low"], found["high"]) == pytest.approx((expected.low, expected.high), abs=1e-4)
+        found, expected = wilson(n_right, 50, Z90), binomtest(n_right, 50).proportion_ci(0.9, "wilson")
+        assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=1e-4)
 
 
 def test_lengths_double_up_to_the_context():

@@ -45,7 +45,7 @@ def test_at_three_bits_training_in_situ_recovers_what_moving_loses():
     train, test, options = shapes(), shapes(seed=1), TrainOptions(n_epochs=12, batch=20, learning_rate=0.01)
     digital, _ = train_network(Classify(train, test, options), WIDTHS, None)
     coarse = core(3, weight_scale="tensor")
-    lost = accuracy(moved(digital, WIDTHS, coarse), test)
+    lost = accuracy(moved(digital, coarse), test)
     found = accuracy(train_network(Classify(train, test, options), WIDTHS, coarse)[0], test)
     assert lost < 0.975 < 0.985 < found
 
@@ -119,4 +119,4 @@ def test_digits_trained_in_situ_stay_near_digital_ones():
         found, _ = train_network(Classify(train, test, options), widths, core(bits, **settings))
         assert accuracy(found, test) > base - gap, bits
     found, _ = train_network(Classify(train, test, options), widths, core(3, **settings))
-    assert accuracy(found, test) > max(0.85, accuracy(moved(digital, widths, core(3, **settings)), test) + 0.1)
+    assert accuracy(found, test) > max(0.85, accuracy(moved(digital, core(3, **settings)), test) + 0.1)

@@ -24,55 +24,17 @@ SIZES = {
     "max_position_embeddings": 64,
 }
 EXPERTS = {"moe_intermediate_size": 32, "num_experts_per_tok": 2}
-LATENT = {"kv_lora_rank": 24, "qk_rope_head_dim": 8, "qk_nope_head_dim": 12, "v_head_dim": 12}
+QWEN = {**EXPERTS, "num_experts": 8, "shared_expert_intermediate_size": 32, "decoder_sparse_step": 1}
+LATENT = {"kv_lora_rank": 24, "qk_rope_head_dim": 8, "qk_nope_head_dim": 12, "v_head_dim": 12, "q_lora_rank": None}
+DEEPSEEK = {**EXPERTS, **LATENT, "n_routed_experts": 8, "n_shared_experts": 1, "first_k_dense_replace": 1}
 KINDS = {
     "llama": ("Llama", {}),
     "llama_gqa": ("Llama", {"num_key_value_heads": 2}),
     "llama_tied": ("Llama", {"tie_word_embeddings": True}),
-    "qwen2_moe": (
-        "Qwen2Moe",
-        {
-            **EXPERTS,
-            "num_experts": 8,
-            "shared_expert_intermediate_size": 32,
-            "decoder_sparse_step": 1,
-        },
-    ),
-    "v2": (
-        "DeepseekV2",
-        {
-            **EXPERTS,
-            **LATENT,
-            "n_routed_experts": 8,
-            "n_shared_experts": 2,
-            "first_k_dense_replace": 1,
-            "q_lora_rank": 24,
-        },
-    ),
-    "v2_lite": (
-        "DeepseekV2",
-        {
-            **EXPERTS,
-            **LATENT,
-            "n_routed_experts": 8,
-            "n_shared_experts": 1,
-            "first_k_dense_replace": 1,
-            "q_lora_rank": None,
-        },
-    ),
-    "v3": (
-        "DeepseekV3",
-        {
-            **EXPERTS,
-            **LATENT,
-            "n_routed_experts": 8,
-            "n_shared_experts": 1,
-            "n_group": 2,
-            "topk_group": 1,
-            "first_k_dense_replace": 1,
-            "q_lora_rank": None,
-        },
-    ),
+    "qwen2_moe": ("Qwen2Moe", QWEN),
+    "v2": ("DeepseekV2", {**DEEPSEEK, "n_shared_experts": 2, "q_lora_rank": 24}),
+    "v2_lite": ("DeepseekV2", DEEPSEEK),
+    "v3": ("DeepseekV3", {**DEEPSEEK, "n_group": 2, "topk_group": 1}),
 }
 
 

@@ -1,160 +1,59 @@
 """Attacks on files and secrets outside."""
 
-from attacks import FAILED, TIMEOUT, Attack
+from attacks import FAILED, TIMEOUT
 
-ATTACKS = [
-    Attack(
-        "files",
-        "delete",
-        """
+TOUCH = """
 import os
 def attack(w):
-    os.unlink(w['file'])
+    {}
     return 'reached'
-""",
-    ),
-    Attack(
-        "files",
-        "overwrite",
-        """
-def attack(w):
-    open(w['file'], 'w').write('x')
-    return 'reached'
-""",
-    ),
-    Attack(
-        "files",
-        "append",
-        """
-def attack(w):
-    open(w['file'], 'a').write('x')
-    return 'reached'
-""",
-    ),
-    Attack(
-        "files",
-        "truncate",
-        """
+"""
+LOOK = """
 import os
 def attack(w):
-    os.truncate(w['file'], 0)
-    return 'reached'
-""",
-    ),
-    Attack(
-        "files",
-        "chmod",
-        """
-import os
-def attack(w):
-    os.chmod(w['file'], 0)
-    return 'reached'
-""",
-    ),
-    Attack(
-        "files",
-        "times",
-        """
-import os
-def attack(w):
-    os.utime(w['file'], (1, 1))
-    return 'reached'
-""",
-    ),
-    Attack(
-        "files",
-        "rename",
-        """
-import os
-def attack(w):
-    os.rename(w['file'], w['file'] + '2')
-    return 'reached'
-""",
-    ),
-    Attack(
-        "files",
-        "a new file",
-        """
-def attack(w):
-    open(w['folder'] + '/new', 'w').close()
-    return 'reached'
-""",
-    ),
-    Attack(
-        "files",
-        "a new folder",
-        """
-import os
-def attack(w):
-    os.mkdir(w['folder'] + '/new')
-    return 'reached'
-""",
-    ),
-    Attack(
-        "files",
-        "a link in from outside",
-        """
-import os
-def attack(w):
-    os.link(w['file'], 'here')
-    open('here', 'w').write('x')
-    return 'reached'
-""",
-    ),
-    Attack(
-        "files",
-        "a link out to overwrite",
-        """
-import os
-def attack(w):
-    os.symlink(w['file'], 'here')
-    open('here', 'w').write('x')
-    return 'reached'
-""",
-    ),
-    Attack(
-        "files",
-        "change the interpreter",
-        """
-import os
-def attack(w):
-    open(os.__file__, 'a').write('#')
-    return 'reached'
-""",
-    ),
-    Attack(
-        "secrets",
-        "a readable file",
-        """
-import os
-def attack(w):
-    return "reached" if w["secret"][::-1] in open(w['file']).read() else "nothing"
-""",
-    ),
-    Attack(
-        "secrets",
-        "a list of names",
-        """
-import os
-def attack(w):
-    os.listdir(w['folder'])
-    return 'reached'
-""",
-    ),
-    Attack(
-        "secrets",
-        "through a link",
-        """
+    return 'reached' if w['secret'][::-1] in {} else 'nothing'
+"""
+
+FILES = {  # what must not be done to them
+    "delete": "os.unlink(w['file'])",
+    "overwrite": "open(w['file'], 'w').write('x')",
+    "append": "open(w['file'], 'a').write('x')",
+    "truncate": "os.truncate(w['file'], 0)",
+    "chmod": "os.chmod(w['file'], 0)",
+    "times": "os.utime(w['file'], (1, 1))",
+    "rename": "os.rename(w['file'], w['file'] + '2')",
+    "a new file": "open(w['folder'] + '/new', 'w').close()",
+    "a new folder": "os.mkdir(w['folder'] + '/new')",
+    "a link in from outside": "os.link(w['file'], 'here'); open('here', 'w').write('x')",
+    "a link out to overwrite": "os.symlink(w['file'], 'here'); open('here', 'w').write('x')",
+    "change the interpreter": "open(os.__file__, 'a').write('#')",
+}
+
+OPENED = {  # what must not be opened, whatever it holds
+    "a list of names": "os.listdir(w['folder'])",
+    "the memory of its parent": "open('/proc/%d/mem' % os.getppid(), 'rb').read(1)",
+    "the password file": "open('/etc/passwd').read()",
+}
+
+SEEN = {  # where the secret must not be found
+    "a readable file": "open(w['file']).read()",
+    "its environment": "str(dict(os.environ))",
+    "the environment of the host": "open('/proc/%d/environ' % w['host']).read()",
+    "the environment of its parent": "open('/proc/%d/environ' % os.getppid()).read()",
+}
+
+CODES = {
+    "files": {name: TOUCH.format(work) for name, work in FILES.items()},
+    "secrets": {
+        **{name: TOUCH.format(work) for name, work in OPENED.items()},
+        **{name: LOOK.format(where) for name, where in SEEN.items()},
+        "through a link": """
 import os
 def attack(w):
     os.symlink(w['file'], 'here')
     return 'reached' if w['secret'][::-1] in open('here').read() else 'nothing'
 """,
-    ),
-    Attack(
-        "secrets",
-        "through its own descriptors",
-        """
+        "through its own descriptors": """
 import os
 def attack(w):
     found = b''
@@ -166,38 +65,7 @@ def attack(w):
             pass
     return 'reached' if w['secret'][::-1].encode() in found else 'nothing'
 """,
-    ),
-    Attack(
-        "secrets",
-        "its environment",
-        """
-import os
-def attack(w):
-    return "reached" if w["secret"][::-1] in str(dict(os.environ)) else "nothing"
-""",
-    ),
-    Attack(
-        "secrets",
-        "the environment of the host",
-        """
-import os
-def attack(w):
-    return "reached" if w["secret"][::-1] in open(f"/proc/{w['host']}/environ").read() else "nothing"
-""",
-    ),
-    Attack(
-        "secrets",
-        "the environment of its parent",
-        """
-import os
-def attack(w):
-    return "reached" if w["secret"][::-1] in open(f'/proc/{os.getppid()}/environ').read() else "nothing"
-""",
-    ),
-    Attack(
-        "secrets",
-        "the environment of anyone",
-        """
+        "the environment of anyone": """
 import os
 def attack(w):
     found = ''
@@ -208,22 +76,7 @@ def attack(w):
             pass
     return 'reached' if w['secret'][::-1] in found else 'nothing'
 """,
-        (FAILED, TIMEOUT),
-    ),
-    Attack(
-        "secrets",
-        "the memory of its parent",
-        """
-import os
-def attack(w):
-    open(f'/proc/{os.getppid()}/mem', 'rb').read(1)
-    return 'reached'
-""",
-    ),
-    Attack(
-        "secrets",
-        "memory by process_vm_readv",
-        """
+        "memory by process_vm_readv": """
 import ctypes, os
 def attack(w):
     libc = ctypes.CDLL(None)
@@ -232,14 +85,8 @@ def attack(w):
     n = [libc.process_vm_readv(p, v, 1, v, 1, 0) for p in (w['host'], w['victim'], os.getppid())]
     return 'reached' if max(n) >= 0 else 'nothing'
 """,
-    ),
-    Attack(
-        "secrets",
-        "the password file",
-        """
-def attack(w):
-    open('/etc/passwd').read()
-    return 'reached'
-""",
-    ),
-]
+    },
+}
+VERDICTS = {  # where it is not (FAILED,) alone
+    "the environment of anyone": (FAILED, TIMEOUT),
+}

@@ -1,12 +1,10 @@
 """Attacks on what they use up."""
 
-from attacks import FAILED, KILLED, MEMORY, OUTPUT, TIMEOUT, Attack
+from attacks import FAILED, KILLED, MEMORY, OUTPUT, TIMEOUT
 
-ATTACKS = [
-    Attack(
-        "processes",
-        "fork bomb",
-        """
+CODES = {
+    "processes": {
+        "fork bomb": """
 import os
 def attack(w):
     n = 0
@@ -19,42 +17,25 @@ def attack(w):
                     pass
         n += 1
 """,
-        (FAILED, TIMEOUT),
-    ),
-    Attack(
-        "processes",
-        "fork",
-        """
+        "fork": """
 import os
 def attack(w):
     if os.fork() == 0:
         os._exit(0)
     return 'forked'
 """,
-    ),
-    Attack(
-        "processes",
-        "another program",
-        """
+        "another program": """
 import subprocess
 def attack(w):
     done = subprocess.run(['/bin/cat', w['file']], capture_output=True)
     return done.stdout
 """,
-    ),
-    Attack(
-        "processes",
-        "exec",
-        """
+        "exec": """
 import os
 def attack(w):
     os.execv('/usr/bin/python3', ['python3', '-c', 'while True: pass'])
 """,
-    ),
-    Attack(
-        "processes",
-        "daemon by double fork",
-        """
+        "daemon by double fork": """
 import os, time
 def attack(w):
     if os.fork() == 0:
@@ -66,11 +47,7 @@ def attack(w):
     os.wait()
     return 'left'
 """,
-    ),
-    Attack(
-        "processes",
-        "zombies",
-        """
+        "zombies": """
 import os
 def attack(w):
     for _ in range(8):
@@ -78,60 +55,33 @@ def attack(w):
             os._exit(0)
     return 'left'
 """,
-    ),
-    Attack(
-        "memory",
-        "thread bomb",
-        """
+    },
+    "memory": {
+        "thread bomb": """
 import threading
 def attack(w):
     stop = threading.Event()
     while True:
         threading.Thread(target=stop.wait, daemon=True).start()
 """,
-        (MEMORY,),
-    ),
-    Attack(
-        "memory",
-        "10 GB at once",
-        """
+        "10 GB at once": """
 def attack(w):
     return len(bytearray(10**10))
 """,
-        (MEMORY,),
-    ),
-    Attack(
-        "memory",
-        "10 GB bit by bit",
-        """
+        "10 GB bit by bit": """
 def attack(w):
     a = []
     while True:
         a.append(bytes(10**6))
 """,
-        (MEMORY,),
-    ),
-    Attack(
-        "memory",
-        "10 GB while loading",
-        """
+        "10 GB while loading": """
 a = bytearray(10**10)
 """,
-        (MEMORY,),
-    ),
-    Attack(
-        "memory",
-        "a huge number",
-        """
+        "a huge number": """
 def attack(w):
     return len(str(1 << (1 << 40)))
 """,
-        (MEMORY, FAILED),
-    ),
-    Attack(
-        "memory",
-        "memory files",
-        """
+        "memory files": """
 import os
 def attack(w):
     for i in range(1000):
@@ -140,122 +90,69 @@ def attack(w):
             os.write(fd, bytes(10**6))
     return 'reached'
 """,
-    ),
-    Attack(
-        "memory",
-        "shared memory of System V",
-        """
+        "shared memory of System V": """
 import ctypes
 def attack(w):
     libc = ctypes.CDLL(None)
     return 'reached' if libc.shmget(0, 2**20, 0o1600) >= 0 else 'denied'
 """,
-    ),
-    Attack(
-        "memory",
-        "a file system in memory",
-        """
+        "a file system in memory": """
 import ctypes
 def attack(w):
     libc = ctypes.CDLL(None)
     return 'reached' if libc.unshare(0x10020000) == 0 else 'denied'
 """,
-    ),
-    Attack(
-        "memory",
-        "endless recursion",
-        """
+        "endless recursion": """
 import sys
 sys.setrecursionlimit(10**9)
 def attack(w):
     return attack(w)
 """,
-        (MEMORY, KILLED, FAILED, TIMEOUT),
-    ),
-    Attack(
-        "output",
-        "infinite output",
-        """
+    },
+    "output": {
+        "infinite output": """
 def attack(w):
     while True:
         print('x' * 10000)
 """,
-        (OUTPUT,),
-    ),
-    Attack(
-        "output",
-        "infinite output on stderr",
-        """
+        "infinite output on stderr": """
 import os
 def attack(w):
     while True:
         os.write(2, b'x' * 10000)
 """,
-        (OUTPUT,),
-    ),
-    Attack(
-        "output",
-        "a large value",
-        """
+        "a large value": """
 def attack(w):
     return 'x' * (8 * 2**20)
 """,
-        (FAILED, OUTPUT),
-    ),
-    Attack(
-        "output",
-        "infinite replies",
-        """
+        "infinite replies": """
 import os
 def attack(w):
     while True:
         os.write(5, b'x' * 10000)
 """,
-        (OUTPUT, FAILED),
-    ),
-    Attack(
-        "output",
-        "an endless value",
-        """
+        "an endless value": """
 import itertools
 def attack(w):
     return list(itertools.count())
 """,
-        (MEMORY,),
-    ),
-    Attack(
-        "time",
-        "infinite loop",
-        """
+    },
+    "time": {
+        "infinite loop": """
 def attack(w):
     while True:
         pass
 """,
-        (TIMEOUT,),
-    ),
-    Attack(
-        "time",
-        "sleep",
-        """
+        "sleep": """
 import time
 def attack(w):
     time.sleep(1000)
 """,
-        (TIMEOUT,),
-    ),
-    Attack(
-        "time",
-        "loop while loading",
-        """
+        "loop while loading": """
 while True:
     pass
 """,
-        (TIMEOUT,),
-    ),
-    Attack(
-        "time",
-        "ignored signals",
-        """
+        "ignored signals": """
 import signal
 def attack(w):
     for n in range(1, 64):
@@ -266,22 +163,13 @@ def attack(w):
     while True:
         pass
 """,
-        (TIMEOUT,),
-    ),
-    Attack(
-        "time",
-        "a thread that stays",
-        """
+        "a thread that stays": """
 import threading, time
 def attack(w):
     threading.Thread(target=time.sleep, args=(1000,)).start()
     return 'left'
 """,
-    ),
-    Attack(
-        "time",
-        "an endless text of an error",
-        """
+        "an endless text of an error": """
 class E(Exception):
     def __str__(self):
         while True:
@@ -289,65 +177,42 @@ class E(Exception):
 def attack(w):
     raise E
 """,
-        (TIMEOUT,),
-    ),
-    Attack(
-        "disk",
-        "many small files",
-        """
+    },
+    "disk": {
+        "many small files": """
 def attack(w):
     i = 0
     while True:
         i += 1
         open(f'f{i}', 'w').write('x' * 4000)
 """,
-    ),
-    Attack(
-        "disk",
-        "empty files",
-        """
+        "empty files": """
 def attack(w):
     i = 0
     while True:
         i += 1
         open(f'f{i}', 'w').close()
 """,
-    ),
-    Attack(
-        "disk",
-        "one large file",
-        """
+        "one large file": """
 def attack(w):
     with open('f', 'wb') as f:
         while True:
             f.write(bytes(10**6))
 """,
-    ),
-    Attack(
-        "disk",
-        "a hole",
-        """
+        "a hole": """
 def attack(w):
     with open('f', 'wb') as f:
         f.truncate(10**12)
     return 'reached'
 """,
-    ),
-    Attack(
-        "disk",
-        "nested folders",
-        """
+        "nested folders": """
 import os
 def attack(w):
     while True:
         os.mkdir('d')
         os.chdir('d')
 """,
-    ),
-    Attack(
-        "disk",
-        "closed folders",
-        """
+        "closed folders": """
 import os
 def attack(w):
     os.mkdir('d')
@@ -356,5 +221,24 @@ def attack(w):
     os.mkdir('g', 0)
     return 'left'
 """,
-    ),
-]
+    },
+}
+VERDICTS = {  # where it is not (FAILED,) alone
+    "fork bomb": (FAILED, TIMEOUT),
+    "thread bomb": (MEMORY,),
+    "10 GB at once": (MEMORY,),
+    "10 GB bit by bit": (MEMORY,),
+    "10 GB while loading": (MEMORY,),
+    "a huge number": (MEMORY, FAILED),
+    "endless recursion": (MEMORY, KILLED, FAILED, TIMEOUT),
+    "infinite output": (OUTPUT,),
+    "infinite output on stderr": (OUTPUT,),
+    "a large value": (FAILED, OUTPUT),
+    "infinite replies": (OUTPUT, FAILED),
+    "an endless value": (MEMORY,),
+    "infinite loop": (TIMEOUT,),
+    "sleep": (TIMEOUT,),
+    "loop while loading": (TIMEOUT,),
+    "ignored signals": (TIMEOUT,),
+    "an endless text of an error": (TIMEOUT,),
+}

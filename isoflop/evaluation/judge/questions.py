@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,7 @@ def judged(name: str, data: Path, limit: int) -> Judged:
     """
     found = {"mt_bench": _mt_bench, "mt_bench_zh": _mt_bench, "alignbench": _alignbench, "do_not_answer": _safety}
     made = found[name](data, name)
-    return Judged(made.cases[: limit or None], made.single, made.read_single, made.pair, made.form)
+    return replace(made, cases=made.cases[: limit or None])
 
 
 def rating(text: str) -> float | None:

@@ -15,17 +15,13 @@ CHINESE = ("gaokao-", "jec-qa-", "logiqa-zh")
 
 
 def read(folder: Path, n_shots: int) -> Loaded:
-    items, skipped = [], []
-    for path, text in members(folder / "agieval", "v1.tar.gz", "data/v1", ".jsonl"):
-        chinese = path.stem.startswith(CHINESE) and path.stem != "gaokao-english"
-        found = load(json_lines(path, text), _maker(path.stem, chinese))
-        items += found.items
-        skipped += found.skipped
-    return Loaded(items, skipped)
+    files = members(folder / "agieval", "v1.tar.gz", "data/v1", ".jsonl")
+    return Loaded.joined(load(json_lines(path, text), _maker(path.stem)) for path, text in files)
 
 
-def _maker(name: str, chinese: bool) -> Any:
+def _maker(name: str) -> Any:
     said = texts("agieval")
+    chinese = name.startswith(CHINESE) and name != "gaokao-english"
 
     def make(where: str, row: dict[str, Any]) -> Iterator[Item]:
         passage = f"{row['passage']}\n" if row["passage"] else ""

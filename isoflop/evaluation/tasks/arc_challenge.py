@@ -1,14 +1,13 @@
 """ARC-Challenge: as ARC-Easy, harder questions."""
 
-from pathlib import Path
-
 from isoflop.evaluation.tasks.arc_easy import make
-from isoflop.evaluation.tasks.files import find, json_lines
-from isoflop.evaluation.tasks.task import Loaded, Task, load
+from isoflop.evaluation.tasks.files import each_line
+from isoflop.evaluation.tasks.task import Task
 
-
-def read(folder: Path, n_shots: int) -> Loaded:
-    return load(json_lines(find(folder / "arc", "arc_challenge.jsonl", "ARC-Challenge-Test.jsonl")), make)
-
-
-TASK = Task("arc_challenge", read, ("acc", "acc_norm"), "arc/ARC-Challenge-Test.jsonl", "arc_challenge 1.0")
+TASK = Task(
+    "arc_challenge",
+    each_line(make, "arc", "arc_challenge.jsonl", "ARC-Challenge-Test.jsonl"),
+    ("acc", "acc_norm"),
+    "arc/ARC-Challenge-Test.jsonl",
+    "arc_challenge 1.0",
+)

@@ -1,15 +1,10 @@
 """ARC-Easy: science questions, the text of each option is scored."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-from isoflop.evaluation.tasks.files import find, json_lines
-from isoflop.evaluation.tasks.task import Choice, Loaded, Task, index_of, load, short
-
-
-def read(folder: Path, n_shots: int) -> Loaded:
-    return load(json_lines(find(folder / "arc", "arc_easy.jsonl", "ARC-Easy-Test.jsonl")), make)
+from isoflop.evaluation.tasks.files import each_line
+from isoflop.evaluation.tasks.task import Choice, Task, index_of, short
 
 
 def make(where: str, row: dict[str, Any]) -> Iterator[Choice]:
@@ -27,4 +22,10 @@ def make(where: str, row: dict[str, Any]) -> Iterator[Choice]:
     yield Choice(short(where), f"{query}\nAnswer:", options, index_of(gold, len(options)))
 
 
-TASK = Task("arc_easy", read, ("acc", "acc_norm"), "arc/arc_easy.jsonl", "arc_easy 1.0")
+TASK = Task(
+    "arc_easy",
+    each_line(make, "arc", "arc_easy.jsonl", "ARC-Easy-Test.jsonl"),
+    ("acc", "acc_norm"),
+    "arc/arc_easy.jsonl",
+    "arc_easy 1.0",
+)

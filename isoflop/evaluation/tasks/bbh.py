@@ -7,22 +7,21 @@ from pathlib import Path
 from isoflop.errors import DataError
 from isoflop.evaluation.tasks.answers import cut
 from isoflop.evaluation.tasks.files import members
-from isoflop.evaluation.tasks.task import Item, Loaded, Question, Task, load, short
+from isoflop.evaluation.tasks.task import Loaded, Question, Task, load, short
 
 STOPS = ("</s>", "Q", "\n\n")
 
 
 def read(folder: Path, n_shots: int) -> Loaded:
     shown = {path.stem: text for path, text in members(folder / "bbh", "bbh.tar.gz", "cot-prompts", ".txt")}
-    items: list[Item] = []
-    skipped: list[str] = []
+    parts = []
     for path, text in members(folder / "bbh", "bbh.tar.gz", "bbh", ".json"):
         try:
             rows = json.loads(text)["examples"]
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path} has no list of examples ({error}); fetch it again") from error
         prefix = _prefix(path, shown.get(path.stem, ""), n_shots)
-        found = load(
+        part = load(
             ((f"{path}: example {i}", row) for i, row in enumerate(rows)),
             lambda where, row, path=path, prefix=prefix: [
                 Question(
@@ -36,9 +35,8 @@ def read(folder: Path, n_shots: int) -> Loaded:
                 )
             ],
         )
-        items += found.items
-        skipped += found.skipped
-    return Loaded(items, skipped)
+        parts.append(part)
+    return Loaded.joined(parts)
 
 
 def _prefix(path: Path, text: str, n_shots: int) -> str:

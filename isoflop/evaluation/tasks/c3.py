@@ -6,17 +6,13 @@ from typing import Any
 
 from isoflop.evaluation.tasks.chinese import texts
 from isoflop.evaluation.tasks.files import find, whole_json
-from isoflop.evaluation.tasks.task import Choice, Loaded, Row, Task, load, short
+from isoflop.evaluation.tasks.task import Choice, Loaded, Task, load, short
 
 
 def read(folder: Path, n_shots: int) -> Loaded:
     paths = [find(folder / "c3", f"c3-{kind}-test.json") for kind in "dm"]
-    return load((row for path in paths for row in _rows(path)), _make)
-
-
-def _rows(path: Path) -> Iterator[Row]:
-    for number, row in enumerate(whole_json(path)):
-        yield f"{path}: entry {number}", row
+    rows = ((f"{path}: entry {n}", row) for path in paths for n, row in enumerate(whole_json(path)))
+    return load(rows, _make)
 
 
 def _make(where: str, row: list[Any]) -> Iterator[Choice]:

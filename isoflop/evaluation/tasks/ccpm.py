@@ -1,16 +1,11 @@
 """CCPM: which classical line says what the modern sentence says. Validation set, as the test set has no answers."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from isoflop.evaluation.tasks.chinese import texts
-from isoflop.evaluation.tasks.files import find, json_lines
-from isoflop.evaluation.tasks.task import Choice, Loaded, Task, index_of, load, short
-
-
-def read(folder: Path, n_shots: int) -> Loaded:
-    return load(json_lines(find(folder / "ccpm", "valid.jsonl")), _make)
+from isoflop.evaluation.tasks.files import each_line
+from isoflop.evaluation.tasks.task import Choice, Task, index_of, short
 
 
 def _make(where: str, row: dict[str, Any]) -> Iterator[Choice]:
@@ -22,7 +17,7 @@ def _make(where: str, row: dict[str, Any]) -> Iterator[Choice]:
 
 TASK = Task(
     name="ccpm",
-    read=read,
+    read=each_line(_make, "ccpm", "valid.jsonl"),
     metrics=("acc", "acc_norm"),
     source="ccpm/valid.jsonl",
     form="sentence and cue in Chinese, then the line",

@@ -1,17 +1,12 @@
 """CHID: which idiom fills the gap. The idiom and the text after it are scored, given the text before."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-from isoflop.evaluation.tasks.files import find, json_lines
-from isoflop.evaluation.tasks.task import Choice, Loaded, Task, index_of, load
+from isoflop.evaluation.tasks.files import each_line
+from isoflop.evaluation.tasks.task import Choice, Task, index_of
 
 GAP = "#idiom#"
-
-
-def read(folder: Path, n_shots: int) -> Loaded:
-    return load(json_lines(find(folder / "chid", "test_public.json")), _make)
 
 
 def _make(where: str, row: dict[str, Any]) -> Iterator[Choice]:
@@ -24,7 +19,7 @@ def _make(where: str, row: dict[str, Any]) -> Iterator[Choice]:
 
 TASK = Task(
     name="chid",
-    read=read,
+    read=each_line(_make, "chid", "test_public.json"),
     metrics=("acc", "acc_norm"),
     source="chid/test_public.json",
     form="idiom and the rest of the text, given the text before",

@@ -1,16 +1,11 @@
 """CLUEWSC: does the pronoun mean the name. Yes or no, in Chinese, after text and question."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from isoflop.evaluation.tasks.chinese import texts
-from isoflop.evaluation.tasks.files import find, json_lines
-from isoflop.evaluation.tasks.task import Choice, Loaded, Task, load, short
-
-
-def read(folder: Path, n_shots: int) -> Loaded:
-    return load(json_lines(find(folder / "cluewsc", "test_public.json")), _make)
+from isoflop.evaluation.tasks.files import each_line
+from isoflop.evaluation.tasks.task import Choice, Task, short
 
 
 def _make(where: str, row: dict[str, Any]) -> Iterator[Choice]:
@@ -25,7 +20,7 @@ def _make(where: str, row: dict[str, Any]) -> Iterator[Choice]:
 
 TASK = Task(
     name="cluewsc",
-    read=read,
+    read=each_line(_make, "cluewsc", "test_public.json"),
     metrics=("acc",),
     source="cluewsc/test_public.json",
     form="text, question and cue in Chinese, then yes or no",

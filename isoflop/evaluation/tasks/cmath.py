@@ -1,19 +1,14 @@
 """CMATH: Chinese word problems of grades 1 to 6; the last number of the output counts."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from isoflop.evaluation.tasks.answers import cut, last_number, number
 from isoflop.evaluation.tasks.chinese import texts
-from isoflop.evaluation.tasks.files import find, json_lines
-from isoflop.evaluation.tasks.task import Loaded, Question, Task, load, short
+from isoflop.evaluation.tasks.files import each_line
+from isoflop.evaluation.tasks.task import Question, Task, short
 
 STOPS = ("\n\n",)
-
-
-def read(folder: Path, n_shots: int) -> Loaded:
-    return load(json_lines(find(folder / "cmath", "test.jsonl")), _make)
 
 
 def _make(where: str, row: dict[str, Any]) -> Iterator[Question]:
@@ -31,7 +26,7 @@ def grade(question: Question, output: str) -> dict[str, float]:
 
 TASK = Task(
     name="cmath",
-    read=read,
+    read=each_line(_make, "cmath", "test.jsonl"),
     metrics=("exact_match",),
     source="cmath/test.jsonl",
     form="question and cue in Chinese, no worked examples, compared as numbers",

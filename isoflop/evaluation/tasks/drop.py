@@ -11,19 +11,15 @@ from scipy.optimize import linear_sum_assignment
 
 from isoflop.evaluation.tasks.answers import cut
 from isoflop.evaluation.tasks.files import find, whole_json
-from isoflop.evaluation.tasks.task import Loaded, Question, Row, Task, load
+from isoflop.evaluation.tasks.task import Loaded, Question, Task, load
 
 STOPS = (".",)
 
 
 def read(folder: Path, n_shots: int) -> Loaded:
-    path = next((p for p in (folder / "drop", folder / "drop_sample") if p.is_dir()), folder / "drop")
-    return load(_rows(find(path, "drop_dataset_dev.json", "drop.json")), _make)
-
-
-def _rows(path: Path) -> Iterator[Row]:
-    for name, passage in whole_json(path).items():
-        yield f"{path}: {name}", (name, passage)
+    where = next((p for p in (folder / "drop", folder / "drop_sample") if p.is_dir()), folder / "drop")
+    path = find(where, "drop_dataset_dev.json", "drop.json")
+    return load(((f"{path}: {name}", (name, passage)) for name, passage in whole_json(path).items()), _make)
 
 
 def _make(where: str, row: tuple[str, dict[str, Any]]) -> Iterator[Question]:

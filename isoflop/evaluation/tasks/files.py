@@ -6,14 +6,14 @@ import io
 import json
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import zstandard
 
 from isoflop.errors import DataError
-from isoflop.evaluation.tasks.task import Row
+from isoflop.evaluation.tasks.task import Item, Loaded, Row, load
 
 
 def find(folder: Path, *names: str) -> Path:
@@ -75,6 +75,11 @@ class _Bad(dict):
 
     def __contains__(self, key: object) -> bool:
         raise ValueError(self.why)
+
+
+def each_line(make: Callable[[str, Any], Iterable[Item]], folder: str, *names: str) -> Callable[[Path, int], Loaded]:
+    """How a task without worked examples is read: `make` gets every line of the first of these files that is there."""
+    return lambda data, n_shots: load(json_lines(find(data / folder, *names)), make)
 
 
 def whole_json(path: Path) -> Any:

@@ -2,13 +2,12 @@
 
 import re
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from isoflop.evaluation.tasks.answers import cut, normal
 from isoflop.evaluation.tasks.files import find, json_lines
-from isoflop.evaluation.tasks.task import Item, Loaded, Question, Task, load, short
+from isoflop.evaluation.tasks.task import Loaded, Question, Task, load, short
 
 STOPS = ("Question:", "</s>", "<|im_end|>")
 IGNORED = (",", r"\$", r"(?s).*#### ", r"\.$")
@@ -18,8 +17,7 @@ def read(folder: Path, n_shots: int) -> Loaded:
     found = load(json_lines(find(folder / "gsm8k", "test.jsonl")), _make)
     shown = load(json_lines(find(folder / "gsm8k", "train.jsonl")), _make).items[:n_shots] if n_shots else []
     prefix = "".join(f"{q.prompt} {q.gold}\n\n" for q in shown if isinstance(q, Question))
-    items: list[Item] = [replace(item, prefix=prefix) for item in found.items]
-    return Loaded(items, found.skipped)
+    return found.behind(prefix)
 
 
 def _make(where: str, row: dict[str, Any]) -> Iterator[Question]:

@@ -2,15 +2,10 @@
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-from isoflop.evaluation.tasks.files import find, json_lines
-from isoflop.evaluation.tasks.task import Choice, Loaded, Task, index_of, load, short
-
-
-def read(folder: Path, n_shots: int) -> Loaded:
-    return load(json_lines(find(folder / "hellaswag", "hellaswag_val.jsonl")), _make)
+from isoflop.evaluation.tasks.files import each_line
+from isoflop.evaluation.tasks.task import Choice, Task, index_of, short
 
 
 def _make(where: str, row: dict[str, Any]) -> Iterator[Choice]:
@@ -36,7 +31,7 @@ def _clean(text: str) -> str:
 
 TASK = Task(
     name="hellaswag",
-    read=read,
+    read=each_line(_make, "hellaswag", "hellaswag_val.jsonl"),
     metrics=("acc", "acc_norm"),
     source="hellaswag/hellaswag_val.jsonl",
     lm_eval="hellaswag 1.0",

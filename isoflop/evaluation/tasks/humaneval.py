@@ -1,19 +1,14 @@
 """HumanEval: complete a function; the prompt and the completion are run against the tests in the sandbox."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from isoflop.evaluation.tasks.answers import cut
-from isoflop.evaluation.tasks.files import find, json_lines
-from isoflop.evaluation.tasks.task import Loaded, Question, Task, load
+from isoflop.evaluation.tasks.files import each_line
+from isoflop.evaluation.tasks.task import Question, Task
 from isoflop.sandbox.jobs import Job, Tests
 
 STOPS = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
-
-
-def read(folder: Path, n_shots: int) -> Loaded:
-    return load(json_lines(find(folder / "humaneval", "HumanEval.jsonl")), _make)
 
 
 def _make(where: str, row: dict[str, Any]) -> Iterator[Question]:
@@ -29,4 +24,11 @@ def job(question: Question, output: str) -> Job:
     return Job(answer, Tests(tests, helpers=f"{question.prompt}\n    pass\n", remote=(name,)))
 
 
-TASK = Task("humaneval", read, ("pass@1",), "humaneval/HumanEval.jsonl", "humaneval 1.0", job=job)
+TASK = Task(
+    "humaneval",
+    each_line(_make, "humaneval", "HumanEval.jsonl"),
+    ("pass@1",),
+    "humaneval/HumanEval.jsonl",
+    "humaneval 1.0",
+    job=job,
+)

@@ -1,16 +1,11 @@
 """IFEval: prompts with instructions that a program can check; strict, and loose over eight forms of the response."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-from isoflop.evaluation.tasks.files import find, json_lines
+from isoflop.evaluation.tasks.files import each_line
 from isoflop.evaluation.tasks.instructions import CHECKS, follows
-from isoflop.evaluation.tasks.task import Loaded, Question, Task, load
-
-
-def read(folder: Path, n_shots: int) -> Loaded:
-    return load(json_lines(find(folder / "ifeval", "input_data.jsonl")), _make)
+from isoflop.evaluation.tasks.task import Question, Task
 
 
 def _make(where: str, row: dict[str, Any]) -> Iterator[Question]:
@@ -54,7 +49,7 @@ def weigh(question: Question, metric: str) -> float:
 
 TASK = Task(
     name="ifeval",
-    read=read,
+    read=each_line(_make, "ifeval", "input_data.jsonl"),
     metrics=("prompt_level_strict_acc", "inst_level_strict_acc", "prompt_level_loose_acc", "inst_level_loose_acc"),
     source="ifeval/input_data.jsonl",
     lm_eval="ifeval 4.0",

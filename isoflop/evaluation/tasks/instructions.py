@@ -13,32 +13,10 @@ from isoflop.errors import DataError
 
 LEAST, LESS = "at least", "less than"
 ANSWERS = ("My answer is yes.", "My answer is no.", "My answer is maybe.")
-_ABBREVIATIONS = frozenset(
-    [
-        "mr",
-        "mrs",
-        "ms",
-        "dr",
-        "prof",
-        "st",
-        "sr",
-        "jr",
-        "vs",
-        "etc",
-        "inc",
-        "ltd",
-        "co",
-        "no",
-        "fig",
-        "e.g",
-        "i.e",
-        "a.m",
-        "p.m",
-        "u.s",
-        "u.k",
-        "ph.d",
-    ]
-)
+_ABBREVIATIONS = {
+    *("mr", "mrs", "ms", "dr", "prof", "st", "sr", "jr", "vs", "etc", "inc"),
+    *("ltd", "co", "no", "fig", "e.g", "i.e", "a.m", "p.m", "u.s", "u.k", "ph.d"),
+}
 _CLOSING, _OPENING = "[\"')\\]\u201d\u2019*]*", "[\"'(\\[\u201c\u2018*]*"
 _END = re.compile(rf"[.!?]+{_CLOSING}(?=\s+{_OPENING}[A-Z0-9])|[.!?]+{_CLOSING}\s*$|[\u3002\uff01\uff1f]+")
 
@@ -54,10 +32,6 @@ def related(count: int, relation: str, bound: int) -> bool:
     return count >= bound if relation == LEAST else count < bound
 
 
-def count_words(text: str) -> int:
-    return len(re.findall(r"\w+", text))
-
-
 def count_sentences(text: str) -> int:
     """Sentences end at a full stop, mark or the end of the text; not at abbreviations, initials or in numbers."""
     count, start = 0, 0
@@ -69,12 +43,6 @@ def count_sentences(text: str) -> int:
             continue
         count, start = count + bool(before), found.end()
     return count + bool(text[start:].strip())
-
-
-def capital_words(text: str) -> int:
-    """Words all of whose letters are capital; parts of a hyphenated word count once."""
-    words = re.findall(r"\w+(?:[-.&/]\w+)*", text)
-    return sum(word.isupper() for word in words)
 
 
 def language_of(text: str) -> str | None:
@@ -119,7 +87,7 @@ def _sentences(text: str, num_sentences: int, relation: str) -> bool:
 
 
 def _words(text: str, num_words: int, relation: str) -> bool:
-    return related(count_words(text), relation, num_words)
+    return related(len(re.findall(r"\w+", text)), relation, num_words)
 
 
 def _paragraphs(text: str, num_paragraphs: int) -> bool:
@@ -205,7 +173,9 @@ def _quotation(text: str) -> bool:
 
 
 def _capital_words(text: str, capital_frequency: int, capital_relation: str) -> bool:
-    return related(capital_words(text), capital_relation, capital_frequency)
+    """Words all of whose letters are capital; parts of a hyphenated word count once."""
+    words = re.findall(r"\w+(?:[-.&/]\w+)*", text)
+    return related(sum(word.isupper() for word in words), capital_relation, capital_frequency)
 
 
 def _capital(text: str) -> bool:

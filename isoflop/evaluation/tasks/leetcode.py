@@ -2,11 +2,10 @@
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-from isoflop.evaluation.tasks.files import find, json_lines
-from isoflop.evaluation.tasks.task import Loaded, Question, Task, load
+from isoflop.evaluation.tasks.files import each_line
+from isoflop.evaluation.tasks.task import Question, Task
 from isoflop.sandbox.jobs import Job, Limits, Tests
 
 IMPORTS = "from typing import *\nfrom collections import *\nfrom itertools import *\nfrom functools import *\n"
@@ -15,10 +14,6 @@ IMPORTS += (
 )
 IMPORTS += "from math import inf\n"
 """What LeetCode itself has imported."""
-
-
-def read(folder: Path, n_shots: int) -> Loaded:
-    return load(json_lines(find(folder / "leetcode", "20240121-Jul.jsonl")), _make)
 
 
 def _make(where: str, row: dict[str, Any]) -> Iterator[Question]:
@@ -39,7 +34,7 @@ def job(question: Question, output: str) -> Job:
 
 TASK = Task(
     name="leetcode",
-    read=read,
+    read=each_line(_make, "leetcode", "20240121-Jul.jsonl"),
     metrics=("pass@1",),
     source="leetcode/20240121-Jul.jsonl",
     form="the instruction prompt of the file; the last block of code is run",

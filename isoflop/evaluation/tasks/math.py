@@ -7,14 +7,13 @@ problems of the file, which are then not asked. `Loaded.note` says which.
 import ast
 import re
 from collections.abc import Iterator
-from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from isoflop.evaluation.tasks.answers import cut, last_box, number
 from isoflop.evaluation.tasks.files import find, json_lines
-from isoflop.evaluation.tasks.task import Item, Loaded, Question, Task, load, short
+from isoflop.evaluation.tasks.task import Loaded, Question, Task, load, short
 
 STOPS = ("Problem:",)
 _SENTENCE = re.compile(r"Final Answer: The final answer is(.*?)\. I hope it is correct", re.DOTALL)
@@ -28,8 +27,7 @@ def read(folder: Path, n_shots: int) -> Loaded:
         examples, asked = [(row["problem"], row["solution"]) for row in rows], found.items[n_shots:]
         note = "worked examples are the first problems of the file, which are not asked; lm-eval is not installed"
     prefix = "".join(f"{_prompt(problem)} {solution}\n\n" for problem, solution in examples[:n_shots])
-    items: list[Item] = [replace(item, prefix=prefix) for item in asked]
-    return Loaded(items, found.skipped, note if n_shots else "")
+    return Loaded(asked, found.skipped, note if n_shots else "").behind(prefix)
 
 
 def _prompt(problem: str) -> str:

@@ -3,7 +3,6 @@
 import ast
 import warnings
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +24,8 @@ def read(folder: Path, n_shots: int) -> Loaded:
     if len(shown) < n_shots:
         raise DataError(f"mbpp: {len(shown)} worked examples of {n_shots}; use a file with the problems {SHOWN}")
     prefix = "".join(f"{q.prompt}{q.gold['code']}\n[DONE]\n\n" for q in shown)
-    asked = [q for q in by_id.values() if int(q.id) in TEST_IDS]
-    items: list[Item] = [replace(q, prefix=prefix) for q in asked]
-    return Loaded(items, found.skipped)
+    asked: list[Item] = [q for q in by_id.values() if int(q.id) in TEST_IDS]
+    return Loaded(asked, found.skipped).behind(prefix)
 
 
 def _make(where: str, row: dict[str, Any]) -> Iterator[Question]:

@@ -1,13 +1,12 @@
 """NaturalQuestions, open: a short answer; worked examples come from the other file of the folder."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from isoflop.evaluation.tasks.answers import cut, is_any
 from isoflop.evaluation.tasks.files import find, json_lines
-from isoflop.evaluation.tasks.task import Item, Loaded, Question, Task, load, short
+from isoflop.evaluation.tasks.task import Loaded, Question, Task, load, short
 
 STOPS = ("\n", ".", ",")
 ARTICLES = (r"\b(?:The |the |An |A |The |a |an )",)
@@ -19,8 +18,7 @@ def read(folder: Path, n_shots: int) -> Loaded:
     if n_shots:
         shown = load(json_lines(find(folder / "nq_open", "NQ-open.efficientqa.dev.1.1.jsonl")), _make).items[:n_shots]
         prefix += "".join(f"{q.prompt} {q.gold[0]}\n" for q in shown if isinstance(q, Question))
-    items: list[Item] = [replace(item, prefix=prefix) for item in found.items]
-    return Loaded(items, found.skipped)
+    return found.behind(prefix)
 
 
 def _make(where: str, row: dict[str, Any]) -> Iterator[Question]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from isoflop.errors import DataError
 from isoflop.evaluation.tasks.files import whole_json
-from isoflop.evaluation.tasks.task import Choice, Loaded, Row, Task, index_of, load, short
+from isoflop.evaluation.tasks.task import Choice, Loaded, Task, index_of, load, short
 
 GAP = "  _  ."
 
@@ -16,12 +16,7 @@ def read(folder: Path, n_shots: int) -> Loaded:
     paths = sorted(path for place in places for path in place.glob("*.txt"))
     if not paths:
         raise DataError(f"{folder} has no race/test/high/*.txt; give the folder of official files with --data")
-    return load(_rows(paths), _make)
-
-
-def _rows(paths: list[Path]) -> Iterator[Row]:
-    for path in paths:
-        yield str(path), whole_json(path)
+    return load(((str(path), whole_json(path)) for path in paths), _make)
 
 
 def _make(where: str, row: dict[str, Any]) -> Iterator[Choice]:

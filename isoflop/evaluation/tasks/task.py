@@ -77,6 +77,16 @@ class Loaded:
     note: str = ""
     """What depends on the machine, such as where worked examples came from."""
 
+    def behind(self, prefix: str) -> "Loaded":
+        """The same items, each behind a header or worked examples."""
+        return replace(self, items=[replace(item, prefix=prefix) for item in self.items])
+
+    @classmethod
+    def joined(cls, parts: Iterable["Loaded"]) -> "Loaded":
+        """Of several files."""
+        parts = list(parts)
+        return cls([item for part in parts for item in part.items], [row for part in parts for row in part.skipped])
+
 
 @dataclass(frozen=True)
 class Task:
@@ -145,7 +155,7 @@ def index_of(gold: Any, n: int) -> tuple[int, ...]:
     return (number,)
 
 
-def shots(items: Iterable[Item], *, header: str = "", between: str = "\n\n") -> str:
+def shots(items: Iterable[Item], *, header: str) -> str:
     """The prefix that shows items with their answers, as lm-eval joins them."""
-    shown = [f"{item.context}{item.options[item.gold[0]]}" for item in items if isinstance(item, Choice)]
-    return header + "".join(f"{text}{between}" for text in shown)
+    shown = [f"{item.context}{item.options[item.gold[0]]}\n\n" for item in items if isinstance(item, Choice)]
+    return header + "".join(shown)

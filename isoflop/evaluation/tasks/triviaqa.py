@@ -1,13 +1,12 @@
 """TriviaQA without documents: a short answer, any alias counts."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from isoflop.evaluation.tasks.answers import cut, is_any
 from isoflop.evaluation.tasks.files import find, json_lines
-from isoflop.evaluation.tasks.task import Item, Loaded, Question, Task, load, short
+from isoflop.evaluation.tasks.task import Loaded, Question, Task, load, short
 
 STOPS = ("\n", ".", ",")
 
@@ -16,8 +15,7 @@ def read(folder: Path, n_shots: int) -> Loaded:
     found = load(json_lines(find(folder / "triviaqa", "triviaqa_sm_sub.jsonl")), _make)
     shown, asked = found.items[:n_shots], found.items[n_shots:]
     prefix = "".join(f"{q.prompt} {q.gold[0]}\n\n" for q in shown if isinstance(q, Question))
-    items: list[Item] = [replace(item, prefix=prefix) for item in asked]
-    return Loaded(items, found.skipped)
+    return Loaded(asked, found.skipped).behind(prefix)
 
 
 def _make(where: str, row: dict[str, Any]) -> Iterator[Question]:

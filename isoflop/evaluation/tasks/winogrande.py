@@ -1,15 +1,10 @@
 """WinoGrande: two contexts, one continuation; the sum of its log-probabilities decides."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-from isoflop.evaluation.tasks.files import find, json_lines
-from isoflop.evaluation.tasks.task import Choice, Loaded, Task, index_of, load, short
-
-
-def read(folder: Path, n_shots: int) -> Loaded:
-    return load(json_lines(find(folder / "winogrande", "winogrande.jsonl")), _make)
+from isoflop.evaluation.tasks.files import each_line
+from isoflop.evaluation.tasks.task import Choice, Task, index_of, short
 
 
 def _make(where: str, row: dict[str, Any]) -> Iterator[Choice]:
@@ -22,4 +17,10 @@ def _make(where: str, row: dict[str, Any]) -> Iterator[Choice]:
     yield Choice(short(where), "", (f" {after}",) * len(contexts), index_of(gold, len(contexts)), contexts=contexts)
 
 
-TASK = Task("winogrande", read, ("acc",), "winogrande/winogrande.jsonl", "winogrande 1.0")
+TASK = Task(
+    "winogrande",
+    each_line(_make, "winogrande", "winogrande.jsonl"),
+    ("acc",),
+    "winogrande/winogrande.jsonl",
+    "winogrande 1.0",
+)

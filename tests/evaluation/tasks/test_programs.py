@@ -8,11 +8,9 @@ from dataclasses import replace
 import pytest
 from places import SHARED
 
-from isoflop.errors import SandboxError
-from isoflop.evaluation.tasks.catalogue import run_programs, task
+from isoflop.evaluation.tasks.catalogue import task
 from isoflop.evaluation.tasks.files import read_text
 from isoflop.evaluation.tasks.leetcode import extract
-from isoflop.evaluation.tasks.mbpp import TASK as MBPP
 from isoflop.evaluation.tasks.task import Question
 from isoflop.sandbox.sandbox import Sandbox
 
@@ -28,6 +26,11 @@ def sandbox():
     with Sandbox(n_workers=2) as opened:
         opened.require()
         yield opened
+
+
+def run(name, sandbox, questions, outputs):
+    """How each output ends."""
+    return sandbox.run_all([task(name).job(q, output) for q, output in zip(questions, outputs, strict=True)])  # type: ignore[misc]
 
 
 def solutions(name):
@@ -51,9 +54,8 @@ class _Wrong(ast.NodeTransformer):
 @pytest.mark.parametrize("name", ["humaneval", "mbpp"])
 def test_reference_solutions_pass(name, sandbox):
     questions, outputs = zip(*solutions(name))
-    found = run_programs(task(name), questions, outputs, sandbox)
-    wrong = [(q.id, outcome) for q, (score, outcome) in zip(questions, found) if score != {task(name).metrics[0]: 1.0}]
-    assert wrong == []
+    found = run(name, sandbox, questions, outputs)
+    assert [(q.id, outcome) for q, outcome in zip(questions, found) if outcome.verdict != "passed"] == []
 
 
 @pytest.mark.parametrize("name", ["humaneval", "mbpp"])
@@ -72,8 +74,8 @@ def test_changed_solutions_fail(name, sandbox):
 def test_empty_answers_fail(sandbox):
     for name in ("humaneval", "mbpp", "leetcode"):
         items = [item for item in task(name).read(EVAL, 0).items if isinstance(item, Question)][:20]
-        found = run_programs(task(name), items, ["    pass\n"] * len(items), sandbox)
-        assert [score for score, _ in found] == [{task(name).metrics[0]: 0.0}] * len(items)
+        found = run(name, sandbox, items, ["    pass\n"] * len(items))
+        assert not {outcome.verdict for outcome in found} & {"passed", "refused"}
 
 
 def test_a_helper_of_the_prompt_cannot_be_replaced(sandbox):
@@ -81,8 +83,8 @@ def test_a_helper_of_the_prompt_cannot_be_replaced(sandbox):
     (question,) = (q for q in task("humaneval").read(EVAL, 0).items if q.id == "HumanEval/32")
     assert isinstance(question, Question)
     cheat = "    global poly\n    poly = lambda *a: 0.0\n    return 0.5\n"
-    ((score, _),) = run_programs(task("humaneval"), [question], [cheat], sandbox)
-    assert score == {"pass@1": 0.0}
+    (outcome,) = run("humaneval", sandbox, [question], [cheat])
+    assert outcome.verdict == "failed"
 
 
 def test_leetcode_takes_the_last_block_of_code_and_runs_its_methods(sandbox):
@@ -94,13 +96,5 @@ def test_leetcode_takes_the_last_block_of_code_and_runs_its_methods(sandbox):
     code += "        return sum((i // 8 + 1) for i in range(n))\n"
     output = f"First\n```python\nx = 1\n```\nthen\n```python\n{code}```\nDone."
     assert extract(output) == code and extract(code) == code
-    ((score, outcome),) = run_programs(task("leetcode"), [question], [output], sandbox)
-    assert score == {"pass@1": 1.0}, outcome
-    ((score, _),) = run_programs(task("leetcode"), [question], [output.replace("// 8 + 1", "// 8")], sandbox)
-    assert score == {"pass@1": 0.0}
-
-
-def test_programs_are_not_graded_where_the_sandbox_does_not_hold(monkeypatch):
-    monkeypatch.setattr(sys, "platform", "darwin")
-    with Sandbox() as closed, pytest.raises(SandboxError, match="the sandbox cannot hold here"):
-        run_programs(MBPP, [], [], closed)
+    found = run("leetcode", sandbox, [question] * 2, [output, output.replace("// 8 + 1", "// 8")])
+    assert [outcome.verdict for outcome in found] == ["passed", "failed"], found
