@@ -109,6 +109,11 @@ GOOD = {
     "a byte order mark": ("t.csv", text().encode("utf-8-sig"), {}),
     "UTF-16": ("t.csv", text(sep="\t").encode("utf-16"), {"said": "UTF-16"}),
     "UTF-16 without a mark": ("t.csv", text(sep="\t").encode("utf-16-le"), {"said": "UTF-16"}),
+    "UTF-16 lines of JSON, as PowerShell redirects them": (
+        "t.jsonl",
+        "\r\n".join(map(json.dumps, records())).encode("utf-16"),
+        {},
+    ),
     "Windows-1252": ("t.csv", more(["Gr\u00f6\u00dfe"], [["\u00e4"] * 24]).encode("cp1252"), {"said": "Windows-1252"}),
     "ends of lines of Windows": ("t.csv", text(ends="\r\n"), {}),
     "ends of lines of old Macs": ("t.csv", text(ends="\r"), {}),
@@ -429,6 +434,16 @@ BAD = {
     ),
     "a list of numbers": ("t.json", "[1, 2, 3]", {}, "one run is one object"),
     "a broken line of JSON": ("t.jsonl", '{"a": 1}\n{"a": \n{"a": 3}\n', {}, "line 2 is not JSON"),
+    "lists in lists in lists": ("t.json", "[" * 50_000, {}, "is not JSON"),
+    "columns that are no list": ("t.json", '{"columns": 3, "data": [[1]]}', {}, "columns and data that are no lists"),
+    "data of another width": (
+        "t.json",
+        '{"columns": ["a", "b"], "data": [[1, 2], [1, 2, 3]]}',
+        {},
+        "row 2 of data has 3 values, columns 2",
+    ),
+    "data of numbers": ("t.json", '{"columns": ["a", "b"], "data": [1]}', {}, "row 1 of data has no list of values"),
+    "columns of one name": ("t.json", '{"columns": ["a", "a"], "data": [[1, 2]]}', {}, "two columns named a"),
     "no run that finished": (
         "t.csv",
         more(["state"], [["crashed"] * 24]),
