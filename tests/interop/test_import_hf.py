@@ -209,6 +209,13 @@ def test_an_out_that_exists_is_refused_and_untouched(good, tmp_path, refused):
     assert (tmp_path / "full" / "precious").read_text() == (tmp_path / "file").read_text() == "x"
 
 
+def test_an_empty_folder_behind_a_link_is_filled(good, tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "disk")
+    import_folder(good, tmp_path / "out")
+    assert (tmp_path / "out").is_symlink() and (tmp_path / "disk" / "recipe.toml").is_file()
+
+
 def test_a_tied_head_becomes_a_matrix_of_its_own(tmp_path, caplog):
     export(make_run(tmp_path / "run", build(FAMILIES["mha"])), tmp_path / "tied")
     change_tensors(tmp_path / "tied", lambda shard: shard.pop("lm_head.weight"), "lm_head.weight")
