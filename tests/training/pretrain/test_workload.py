@@ -81,6 +81,16 @@ def test_a_finished_run_is_not_repeated_and_another_recipe_in_its_folder_is_refu
         run_pretrain(tiny_recipe(train={"n_tokens": 31 * 64}), tmp_path)
 
 
+def test_a_damaged_result_is_named_and_the_run_ends_again_without_it(tmp_path, tiny_recipe):
+    first = run_pretrain(tiny_recipe(), tmp_path)
+    for text in ("", '{"status": "fin', "[1]", "3"):
+        (tmp_path / "result.json").write_text(text, encoding="utf-8")
+        with pytest.raises(CheckpointError, match=r"result\.json is (damaged|not JSON) .*delete it"):
+            run_pretrain(tiny_recipe(), tmp_path)
+    (tmp_path / "result.json").unlink()
+    assert run_pretrain(tiny_recipe(), tmp_path)["loss_nats"] == first["loss_nats"]
+
+
 def test_a_run_does_not_change_its_number_format_with_the_device(tmp_path, tiny_recipe, monkeypatch):
     with monkeypatch.context() as elsewhere:
         elsewhere.setattr("isoflop.training.pretrain.workload.choose_dtype", lambda *_: torch.bfloat16)
