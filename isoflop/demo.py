@@ -13,7 +13,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from isoflop.errors import IsoflopError, RecipeError
+from isoflop.errors import IsoflopError, RecipeError, undamaged
 from isoflop.recipe import load_recipe, write_json, write_recipe
 from isoflop.run import cores
 from isoflop.scaling.lr_batch_law import hyper_law
@@ -161,9 +161,10 @@ def _check_same(out: Path, *, minutes: float, seed: int) -> None:
     path = out / "demo.json"
     if not (out / "ladder.toml").is_file() or not path.is_file():
         return
-    before = json.loads(path.read_text(encoding="utf-8"))
-    if before != {"minutes": minutes, "seed": seed}:
+    with undamaged(str(path), RecipeError, "give another --out, or delete the folder"):
+        before = json.loads(path.read_text(encoding="utf-8"))
         asked = f"--minutes {before['minutes']:g} --seed {before['seed']}"
+    if before != {"minutes": minutes, "seed": seed}:
         raise RecipeError(
             f"{out} holds a demo of {asked}, not of {minutes:g} and {seed} (make demo: MINUTES, SEED, OUT): "
             f"give those to go on with it, or another --out, or delete the folder"

@@ -15,8 +15,10 @@ OpticsError of isoflop.optics, which imports nothing of ours, is a RecipeError o
 the command line treats what is left of it alike. A message names the key, the value, the rule and a way out.
 """
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Iterator
 
 
 class IsoflopError(ValueError):
@@ -59,3 +61,22 @@ def did_you_mean(given: str, known: Iterable[str], otherwise: str) -> str:
     """The way out of an unknown name: the nearest known one as a question, or `otherwise` where none is near."""
     near = difflib.get_close_matches(given, list(known), n=1)
     return f"did you mean {near[0]}?" if near else otherwise
+
+
+@contextlib.contextmanager
+def undamaged(what: str, kind: type[IsoflopError], way_out: str) -> Iterator[None]:
+    """Around the reading of a file that we wrote, and that may have been cut off or edited: one error names it.
+
+    Raises:
+        kind: `what` is not JSON, or has lists, texts or nothing where its reader needs tables and numbers.
+    """
+    try:
+        yield
+    except IsoflopError:
+        raise
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise kind(f"{what} is not JSON ({error}); {way_out}") from error
+    except (AttributeError, IndexError, OverflowError, TypeError, ValueError) as error:
+        raise kind(f"{what} is damaged ({error}); {way_out}") from error
+    except KeyError as error:
+        raise kind(f"{what} is damaged (it has no {error}); {way_out}") from error

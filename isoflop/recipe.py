@@ -37,7 +37,7 @@ from typing import (
     get_type_hints,
 )
 
-from isoflop.errors import IsoflopError, RecipeError
+from isoflop.errors import IsoflopError, RecipeError, undamaged
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -135,7 +135,7 @@ def read_tree(path: str | Path | None, overrides: Sequence[str] = ()) -> dict[st
             tree = tomllib.loads(text)
         except UnicodeDecodeError as error:
             raise RecipeError(f"recipe {path} is not UTF-8 at byte {error.start}; save it as UTF-8") from error
-        except tomllib.TOMLDecodeError as error:
+        except (ValueError, RecursionError) as error:  # also numbers of thousands of digits, lists in lists in lists
             raise RecipeError(f"recipe {path} is not valid TOML: {error}") from error
         if not text.strip():
             raise RecipeError(f"recipe {path} is empty; isoflop keys says what it may hold")
@@ -257,14 +257,14 @@ def _message(error: "ErrorDetails", hint: Any, name: str, default: Any) -> str:
     if get_origin(kind) is Literal:
         near = difflib.get_close_matches(str(value), [str(choice) for choice in get_args(kind)], n=1)
         way_out = f"; did you mean {near[0]!r}?" if near else ""
-        return f"{name} = {value!r} must be one of {', '.join(map(str, get_args(kind)))}{way_out}"
+        return f"{name} = {value!r:.200} must be one of {', '.join(map(str, get_args(kind)))}{way_out}"
     if error["type"] in ("greater_than", "greater_than_equal", "less_than", "less_than_equal", "finite_number"):
         rule = next(iter(ranges_of(hint)), Range(finite=False))
         finite = " and finite" if math.isinf(value) and rule.finite else ""
         way_out = f"; the default is {default}" if isinstance(default, (int, float)) else ""
-        return f"{name} = {value!r} must be {rule}{finite}{way_out}"
+        return f"{name} = {value!r:.200} must be {rule}{finite}{way_out}"
     wanted = _WANTED.get(dict if dataclasses.is_dataclass(kind) else get_origin(kind) or kind, error["msg"])
-    return f"{name} = {value!r} must be {wanted}"
+    return f"{name} = {value!r:.200} must be {wanted}"
 
 
 _WANTED = {
@@ -317,6 +317,17 @@ def _with_sections(tree: Any, schema: Any) -> Any:
     return tree | {name: _with_sections(tree.get(name, {}), hint) for name, hint in sections.items()}
 
 
+def with_numbers(schema: type, tree: Tree, where: str) -> Tree:
+    """A part of a JSON file, its numbers known to be some. Raises RecipeError for text or a list in place of one."""
+    for field in dataclasses.fields(schema):
+        value = tree.get(field.name)
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if plain_type(hints_of(schema)[field.name]) in (int, float) and value is not None and not is_number:
+            name = f"{where}.{field.name}".lstrip(".")
+            raise RecipeError(f"{name} = {value!r:.80} must be a number; write the file again")
+    return tree
+
+
 def to_tree(value: Any) -> Any:
     """The inverse of `from_tree`: nested dicts of plain values, None left out (TOML has no null)."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -337,8 +348,14 @@ def to_toml(value: Any, header: str = "") -> str:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a file under a temporary name, flush it to disk and rename: readers never see half of it."""
+    """Write a file under a temporary name, flush it to disk and rename: readers never see half of it.
+
+    Raises:
+        RecipeError: the name of a device, such as /dev/null, or of a pipe: renaming would put a file in its place.
+    """
     path = Path(path)
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise RecipeError(f"{path} is a device or a pipe, which a file would replace; give the name of a file")
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -357,6 +374,15 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, value: Any) -> None:
     """`write_text` of indented JSON; numpy scalars and paths are made plain, NaN and infinity become null."""
     write_text(path, json.dumps(plain(value), indent=1, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path, kind: type[IsoflopError], way_out: str) -> Tree:
+    """The object that a JSON file of ours holds. Raises `kind`: it is cut off, edited or something else."""
+    with undamaged(str(path), kind, way_out):
+        found = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(found, dict):
+        raise kind(f"{path} is damaged (no JSON object); {way_out}")
+    return found
 
 
 def write_recipe(path: str | Path, value: Any, header: str = "") -> None:
@@ -390,7 +416,7 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
             raise RecipeError(f"override {override!r}: {section} is a value, not a section")
     try:
         tree[key] = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         tree[key] = text.strip()  # a bare word is a string: data.tokens=runs/tokens
 
 

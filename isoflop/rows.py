@@ -93,12 +93,12 @@ def _read_json(path: Path, text: str) -> Rows:
 
     try:
         tree = json.loads(text, object_pairs_hook=row_of)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         tree = None
         if text.lstrip().startswith("[") or "\n" not in text.strip():
             raise DataError(f"table {path} is not JSON ({error}); export it again") from error
     if isinstance(tree, dict) and {"columns", "data"} <= {*tree}:
-        tree = [dict(zip(tree["columns"], row)) for row in tree["data"]]
+        tree = _of_columns_and_data(path, tree["columns"], tree["data"])
     elif isinstance(tree, dict) and tree and all(isinstance(value, (dict, list)) for value in tree.values()):
         columns = [[*column.values()] if isinstance(column, dict) else column for column in tree.values()]
         tree = [dict(zip(tree, row)) for row in zip(*columns)] if len({*map(len, columns)}) == 1 else tree
@@ -108,12 +108,28 @@ def _read_json(path: Path, text: str) -> Rows:
         rows, places = tree, [f"{path.name} row {number}" for number in range(1, len(tree) + 1)]
     else:
         twice.clear()
-        rows = read_json_lines(path, pairs=row_of)
-        lines = (number for number, line in enumerate(path.read_bytes().split(b"\n"), start=1) if line.strip())
+        data = text.encode()  # the file itself may be UTF-16
+        rows = read_json_lines(path, pairs=row_of, data=data)
+        lines = (number for number, line in enumerate(data.split(b"\n"), start=1) if line.strip())
         places = [f"{path.name} line {number}" for number, _ in zip(lines, rows)]
     if twice:
         raise DataError(f"table {path} has a row that names {twice[0]} twice; rename or remove one of the two")
     return Rows(rows, places)
+
+
+def _of_columns_and_data(path: Path, names: object, data: object) -> list[dict[str, object]]:
+    """What pandas writes with orient="split"."""
+    if not isinstance(names, list) or not isinstance(data, list):
+        raise DataError(f"table {path} has columns and data that are no lists; export it again as CSV")
+    texts = [str(name).strip() for name in names]
+    for name, count in Counter(texts).items():
+        if count > 1:
+            raise DataError(f"table {path} has two columns named {name}; rename or remove one of them")
+    for number, row in enumerate(data, start=1):
+        if not isinstance(row, list) or len(row) != len(texts):
+            n = len(row) if isinstance(row, list) else "no list of"
+            raise DataError(f"table {path}: row {number} of data has {n} values, columns {len(texts)}; repair it")
+    return [dict(zip(texts, row)) for row in data]
 
 
 def _read_sheet(path: Path) -> Rows:

@@ -128,7 +128,7 @@ def append_json_line(path: str | Path, row: dict[str, Any]) -> None:
     with open(path, "a+b") as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # released when the file closes, also when the process dies
         file.seek(0)
-        if file.read(1) not in (b"", b"{"):
+        if not _may_be_record(file.readline()):
             raise DataError(f"records {path} has something else than records; give another file")
         size, whole = _whole_bytes(file)
         if whole < size:
@@ -141,19 +141,22 @@ def append_json_line(path: str | Path, row: dict[str, Any]) -> None:
         os.fsync(file.fileno())
 
 
-def read_json_lines(path: Path, pairs: Callable[..., Any] | None = None) -> list[dict[str, Any]]:
+def read_json_lines(
+    path: Path, pairs: Callable[..., Any] | None = None, data: bytes | None = None
+) -> list[dict[str, Any]]:
     """Objects of a JSONL file, split on the newline character only; a torn last line is ignored with a warning.
 
     `pairs` makes an object of its (name, value) pairs where `dict`, by which the last of one name wins, will not do.
+    `data` is the content as UTF-8, where the caller has read it.
     """
     rows: list[dict[str, Any]] = []
-    lines = path.read_bytes().split(b"\n")
+    lines = (path.read_bytes() if data is None else data).split(b"\n")
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
             row = json.loads(line, object_pairs_hook=pairs)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             if number == len(lines):  # no newline follows it
                 log.warning("%s: ignored line %d, which ends in the middle (a killed writer)", path, number)
                 continue
@@ -166,10 +169,20 @@ def read_json_lines(path: Path, pairs: Callable[..., Any] | None = None) -> list
 
 def latest_of_each_run(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """The last row of every `run_id`, in the order of the first ones; rows without one are kept."""
-    latest: dict[Any, dict[str, Any]] = {}
+    latest: dict[str, dict[str, Any]] = {}
     for index, row in enumerate(rows):
-        latest[row.get("run_id") or f"line {index}"] = row
+        latest[str(row.get("run_id") or f"line {index}")] = row
     return list(latest.values())
+
+
+def _may_be_record(first: bytes) -> bool:
+    """Whether the first line of a file is a record, or the beginning of one that a killed writer left."""
+    if not first.endswith(b"\n"):
+        return first[:1] in (b"", b"{")
+    try:
+        return isinstance(json.loads(first), dict)
+    except ValueError:
+        return False  # such as the lone brace of an indented JSON file
 
 
 def _whole_bytes(file: Any) -> tuple[int, int]:

@@ -227,6 +227,22 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monke
     assert path.read_text(encoding="utf-8") == "old" and [p.name for p in tmp_path.iterdir()] == ["x.txt"]
 
 
+def test_a_device_or_a_pipe_is_not_replaced_by_a_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(RecipeError, match="pipe is a device or a pipe, which a file would replace"):
+        write_json(tmp_path / "pipe", {})
+    assert (tmp_path / "pipe").is_fifo() and [p.name for p in tmp_path.iterdir()] == ["pipe"]
+
+
+@pytest.mark.parametrize("value", ["1" * 5000, "[" * 5000], ids=["digits", "lists"])
+def test_values_that_the_parser_of_toml_gives_up_on_are_refused(tmp_path, value):
+    with pytest.raises(RecipeError, match="not valid TOML"):
+        load_recipe(written(tmp_path / "r.toml", f"[oven]\ndegrees = {value}\n"), Meal)
+    with pytest.raises(RecipeError, match="must be a whole number") as refused:
+        load_recipe(None, Meal, [f"oven.degrees={value}"])
+    assert len(str(refused.value)) < 300
+
+
 WINDOWS = {
     "line ends": lambda text: text.replace("\n", "\r\n").encode(),
     "a mark": lambda text: text.encode("utf-8-sig"),

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from isoflop.alignment.build import BEFORE
+from isoflop.errors import DataError
 from isoflop.pages.html import page
 from isoflop.pages.plot import NAMED, installed, light_grid, new_figure, style, svg_text
-from isoflop.recipe import to_toml, write_text
+from isoflop.recipe import read_json, to_toml, write_text
 from isoflop.run import read_json_lines
 
 if TYPE_CHECKING:
@@ -37,7 +38,8 @@ SHOWN_BAD = 40
 def write_page(run_dir: Path, kind: str, recipe: Any, result: Mapping[str, Any], said: Mapping[str, Any]) -> Path:
     """Write `run_dir`/report.html and return it."""
     before_path, bad_path, metrics_path = (run_dir / name for name in (BEFORE, "quarantine.jsonl", "metrics.jsonl"))
-    before = json.loads(before_path.read_text(encoding="utf-8")) if before_path.is_file() else {}
+    way_out = "delete it and run the same command again"
+    before = read_json(before_path, DataError, way_out) if before_path.is_file() else {}
     lines = read_json_lines(metrics_path) if metrics_path.is_file() else []
     metrics = [line for line in lines if "loss_nats" in line]
     drawn = installed() and len(metrics) > 1

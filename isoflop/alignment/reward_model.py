@@ -9,7 +9,6 @@ Source: arXiv 2203.02155, section 3.5; DeepSeek-V3 (arXiv 2412.19437, section 5.
 Shapes: B rows, T tokens, S samples, P pairs, D d_model.
 """
 
-import tomllib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from isoflop.alignment.start import open_start
 from isoflop.errors import CheckpointError
 from isoflop.model.config import ModelConfig
 from isoflop.model.transformer import Transformer
-from isoflop.recipe import from_tree
+from isoflop.recipe import from_tree, read_tree
 from isoflop.tokens.chat import ChatTemplate, Message
 from isoflop.training import checkpoint
 from isoflop.training.monitor import Progress
@@ -130,7 +129,7 @@ def run_reward(
 def load_reward_model(run_dir: Path, *, device: torch.device | None = None) -> RewardModel:
     """The trained model of a run of `isoflop reward`, ready to score. Raises CheckpointError."""
     recipe = run_dir / "recipe.toml"
-    tree = tomllib.loads(recipe.read_text(encoding="utf-8")) if recipe.is_file() else {}
+    tree = read_tree(recipe) if recipe.is_file() else {}
     found = checkpoint.newest(run_dir / "checkpoints")
     if "reward" not in tree or found is None:
         raise CheckpointError(f"{run_dir} holds no trained reward model; give the folder of isoflop reward")

@@ -1,19 +1,19 @@
 """What a run of alignment begins with: sizes, weights, tokenizer and chat template of another run."""
 
+import contextlib
 import hashlib
 import json
 import logging
 import shutil
-import tomllib
 from pathlib import Path
 from typing import NamedTuple
 
 import tokenizers
 
 from isoflop.alignment.recipe import StartSection
-from isoflop.errors import CheckpointError, DataError
+from isoflop.errors import CheckpointError, DataError, RecipeError
 from isoflop.model.config import ModelConfig
-from isoflop.recipe import write_text
+from isoflop.recipe import read_tree, write_text
 from isoflop.tokens.chat import CONFIG, MAIN, TEMPLATE, ChatTemplate, load_template, read_config
 from isoflop.training import checkpoint
 from isoflop.training.load_run import find_trained, require_tokenizer_of
@@ -94,10 +94,9 @@ def save_tokenizer(start: Start, run_dir: Path) -> None:
 
 def _has_adapter(run: Path) -> bool:
     recipe = run / "recipe.toml"
-    try:
-        return recipe.is_file() and "adapter" in tomllib.loads(recipe.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError:
-        return False  # find_trained says what is wrong
+    with contextlib.suppress(RecipeError):  # find_trained says what is wrong
+        return recipe.is_file() and "adapter" in read_tree(recipe)
+    return False
 
 
 def _tokenizer_of(run: Path, tokens: str, given: str) -> Path:

@@ -115,13 +115,18 @@ def check(bound: BoundArguments) -> list[Any]:
     words = [Path(word) if kind is Path else word for word, kind in zip(words, kinds)]
     options = {name: value for name, value in bound.arguments.items() if parameters[name].kind is Argument.KEYWORD_ONLY}
     marks = {name: [m for m in get_args(parameters[name].annotation) if isinstance(m, Writes)] for name in options}
-    read = {path.resolve() for path in _paths([*words, *(options[name] for name in options if not marks[name])])}
+    read = {os.path.realpath(path) for path in _paths([*words, *(options[n] for n in options if not marks[n])])}
+    written: dict[str, str] = {}
     for name, value in options.items():
         check_range(value, parameters[name].annotation, option(name), parameters[name].default)
         for mark in marks[name] if isinstance(value, Path) else ():
-            if mark.what != "folder" and value.resolve() in read:
+            place = os.path.realpath(value)
+            if mark.what != "folder" and place in read:
                 raise RecipeError(f"{option(name)} {value} is what the command reads; give another file")
-            _check_writable(option(name), value, mark.what)
+            if place in written:
+                raise RecipeError(f"{written[place]} and {option(name)} both name {value}; give each its own")
+            written[place] = option(name)
+            require_writable(option(name), value, mark.what)
     return words
 
 
@@ -181,11 +186,13 @@ def _paths(values: Iterable[Any]) -> Iterator[Path]:
         yield from (Path(item) for item in items if isinstance(item, (str, Path)))  # laws may be a name or a file
 
 
-def _check_writable(option: str, path: Path, what: str) -> None:
+def require_writable(option: str, path: Path, what: str) -> None:
     """Raises RecipeError where something else is there already, or the disk refuses it."""
     if path.is_dir() if what != "folder" else path.exists() and not path.is_dir():
         found, wanted = ("file", "folder") if what == "folder" else ("folder", "file")
         raise RecipeError(f"{option} {path} is a {found}; give the name of a {wanted}")
+    if what != "folder" and path.exists() and not path.is_file():
+        raise RecipeError(f"{option} {path} is a device or a pipe, which a file would replace; give the name of a file")
     if what != "folder" and path.is_file() and path.suffix != what:
         raise RecipeError(f"{option} {path} is there and no {what} file; give another name, or delete it")
     try:

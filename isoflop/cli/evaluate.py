@@ -103,7 +103,9 @@ def judge(
     *words: Annotated[str, Parameter("A [B] RECIPE", help="runs or files of answers, a judge recipe, overrides")],
     data: Annotated[Path | None, Parameter(metavar="DIR", help="official files; default: questions.data")] = None,
     limit: Annotated[NotNegativeInt | None, Parameter(help="the first so many questions; 0: all")] = None,
-    out: Annotated[Path, Parameter(metavar="DIR", help="folder of the judgements")] = Path("runs/judged"),
+    out: Annotated[Path, Writes("folder"), Parameter(metavar="DIR", help="folder of the judgements")] = Path(
+        "runs/judged"
+    ),
     json: Json = None,
 ) -> None:
     """A model's answers, judged by another behind an endpoint; two models in both orders; goes on where it stopped."""

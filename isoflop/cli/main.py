@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.WARNING, format="isoflop: %(message)s", stream=sys.stderr)
     logging.getLogger("isoflop").setLevel(logging.INFO)
     sys.stdout = sys.stdout or io.StringIO()  # closed by who started this: nobody reads
-    for stream in (sys.stdout, sys.stderr):
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a container without a locale prints ASCII
     arguments = list(sys.argv[1:] if arguments is None else arguments)

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from isoflop.cli.arguments import Json, Out, Writes, refuse_unused
+from isoflop.cli.arguments import Json, Out, Writes, refuse_unused, require_writable
 from isoflop.cli.console import Bar, flat, print_warnings, report_found, say, stop_on_signal
 from isoflop.cli.sweep import planned_ladder
 from isoflop.errors import PlanError, RecipeError
@@ -76,6 +76,7 @@ def fit(
             interpolation=interpolation != "auto",
             group=group != "setting",
         )
+        require_writable("--out", out, ".json")  # of options that are not given nothing is checked yet
         laws = fit_files(list(tables), **chosen, bootstrap=bootstrap, seed=seed)
         laws.write(out)
         report_found(laws.tree(), json, f"laws in {out}", [])
@@ -257,8 +258,8 @@ def score(
 
 
 def compare(
-    a: Annotated[Path, Parameter(metavar="LAWS_A")],
-    b: Annotated[Path, Parameter(metavar="LAWS_B")],
+    a: Annotated[Path, Parameter("LAWS_A", metavar="LAWS_A", help="laws.json of a sweep, as isoflop fit writes it")],
+    b: Annotated[Path, Parameter("LAWS_B", metavar="LAWS_B", help="that of a sweep with one thing changed")],
     /,
     *,
     budget_flops: Annotated[Positive | None, Parameter(help="where to compare; default: largest of both")] = None,

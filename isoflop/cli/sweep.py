@@ -12,7 +12,7 @@ from isoflop.cli.arguments import Json, Out, Overrides, Recipe, Writes, load_rec
 from isoflop.cli.console import Bar, flat, print_rows, print_table, print_warnings, report_found, say, stop_on_signal
 from isoflop.errors import RecipeError
 from isoflop.launch.choose import EngineSection, Kind, open_engine
-from isoflop.recipe import Positive, PositiveInt, Range, read_tree, write_recipe
+from isoflop.recipe import NotNegativeInt, Positive, PositiveInt, Range, read_tree, write_recipe
 
 if TYPE_CHECKING:
     from isoflop.launch.engine import Engine
@@ -49,7 +49,7 @@ def sweep(
     out: Out = Path("runs/sweep"),
     keep_weights: Annotated[bool, Parameter(help="keep the weights of every cell")] = False,
     stack: Annotated[
-        int, Parameter(help="cells of one shape that are trained as one program (0: 8 on a GPU, 1 on a CPU)")
+        NotNegativeInt, Parameter(help="cells of one shape that are trained as one program (0: 8 on a GPU, 1 on a CPU)")
     ] = 0,
     engine: Annotated[
         Kind | None, Parameter(help="where cells run: processes of this machine, or a Ray cluster; else the recipe's")
@@ -88,7 +88,8 @@ def sweep(
             planned = planned_ladder(fixed, (), calibrate=False, engine=working)
         else:
             planned = planned_ladder(recipe, overrides, calibrate=calibrate, engine=working)
-            if not (out / "ladder.json").exists():  # else run_sweep must accept it first
+            begun = (out / "ladder.json").exists() or (out / "records.jsonl").exists()
+            if not begun:  # else run_sweep must accept it first
                 write_recipe(fixed, resolved(planned), header=f"the ladder of this sweep, from {recipe}")
         print_rows(flat(planned.summary()))
         print_warnings(planned.warnings)

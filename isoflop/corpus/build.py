@@ -23,9 +23,10 @@ from isoflop.corpus.read.ingest import find_inputs
 from isoflop.corpus.recipe import CorpusRecipe, check, decisive
 from isoflop.corpus.remix import mixture_section
 from isoflop.corpus.report.page import corpus_page
-from isoflop.corpus.tables.output_folder import read_manifest, require_replaceable
+from isoflop.corpus.tables.output_folder import behind_link, read_manifest, require_replaceable
 from isoflop.corpus.tables.stages import Build, Progress, Workers, fingerprint, n_workers, remove_stage
-from isoflop.recipe import to_tree, write_json, write_recipe, write_text
+from isoflop.errors import DataError
+from isoflop.recipe import read_json, to_tree, write_json, write_recipe, write_text
 from isoflop.run import commit, now, only_one, processor
 
 log = logging.getLogger(__name__)
@@ -54,6 +55,7 @@ def build_corpus(recipe: CorpusRecipe, out: str | Path, *, on_progress: Progress
     if found is not None:
         log.info("%s is up to date: same recipe, same files", out)
         return {**found, "reused": True}
+    out = behind_link(out)
     require_replaceable(out, "corpus_sha256")
     out.parent.mkdir(parents=True, exist_ok=True)
     root = out.absolute().parent / f".{out.name}.stages"
@@ -103,5 +105,5 @@ def _up_to_date(out: Path, asked: str) -> dict[str, Any] | None:
         return None
     found = read_manifest(out, COMMAND)
     complete = all((out / item["path"]).is_file() for item in found.get("files", []))
-    about = json.loads((out / "build.json").read_text(encoding="utf-8"))
+    about = read_json(out / "build.json", DataError, f"delete the folder, then: {COMMAND}")
     return found if complete and about.get("asked") == asked else None

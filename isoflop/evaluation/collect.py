@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from isoflop.errors import DataError
+from isoflop.errors import DataError, undamaged
 from isoflop.evaluation.likelihood import fit, score
 from isoflop.evaluation.prompts import Prompts
 from isoflop.evaluation.recipe import GenerationSection
@@ -46,10 +46,10 @@ class Answers:
         """Read what is there; a line that a killed writer left unfinished is cut off."""
         found = cls(path)
         if path.is_file():
-            whole = path.read_bytes().rfind(b"\n") + 1
-            os.truncate(path, whole)
-            for row in read_json_lines(path):
-                found._take(row)
+            os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
+            with undamaged(str(path), DataError, "repair or remove that line, or delete the file to ask again"):
+                for row in read_json_lines(path):
+                    found._take(row)
         return found
 
     def add(self, rows: Iterable[Answer]) -> None:

@@ -8,10 +8,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from isoflop.errors import DataError
 from isoflop.evaluation.grade import BITS
 from isoflop.evaluation.statistics import paired
 from isoflop.pages.html import page
 from isoflop.pages.plot import MUTED, NAMED, installed, light_grid, new_figure, style, svg_text
+from isoflop.recipe import read_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -71,7 +73,7 @@ def short_names(names: Sequence[str]) -> dict[str, str]:
 def loss_of(run: Path) -> float | None:
     """Validation bits per byte of a run, where training measured them."""
     path = run / "result.json"
-    return json.loads(path.read_text(encoding="utf-8")).get("bits_per_byte") if path.is_file() else None
+    return read_json(path, DataError, "run isoflop train again").get("bits_per_byte") if path.is_file() else None
 
 
 def _score_rows(runs: Mapping[str, Any], labels: Mapping[str, str]) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ capital letters as the unseen kind), or arrays in .npz files (`train_x`, `test_x
 
 import functools
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
@@ -70,23 +71,29 @@ def load_objects(section: ObjectsSection, size: int) -> ObjectSet:
     arrays = _read(section.digits, ("train_x", "test_x"), "objects.digits")
     parts = []
     for name, wanted, key in (("train_x", section.n_train, "n_train"), ("test_x", section.n_test, "n_test")):
-        if len(arrays[name]) < wanted:
+        images = np.atleast_1d(arrays[name])
+        if len(images) < wanted:
             raise DataError(
-                f"objects.{key} = {wanted} but {section.digits} has {len(arrays[name])} rows of {name}; ask for fewer"
+                f"objects.{key} = {wanted} but {section.digits} has {len(images)} rows of {name}; ask for fewer"
             )
-        parts.append(_resized(_unit(arrays[name][:wanted], f"{section.digits}: {name}"), size))
+        parts.append(_resized(_unit(images[:wanted], f"{section.digits}: {name}"), size))
     unseen = _letters(section, size) if section.letters and section.n_unseen else torch.zeros(0, size, size)
     return ObjectSet(parts[0], parts[1], unseen)
 
 
 def _letters(section: ObjectsSection, size: int) -> Tensor:
     arrays = _read(section.letters, ("bits", "alphabet", "alphabet_names"), "objects.letters")
-    names = [str(name) for name in arrays["alphabet_names"]]
+    bits, alphabet, names = arrays["bits"], arrays["alphabet"], [str(name) for name in arrays["alphabet_names"].flat]
+    if bits.dtype != np.uint8 or bits.shape != (alphabet.size, GLYPH_PX**2 // 8) or alphabet.ndim != 1:
+        raise DataError(
+            f"{section.letters}: bits of shape {bits.shape} and type {bits.dtype} must be uint8, {GLYPH_PX**2 // 8} of "
+            f"them for each of the {alphabet.size} letters in alphabet; write the file again"
+        )
     if section.alphabet not in names:
         raise DataError(
             f"objects.alphabet = {section.alphabet!r} is not in {section.letters}; it has {', '.join(names)}"
         )
-    rows = arrays["bits"][arrays["alphabet"] == names.index(section.alphabet)][: section.n_unseen]
+    rows = bits[alphabet == names.index(section.alphabet)][: section.n_unseen]
     images = torch.from_numpy(np.unpackbits(rows, axis=1).reshape(-1, GLYPH_PX, GLYPH_PX)).float()
     # Thin strokes of one bit: made 3 pixels thicker, so that they look like the digits after pooling.
     return _resized(F.max_pool2d(images.unsqueeze(1), 3, 1, 1).squeeze(1), size)
@@ -120,6 +127,8 @@ def _resized(images_NYX: Tensor, size: int) -> Tensor:
 def _unit(images: np.ndarray, where: str) -> Tensor:
     if images.ndim != 3 or images.shape[1] != images.shape[2]:
         raise DataError(f"{where} has shape {images.shape}, it must be (N, side, side)")
+    if images.dtype.kind not in "buif":
+        raise DataError(f"{where} holds {images.dtype}, no brightness; it must be uint8 or in 0 to 1")
     if images.dtype == np.uint8:
         return torch.from_numpy(images.astype(np.float32) / 255)
     found = torch.from_numpy(images.astype(np.float32))
@@ -133,10 +142,17 @@ def _read(path: str, keys: tuple[str, ...], name: str) -> dict[str, np.ndarray]:
     if not Path(path).is_file():
         raise DataError(f"{name} = {path!r} is not a file; give an .npz file with {', '.join(keys)}")
     try:
-        with np.load(path, allow_pickle=False) as file:
-            missing = [key for key in keys if key not in file]
+        with Path(path).open("rb") as file:
+            found = np.load(file, allow_pickle=False)
+            if not isinstance(found, np.lib.npyio.NpzFile):
+                raise DataError(f"{name} = {path!r} is a single array; give an .npz file with {', '.join(keys)}")
+            missing = [key for key in keys if key not in found]
             if missing:
                 raise DataError(f"{name} = {path!r} has no array {missing[0]}; it must hold {', '.join(keys)}")
-            return {key: file[key] for key in keys}
-    except (zipfile.BadZipFile, EOFError) as error:
-        raise DataError(f"{name} = {path!r} is not a whole .npz file: {error}") from error
+            return {key: found[key] for key in keys}
+    except DataError:
+        raise
+    except (ValueError, zipfile.BadZipFile, zlib.error, EOFError) as error:  # ValueError: no .npz at all, as a text
+        raise DataError(
+            f"{name} = {path!r} is not a whole .npz file ({error}); give one with {', '.join(keys)}"
+        ) from error

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from isoflop.errors import RecipeError
+from isoflop.errors import DataError, RecipeError
 from isoflop.imaging.config import FitSection, ImagingRecipe, TwinSection, check
 from isoflop.imaging.network import NetworkSection
 from isoflop.imaging.objects import ObjectsSection
@@ -107,9 +107,9 @@ def run_sweep(
     Raises: RecipeError, DataError for bad values; KeyboardInterrupt when asked to stop, with all that is finished kept.
     """
     planned = cells(recipe)
-    write_recipe(out / "sweep.toml", recipe, header="the sweep of this study")
     path = out / "records.jsonl"
     records = {record["run_id"]: record for record in read_records(path)}
+    write_recipe(out / "sweep.toml", recipe, header="the sweep of this study")
     for index, (run_id, made) in enumerate(planned.items()):
 
         def shown(stage: str, done: float, total: float, run_id: str = run_id, index: int = index) -> None:
@@ -135,5 +135,14 @@ def run_sweep(
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """The finished runs of a study, the latest line of each; a torn last line is ignored, a damaged one refused."""
-    return latest_of_each_run(read_json_lines(path)) if path.is_file() else []
+    """The finished runs of a study, the latest line of each; a torn last line is ignored, a damaged one refused.
+
+    Raises:
+        DataError: a damaged line, or records of something else, such as a sweep of language models.
+    """
+    records = latest_of_each_run(read_json_lines(path)) if path.is_file() else []
+    for record in records:
+        missing = [key for key in ("run_id", "identity", "camera_px", "scores") if key not in record]
+        if missing:
+            raise DataError(f"{path} has a record without {missing[0]}, none of imaging: give the folder of a study")
+    return records

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from isoflop.errors import CheckpointError, RecipeError
+from isoflop.errors import CheckpointError, RecipeError, undamaged
 from isoflop.interop import tokenizer as tokenizer_files
 from isoflop.interop.formats import ARCHITECTURES, FP8_BLOCK, check_fits, derived_format, to_config
 from isoflop.interop.fp8 import dequantise, n_blocks, quantise
@@ -275,5 +275,8 @@ def _any_format(config: ModelConfig) -> str:
 def _imported_ids(run: Path) -> tuple[int | None, int | None]:
     """What the config of an import said."""
     path = run / "import.json"
-    tree = json.loads(path.read_text(encoding="utf-8"))["config"] if path.is_file() else {}
-    return tree.get("bos_token_id"), tree.get("eos_token_id")
+    if not path.is_file():
+        return None, None
+    with undamaged(str(path), CheckpointError, "import the folder again"):
+        tree = json.loads(path.read_text(encoding="utf-8"))["config"]
+        return tree.get("bos_token_id"), tree.get("eos_token_id")

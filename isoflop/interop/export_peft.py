@@ -5,7 +5,6 @@ rows, and rows of rotary channels are reordered as the weight's own rows are (`l
 """
 
 import json
-import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from isoflop.interop.formats import derived_format
 from isoflop.interop.layout import layout, to_theirs
 from isoflop.interop.tensors import new_folder
 from isoflop.model.config import ModelConfig
-from isoflop.recipe import from_tree, write_json
+from isoflop.recipe import from_tree, read_tree, write_json
 from isoflop.training import checkpoint
 
 PREFIX = "base_model.model."
@@ -34,7 +33,7 @@ def export_peft(run: Path, out: Path, *, base: str = "") -> dict[str, Any]:
     recipe = run / "recipe.toml"
     if not recipe.is_file():
         raise CheckpointError(f"{recipe} does not exist; give the folder of an adapter run")
-    tree = tomllib.loads(recipe.read_text(encoding="utf-8"))
+    tree = read_tree(recipe)
     if "adapter" not in tree:
         raise CheckpointError(f"{recipe} has no [adapter]: {run} trained all weights; export it with isoflop export")
     found = checkpoint.newest(run / "checkpoints")

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from isoflop.errors import CheckpointError
+from isoflop.errors import CheckpointError, undamaged
 from isoflop.interop import tokenizer as tokenizer_files
 from isoflop.interop.formats import ARCHITECTURES, FP8_BLOCK, from_config
 from isoflop.interop.fp8 import dequantise, n_blocks
@@ -43,7 +43,8 @@ class Folder:
         """Raises CheckpointError with all that makes the folder unusable, before a value is read."""
         self.path = path
         self.tree = tokenizer_files.read_table(path / "config.json", "give a folder in the Hugging Face format")
-        self.format, self.config = from_config(self.tree)
+        with undamaged(str(path / "config.json"), CheckpointError, "get the file again"):
+            self.format, self.config = from_config(self.tree)
         self._files, self.ignored = _open(path)
         self.entries: dict[str, Entry] = {}
         self._home: dict[str, TensorFile] = {}
@@ -283,7 +284,8 @@ def _open(path: Path) -> tuple[dict[str, TensorFile], list[str]]:
             f"{path} holds an adapter beside its weights (adapter_config.json), which transformers would add to them; "
             f"merge it into the weights first, or remove its files"
         )
-    found = _counting(path)
+    with undamaged(str(path), CheckpointError, "get its index again"):
+        found = _counting(path)
     unread = sorted({file.name for file in path.glob("*.safetensors*")} - {Path(name).name for name in found} - {INDEX})
     if INDEX in _beside(path) and list(found) == [SINGLE]:
         unread.append(INDEX)

@@ -163,6 +163,7 @@ def new_folder(out: Path) -> Iterator[Path]:
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise CheckpointError(f"--out {out} exists already; delete it or give another folder")
+    out = Path(os.path.realpath(out)) if out.is_symlink() else out  # an empty folder behind a link is filled
     work = out.parent / f".{out.name}.writing-{os.getpid()}"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)

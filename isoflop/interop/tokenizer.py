@@ -125,7 +125,7 @@ def read_table(path: Path, way_out: str = "get the file again") -> dict[str, Any
         raise CheckpointError(f"{path} does not exist; {way_out}")
     try:
         tree = json.loads(path.read_text(encoding="utf-8-sig"))  # an editor may have left a byte order mark
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not JSON ({error}); get the file again") from error
     if not isinstance(tree, dict):
         raise CheckpointError(f"{path} is not a table; get the file again")

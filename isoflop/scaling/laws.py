@@ -24,8 +24,8 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from isoflop.errors import PlanError
-from isoflop.recipe import Tree, write_json
+from isoflop.errors import PlanError, undamaged
+from isoflop.recipe import Tree, with_numbers, write_json
 from isoflop.scaling.lr_batch_law import RateBatchFit
 
 FORMAT = 2
@@ -330,7 +330,7 @@ class Laws:
         Raises:
             PlanError: not a set of laws, a part without its numbers, or a format of a later version.
         """
-        if tree.get("law_set") != 1 or tree.get("scale") not in FLOPS_FACTOR:
+        if tree.get("law_set") != 1 or tree.get("scale") not in [*FLOPS_FACTOR]:
             raise PlanError(
                 f"laws {name} is not a set of laws (law_set, scale); fit a sweep with isoflop fit records.jsonl"
             )
@@ -352,7 +352,7 @@ class Laws:
             places = [{"total_flops": v.get("budget_flops"), "used": v.get("inside", True), **v} for v in found]
             vertices = tuple(_read(Vertex, place, f"laws {name}: vertex") for place in places)
             allocation = dataclasses.replace(allocation, vertices=vertices)
-        given = {key: tree[key] for key in _PLAIN if tree.get(key) is not None}
+        given = with_numbers(cls, {key: tree[key] for key in _PLAIN if tree.get(key) is not None}, "")
         for key in ("budgets", "warnings", "inferences"):
             given[key] = tuple(given.get(key, ()))
         return cls(
@@ -371,14 +371,12 @@ class Laws:
 
     @classmethod
     def read(cls, path: str | Path) -> "Laws":
-        """Read a laws file. Raises PlanError: not JSON, or whatever `from_tree` refuses."""
+        """Read a laws file. Raises PlanError: not JSON, damaged, or whatever `from_tree` refuses."""
         data = Path(path).read_bytes()
-        try:
+        with undamaged(f"laws {path}", PlanError, "write it with isoflop fit"):
             tree = json.loads(data)
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise PlanError(f"laws {path} is not JSON ({error}); write it with isoflop fit") from error
-        tree = tree if isinstance(tree, dict) else {}
-        return cls.from_tree({**tree, "name": str(path)}, name=str(path), sha256=hashlib.sha256(data).hexdigest())
+            tree = tree if isinstance(tree, dict) else {}
+            return cls.from_tree({**tree, "name": str(path)}, name=str(path), sha256=hashlib.sha256(data).hexdigest())
 
     def write(self, path: str | Path) -> None:
         """Write a laws file."""
@@ -467,6 +465,7 @@ def _read(kind: type[T], tree: Tree, where: str) -> T:
     missing = sorted(needed - set(tree))
     if missing:
         raise PlanError(f"{where} has no {missing[0]}; fit again with isoflop fit records.jsonl")
+    tree = with_numbers(kind, tree, where)
     values = {name: math.nan if name in needed and value is None else value for name, value in tree.items()}
     return kind(**{name: value for name, value in values.items() if name in known and value is not None})
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from isoflop.errors import PlanError, did_you_mean
+from isoflop.errors import PlanError, did_you_mean, undamaged
 from isoflop.recipe import Tree
 from isoflop.scaling.laws import Allocation, Laws, Scale, Surface
 from isoflop.scaling.lr_batch_law import HYPER_LAWS
@@ -124,7 +124,8 @@ def load_laws(laws: LawsSource) -> Laws:
     if isinstance(laws, Laws):
         return laws
     if isinstance(laws, Mapping):
-        return Laws.from_tree(laws)
+        with undamaged("laws", PlanError, "give the content of a laws file"):
+            return Laws.from_tree(laws)
     name = _ALIASES.get(str(laws), str(laws))
     if name in LAWS:
         return LAWS[name]

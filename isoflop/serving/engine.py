@@ -232,10 +232,14 @@ class Engine:
         """Tokens of a prompt: begin of text, then the text, in which special tokens are only spelled.
 
         Raises:
-            RequestError: there is no tokenizer.
+            RequestError: there is no tokenizer, or the text has bytes that were no UTF-8.
         """
         if self.tokenizer is None:
             raise RequestError("prompt is text, and this run has no tokenizer; give --tokens DIR, or a prompt of ids")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise RequestError(f"prompt = {text!r:.60} must be text that UTF-8 can say; write it anew") from error
         begin = [] if self.tokenizer.bos_id is None else [self.tokenizer.bos_id]
         return begin + self.tokenizer.encode(text)
 

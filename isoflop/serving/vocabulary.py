@@ -68,11 +68,11 @@ class ForeignTokenizer:
         try:
             if (folder / "tokenizer_config.json").is_file():
                 config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-            text = path.read_text(encoding="utf-8")
-            json.loads(text)
-        except (OSError, ValueError) as error:
+            backend = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
+        except Exception as error:  # the library raises bare Exception
             raise DataError(f"{path} is not a tokenizer ({error}); give a folder that has one") from error
-        return cls(tokenizers.Tokenizer.from_str(text), bos=_name(config, "bos_token"), eos=_name(config, "eos_token"))
+        config = config if isinstance(config, dict) else {}
+        return cls(backend, bos=_name(config, "bos_token"), eos=_name(config, "eos_token"))
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, in which special tokens are only spelled."""

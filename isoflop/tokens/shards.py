@@ -25,7 +25,7 @@ import numpy as np
 
 from isoflop.corpus.read.sources import read_texts
 from isoflop.corpus.tables.output_folder import new_folder, read_manifest
-from isoflop.errors import DataError
+from isoflop.errors import DataError, undamaged
 from isoflop.recipe import NotNegativeInt, Positive, PositiveInt, Processes, to_tree, write_json
 from isoflop.run import file_sha256
 from isoflop.tokens.bpe import Tokenizer, train_tokenizer
@@ -119,7 +119,8 @@ def build_tokens(
     manifest = read_manifest(corpus, "isoflop corpus build RECIPE")
     if "corpus_sha256" not in manifest or "files" not in manifest:
         raise DataError(f"--corpus {corpus} is not a corpus; give a folder of isoflop corpus build")
-    files = [item for item in manifest["files"] if item["n_documents"]]
+    with undamaged(f"{corpus}/manifest.json", DataError, "delete the folder, then: isoflop corpus build RECIPE"):
+        files = [dict(item) for item in manifest["files"] if item["n_documents"] > 0]
     made_from: dict[str, Any] = {
         "corpus_sha256": manifest["corpus_sha256"],
         "tokenizer": to_tree(recipe.tokenizer),
@@ -188,6 +189,11 @@ class TokenSet:
         """
         folder = Path(folder)
         manifest = read_manifest(folder, "isoflop tokens RECIPE")
+        with undamaged(str(folder / "manifest.json"), DataError, "make the tokens again: isoflop tokens RECIPE"):
+            return cls._open(folder, manifest, tokenizer_sha256, verify)
+
+    @classmethod
+    def _open(cls, folder: Path, manifest: dict[str, Any], tokenizer_sha256: str, verify: bool) -> "TokenSet":
         tokenizer = Tokenizer.load(folder)
         if tokenizer.sha256 != manifest["tokenizer_sha256"]:
             raise DataError(

@@ -71,7 +71,10 @@ def read_sizes(recipe: Path) -> tuple[ModelConfig, str]:
     tree = read_tree(recipe)
     if "model" not in tree:
         raise RecipeError(f"recipe {recipe} has no [model] section; give a pretrain recipe or the folder of a run")
-    return from_tree(tree["model"], ModelConfig, "model."), str(tree.get("data", {}).get("tokens", ""))
+    data = tree.get("data") or {}
+    if not isinstance(data, dict):
+        raise RecipeError(f"recipe {recipe}: data = {data!r:.80} must be a section with keys; restore the file")
+    return from_tree(tree["model"], ModelConfig, "model."), str(data.get("tokens", ""))
 
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")

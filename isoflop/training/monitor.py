@@ -110,8 +110,8 @@ class MetricsFile:
         with path.open("rb") as file:
             for line in file:
                 try:
-                    step = json.loads(line)["step"] if line.endswith(b"\n") else resume_step + 1
-                except (ValueError, KeyError):
+                    step = int(json.loads(line)["step"]) if line.endswith(b"\n") else resume_step + 1
+                except (ValueError, KeyError, TypeError):
                     break  # torn by a kill: nothing after it can be trusted
                 if step > resume_step:
                     break

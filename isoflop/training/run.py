@@ -6,7 +6,6 @@ numbers; a finished one is read, not repeated.
 """
 
 import dataclasses
-import json
 import logging
 import math
 from collections.abc import Callable
@@ -18,7 +17,7 @@ from torch import nn
 
 from isoflop.errors import CheckpointError
 from isoflop.model.attention import fastest_kernels
-from isoflop.recipe import write_json, write_recipe
+from isoflop.recipe import read_json, write_json, write_recipe
 from isoflop.run import commit, now, processor
 from isoflop.training import checkpoint
 from isoflop.training.forecast import LossForecast
@@ -111,7 +110,7 @@ def finished_result(job: Job, run_dir: Path, stop_at: int | None) -> dict[str, A
     result_path = run_dir / "result.json"
     if not result_path.is_file() or stop_at is not None:
         return None
-    finished = json.loads(result_path.read_text(encoding="utf-8"))
+    finished = read_json(result_path, CheckpointError, "delete it, and the run goes on from its last checkpoint")
     if not job.is_result(finished):
         return None
     log.info("%s is finished already; delete the folder to run it again", run_dir)

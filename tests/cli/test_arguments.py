@@ -1,5 +1,6 @@
 """Arguments become values: anywhere in the line, checked before any work, refused in one sentence."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -135,3 +136,21 @@ def test_files_and_folders_are_told_apart(tmp_path):
         bake(tmp_path / "r.toml", "--json", tmp_path / "r.toml")
     bake("r.toml", "--out", tmp_path, "--json", tmp_path / "new" / "found.json", "--heat", "0.5")
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "r.toml"]
+
+
+def test_two_outputs_of_one_name_are_refused(tmp_path):
+    words = ["bake", "r.toml", "--out", str(tmp_path / "a"), "--json", str(tmp_path / "b" / ".." / "a")]
+    with pytest.raises(RecipeError, match=r"--out and --json both name .*a; give each its own"):
+        read(words, STAGES)
+
+
+def test_a_device_or_a_pipe_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(RecipeError, match=r"--json .*pipe is a device or a pipe, .* give the name of a file"):
+        read(["bake", "r.toml", "--json", str(tmp_path / "pipe")], STAGES)
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_a_link_that_leads_to_itself_is_no_reason_for_a_traceback(tmp_path):
+    (tmp_path / "r.toml").symlink_to(tmp_path / "r.toml")
+    assert read(["bake", str(tmp_path / "r.toml")], STAGES)[1] == [tmp_path / "r.toml"]

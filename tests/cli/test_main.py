@@ -267,6 +267,14 @@ def test_vertices_outside_the_tested_range_are_refused(refused, files):
     assert "range" in message and "size" in message
 
 
+def test_a_default_output_that_cannot_be_is_refused_before_the_fit(refused, files, tmp_path, monkeypatch):
+    monkeypatch.setattr("isoflop.scaling.fit.run.fit_files", lambda *_, **__: pytest.fail("fitted first"))
+    monkeypatch.chdir(tmp_path)
+    path = files("runs.csv", table(curve(1e18, (1e8, 2e8, 4e8), 2e8)))
+    (tmp_path / "runs").write_text("", encoding="utf-8")
+    assert "--out runs/laws.json can't be written: Not a directory" in refused("fit", path)
+
+
 def test_a_column_that_is_not_there_is_refused(refused, files):
     path = files("runs.csv", table(curve(1e18, (1e8, 2e8, 4e8), 2e8)))
     assert "there is no column colour" in refused("fit", path, "--law", "parabola", "--where", "colour=red")

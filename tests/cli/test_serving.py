@@ -2,6 +2,8 @@
 
 import io
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -87,6 +89,7 @@ def test_a_file_of_prompts_is_answered_in_its_order_whatever_drafts(tiny_run, tm
         (["--prompt", "a", "--top-p", "0"], "top_p = 0.0 must be above 0 and at most 1"),
         (["--prompt", "a", "--logprobs", "65"], "logprobs = 65 must be at least 0 and at most 64"),
         (["--prompt", "a", "--stop", ""], "stop[0] = '' must be text of 1 to 1024 bytes"),
+        (["--prompt", "caf\udce9"], "prompt = 'caf\\udce9' must be text that UTF-8 can say"),
         (["--prompts", "gone.jsonl"], "--prompts gone.jsonl can't be read"),
     ],
     ids=str,
@@ -106,6 +109,8 @@ def test_what_cannot_be_asked_is_refused_in_a_sentence(tiny_run, capsys, argumen
         ('{"ids": [9999]}', "prompt[0] = 9999 must be a token id"),
         ('{"ids": []}', "prompt: 0 tokens"),
         ('{"prompt": "a", "seed": -1}', "seed = -1 must be at least 0"),
+        ('{"prompt": "a \\ud800"}', ":2: prompt = 'a \\ud800' must be text that UTF-8 can say"),
+        ('{"messages": [{"role": "user", "content": "\\ud800"}]}', ":2: messages"),
     ],
     ids=str,
 )
@@ -156,6 +161,12 @@ def test_a_base_model_goes_on_with_the_text_and_the_same_seed_says_the_same(tiny
     text = "\n".join(answers)
     third = len(text) // 3
     assert text[:third] == text[third + 1 : 2 * third + 1] == text[2 * third + 2 :]
+
+
+def test_bytes_that_are_no_utf8_are_read_as_they_are_spelled(tiny_run):
+    words = [sys.executable, "-m", "isoflop", "chat", str(tiny_run), "--device", "cpu", "--max-tokens", "2"]
+    ended = subprocess.run(words, input=b"caf\xe9\nthe\n", capture_output=True, timeout=120)
+    assert (ended.returncode, b"Traceback" in ended.stderr) == (0, False), ended.stderr
 
 
 def test_settings_are_shown_changed_and_checked(tiny_run, monkeypatch, capsys):

@@ -17,7 +17,7 @@ from isoflop.corpus.read.pieces import cut_pieces
 from isoflop.corpus.read.sources import read_texts
 from isoflop.corpus.recipe import CorpusRecipe, SplitOptions
 from isoflop.errors import DataError, RecipeError
-from isoflop.recipe import from_tree, load_recipe
+from isoflop.recipe import from_tree, load_recipe, write_json
 
 SHARED = ROOT.parent / "shared" / "data" / "pretrain"
 
@@ -179,6 +179,30 @@ def test_a_folder_of_somebody_else_is_never_replaced(folder: Path) -> None:
     with pytest.raises(DataError, match="has files that this command did not make; give an empty or a new folder"):
         build_corpus(_recipe(folder), other)
     assert (other / "thesis.txt").read_text(encoding="utf-8") == "ten years of work"
+
+
+def test_a_tokens_folder_is_not_taken_for_a_corpus_to_replace(folder: Path) -> None:
+    tokens = folder / "tokens"
+    write_json(tokens / "manifest.json", {"data_sha256": "1", "made_from": {"corpus_sha256": "2"}})
+    with pytest.raises(DataError, match="has files that this command did not make"):
+        build_corpus(_recipe(folder), tokens)
+    assert (tokens / "manifest.json").is_file()
+
+
+def test_a_folder_behind_a_link_is_filled_and_replaced(folder: Path) -> None:
+    disk, out = folder / "disk", folder / "out"
+    disk.mkdir()
+    out.symlink_to(disk)
+    for fraction in (0.2, 0.3):
+        build_corpus(_recipe(folder, split=SplitOptions(valid_fraction=fraction)), out)
+        assert out.is_symlink() and (disk / "manifest.json").is_file()
+
+
+def test_a_mount_point_is_refused_before_any_work(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.path.ismount", lambda path: Path(path).name == "out")
+    (folder / "out").mkdir()
+    with pytest.raises(DataError, match=r"out is a mount point, .*; give a folder inside it"):
+        build_corpus(_recipe(folder), folder / "out")
 
 
 def test_families_of_rules_and_decontamination_drop_by_domain_and_given_validation_stays(tmp_path: Path) -> None:

@@ -75,6 +75,32 @@ def test_bad_sections_and_files_are_refused_by_name(tmp_path):
         load_objects(ObjectsSection("file", str(bright), n_train=16, n_test=2), 28)
 
 
+def test_files_that_are_no_npz_or_hold_something_else_are_refused(tmp_path):
+    def read(digits, letters="", **arrays):
+        if arrays:
+            np.savez(tmp_path / letters if letters else digits, **arrays)
+        names = [str(tmp_path / name) if name else "" for name in (digits.name, letters)]
+        load_objects(ObjectsSection("file", *names, n_train=16, n_test=2), 28)
+
+    digits = tmp_path / "digits.npz"
+    for content in (b"", b"a text", b"PK\x03\x04 and no more"):
+        digits.write_bytes(content)
+        with pytest.raises(DataError, match=r"digits\.npz' is not a whole \.npz file .* give one with train_x, test_x"):
+            read(digits)
+    np.save(tmp_path / "one.npy", np.zeros((20, 8, 8)))
+    with pytest.raises(DataError, match="is a single array"):
+        read(tmp_path / "one.npy")
+    with pytest.raises(DataError, match="holds <U1, no brightness"):
+        read(digits, train_x=np.full((20, 8, 8), "x"), test_x=np.zeros((20, 8, 8)))
+    with pytest.raises(DataError, match="has 1 rows of train_x"):
+        read(digits, train_x=np.float32(1), test_x=np.zeros((20, 8, 8)))
+    np.savez(digits, train_x=np.zeros((20, 8, 8), "u1"), test_x=np.zeros((20, 8, 8), "u1"))
+    one = {"alphabet": np.zeros(6, "u1"), "alphabet_names": np.array(["Latin"])}
+    for bits in (np.zeros((6, 99), "u1"), np.zeros((5, 1568), "u1"), np.zeros((6, 1568))):
+        with pytest.raises(DataError, match="must be uint8, 1568 of them for each of the 6 letters"):
+            read(digits, "letters.npz", bits=bits, **one)
+
+
 def test_no_distortion_is_the_identity_and_a_half_turn_turns():
     image = torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(0))
     still = distorted(image, torch.Generator().manual_seed(1), turn_rad=0.0, scale=0.0, shift=0.0, bend=0.0)

@@ -61,6 +61,15 @@ def test_a_record_after_a_torn_line_is_not_lost_and_a_damaged_line_is_named(stud
         read_records(path)
 
 
+def test_records_of_something_else_are_not_added_to(tmp_path):
+    record = json.dumps({"run_id": "b1e12", "bits_per_byte": 1.9}) + "\n"
+    (tmp_path / "records.jsonl").write_text(record, encoding="utf-8")
+    for use in (lambda: run_sweep(SWEEP, tmp_path), lambda: write_report(tmp_path)):
+        with pytest.raises(DataError, match=r"records\.jsonl has a record without identity, none of imaging"):
+            use()
+    assert [path.name for path in tmp_path.iterdir()] == ["records.jsonl"]
+
+
 def test_records_are_sorted_into_what_the_page_shows(study):
     by_crop, by_photons, rest = sort_records(study[1])
     assert [r["camera_px"] for r in by_crop] == [400, 100]

@@ -109,6 +109,9 @@ BAD = {
     "other width": (lambda f: change_config(f, hidden_size=64), r"config.json asks for \[4000, 64\]"),
     "other experts": (lambda f: change_config(f, n_routed_experts=8), r"config.json asks for \[8, 48\]"),
     "config that is not JSON": (lambda f: (f / "config.json").write_text("{"), "config.json is not JSON"),
+    "config of lists in lists": (lambda f: (f / "config.json").write_text("[" * 9999), "config.json is not JSON"),
+    "a family that is a list": (lambda f: change_config(f, architectures=[["x"]]), "config.json is damaged"),
+    "a rotary base that is text": (lambda f: change_config(f, rope_theta="x"), "config.json"),
     "config that is a list": (lambda f: (f / "config.json").write_text("[]"), "config.json is not a table"),
     "no config": (lambda f: (f / "config.json").unlink(), "config.json does not exist"),
     "pickled weights": (only_pickles, "has neither .* nor model.safetensors; weights are read from safetensors only"),
@@ -207,6 +210,13 @@ def test_an_out_that_exists_is_refused_and_untouched(good, tmp_path, refused):
         assert "exists already; delete it or give another" in refused(command, source, "--out", tmp_path / "full")
         assert "is a file; give the name of a folder" in refused(command, source, "--out", tmp_path / "file")
     assert (tmp_path / "full" / "precious").read_text() == (tmp_path / "file").read_text() == "x"
+
+
+def test_an_empty_folder_behind_a_link_is_filled(good, tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "disk")
+    import_folder(good, tmp_path / "out")
+    assert (tmp_path / "out").is_symlink() and (tmp_path / "disk" / "recipe.toml").is_file()
 
 
 def test_a_tied_head_becomes_a_matrix_of_its_own(tmp_path, caplog):

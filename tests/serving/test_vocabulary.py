@@ -54,6 +54,12 @@ def test_bytes_of_ids_are_those_of_the_text(tmp_path, make):
 
 def test_ours_is_ours_and_a_damaged_one_is_refused(tmp_path, tiny_tokens):
     assert isinstance(load_tokenizer(tiny_tokens), Tokenizer)
-    (tmp_path / "tokenizer.json").write_text("{", encoding="utf-8")
-    with pytest.raises(DataError, match="is not a tokenizer"):
-        load_tokenizer(tmp_path)
+    for text in ("{", "{}", "[1]", '{"model": {"type": "BPE"}}'):
+        (tmp_path / "tokenizer.json").write_text(text, encoding="utf-8")
+        with pytest.raises(DataError, match="is not a tokenizer"):
+            load_tokenizer(tmp_path)
+
+
+def test_a_configuration_that_is_no_table_names_no_special_token(tmp_path):
+    found = write(tmp_path / "foreign", byte_level(), [])
+    assert (found.bos_id, found.eos_id) == (None, None)

@@ -2,6 +2,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import zstandard
 from places import ROOT
 
 from isoflop.corpus.read.sources import read_texts
+from isoflop.corpus.tables.output_folder import read_manifest
 from isoflop.errors import DataError
 from isoflop.recipe import load_recipe, write_json
 from isoflop.tokens import shards
@@ -173,3 +175,25 @@ def test_a_folder_of_somebody_else_is_never_replaced(
         build_tokens(small_corpus, tmp_path, tokens_recipe)
     with pytest.raises(DataError, match="has files that this command did not make"):
         build_tokens(small_corpus, small_corpus, tokens_recipe)  # a corpus is no tokens folder either
+
+
+def test_a_folder_behind_a_link_is_filled_and_replaced(small_corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "disk")
+    for size in (300, 310):
+        build_tokens(small_corpus, tmp_path / "out", TokensRecipe(TokenizerOptions(vocab_size=size)))
+        assert (tmp_path / "out").is_symlink()
+    assert read_manifest(tmp_path / "disk", "")["made_from"]["tokenizer"]["vocab_size"] == 310
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"shards": [{"path": "x"}]}, {"shards": 3}, {"dtype": "int3"}, {"tokenizer_sha256": None}, {"vocab_size": ...}],
+    ids=str,
+)
+def test_a_manifest_that_was_edited_is_one_message(small_corpus: Path, tmp_path: Path, change: dict[str, Any]) -> None:
+    build_tokens(small_corpus, tmp_path, TokensRecipe(TokenizerOptions(vocab_size=300)))
+    found = {**read_manifest(tmp_path, ""), **change}
+    write_json(tmp_path / "manifest.json", {key: value for key, value in found.items() if value is not ...})
+    with pytest.raises(DataError, match=r"make (the tokens|them) again: isoflop tokens RECIPE"):
+        TokenSet.open(tmp_path)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from isoflop.errors import DataError
+from isoflop.errors import DataError, undamaged
 from isoflop.evaluation.tasks.chinese import texts
 from isoflop.evaluation.tasks.files import find, json_lines, read_text, table, whole_json
 from isoflop.evaluation.tasks.task import Row
@@ -63,7 +63,8 @@ def judged(name: str, data: Path, limit: int) -> Judged:
         DataError: official files that are missing or of another form.
     """
     found = {"mt_bench": _mt_bench, "mt_bench_zh": _mt_bench, "alignbench": _alignbench, "do_not_answer": _safety}
-    made = found[name](data, name)
+    with undamaged(f"{data / name} or {data / 'mt_bench'}", DataError, "give the official files"):
+        made = found[name](data, name)
     return replace(made, cases=made.cases[: limit or None])
 
 

@@ -12,7 +12,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
-from isoflop.errors import DataError, RecipeError
+from isoflop.errors import DataError, RecipeError, undamaged
 from isoflop.evaluation.judge.endpoint import CallFailed, ask
 from isoflop.evaluation.judge.questions import Call, Case, Judged, judged, key_of, read_answers, winner
 from isoflop.evaluation.judge.recipe import JudgeRecipe, JudgeSection
@@ -108,8 +108,9 @@ def _ask_all(
     should_stop: Callable[[], bool],
 ) -> tuple[dict[str, str], dict[str, str]]:
     """What the judge said by key, and why there is nothing; at most `at_once` calls in flight."""
-    kept = read_json_lines(path) if path.is_file() else []
-    said = {row["key"]: row["raw"] for row in kept if row["raw"] is not None}
+    with undamaged(str(path), DataError, "repair or remove that line, or give another folder with --out"):
+        kept = read_json_lines(path) if path.is_file() else []
+        said = {row["key"]: row["raw"] for row in kept if row["raw"] is not None}
     wanted = {key_of(section.model, call): call for call in calls}
     waiting = [(key, call) for key, call in wanted.items() if key not in said]
     if len(waiting) > section.max_calls:

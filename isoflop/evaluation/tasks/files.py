@@ -54,7 +54,7 @@ def json_lines(path: Path, text: str | None = None) -> Iterator[Row]:
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             yield f"{path}:{number}", _Bad(f"no JSON ({error})")
             continue
         yield f"{path}:{number}", row if isinstance(row, dict) else _Bad("no object")
@@ -88,9 +88,10 @@ def whole_json(path: Path) -> Any:
     Raises:
         DataError: it is none.
     """
+    text = read_text(path)
     try:
-        return json.loads(read_text(path))
-    except ValueError as error:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is no JSON ({error}); fetch it again") from error
 
 
@@ -99,10 +100,13 @@ def table(path: Path, text: str, *, header: bool, delimiter: str = ",") -> Itera
     file = io.StringIO(text, newline="")
     quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
     lines = csv.reader(file, delimiter=delimiter, quoting=quoting)
-    names = next(lines, []) if header else []
-    for row in lines:
-        if row:
-            yield f"{path}:{lines.line_num}", dict(zip(names, row)) if header else row
+    try:
+        names = next(lines, []) if header else []
+        for row in lines:
+            if row:
+                yield f"{path}:{lines.line_num}", dict(zip(names, row)) if header else row
+    except csv.Error as error:  # such as an open quote: the rest of the file is one cell
+        raise DataError(f"{path}:{lines.line_num} is no table ({error}); fetch it again") from error
 
 
 def members(folder: Path, archive: str, inside: str, ending: str) -> Iterator[tuple[Path, str]]:
@@ -114,13 +118,15 @@ def members(folder: Path, archive: str, inside: str, ending: str) -> Iterator[tu
     path = folder / archive
     if path.is_file():
         try:
-            with tarfile.open(path) as opened:
+            data = path.read_bytes()  # unpacked as a whole: only then gzip compares its checksum
+            data = gzip.decompress(data) if path.suffix == ".gz" else data
+            with tarfile.open(fileobj=io.BytesIO(data)) as opened:
                 names = sorted(n for n in opened.getnames() if n.startswith(f"{inside}/") and n.endswith(ending))
                 for name in names:
                     file = opened.extractfile(name)
                     if file is not None:
                         yield path / name, file.read().decode("utf-8-sig")
-        except (tarfile.TarError, OSError, EOFError, UnicodeDecodeError) as error:
+        except (tarfile.TarError, OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
             raise DataError(f"{path} cannot be read ({error}); fetch it again") from error
         return
     found = sorted((folder / inside).glob(f"*{ending}"))

@@ -25,8 +25,8 @@ UNFINISHED = {"diverged", "crashed", "failed", "killed", "running", "preempted",
 
 def check_resamples(bootstrap: int) -> None:
     """Whether intervals can be taken from so many resamples. Raises FitError."""
-    if bootstrap < 0 or bootstrap == 1:
-        raise FitError(f"bootstrap = {bootstrap} must be 0 (no intervals) or at least 2 resamples; 1000 is usual")
+    if bootstrap != 0 and not 2 <= bootstrap <= 100_000:  # more do not fit into memory
+        raise FitError(f"bootstrap = {bootstrap} must be 0 (no intervals) or 2 to 100,000 resamples; 1000 is usual")
 
 
 def fit_rows(table: Table, used: list[str]) -> tuple[Table, list[str]]:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from isoflop.errors import FitError
+from isoflop.errors import DataError, FitError, undamaged
 from isoflop.recipe import Tree
 from isoflop.run import read_json_lines
 from isoflop.scaling.fit.joint import LEAST_CELLS, fit_cells
@@ -175,7 +175,10 @@ def with_benchmarks(laws: Laws, table: Table, folders: Sequence[Path], *, bootst
 
 def last_of_each_task(evaluations: Path) -> dict[str, Tree]:
     """The newest record of every task in the `evaluation.jsonl` of a run; none where there is no such file."""
-    return {row["task"]: row for row in read_json_lines(evaluations)} if evaluations.is_file() else {}
+    if not evaluations.is_file():
+        return {}
+    with undamaged(str(evaluations), DataError, "evaluate that run again with isoflop eval"):
+        return {row["task"]: row for row in read_json_lines(evaluations)}
 
 
 def asked_of(evaluation: Tree) -> str:

@@ -12,15 +12,13 @@ These are the places that the commands write to by default, with runs/ as the st
 The folder of a single run (metrics.jsonl, result.json, recipe.toml) gives a page of its own.
 """
 
-import json
 import tomllib
 from pathlib import Path
-from typing import Any
 
 from isoflop.errors import DataError
 from isoflop.model.config import ModelConfig
 from isoflop.pages.plot import save
-from isoflop.recipe import Tree, from_tree
+from isoflop.recipe import Tree, from_tree, read_json
 from isoflop.scaling.report.figures import draw_figures
 from isoflop.scaling.report.page import write_report, write_run_report
 from isoflop.scaling.sweep.records import read_json_lines, read_records, study_records
@@ -104,19 +102,14 @@ def _report_run(run_dir: Path, out: Path, *, figures: Path | None, title: str) -
     return {"report": str(out), "figures": {name: [str(path) for path in paths] for name, paths in saved.items()}}
 
 
-def _json(path: Path) -> Any:
-    if not path.is_file():
-        return None
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path} is not JSON ({error}); make it again with the stage that wrote it") from error
+def _json(path: Path) -> Tree | None:
+    return read_json(path, DataError, "make it again with the stage that wrote it") if path.is_file() else None
 
 
 def _toml(path: Path) -> Tree:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # no UTF-8, too
         raise DataError(f"{path} is not TOML ({error}); make it again with the stage that wrote it") from error
 
 

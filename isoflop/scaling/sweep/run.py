@@ -20,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from isoflop.errors import DataError, IsoflopError, RecipeError
+from isoflop.errors import DataError, IsoflopError, RecipeError, undamaged
 from isoflop.launch.engine import Ended, Engine
 from isoflop.launch.local import LocalEngine
 from isoflop.model.accounting import count_parameters
@@ -86,9 +86,11 @@ def run_sweep(
     if not all(cell.recipe["data"].get("tokens") for cell in cells):
         raise RecipeError('data.tokens = "" must name a tokens folder; build one with isoflop tokens RECIPE')
     with only_one(out, wait_s=5.0):
-        _check_same_ladder(cells, out)
         records_path = out / "records.jsonl"
         known = read_records(records_path) if records_path.exists() else []
+        if any("camera_px" in record.extra for record in known):
+            raise RecipeError(f"--out {out} holds a study of isoflop imaging sweep; give another folder")
+        _check_same_ladder(cells, out)
         done = {record.run_id for record in known if record.status != "failed"}
         with contextlib.nullcontext(engine) if engine else LocalEngine(workers, threads) as working:
             scheduler = _Scheduler(cells, out, study, keep_weights, done, speed, say)
@@ -336,7 +338,8 @@ def _check_same_ladder(cells: list[Cell], out: Path) -> None:
     path = out / "ladder.json"
     planned = [{"cell_id": c.cell_id, "budget_flops": c.budget_flops, "trunk_id": c.trunk_id} for c in cells]
     if path.exists():
-        before = {cell["cell_id"] for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]}
+        with undamaged(str(path), RecipeError, f"delete it to go on in {out}, or choose another folder with --out"):
+            before = {cell["cell_id"] for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]}
         if before.isdisjoint(c["cell_id"] for c in planned):
             raise RecipeError(f"{out} holds another ladder (no cell in common); choose another folder with --out")
     write_json(path, {"cells": [{**p, "recipe": c.recipe} for p, c in zip(planned, cells, strict=True)]})

@@ -208,6 +208,13 @@ def test_bad_answers_and_bad_recipes_are_named(tmp_path, data):
             judge(["a", "b"], pair, tmp_path / "out")
 
 
+@pytest.mark.parametrize("row", [{}, {"name": "single-v1"}, {"name": ["x"], "system_prompt": 1, "prompt_template": 2}])
+def test_official_files_of_another_form_are_named(tmp_path, data, row):
+    lines(data / "mt_bench/judge_prompts.jsonl", [row])
+    with pytest.raises(DataError, match=r"mt_bench .*is damaged .*; give the official files"):
+        judge([answers(tmp_path / "a.jsonl", "a")], recipe("http://x", data), tmp_path / "out")
+
+
 def test_patterns_read_one_verdict_or_none():
     assert [rating(text) for text in ("[[10]]", "so [[2.5]].", "[[0]]", "10", "[[x]]")] == [10, 2.5, None, None, None]
     assert [winner(t) for t in ("[[A]]", "x [[C]] [[C]]", "[[A]] or [[B]]", "A", "[[D]]")] == [

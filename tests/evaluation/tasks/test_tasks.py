@@ -3,6 +3,7 @@
 import gzip
 import json
 import shutil
+import tarfile
 from collections import Counter
 
 import pytest
@@ -10,6 +11,7 @@ from places import ROOT, SHARED
 
 from isoflop.errors import DataError, RecipeError
 from isoflop.evaluation.tasks.catalogue import NAMES, OTHERS, task
+from isoflop.evaluation.tasks.files import members, table
 from isoflop.evaluation.tasks.task import Choice, Question
 
 EVAL = SHARED / "eval"
@@ -144,6 +146,23 @@ def test_broken_archives_are_named(tmp_path):
     for name in ("mmlu", "hellaswag"):
         with pytest.raises(DataError, match=r"gz cannot be read (?s:.*); fetch it again"):
             task(name).read(tmp_path, 0)
+
+
+def test_archives_and_tables_damaged_inside_are_named(tmp_path):
+    folder = tmp_path / "data/dev"
+    folder.mkdir(parents=True)
+    (folder / "law.csv").write_text("".join(f"{n},{n * n},{n**3}\n" for n in range(20_000)))
+    (tmp_path / "mmlu").mkdir()
+    path = tmp_path / "mmlu/data.tar.gz"
+    with tarfile.open(path, "w:gz") as archive:
+        archive.add(tmp_path / "data", "data")
+    whole = path.read_bytes()
+    for n in (len(whole) // 3, len(whole) // 2):
+        path.write_bytes(whole[:n] + bytes(50) + whole[n + 50 :])
+        with pytest.raises(DataError, match=r"gz cannot be read (?s:.*); fetch it again"):
+            dict(members(tmp_path / "mmlu", "data.tar.gz", "data/dev", ".csv"))
+    with pytest.raises(DataError, match=r"t\.csv:\d+ is no table .*; fetch it again"):
+        list(table(tmp_path / "t.csv", 'a,b\n1,"' + "x\n" * 100_000, header=True))
 
 
 def test_labels_of_another_file_are_refused(tmp_path):

@@ -122,6 +122,9 @@ GOOD = {
     "a byte order mark": Good(text().encode("utf-8-sig")),
     "UTF-16": Good(text(sep="\t").encode("utf-16"), said="UTF-16"),
     "UTF-16 without a mark": Good(text(sep="\t").encode("utf-16-le"), said="UTF-16"),
+    "UTF-16 lines of JSON, as PowerShell redirects them": Good(
+        "\r\n".join(map(json.dumps, records())).encode("utf-16"), "t.jsonl"
+    ),
     "UTF-16 of a spreadsheet": Good(text(grouped("", ","), sep="\t", ends="\r\n").encode("utf-16"), said="UTF-16"),
     "Windows-1252": Good(more(["Gr\u00f6\u00dfe"], [["\u00e4"] * 24]).encode("cp1252"), said="Windows-1252"),
     "ends of lines of Windows": Good(text(ends="\r\n")),
@@ -320,6 +323,13 @@ BAD = {
     "a compressed table": Bad(b"\x1f\x8b\x08\0" + b"\0" * 50, "is compressed; unpack it", "t.csv.gz"),
     "a list of numbers": Bad("[1, 2, 3]", "one run is one object", "t.json"),
     "a broken line of JSON": Bad('{"a": 1}\n{"a": \n{"a": 3}\n', "line 2 is not JSON", "t.jsonl"),
+    "lists in lists in lists": Bad("[" * 50_000, "is not JSON", "t.json"),
+    "columns that are no list": Bad('{"columns": 3, "data": [[1]]}', "columns and data that are no lists", "t.json"),
+    "data of another width": Bad(
+        '{"columns": ["a", "b"], "data": [[1, 2], [1, 2, 3]]}', "row 2 of data has 3 values, columns 2", "t.json"
+    ),
+    "data of numbers": Bad('{"columns": ["a", "b"], "data": [1]}', "row 1 of data has no list of values", "t.json"),
+    "columns of one name": Bad('{"columns": ["a", "a"], "data": [[1, 2]]}', "two columns named a", "t.json"),
     "no run that finished": Bad(
         more(["state"], [["crashed"] * 24]), "none of 24 rows can be fitted: 24 rows left out: state"
     ),

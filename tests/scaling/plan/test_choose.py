@@ -11,7 +11,7 @@ import pytest
 from law_examples import example_laws
 
 from isoflop.cli import main as cli
-from isoflop.errors import PlanError, RecipeError
+from isoflop.errors import IsoflopError, PlanError, RecipeError
 from isoflop.model.accounting import count_parameters, flops_per_token
 from isoflop.recipe import from_tree, to_toml, write_json
 from isoflop.scaling.plan.choose import Machine, load_laws
@@ -308,6 +308,30 @@ def test_a_file_that_is_no_laws_file_is_refused(tmp_path):
         make_plan(tmp_path / "a.json", budget_flops=1e15)
     with pytest.raises(PlanError, match="is not a set of laws"):
         make_plan(tmp_path / "b.json", budget_flops=1e15)
+    (tmp_path / "c.json").write_text("[" * 10_000, encoding="utf-8")
+    with pytest.raises(PlanError, match="is not JSON"):
+        make_plan(tmp_path / "c.json", budget_flops=1e15)
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ({"scale": ["n_params"]}, "is not a set of laws"),
+        ({"format": "new"}, "d.json is damaged .*fit"),
+        ({"surface": [1]}, "d.json is damaged .*fit"),
+        ({"surface": {"varpro": {"E": "1", "A": 1, "B": 1, "alpha": 1, "beta": 1}}}, "varpro.E = '1' must be a number"),
+        ({"budgets": 3}, "d.json is damaged .*fit"),
+        ({"largest_budget_flops": [1e18]}, r"largest_budget_flops = \[1e\+18\] must be a number"),
+        ({"parabola": {"vertices": [3]}}, "d.json is damaged .*fit"),
+        ({"resamples": {"lstar": [1, 2]}}, "d.json is damaged .*fit"),
+        ({"hyper": "deepseek"}, "d.json is damaged .*fit"),
+    ],
+    ids=str,
+)
+def test_a_laws_file_that_was_edited_by_hand_is_one_message(tmp_path, part, message):
+    write_json(tmp_path / "d.json", {"law_set": 1, "scale": "n_params", **part})
+    with pytest.raises(IsoflopError, match=message):
+        make_plan(tmp_path / "d.json", budget_flops=1e15)
 
 
 def test_a_mixture_is_planned_in_active_flops_with_what_it_should_be_worth():

@@ -93,6 +93,17 @@ def test_a_damaged_part_of_a_study_is_named(study):
     (study / "laws.json").write_text("{", encoding="utf-8")
     with pytest.raises(DataError, match=r"laws.json is not JSON .*; make it again"):
         report_study(study, study / "report.html")
+    (study / "laws.json").unlink()
+    for name in ("plan.json", "score.json", "corpus/manifest.json", "commands.json"):
+        before = (study / name).read_bytes()
+        write_json(study / name, ["no", "object"])
+        with pytest.raises(DataError, match=rf"{name} is damaged .no JSON object.; make it again"):
+            report_study(study, study / "report.html")
+        (study / name).write_bytes(before)
+    (study / "plan.json").unlink()
+    (study / "plan.toml").write_bytes(b'title = "caf\xe9"\n')
+    with pytest.raises(DataError, match=r"plan.toml is not TOML .*; make it again"):
+        report_study(study, study / "report.html")
 
 
 def test_the_folder_of_one_run_gives_a_page_with_its_expert_load(tmp_path):

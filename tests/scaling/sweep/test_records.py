@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from isoflop.errors import DataError
+from isoflop.recipe import write_json
 from isoflop.scaling.sweep.records import RunRecord, append_record, read_records
 
 
@@ -102,11 +103,13 @@ def test_a_field_of_a_wrong_type_or_without_sense_is_named(tmp_path, field, valu
 
 
 def test_records_are_not_appended_to_something_else(tmp_path):
-    recipe = tmp_path / "plan.toml"
-    recipe.write_text("[model]\n", encoding="utf-8")
-    with pytest.raises(DataError, match=r"plan.toml has something else than records; give another file"):
-        append_record(recipe, RunRecord("r1"))
-    assert recipe.read_text(encoding="utf-8") == "[model]\n"
+    write_json(tmp_path / "laws.json", {"law_set": 1})
+    (tmp_path / "plan.toml").write_text("[model]\n", encoding="utf-8")
+    for name in ("plan.toml", "laws.json"):
+        before = (tmp_path / name).read_bytes()
+        with pytest.raises(DataError, match=rf"{name} has something else than records; give another file"):
+            append_record(tmp_path / name, RunRecord("r1"))
+        assert (tmp_path / name).read_bytes() == before
     with pytest.raises(DataError, match=r"is a folder; give the records.jsonl of a sweep"):
         read_records(tmp_path)
 

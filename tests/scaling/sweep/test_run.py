@@ -187,6 +187,25 @@ def test_another_ladder_in_the_same_folder_is_refused(tmp_path, tiny_tokens):
         run_sweep(cells, tmp_path, study="test")
 
 
+def test_a_damaged_list_of_cells_is_named_and_left_as_it_is(tmp_path, tiny_tokens):
+    cells = cells_of(ladder_recipe(tiny_tokens, widths=(8,), ratios=(0.25,)))
+    for text in ("", "[]", '{"cells": [1]}', "null"):
+        (tmp_path / "ladder.json").write_text(text, encoding="utf-8")
+        with pytest.raises(RecipeError, match=r"ladder\.json is (damaged|not JSON) .*delete it to go on"):
+            run_sweep(cells, tmp_path, study="test")
+        assert (tmp_path / "ladder.json").read_text(encoding="utf-8") == text
+
+
+def test_records_of_imaging_are_not_added_to(tmp_path, tiny_tokens):
+    cells = cells_of(ladder_recipe(tiny_tokens, widths=(8,), ratios=(0.25,)))
+    record = json.dumps({"run_id": "crop20", "camera_px": 400, "scores": {}}) + "\n"
+    (tmp_path / "records.jsonl").write_text(record, encoding="utf-8")
+    with pytest.raises(RecipeError, match="holds a study of isoflop imaging sweep; give another folder"):
+        run_sweep(cells, tmp_path, study="test")
+    assert (tmp_path / "records.jsonl").read_text(encoding="utf-8") == record
+    assert not (tmp_path / "ladder.json").exists()
+
+
 def test_two_sweeps_in_one_folder_are_refused(tmp_path, tiny_tokens, monkeypatch):
     monkeypatch.setattr(sweep, "only_one", lambda folder, **_: only_one(folder))  # no waiting
     cells = cells_of(ladder_recipe(tiny_tokens, widths=(8,), ratios=(0.25,)))

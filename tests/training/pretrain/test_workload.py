@@ -18,10 +18,10 @@ from safetensors.torch import load_file
 
 from isoflop.errors import CheckpointError, DataError, RecipeError
 from isoflop.model.transformer import Transformer
-from isoflop.recipe import read_tree, write_recipe
+from isoflop.recipe import read_tree, to_toml, write_recipe
 from isoflop.tokens.shards import TokenSet
 from isoflop.training import checkpoint
-from isoflop.training.load_run import tokenizer_sha256_of
+from isoflop.training.load_run import read_sizes, tokenizer_sha256_of
 from isoflop.training.optim import adamw
 from isoflop.training.pretrain.recipe import check, with_train
 from isoflop.training.pretrain.workload import LanguageModel, check_layers, choose_device, run_pretrain, trajectory_of
@@ -79,6 +79,16 @@ def test_a_finished_run_is_not_repeated_and_another_recipe_in_its_folder_is_refu
     assert (tmp_path / "recipe.toml").read_bytes() == before  # the file that the message points to is still there
     with pytest.raises(CheckpointError, match="at step 30 of a run of 30 steps, this recipe has 31"):
         run_pretrain(tiny_recipe(train={"n_tokens": 31 * 64}), tmp_path)
+
+
+def test_a_damaged_result_is_named_and_the_run_ends_again_without_it(tmp_path, tiny_recipe):
+    first = run_pretrain(tiny_recipe(), tmp_path)
+    for text in ("", '{"status": "fin', "[1]", "3"):
+        (tmp_path / "result.json").write_text(text, encoding="utf-8")
+        with pytest.raises(CheckpointError, match=r"result\.json is (damaged|not JSON) .*delete it"):
+            run_pretrain(tiny_recipe(), tmp_path)
+    (tmp_path / "result.json").unlink()
+    assert run_pretrain(tiny_recipe(), tmp_path)["loss_nats"] == first["loss_nats"]
 
 
 def test_a_run_does_not_change_its_number_format_with_the_device(tmp_path, tiny_recipe, monkeypatch):
@@ -416,3 +426,9 @@ def test_a_device_that_is_not_there_is_named_with_its_option():
     ):
         with pytest.raises(RecipeError, match=f"--device = '{name}' .*({message})"):
             choose_device(name, key="--device")
+
+
+def test_a_recipe_of_a_run_whose_data_is_no_section_is_named(tmp_path, tiny_tree):
+    (tmp_path / "recipe.toml").write_text(to_toml({"data": 3, "model": tiny_tree["model"]}), encoding="utf-8")
+    with pytest.raises(RecipeError, match=r"recipe\.toml: data = 3 must be a section with keys"):
+        read_sizes(tmp_path / "recipe.toml")
