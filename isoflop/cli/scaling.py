@@ -10,15 +10,7 @@ from isoflop.cli.arguments import Json, Out, Writes, refuse_unused
 from isoflop.cli.console import Bar, flat, print_warnings, report_found, say, stop_on_signal
 from isoflop.cli.sweep import planned_ladder
 from isoflop.errors import PlanError, RecipeError
-from isoflop.recipe import (
-    NotNegative,
-    NotNegativeInt,
-    Positive,
-    PositiveInt,
-    Processes,
-    Range,
-    Seed,
-)
+from isoflop.recipe import NotNegative, NotNegativeInt, Positive, PositiveInt, Processes, Range, Seed
 
 SameHeldOut = Annotated[bool, Parameter(help="vouch for one held-out text where laws do not say which", negative=())]
 
@@ -38,8 +30,7 @@ def fit(
         ),
     ] = "",
     where: Annotated[
-        tuple[str, ...],
-        Parameter(metavar="COLUMN(=|<|>)VALUE", help="keep these rows; repeat to narrow"),
+        tuple[str, ...], Parameter(metavar="COLUMN(=|<|>)VALUE", help="keep these rows; repeat to narrow")
     ] = (),
     drop_highest_loss: Annotated[NotNegativeInt, Parameter(help="runs of highest loss to leave out")] = 0,
     weights: Annotated[str, Parameter(metavar="COLUMN", help="weights; a column *_std weights by 1/std^2")] = "",
@@ -169,12 +160,10 @@ def plan(
     price: Annotated[NotNegative, Parameter(help="per GPU-hour")] = 0.0,
     max_micro_batch: Annotated[PositiveInt, Parameter(help="most sequences of a forward pass on a device")] = 16,
     ladder: Annotated[
-        Path | None,
-        Parameter(metavar="RECIPE", help="the sweep's ladder.toml: family, data, schedule, batch and rate"),
+        Path | None, Parameter(metavar="RECIPE", help="the sweep's ladder.toml: family, data, schedule, batch and rate")
     ] = None,
     dense: Annotated[
-        Path | None,
-        Parameter(metavar="LAWS", help="laws of a dense sweep: what is this family worth over it?"),
+        Path | None, Parameter(metavar="LAWS", help="laws of a dense sweep: what is this family worth over it?")
     ] = None,
     vocab_size: Annotated[PositiveInt | None, Parameter(help="default: that of --ladder, else 102,400")] = None,
     seq_len: Annotated[PositiveInt | None, Parameter(help="default: that of --ladder, else 4,096")] = None,

@@ -120,10 +120,7 @@ def duration(seconds: float) -> str:
 @_of_number
 def size(n_bytes: float) -> str:
     """12.3 MB, 4.56 GB."""
-    unit, scale = next(
-        ((u, s) for u, s in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)) if n_bytes >= s),
-        ("kB", 1e3),
-    )
+    unit, scale = next(((u, s) for u, s in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)) if n_bytes >= s), ("kB", 1e3))
     return f"{n_bytes / scale:.3g} {unit}"
 
 

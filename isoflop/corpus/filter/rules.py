@@ -18,13 +18,7 @@ import numpy as np
 
 from isoflop.corpus.filter.c4 import C4Options, c4
 from isoflop.corpus.filter.code import CodeOptions, code
-from isoflop.corpus.filter.decontaminate import (
-    Benchmarks,
-    DecontaminateOptions,
-    contaminated,
-    load_benchmarks,
-    overlap,
-)
+from isoflop.corpus.filter.decontaminate import Benchmarks, DecontaminateOptions, contaminated, load_benchmarks, overlap
 from isoflop.corpus.filter.fineweb import FinewebOptions, fineweb
 from isoflop.corpus.filter.gopher import (
     Finding,

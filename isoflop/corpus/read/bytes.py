@@ -13,13 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from isoflop.corpus.read.compressed import (
-    CHUNK_BYTES,
-    BrokenStream,
-    codec_of,
-    find_damages,
-    read_members,
-)
+from isoflop.corpus.read.compressed import CHUNK_BYTES, BrokenStream, codec_of, find_damages, read_members
 from isoflop.recipe import Positive, Range
 
 COMPRESSED_SUFFIXES = (".gz", ".zst", ".zstd", ".bz2", ".xz")

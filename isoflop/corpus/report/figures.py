@@ -9,18 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from isoflop.pages.html import size
-from isoflop.pages.plot import (
-    INK,
-    MUTED,
-    SKY,
-    VERMILION,
-    count,
-    light_grid,
-    literal,
-    new_figure,
-    note,
-    style,
-)
+from isoflop.pages.plot import INK, MUTED, SKY, VERMILION, count, light_grid, literal, new_figure, note, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
