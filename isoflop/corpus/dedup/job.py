@@ -52,6 +52,33 @@ class Job:
         """Number of the dump at work."""
         return len(self.dumps) - 1
 
+    @property
+    def n_parts(self) -> int:
+        """Partitions of all dumps."""
+        return len(self.dumps) * self.n_partitions
+
+    def part_of(self, documents: np.ndarray) -> np.ndarray:
+        """Which of the partitions of all dumps each document lies in."""
+        return dump_of(documents) * self.n_partitions + partition_of(documents)
+
+    def path(self, name: str, index: int, *, dump: int = -1) -> Path:
+        """File `index` of those that a phase writes under a name, as "near/bands.arrow"."""
+        stem, _, ending = name.rpartition(".")
+        return self.dumps[dump].work / f"{stem}-{index:05d}.{ending}"
+
+    def paths(self, name: str) -> list[Path]:
+        """These files of the dump at work, one per partition or bucket."""
+        return [self.path(name, index) for index in range(self.n_partitions)]
+
+    def paths_of_all(self, name: str) -> list[Path]:
+        """These files of every dump."""
+        dumps = range(len(self.dumps))
+        return [self.path(name, index, dump=dump) for dump in dumps for index in range(self.n_partitions)]
+
+    def paths_of_parts(self, name: str) -> list[Path]:
+        """Files of the dump at work, one per partition of every dump."""
+        return [self.path(name, part) for part in range(self.n_parts)]
+
     def documents(self, partition: int, columns: Sequence[str] | None = None, *, dump: int = -1) -> "pa.Table":
         """A partition of a dump, the one at work unless told otherwise."""
         return read_partition(self.dumps[dump].documents, partition, columns)

@@ -168,7 +168,7 @@ def summary(job: Job) -> dict[str, Any]:
 
 
 def _phases(job: Job) -> list[tuple[str, Callable[..., Any], int]]:
-    n, all_dumps, options = job.n_partitions, len(job.dumps) * job.n_partitions, job.options
+    n, options = job.n_partitions, job.options
     phases: list[tuple[str, Callable[..., Any], int]] = [
         ("fingerprints", dedup_exact.write_fingerprints, n),
         ("exact", dedup_exact.choose_exact, n),
@@ -177,7 +177,7 @@ def _phases(job: Job) -> list[tuple[str, Callable[..., Any], int]]:
         phases += [
             ("signatures", dedup_near.write_signatures, n),
             ("pairs", dedup_near.write_pairs, n),
-            ("members", dedup_near.write_members, all_dumps),
+            ("members", dedup_near.write_members, job.n_parts),
             ("near", dedup_near.choose_near, n),
         ]
     if _needs_lines(job):
@@ -186,7 +186,7 @@ def _phases(job: Job) -> list[tuple[str, Callable[..., Any], int]]:
         phases += [
             ("seeds", dedup_passages.write_seeds, n),
             ("repeated seeds", dedup_passages.write_repeated_seeds, n),
-            ("passages", dedup_passages.write_passages, all_dumps),
+            ("passages", dedup_passages.write_passages, job.n_parts),
             ("repeats", dedup_passages.write_repeats, n),
         ]
     return [*phases, ("drops", write_drops, n)]
