@@ -18,6 +18,7 @@ import numpy as np
 
 from isoflop.corpus.filter.gopher import Finding, below
 from isoflop.corpus.filter.text_block import TextBlock, runs_of
+from isoflop.corpus.tables.partitions import replacing
 from isoflop.errors import DataError
 from isoflop.recipe import NotNegative, PositiveInt, Share
 
@@ -62,10 +63,8 @@ class Classifier:
 
     def save(self, path: Path) -> None:
         """Write as .npz."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.npz")
-        np.savez_compressed(temporary, weights=self.weights, biases=self.biases, accuracy=self.accuracy)
-        temporary.replace(path)
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            np.savez_compressed(file, weights=self.weights, biases=self.biases, accuracy=self.accuracy)
 
     @classmethod
     def load(cls, path: Path) -> "Classifier":
