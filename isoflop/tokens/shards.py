@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from isoflop.corpus.blocks import blocks
 from isoflop.corpus.read.sources import read_texts
 from isoflop.corpus.tables.output_folder import new_folder, read_manifest
 from isoflop.errors import DataError
@@ -301,7 +302,7 @@ def _write_shards(
         n_tokens = n_bytes = n_documents = 0
         with (out / path).open("wb") as file:
             texts = read_texts(corpus / item["path"])
-            for block in encode(_chunks(texts, item["split"], item["domain"], CHUNK_CHARS)):
+            for block in encode(_chunks(texts, item["split"], item["domain"])):
                 file.write(block.tobytes())
                 digest.update(block.tobytes())
                 n_tokens += len(block)
@@ -359,17 +360,11 @@ def _encode_in_worker(folder: str, options: DocumentOptions, documents: Texts) -
     return _encode(_load(folder), options, documents)
 
 
-def _chunks(texts: Iterator[str], split: str, domain: str, n_chars: int) -> Iterator[Texts]:
-    chunk, size, first = [], 0, 0
-    for text in texts:
-        chunk.append(text)
-        size += len(text)
-        if size >= n_chars:
-            yield Texts(split, domain, first, chunk)
-            first += len(chunk)
-            chunk, size = [], 0
-    if chunk:
+def _chunks(texts: Iterator[str], split: str, domain: str) -> Iterator[Texts]:
+    first = 0
+    for chunk in blocks(texts, len, CHUNK_CHARS):
         yield Texts(split, domain, first, chunk)
+        first += len(chunk)
 
 
 def _with_defaults(made_from: Any) -> Any:

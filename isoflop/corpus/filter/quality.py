@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from isoflop.corpus.blocks import blocks
 from isoflop.corpus.filter.gopher import Finding, below
 from isoflop.corpus.filter.text_block import TextBlock, runs_of
 from isoflop.corpus.tables.partitions import replacing
@@ -149,15 +150,7 @@ def quality(block: TextBlock, classifier: Classifier, options: QualityOptions) -
 
 def blocks_of(texts: Iterable[str], max_chars: int = _BLOCK_CHARS) -> Iterable[TextBlock]:
     """Consecutive texts in blocks of about `max_chars`."""
-    held, size = [], 0
-    for text in texts:
-        if held and size + len(text) > max_chars:
-            yield TextBlock(held)
-            held, size = [], 0
-        held.append(text)
-        size += len(text)
-    if held:
-        yield TextBlock(held)
+    return map(TextBlock, blocks(texts, len, max_chars))
 
 
 def _cell(docs: np.ndarray, hashes: np.ndarray) -> np.ndarray:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from isoflop.corpus.blocks import blocks
 from isoflop.corpus.filter.c4 import C4Options, c4
 from isoflop.corpus.filter.code import CodeOptions, code
 from isoflop.corpus.filter.decontaminate import Benchmarks, DecontaminateOptions, contaminated, load_benchmarks, overlap
@@ -199,7 +200,7 @@ def decide(rows: "pa.Table", options: FilterOptions, models: FilterModels) -> De
         out.benchmark_documents = np.zeros(len(models.benchmarks.names), dtype=np.int64)
     for (domain, lang), places in sorted(groups.items()):
         chosen = options.for_group(domain, lang)
-        for part in _parts(places, texts):
+        for part in blocks(places, lambda place: len(texts[place]), BLOCK_CHARS):
             _decide_block(out, part, [origins[i] for i in part], scores[part], (domain, lang), chosen, models)
     return out
 
@@ -278,17 +279,6 @@ def _languages(
             langs[place] = lang
         scores[ask] = values
     return langs, scores
-
-
-def _parts(places: list[int], texts: Sequence[str]) -> list[list[int]]:
-    parts, size = [[]], 0
-    for place in places:
-        if parts[-1] and size + len(texts[place]) > BLOCK_CHARS:
-            parts.append([])
-            size = 0
-        parts[-1].append(place)
-        size += len(texts[place])
-    return parts
 
 
 def _wanted(options: FilterOptions, family: str) -> bool:
