@@ -14,8 +14,9 @@ from typing import Annotated
 
 import numpy as np
 
+from isoflop.corpus.dedup.words import mix
 from isoflop.corpus.filter.gopher import Finding, above
-from isoflop.corpus.filter.text_block import SortedIndex, TextBlock, join_hashes, mix
+from isoflop.corpus.filter.text_block import SortedIndex, TextBlock, join_hashes
 from isoflop.corpus.filter.toxicity import contains
 from isoflop.corpus.tables.partitions import replacing
 from isoflop.errors import DataError
