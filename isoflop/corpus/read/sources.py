@@ -29,7 +29,17 @@ log = logging.getLogger(__name__)
 
 Kind = Literal["jsonl", "json", "csv", "parquet", "arrow", "html", "warc", "code", "text"]
 
-TEXT_SUFFIXES = frozenset([".txt", ".md", ".rst", ".tex", ".text", ".markdown", ".org"])
+_SUFFIXES: dict[Kind, tuple[str, ...]] = {
+    "jsonl": (".jsonl", ".ndjson"),
+    "json": (".json",),
+    "csv": (".csv", ".tsv"),
+    "html": (".html", ".htm", ".xhtml"),
+    "warc": (".warc", ".wet"),
+    "parquet": (".parquet",),
+    "arrow": (".arrow", ".feather"),
+    "code": tuple(f".{suffix}" for suffix in LANGUAGES),
+    "text": (".txt", ".md", ".rst", ".tex", ".text", ".markdown", ".org"),
+}
 _LEFT_OUT_FOLDERS = frozenset(["__pycache__", "node_modules"])
 
 
@@ -74,14 +84,6 @@ def _left_out(paths: list[Path], root: Path, label: str) -> Iterator[BadRecord]:
         yield BadRecord(f"{label}/{first}", f"left out: {len(group)} files, this one first: {what}", n_bytes)
 
 
-def read_source(source: SourceOptions, on_bad: OnBad) -> Iterator[Document]:
-    """All documents of a source; what can't be read is passed to `on_bad`."""
-    root = Path(source.path)
-    for path in find_files(source, on_bad):
-        relative = path.relative_to(root).as_posix() if root.is_dir() else path.name
-        yield from read_file(path, f"{source.label}/{relative}", source, on_bad)
-
-
 def read_file(path: Path, origin: str, source: SourceOptions, on_bad: OnBad) -> Iterator[Document]:
     """Documents of one file. `origin` names it in ids and in the quarantine."""
     try:
@@ -118,24 +120,8 @@ def kind_of(path: Path) -> Kind | None:
     """How a file is read, from its name; None when unknown."""
     path = Path(path.name.lower())
     plain = path.with_suffix("") if path.suffix in COMPRESSED_SUFFIXES else path
-    suffix = plain.suffix
-    if suffix in (".jsonl", ".ndjson"):
-        return "jsonl"
-    if suffix == ".json":
-        return "json"
-    if suffix in (".csv", ".tsv"):
-        return "csv"
-    if suffix in (".html", ".htm", ".xhtml"):
-        return "html"
-    if suffix in (".warc", ".wet"):
-        return "warc"
-    if suffix == ".parquet" and plain == path:
-        return "parquet"
-    if suffix in (".arrow", ".feather") and plain == path:
-        return "arrow"
-    if suffix.removeprefix(".") in LANGUAGES:
-        return "code"
-    return "text" if suffix in TEXT_SUFFIXES else None
+    kind = next((kind for kind, suffixes in _SUFFIXES.items() if plain.suffix in suffixes), None)
+    return None if kind in ("parquet", "arrow") and plain != path else kind
 
 
 _SIGNS: tuple[tuple[bytes, Kind | None, str], ...] = (

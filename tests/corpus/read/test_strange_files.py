@@ -9,22 +9,17 @@ import lzma
 import tarfile
 import zipfile
 import zlib
-from pathlib import Path
 
 import pytest
 import zstandard
+from reading import read
 
-from isoflop.corpus.document import BadRecord, Document, SourceOptions
+from isoflop.corpus.document import BadRecord, SourceOptions
 from isoflop.corpus.read.bytes import ReadLimits
-from isoflop.corpus.read.sources import find_files, read_source
+from isoflop.corpus.read.sources import find_files
 
 TEXTS = [f'Document {i}: a river, \u00e9t\u00e9, \u4e2d\u6587, "quoted",\nsecond line.' for i in range(12)]
 LINES = "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in TEXTS)
-
-
-def read(path: Path, **options: object) -> tuple[list[Document], list[BadRecord]]:
-    bad: list[BadRecord] = []
-    return list(read_source(SourceOptions(path=str(path), name="s", **options), bad.append)), bad  # type: ignore[arg-type]
 
 
 def as_csv(delimiter: str = ",", **options) -> bytes:
