@@ -71,15 +71,16 @@ def build_corpus(recipe: CorpusRecipe, out: str | Path, *, on_progress: Progress
         report = {"manifest": {k: v for k, v in manifest.items() if k != "inputs"}, **funnel}
         write_json(work / "report.json", report)
         write_text(work / "report.html", corpus_page(report))
-        about: dict[str, Any] = {
+        about = {
             "asked": asked,
             "began": began,
             "ended": now(),
             "commit": commit(),
             "machine": processor(),
+            "engine": recipe.engine,
+            "workers": n,
+            "stages": {s.name: {"seconds": round(s.seconds, 3), "n_bytes": s.n_bytes} for s in build.stages},
         }
-        about |= {"engine": recipe.engine, "workers": n}
-        about["stages"] = {s.name: {"seconds": round(s.seconds, 3), "n_bytes": s.n_bytes} for s in build.stages}
         write_json(work / "build.json", about)
         if out.exists():
             shutil.rmtree(out)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property, lru_cache, partial
+from functools import lru_cache, partial
 from multiprocessing import get_context
 from os import cpu_count
 from pathlib import Path
@@ -234,11 +234,6 @@ class TokenSet:
     def n_tokens(self, split: str) -> int:
         """Tokens in all domains of `split`, BOS and EOS included."""
         return sum(shard.n_tokens for shard in self.shards if shard.split == split)
-
-    @cached_property
-    def token_bytes(self) -> np.ndarray:
-        """Text bytes per token id, int32 (vocab_size,)."""
-        return self.tokenizer.token_bytes
 
 
 def held_out_sha256(corpus: Path, files: list[dict[str, Any]]) -> str:

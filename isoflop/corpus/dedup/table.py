@@ -13,7 +13,6 @@ older dump. Their folders must be kept; the work folder of a dump is its part of
 """
 
 import json
-import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,8 +31,6 @@ from isoflop.recipe import to_tree, write_json
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-log = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]
 """on_progress(phase, done, total): tasks."""

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from isoflop.corpus.document import BadRecord, Document, SourceOptions
 from isoflop.corpus.read.clean import normalise
@@ -32,9 +32,6 @@ from isoflop.corpus.tables.partitions import document_key, document_schema, read
 from isoflop.corpus.tables.stages import Task, fingerprint
 from isoflop.errors import DataError, RecipeError
 from isoflop.run import file_sha256
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 TASK_BYTES = 4_000_000  # assumption: small enough to share out evenly
 RUN_BYTES = 24_000_000  # assumption: text of one run; what a reading process holds at once
@@ -116,13 +113,15 @@ def read_tasks(files: list[InputFile], folder: Path, options: ReadOptions) -> li
 
 def read_files(files: list[InputFile], folder: Path, name: str, options: ReadOptions) -> dict[str, Any]:
     """Task: read files, write runs `NAME-NUMBER.arrow`, summarise what came in."""
+    import pyarrow as pa
+
     tally, bad, inputs = Tally(), list[BadRecord](), list[dict[str, Any]]()
     packages: Counter[tuple[str, str]] = Counter()
     runs, rows, size = [], list[dict[str, str]](), 0
 
     def flush() -> None:
         path = folder / f"{name}-{len(runs)}.arrow"
-        write_run(path, _table(rows), options.n_partitions)
+        write_run(path, pa.Table.from_pylist(rows, schema=document_schema()), options.n_partitions)
         runs.append(path.name)
         rows.clear()
 
@@ -212,9 +211,3 @@ def _rows(document: Document, options: ReadOptions) -> Iterator[dict[str, str]]:
             "license": document.license,
             "text": piece,
         }
-
-
-def _table(rows: list[dict[str, str]]) -> "pa.Table":
-    import pyarrow as pa
-
-    return pa.Table.from_pylist(rows, schema=document_schema())

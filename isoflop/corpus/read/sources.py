@@ -10,7 +10,6 @@ or U+2028. Memory is bounded by `ReadLimits`, whatever the files hold.
 
 import contextlib
 import json
-import logging
 import os
 import stat
 from collections.abc import Iterable, Iterator
@@ -24,8 +23,6 @@ from isoflop.corpus.read.code import LANGUAGES
 from isoflop.corpus.read.compressed import BrokenStream
 from isoflop.corpus.read.encoding import NotText, decode_text, is_encodable
 from isoflop.errors import DataError
-
-log = logging.getLogger(__name__)
 
 Kind = Literal["jsonl", "json", "csv", "parquet", "arrow", "html", "warc", "code", "text"]
 
