@@ -16,8 +16,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from isoflop import keys
 from isoflop.errors import RecipeError, did_you_mean
-from isoflop.keys import kinds_of, recipe_of
 from isoflop.launch.choose import check_engine
 from isoflop.model.hardware import HARDWARE
 from isoflop.recipe import load_recipe, read_tree
@@ -25,14 +25,8 @@ from isoflop.recipe import load_recipe, read_tree
 logger = logging.getLogger(__name__)
 
 COMMANDS = {
-    "sweep": "sweep",
-    "pretrain": "train",
-    "extend": "extend",
-    "sft": "sft",
-    "dpo": "dpo",
-    "reward": "reward",
-    "imaging": "imaging train",
-    "imaging_sweep": "imaging sweep",
+    kind: keys.COMMANDS[kind]
+    for kind in ("sweep", "pretrain", "extend", "sft", "dpo", "reward", "imaging", "imaging_sweep")
 }
 """Kind of recipe -> the command that runs it, saves when it is asked to stop, and goes on when it is run again."""
 
@@ -134,7 +128,7 @@ def plan_job(target: str, recipe: Path, overrides: tuple[str, ...], asked: Optio
         hint = did_you_mean(target, TARGETS, f"known kinds: {', '.join(TARGETS)}")
         raise RecipeError(f"{target} is no kind of job file; {hint}")
     kind = kind_of_recipe(recipe, overrides)
-    loaded = load_recipe(recipe, recipe_of(kind), overrides)
+    loaded = load_recipe(recipe, keys.recipe_of(kind), overrides)
     _check_text(
         recipe=str(recipe), overrides=overrides, **{field.name: getattr(asked, field.name) for field in fields(asked)}
     )
@@ -196,7 +190,7 @@ def kind_of_recipe(path: Path, overrides: tuple[str, ...] = ()) -> str:
     Raises:
         RecipeError: no file, a kind that no job runs, or several kinds that it may be.
     """
-    kinds = kinds_of(path, overrides)
+    kinds = keys.kinds_of(path, overrides)
     fitting = [kind for kind in kinds if kind in COMMANDS]
     if len(kinds) == 1 and not fitting:
         raise RecipeError(
