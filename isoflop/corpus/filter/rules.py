@@ -10,7 +10,6 @@ rule it breaks; `hits` counts every rule by itself, so that one sees what a rule
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -181,11 +180,6 @@ class Decisions:
     """Numbers of the benchmark texts found, for `decontaminate.report`."""
     benchmark_documents: np.ndarray | None = None
     """Documents that share runs with each benchmark."""
-
-    @cached_property
-    def keep(self) -> np.ndarray:
-        """Rows that stay, bool."""
-        return np.array([not rule for rule in self.rules], dtype=bool)
 
 
 def decide(rows: "pa.Table", options: FilterOptions, models: FilterModels) -> Decisions:
