@@ -31,7 +31,6 @@ def now() -> str:
 
 
 def file_sha256(path: Path) -> str:
-    """Hash of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

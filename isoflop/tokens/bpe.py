@@ -153,7 +153,6 @@ class Tokenizer:
         write_text(Path(folder) / "tokenizer_config.json", json.dumps(config, indent=1, ensure_ascii=False) + "\n")
 
     def to_json(self) -> str:
-        """The text of `tokenizer.json`."""
         return self._backend.to_str(pretty=True) + "\n"
 
     @cached_property

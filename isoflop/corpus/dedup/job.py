@@ -91,7 +91,6 @@ class Job:
         return rows, rank.astype(np.int64)
 
     def names(self, partition: int, *, dump: int = -1) -> list[str]:
-        """Columns of a partition."""
         import pyarrow.parquet as pq
 
         return pq.read_schema(partition_path(self.dumps[dump].documents, partition)).names
@@ -118,17 +117,14 @@ def number(dump: int, partition: int, rows: np.ndarray) -> np.ndarray:
 
 
 def dump_of(documents: np.ndarray) -> np.ndarray:
-    """Dump of each document."""
     return (documents >> np.uint64(DUMP)).astype(np.int64)
 
 
 def partition_of(documents: np.ndarray) -> np.ndarray:
-    """Partition of each document."""
     return ((documents >> np.uint64(PARTITION)) & np.uint64(0xFFFFFF)).astype(np.int64)
 
 
 def row_of(documents: np.ndarray) -> np.ndarray:
-    """Row of each document in its partition."""
     return (documents & np.uint64(0xFFFFFFFF)).astype(np.int64)
 
 

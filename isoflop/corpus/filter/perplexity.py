@@ -70,7 +70,6 @@ class NgramModel:
         return SortedIndex(self.vocabulary), list(map(SortedIndex, self.keys)), list(map(SortedIndex, self.contexts))
 
     def save(self, path: Path) -> None:
-        """Write as .npz."""
         fields = {"vocabulary": self.vocabulary, "discounts": np.array(self.discounts)}
         for name in ("keys", "counts", "contexts", "totals", "kinds"):
             fields.update({f"{name}{n}": array for n, array in enumerate(getattr(self, name))})

@@ -63,7 +63,6 @@ class Classifier:
         return np.round(1.0 / (1.0 + np.exp(-margin)), _SCORE_DIGITS)
 
     def save(self, path: Path) -> None:
-        """Write as .npz."""
         with replacing(path) as temporary, temporary.open("wb") as file:
             np.savez_compressed(file, weights=self.weights, biases=self.biases, accuracy=self.accuracy)
 

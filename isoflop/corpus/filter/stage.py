@@ -226,7 +226,6 @@ def made_documents(options: PasskeyOptions, number: int, frames: Path) -> dict[s
 
 
 def all_licenses(summaries: Iterable[dict[str, Any]]) -> dict[str, int]:
-    """Documents by licence."""
     counts: Counter[str] = Counter()
     for found in summaries:
         counts.update(found["licenses"])

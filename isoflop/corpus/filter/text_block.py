@@ -88,7 +88,6 @@ class TextBlock:
 
     @property
     def n_docs(self) -> int:
-        """Documents in the block."""
         return len(self.texts)
 
     @cached_property
@@ -155,7 +154,6 @@ class TextBlock:
 
     @cached_property
     def token_hashes(self) -> np.ndarray:
-        """`hashes` of the tokens."""
         return self.hashes(self.tokens)
 
     @cached_property
@@ -209,7 +207,6 @@ class Groups:
 
     @property
     def sizes(self) -> np.ndarray:
-        """Members of each group."""
         return np.diff(np.append(self.begin, len(self.order)))
 
     def later(self) -> np.ndarray:

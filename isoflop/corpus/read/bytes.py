@@ -32,7 +32,6 @@ class ReadLimits:
 
     @property
     def max_record_bytes(self) -> int:
-        """`max_record_mb` in bytes."""
         return int(self.max_record_mb * 1e6)
 
 

@@ -186,7 +186,6 @@ def write_quarantine(path: Path, found: list[BadRecord], folder: Path, tasks: li
 
 
 def quarantine_line(record: BadRecord) -> str:
-    """A line of `quarantine.jsonl`."""
     found = {"origin": record.origin, "reason": record.reason, "n_bytes": record.n_bytes, "repaired": record.kept}
     return json.dumps(found, ensure_ascii=False) + "\n"
 

@@ -53,7 +53,6 @@ class TableInfo:
 
 
 def document_schema() -> "pa.Schema":
-    """Schema of a table of documents."""
     import pyarrow as pa
 
     return pa.schema([(name, pa.large_string() if name == "text" else pa.string()) for name in DOCUMENT_COLUMNS])
@@ -112,7 +111,6 @@ def read_runs(paths: Iterable[Path], partition: int, *, sort_by: Sequence[str] =
 
 
 def partition_path(folder: Path, partition: int) -> Path:
-    """File of one partition."""
     return folder / f"part-{partition:05d}.parquet"
 
 
