@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from isoflop.cli import main as cli
 from isoflop.corpus.build import build_corpus
 from isoflop.corpus.dedup.options import DedupOptions
 from isoflop.corpus.document import SourceOptions
@@ -88,3 +89,20 @@ def tiny_recipe(tiny_tree: dict[str, Any]):
         return from_tree(tree, PretrainRecipe)
 
     return make
+
+
+@pytest.fixture
+def refused(capsys):
+    """Run a command that must be refused with exit code 2; returns its one message."""
+
+    def run(*arguments: object) -> str:
+        with pytest.raises(SystemExit) as stopped:
+            cli.main([str(argument) for argument in arguments])
+        errors = capsys.readouterr().err
+        assert stopped.value.code == 2, errors
+        assert "Traceback" not in errors
+        lines = [line for line in errors.splitlines() if "isoflop: error:" in line]
+        assert len(lines) == 1, errors
+        return lines[0]
+
+    return run

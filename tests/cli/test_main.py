@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import json
-import os
 import re
 import subprocess
 import sys
@@ -18,23 +17,6 @@ from isoflop.recipe import to_toml, write_json, write_recipe
 from isoflop.scaling.sweep.records import RunRecord, append_record
 
 HEADER = "n_params,n_tokens,budget_flops,loss_nats"
-
-
-@pytest.fixture
-def refused(capsys):
-    """Run a command that must be refused; returns its one message."""
-
-    def run(*arguments: object) -> str:
-        with pytest.raises(SystemExit) as stopped:
-            cli.main([str(argument) for argument in arguments])
-        errors = capsys.readouterr().err
-        assert stopped.value.code == 2, errors
-        assert "Traceback" not in errors
-        lines = [line for line in errors.splitlines() if "isoflop: error:" in line]
-        assert len(lines) == 1, errors
-        return lines[0]
-
-    return run
 
 
 @pytest.fixture
@@ -65,16 +47,11 @@ def sweep_recipe(tokens: Path, **ladder: object) -> dict[str, Any]:
     }
 
 
-def test_a_missing_corpus_is_refused(refused, files, tmp_path):
-    recipe = files("corpus.toml", corpus_recipe(tmp_path / "nowhere"))
-    assert "nowhere" in refused("corpus", "build", recipe, "--out", tmp_path / "out")
-
-
-def test_an_empty_corpus_folder_is_refused(refused, files, tmp_path):
-    (tmp_path / "texts").mkdir()
-    recipe = files("corpus.toml", corpus_recipe(tmp_path / "texts"))
-    message = refused("corpus", "build", recipe, "--out", tmp_path / "out")
-    assert "texts" in message and not (tmp_path / "out").exists()
+def test_a_missing_corpus_and_an_empty_folder_are_refused(refused, files, tmp_path):
+    (tmp_path / "empty").mkdir()
+    for name in ("nowhere", "empty"):
+        message = refused("corpus", "build", files("c.toml", corpus_recipe(tmp_path / name)), "--out", tmp_path / "out")
+        assert name in message and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00\xff" * 100, b"{broken\n[1, 2]\n"])
@@ -113,11 +90,7 @@ def test_tokens_of_a_corpus_that_is_not_there_are_refused(refused, files, tmp_pa
         ("train", "train.learning_rte=0.1", "unknown key train.learning_rte; did you mean train.learning_rate?"),
         ("train", "trian.seed=1", "unknown key trian; did you mean train?"),
         ("train", "train.seed=0.5", "train.seed = 0.5 must be a whole number"),
-        (
-            "train",
-            "train.schedule=cosin",
-            "must be one of multi_step, cosine, constant_cooldown, constant; did you mean 'cosine'?",
-        ),
+        ("train", "train.schedule=cosin", "cosine, constant_cooldown, constant; did you mean 'cosine'?"),
         ("train", "train.seed", "override 'train.seed' must read section.key=value"),
         ("train", "train.n_tokens=63", "train.n_tokens = 63 is less than one optimizer step"),
         ("train", "train.batch_tokens=65", "train.batch_tokens = 65 must be a multiple of model.seq_len = 16"),
@@ -142,14 +115,6 @@ def test_a_recipe_of_another_kind_is_called_by_its_kind(refused, files, tiny_tre
     assert refused("train", files("none.toml", "\n")).endswith("none.toml is empty; isoflop keys says what it may hold")
     recipe = files("own.toml", "#:schema ../schemas/pretrain.json\n" + to_toml({"trian": {"seed": 1}}))
     assert refused("train", recipe).endswith("unknown key trian; did you mean train?")
-
-
-def test_a_reader_that_closes_the_output_ends_the_overview_without_a_traceback():
-    read_end, write_end = os.pipe()
-    os.close(read_end)
-    done = subprocess.run([sys.executable, "-m", "isoflop"], stdout=write_end, stderr=subprocess.PIPE, check=False)
-    os.close(write_end)
-    assert done.stderr == b""
 
 
 def test_help_shows_defaults_as_they_are_typed_and_none_that_are_empty(capsys):
@@ -266,10 +231,8 @@ def test_a_table_that_is_not_there_is_refused(refused, tmp_path):
     assert "does not exist" in refused("fit", tmp_path / "none.jsonl", "--out", tmp_path / "laws.json")
 
 
-def test_fit_without_any_table_is_refused(capsys):
-    with pytest.raises(SystemExit) as stopped:
-        cli.main(["fit"])
-    assert stopped.value.code == 2 and "TABLE" in capsys.readouterr().err
+def test_fit_without_any_table_is_refused(refused):
+    assert "TABLE" in refused("fit")
 
 
 def test_fewer_than_three_sizes_in_a_budget_are_refused(refused, files):
@@ -336,6 +299,7 @@ def test_laws_that_are_not_there_or_not_laws_are_refused(refused, tmp_path):
     "arguments, suggestion",
     [
         (["train", "recipe.toml", "--ot", "x"], "--out"),
+        (["train", "--otu", "runs/x", "recipe.toml"], "--otu is not an option of isoflop train; did you mean --out?"),
         (["fit", "t.csv", "--lw", "surface"], "--law"),
         (["fit", "t.csv", "--law", "surfce"], "surface"),
         (["trian", "recipe.toml"], "train"),
@@ -345,11 +309,8 @@ def test_laws_that_are_not_there_or_not_laws_are_refused(refused, tmp_path):
         (["zzz"], "isoflop --help lists"),
     ],
 )
-def test_a_mistyped_option_or_command_is_refused_with_what_there_is(capsys, arguments, suggestion):
-    with pytest.raises(SystemExit) as stopped:
-        cli.main(arguments)
-    captured = capsys.readouterr()
-    assert stopped.value.code == 2 and suggestion in captured.err + captured.out
+def test_a_mistyped_option_or_command_is_refused_with_what_there_is(refused, arguments, suggestion):
+    assert suggestion in refused(*arguments)
 
 
 def test_a_disk_error_outside_a_checkpoint_is_one_message_too(refused, files, tmp_path, tiny_tree, monkeypatch):
@@ -425,8 +386,7 @@ def test_a_dry_run_counts_and_touches_nothing(files, tmp_path, tiny_tree, capsys
 
 
 def test_a_dry_ladder_states_runs_flops_and_saving_and_writes_nothing(files, tmp_path, tiny_tokens, capsys):
-    found, recipe = tmp_path / "found.json", files("sweep.toml", sweep_recipe(tiny_tokens))
-    out = tmp_path / "out"
+    found, recipe, out = tmp_path / "found.json", files("sweep.toml", sweep_recipe(tiny_tokens)), tmp_path / "out"
     cli.main(["ladder", str(recipe), "--dry-run", "--no-calibrate", "--out", str(out), "--json", str(found)])
     summary = json.loads(found.read_text(encoding="utf-8"))["summary"]
     assert summary["n_runs"] == 6 and summary["saving"] > 1 and not out.exists()
@@ -461,12 +421,6 @@ def test_scoring_needs_a_prediction_made_before_the_run(refused, tmp_path, tiny_
     assert "that is no prediction" in refused("score", tmp_path / "run")
     write_json(tmp_path / "run" / "result.json", {"status": "diverged"})
     assert "ended as diverged" in refused("score", tmp_path / "run")
-
-
-def test_an_unknown_option_is_named_and_not_the_recipe_that_follows_it(refused):
-    message = refused("train", "--otu", "runs/x", "recipe.toml")
-    assert "--otu is not an option of isoflop train; did you mean --out?" in message
-    assert "isoflop fit --help" in refused("fit", "--zzz=1", "records.jsonl")
 
 
 def test_an_output_never_replaces_what_the_command_reads(refused, tmp_path):
