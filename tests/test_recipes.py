@@ -1,7 +1,6 @@
 """Every recipe in the repository is a test: it loads with its schema, says what it is, and runs where that is cheap."""
 
 import dataclasses
-import tomllib
 import typing
 from pathlib import Path
 
@@ -10,13 +9,8 @@ from places import ROOT
 
 import isoflop
 from isoflop.alignment.demo import DemoRecipe
-from isoflop.alignment.recipe import DpoRecipe, RewardRecipe, SftRecipe
 from isoflop.alignment.recipe import check as check_align
-from isoflop.corpus.recipe import CorpusRecipe
-from isoflop.evaluation.judge.recipe import JudgeRecipe
-from isoflop.evaluation.recipe import EvalRecipe
-from isoflop.imaging.config import ImagingRecipe
-from isoflop.imaging.sweep import ImagingSweep
+from isoflop.keys import KINDS, kind_of, recipe_of
 from isoflop.model.accounting import count_parameters
 from isoflop.optics.camera import CameraSection
 from isoflop.optics.config import CoreConfig
@@ -32,46 +26,7 @@ from isoflop.training.pretrain.recipe import DataSection, PretrainRecipe, check
 from isoflop.training.pretrain.workload import run_pretrain
 
 FILES = sorted([*(ROOT / "recipes").rglob("*.toml"), *(Path(isoflop.__file__).parent / "presets").rglob("*.toml")])
-SCHEMAS = {
-    "corpus": CorpusRecipe,
-    "tokens": TokensRecipe,
-    "sweep": LadderRecipe,
-    "pretrain": PretrainRecipe,
-    "extend": ExtendRecipe,
-    "imaging": ImagingRecipe,
-    "imaging sweep": ImagingSweep,
-    "optics": CoreConfig,
-    "sft": SftRecipe,
-    "dpo": DpoRecipe,
-    "reward": RewardRecipe,
-    "align demo": DemoRecipe,
-    "eval": EvalRecipe,
-    "judge": JudgeRecipe,
-}
-
-
-ALIGN_MARKS = {"talks": "align demo", "dpo": "dpo", "reward": "reward"}
-
-
-def kind_of(path: Path) -> str:
-    """By folder; study recipes and presets by the sections they have."""
-    if path.parent.name in SCHEMAS and path.stem != "judge":
-        return path.parent.name
-    keys = tomllib.loads(path.read_text(encoding="utf-8")).keys()
-    if path.parent.name == "align" or path.stem.startswith("align"):
-        return next((kind for mark, kind in ALIGN_MARKS.items() if mark in keys), "sft")
-    marks = {
-        "tokenizer": "tokens",
-        "medium": "imaging sweep",
-        "ladder": "sweep",
-        "extend": "extend",
-        "train": "pretrain",
-        "sources": "corpus",
-        "environment": "corpus",
-        "judge": "judge",
-        "tasks": "eval",
-    }
-    return next(kind for mark, kind in marks.items() if mark in keys)
+SCHEMAS = {kind.replace("_", " "): recipe_of(kind) for kind in KINDS}
 
 
 def label(path: Path) -> str:
@@ -120,7 +75,7 @@ def test_every_number_of_every_recipe_has_a_range():
 
 
 def test_every_kind_of_recipe_is_there():
-    assert {kind_of(path) for path in FILES} == set(SCHEMAS)
+    assert {kind_of(path) for path in FILES} == set(KINDS)
     assert {label(path) for path in FILES} >= {
         "pretrain/deepseek-7b",
         "pretrain/deepseek-67b",
@@ -131,7 +86,7 @@ def test_every_kind_of_recipe_is_there():
 
 @pytest.mark.parametrize("path", FILES, ids=label)
 def test_a_recipe_loads_with_its_schema_and_its_header_says_what_it_is_for(path):
-    load_recipe(path, SCHEMAS[kind_of(path)])
+    load_recipe(path, recipe_of(kind_of(path)))
     text = path.read_text(encoding="utf-8")
     header = [line for line in text.split("\n\n")[0].splitlines() if line.startswith("#")]
     assert header, "a recipe starts with a comment: what it is, the command, the hardware, what to expect"
@@ -240,7 +195,7 @@ def test_a_tokens_recipe_runs_when_made_small(path, tmp_path, tiny_corpus):
 
 @pytest.mark.parametrize("path", [p for kind in ("sft", "dpo", "reward") for p in of_kind(kind)], ids=label)
 def test_align_recipes_are_consistent(path: Path) -> None:
-    check_align(load_recipe(path, SCHEMAS[kind_of(path)]))
+    check_align(load_recipe(path, recipe_of(kind_of(path))))
 
 
 def test_the_align_demo_is_the_one_that_ships() -> None:
