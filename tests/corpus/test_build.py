@@ -1,5 +1,6 @@
 import json
 import random
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +26,15 @@ SHARED = ROOT.parent / "shared" / "data" / "pretrain"
 def _text(generator: random.Random, n_words: int = 200) -> str:
     words = ["".join(generator.choices("abcdefgh", k=5)) for _ in range(n_words)]
     return "\n\n".join("paragraph " + " ".join(words[start : start + 40]) for start in range(0, n_words, 40))
+
+
+def _write(path: Path, texts: Iterable[str], **more: str) -> None:
+    lines = (json.dumps({"text": text, **more}) + "\n" for text in texts)
+    path.write_text("".join(lines), encoding="utf-8")
+
+
+def _train_and_valid(folder: Path) -> tuple[SourceOptions, ...]:
+    return tuple(SourceOptions(path=str(folder / f"{s}.jsonl"), split=s) for s in ("train", "valid"))
 
 
 @pytest.fixture
@@ -98,12 +108,10 @@ def test_pieces_of_a_document_stay_on_one_side(tmp_path: Path) -> None:
 def test_training_text_that_nearly_equals_validation_text_goes(tmp_path: Path) -> None:
     generator = random.Random(3)
     texts = [_text(generator) for _ in range(10)]
-    (tmp_path / "valid.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts[:3]), encoding="utf-8")
+    _write(tmp_path / "valid.jsonl", texts[:3])
     quoting = texts[2][: len(texts[2]) // 2] + "\n\n" + texts[9]
-    train = [texts[0], texts[1] + " more", quoting, *texts[3:9]]
-    (tmp_path / "train.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in train), encoding="utf-8")
-    sources = tuple(SourceOptions(path=str(tmp_path / f"{s}.jsonl"), split=s) for s in ("train", "valid"))
-    manifest = build_corpus(CorpusRecipe(sources=sources), tmp_path / "corpus")
+    _write(tmp_path / "train.jsonl", [texts[0], texts[1] + " more", quoting, *texts[3:9]])
+    manifest = build_corpus(CorpusRecipe(sources=_train_and_valid(tmp_path)), tmp_path / "corpus")
     assert {item["split"]: item["n_documents"] for item in manifest["files"]} == {"train": 6, "valid": 3}
     assert manifest["duplicates"]["exact"] + manifest["duplicates"]["near"] == 2
     assert manifest["duplicates"]["train_quotes_valid"] == 1
@@ -189,8 +197,7 @@ def test_families_of_rules_and_decontamination_drop_by_domain_and_given_validati
     (tmp_path / "quiz.jsonl").write_text(json.dumps({"question": question}) + "\n", encoding="utf-8")
     files = {"web": pages, "books": [*texts[21:], question * 2], "outside": [question, "word " * 400]}
     for name, found in files.items():
-        lines = "".join(json.dumps({"text": text, "lang": "en"}) + "\n" for text in found)
-        (tmp_path / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+        _write(tmp_path / f"{name}.jsonl", found, lang="en")
     sources = tuple(
         SourceOptions(path=str(tmp_path / f"{n}.jsonl"), domain=n, split="valid" if n == "outside" else "train")
         for n in files
@@ -218,10 +225,9 @@ def test_families_of_rules_and_decontamination_drop_by_domain_and_given_validati
 
 def test_a_sample_takes_its_share_of_training_and_all_of_validation(tmp_path: Path) -> None:
     generator = random.Random(9)
-    for name in ("train", "valid"):
-        lines = "".join(json.dumps({"text": _text(generator)}) + "\n" for _ in range(200 if name == "train" else 20))
-        (tmp_path / f"{name}.jsonl").write_text(lines, encoding="utf-8")
-    sources = tuple(SourceOptions(path=str(tmp_path / f"{s}.jsonl"), split=s) for s in ("train", "valid"))
+    for name, n in (("train", 200), ("valid", 20)):
+        _write(tmp_path / f"{name}.jsonl", [_text(generator) for _ in range(n)])
+    sources = _train_and_valid(tmp_path)
     whole = build_corpus(CorpusRecipe(sources=sources), tmp_path / "whole")
     small = build_corpus(CorpusRecipe(sources=sources, sample=0.25), tmp_path / "small")
     count = {item["split"]: item["n_documents"] for item in small["files"]}

@@ -1,6 +1,7 @@
 import json
 import random
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -112,12 +113,8 @@ def test_many_addresses_without_an_end_are_masked_in_linear_time() -> None:
 
 def test_offensive_words_are_masked_where_few_and_drop_the_document_where_many(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("# comment\nbad word\nugly\n\u574f\u8bcd\n", encoding="utf-8")
-    options = FilterOptions(
-        gopher_quality=OFF.gopher_quality,
-        gopher_repetition=OFF.gopher_repetition,
-        fineweb=OFF.fineweb,
-        toxicity=ToxicityOptions(enabled=True, word_files=(str(tmp_path / "list.txt"),), max_per_thousand=30),
-    )
+    files = (str(tmp_path / "list.txt"),)
+    options = replace(OFF, toxicity=ToxicityOptions(enabled=True, word_files=files, max_per_thousand=30))
     models = load_models(options, tmp_path)
     rows = _rows(
         ("prose", "en", GOOD + " A Bad Word, uglyness."),
@@ -167,10 +164,8 @@ def test_models_are_trained_on_seeds_and_judge_the_rest(tmp_path: Path) -> None:
     documents = [("math", "en", shuffled(MATH)) for _ in range(60)] + [("web", "en", shuffled(GOOD)) for _ in range(60)]
     documents += [("web", "en", shuffled(MATH)) for _ in range(10)]
     rows = _rows(*documents)
-    options = FilterOptions(
-        gopher_quality=OFF.gopher_quality,
-        gopher_repetition=OFF.gopher_repetition,
-        fineweb=OFF.fineweb,
+    options = replace(
+        OFF,
         quality=QualityOptions(enabled=True, seed_domains=("math",), min_score=0.4),
         perplexity=PerplexityOptions(enabled=True, seed_domains=("math",), drop_share=0.5),
     )
@@ -204,12 +199,7 @@ def test_documents_that_hold_a_benchmark_go_and_are_reported_by_benchmark(tmp_pa
             BenchmarkOptions("zh", str(tmp_path / "zh.jsonl")),
         )
     )
-    options = FilterOptions(
-        gopher_quality=OFF.gopher_quality,
-        gopher_repetition=OFF.gopher_repetition,
-        fineweb=OFF.fineweb,
-        decontaminate=asked,
-    )
+    options = replace(OFF, decontaminate=asked)
     models = load_models(options, tmp_path)
     assert models.benchmarks is not None
     words = question.split()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import zstandard
-from reading import read
+from reading import read, write_parquet
 
 from isoflop.corpus.document import SourceOptions
 from isoflop.corpus.read.bytes import ReadLimits
@@ -67,9 +67,7 @@ def test_not_compressed_at_all_is_read_as_it_is_or_one_bad_record(tmp_path: Path
 
 
 def test_parquet_is_read_by_column(tmp_path: Path) -> None:
-    pyarrow = pytest.importorskip("pyarrow", reason="Parquet needs the corpus extra")
-    parquet = pytest.importorskip("pyarrow.parquet")
-    parquet.write_table(pyarrow.table({"body": ["one", None, "three"]}), tmp_path / "a.parquet")
+    write_parquet(tmp_path / "a.parquet", {"body": ["one", None, "three"]})
     (tmp_path / "b.parquet").write_bytes(b"not parquet")
     documents, bad = read(tmp_path, text_key="body")
     assert [item.text for item in documents] == ["one", "three"]
@@ -194,12 +192,10 @@ def test_failing_disk_is_named_and_the_next_fileread(tmp_path: Path, monkeypatch
 
 
 def test_parquet_cells_and_row_groups_that_are_too_long_are_set_aside(tmp_path: Path) -> None:
-    pyarrow = pytest.importorskip("pyarrow", reason="Parquet needs the corpus extra")
-    parquet = pytest.importorskip("pyarrow.parquet")
     cells = ["good", "x" * 300_000, "fine\0", "last"]
-    parquet.write_table(pyarrow.table({"text": cells, "lang": ["en"] * 4}), tmp_path / "a.parquet")
-    bomb = pyarrow.table({"text": ["y" * 90_000_000] * 3})
-    parquet.write_table(bomb, tmp_path / "b.parquet", compression="zstd", use_dictionary=False)
+    write_parquet(tmp_path / "a.parquet", {"text": cells, "lang": ["en"] * 4})
+    bomb = {"text": ["y" * 90_000_000] * 3}
+    write_parquet(tmp_path / "b.parquet", bomb, compression="zstd", use_dictionary=False)
     documents, bad = read(tmp_path, limits=ReadLimits(max_record_mb=0.1))
     assert [(item.id, item.lang) for item in documents] == [(f"s/a.parquet:{i}", "en") for i in (1, 3, 4)]
     assert next((item.origin, item.n_bytes) for item in bad) == ("s/a.parquet:2", 300_000)
