@@ -26,6 +26,7 @@ import numpy as np
 from isoflop.corpus.blocks import blocks
 from isoflop.corpus.read.sources import read_texts
 from isoflop.corpus.tables.output_folder import new_folder, read_manifest
+from isoflop.corpus.tables.stages import Progress
 from isoflop.errors import DataError
 from isoflop.recipe import NotNegativeInt, Positive, PositiveInt, Processes, to_tree, write_json
 from isoflop.run import file_sha256
@@ -39,9 +40,6 @@ log = logging.getLogger(__name__)
 
 CHUNK_CHARS = 1_000_000  # assumption: a fraction of a second of work
 PARALLEL_FROM_BYTES = 10_000_000  # assumption: below this, starting processes costs more than it saves
-
-Progress = Callable[[str, int, int], None]
-"""on_progress(what, done, total): bytes of text done and to do."""
 
 
 @dataclass(frozen=True)

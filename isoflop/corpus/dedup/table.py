@@ -26,14 +26,12 @@ from isoflop.corpus.dedup import passages as dedup_passages
 from isoflop.corpus.dedup.job import Dump, Job, Run, Threads, column, row_of
 from isoflop.corpus.dedup.options import DedupOptions, check_options
 from isoflop.corpus.tables.partitions import finish, open_table, partition_path, write_partition
+from isoflop.corpus.tables.stages import Progress
 from isoflop.errors import DataError
 from isoflop.recipe import to_tree, write_json
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-Progress = Callable[[str, int, int], None]
-"""on_progress(phase, done, total): tasks."""
 
 
 def deduplicate_table(

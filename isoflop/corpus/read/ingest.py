@@ -95,19 +95,13 @@ def find_inputs(
 def read_tasks(files: list[InputFile], folder: Path, options: ReadOptions) -> list[Task]:
     """Files shared out to tasks of a few MB, each named after its files."""
     tasks, group, size = [], [], 0
-
-    def flush() -> None:
-        name = fingerprint([item.id for item in group])
-        tasks.append(Task(name, (list(group), folder, name, options), sum(item.n_bytes for item in group)))
-
     for item in files:
         group.append(item)
         size += item.n_bytes
-        if size >= TASK_BYTES:
-            flush()
+        if size >= TASK_BYTES or item is files[-1]:
+            name = fingerprint([one.id for one in group])
+            tasks.append(Task(name, (group, folder, name, options), size))
             group, size = [], 0
-    if group:
-        flush()
     return tasks
 
 

@@ -34,7 +34,7 @@ from isoflop.run import cores
 log = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]
-"""on_progress(what, done, total): bytes."""
+"""on_progress(what, done, total): bytes; of deduplication, tasks."""
 
 Engine = Literal["native", "ray"]
 FORMAT = 1
