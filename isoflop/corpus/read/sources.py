@@ -51,8 +51,8 @@ def find_files(source: SourceOptions, on_bad: OnBad | None = None) -> list[Path]
         return [root]
     if not root.is_dir():
         raise DataError(f"sources.path = {source.path!r} does not exist; give a file or a folder with text")
-    found, bad = [], []
-    _walk(root, root, source.label, {_identity(root)}, found, bad)
+    found, bad, status = [], [], root.stat()
+    _walk(root, root, source.label, {(status.st_dev, status.st_ino)}, found, bad)
     known = [path for path in found if kind_of(path)]
     left_out = [path for path in found if not kind_of(path)]
     if not known:
@@ -312,8 +312,3 @@ def _walk(
             found.append(path)
         elif kind_of(path):
             bad.append(BadRecord(origin, "not a regular file (pipe, socket or device)"))
-
-
-def _identity(path: Path) -> tuple[int, int]:
-    status = path.stat()
-    return status.st_dev, status.st_ino
