@@ -87,12 +87,9 @@ def scientific(value: Any, digits: int = 2) -> str:
 
 def interval(ends: Any, digits: int = 4) -> str:
     """1.23 to 1.45; a dash where an end is not known."""
-    low, high = ends
-    return (
-        DASH
-        if number(low) is None or number(high) is None
-        else Markup(" to ").join(decimal(end, digits) for end in ends)
-    )
+    if any(number(end) is None for end in ends):
+        return DASH
+    return Markup(" to ").join(decimal(end, digits) for end in ends)
 
 
 def pair(values: Any, digits: int = 4) -> str:

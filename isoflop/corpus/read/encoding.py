@@ -40,16 +40,15 @@ def decode_text(data: bytes, declared: str = "") -> Decoded:
     for mark, encoding in MARKS:
         if data.startswith(mark):
             return _decode_marked(data[len(mark) :], encoding)
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as problem:
-        return _decode_other(data, declared, problem)
     n_zero = data.count(0)
     if n_zero * 5 > len(data):  # UTF-16 of Latin text is valid UTF-8 with zeros
         return _decode_zeros(data)
     if n_zero:
         raise NotText(f"binary: {n_zero} NUL bytes")
-    return Decoded(text, "utf-8")
+    try:
+        return Decoded(data.decode("utf-8"), "utf-8")
+    except UnicodeDecodeError as problem:
+        return _decode_other(data, declared, problem)
 
 
 def _decode_marked(data: bytes, encoding: str) -> Decoded:
@@ -75,10 +74,6 @@ def _decode_zeros(data: bytes) -> Decoded:
 
 
 def _decode_other(data: bytes, declared: str, problem: UnicodeDecodeError) -> Decoded:
-    if data.count(0) * 5 > len(data):
-        return _decode_zeros(data)
-    if data.count(0):
-        raise NotText(f"binary: {data.count(0)} NUL bytes")
     repaired = data.decode("utf-8", "replace")
     n_bad = repaired.count("\ufffd") - data.count(b"\xef\xbf\xbd")
     n_good = len(repaired) - len(repaired.encode("ascii", "ignore")) - n_bad
