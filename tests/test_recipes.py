@@ -27,6 +27,14 @@ from isoflop.training.pretrain.workload import run_pretrain
 
 FILES = sorted([*(ROOT / "recipes").rglob("*.toml"), *(Path(isoflop.__file__).parent / "presets").rglob("*.toml")])
 SCHEMAS = {kind.replace("_", " "): recipe_of(kind) for kind in KINDS}
+SMALL = {
+    "data.weights": "{}",
+    "train.precision": "float32",
+    "train.device": "cpu",
+    "train.threads": 1,
+    "validate.max_tokens": 256,
+}
+"""What makes a recipe of a run one of seconds, with a small model and few tokens."""
 
 
 def label(path: Path) -> str:
@@ -99,30 +107,14 @@ def test_a_recipe_loads_with_its_schema_and_its_header_says_what_it_is_for(path)
 
 
 @pytest.mark.parametrize("path", of_kind("pretrain"), ids=label)
-def test_a_pretrain_recipe_keeps_its_rules_and_runs_when_made_small(path, tmp_path, tiny_tokens):
+def test_a_pretrain_recipe_keeps_its_rules_and_runs_when_made_small(path, tmp_path, tiny_tree):
     recipe = load_recipe(path, PretrainRecipe)
     check(recipe)
     if path.parent.name == "pretrain":  # those of studies may be small
         assert recipe.n_steps() > 1000 and count_parameters(recipe.model).n_params_total > 1e8
-    small = {
-        "model.n_layers": 1,
-        "model.d_model": 8,
-        "model.n_heads": 2,
-        "model.n_kv_heads": 2,
-        "model.d_head": 4,
-        "model.d_ff": 16,
-        "model.vocab_size": 512,
-        "model.seq_len": 16,
-        "data.tokens": f'"{tiny_tokens}"',
-        "data.weights": "{}",
-        "train.n_tokens": 128,
-        "train.batch_tokens": 32,
-        "train.warmup_steps": 2,
-        "train.precision": "float32",
-        "train.device": "cpu",
-        "train.threads": 1,
-        "validate.max_tokens": 256,
-    }
+    small = SMALL | {f"model.{key}": value for key, value in tiny_tree["model"].items()}
+    small |= {"data.tokens": f'"{tiny_tree["data"]["tokens"]}"'}
+    small |= {"train.n_tokens": 128, "train.batch_tokens": 32, "train.warmup_steps": 2}
     if recipe.model.latent is not None:
         small |= {f"model.latent.{name}": 2 for name in ("d_nope", "d_rope", "d_value")}
         small |= {"model.latent.d_kv_latent": 4, "model.latent.d_q_latent": 4 if recipe.model.latent.d_q_latent else 0}
@@ -139,20 +131,9 @@ def test_an_extend_recipe_runs_when_made_small(path, tmp_path, tiny_recipe):
     experts = {"n_layers": 2, "mtp_depth": 1, "experts": {"n_experts": 4, "n_active": 2, "d_expert": 8}}
     base = tiny_recipe(train={"n_tokens": 64}, model=experts if "deepseek-v3" in path.stem else {})
     run_pretrain(base, tmp_path / "short")
-    small = {
-        "extend.run": f'"{tmp_path / "short"}"',
-        "extend.seq_len": 64,
-        "extend.factor": 0,
-        "data.tokens": '""',  # those of the run
-        "data.weights": "{}",
-        "train.n_tokens": 256,
-        "train.batch_tokens": 128,
-        "train.micro_batch": 1,
-        "train.precision": "float32",
-        "train.device": "cpu",
-        "train.threads": 1,
-        "validate.max_tokens": 256,
-    }
+    small = SMALL | {"extend.run": f'"{tmp_path / "short"}"', "extend.seq_len": 64, "extend.factor": 0}
+    small |= {"data.tokens": '""'}  # those of the run
+    small |= {"train.n_tokens": 256, "train.batch_tokens": 128, "train.micro_batch": 1}
     made = extension(load_recipe(path, ExtendRecipe, [f"{key}={value}" for key, value in small.items()]))
     result = run_pretrain(made, tmp_path / "long")
     assert (result["status"], result["step"]) == ("finished", 2) and made.model.seq_len == 64
