@@ -60,21 +60,11 @@ def choose_exact(job: Job, bucket: int) -> None:
     write_drops(path, read_split(job.paths_of_all("exact/run.arrow"), bucket), ("high", "low"), job)
 
 
-def exact_drops(job: Job, partition: int) -> "pa.Table":
-    """Dropped documents of a partition: (document, survivor, survivor_origin), by document."""
-    return read_split(job.paths("exact/drop.arrow"), partition, ["document"])
-
-
 def distinct_rows(job: Job, partition: int, n_rows: int) -> np.ndarray:
     """Rows of a partition that are not exact duplicates, ascending."""
     keep = np.ones(n_rows, bool)
-    keep[row_of(column(exact_drops(job, partition), "document"))] = False
+    keep[row_of(column(job.drops("exact", partition), "document"))] = False
     return np.flatnonzero(keep)
-
-
-def text_lengths(job: Job, partition: int) -> np.ndarray:
-    """UTF-8 bytes of each text of a partition, int64 (n,)."""
-    return np.load(job.path("exact/lengths.npy", partition))
 
 
 def write_drops(path: Path, rows: "pa.Table", group: tuple[str, ...], job: Job) -> None:

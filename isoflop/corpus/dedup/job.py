@@ -90,6 +90,10 @@ class Job:
         rank = column(rows, "priority") if "priority" in names else np.zeros(rows.num_rows)
         return rows, rank.astype(np.int64)
 
+    def drops(self, search: str, partition: int) -> "pa.Table":
+        """What "exact" or "near" drops of a partition: (document, survivor, survivor_origin), by document."""
+        return read_split(self.paths(f"{search}/drop.arrow"), partition, ["document"])
+
     def names(self, partition: int, *, dump: int = -1) -> list[str]:
         import pyarrow.parquet as pq
 

@@ -10,7 +10,6 @@ Source: Broder 1997; Leskovec, Rajaraman, Ullman, Mining of Massive Datasets, ch
 
 import logging
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -30,9 +29,6 @@ from isoflop.corpus.dedup.job import (
 )
 from isoflop.corpus.dedup.words import minhash, mix, shingle_sets, spaced
 from isoflop.corpus.tables.partitions import replacing
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 log = logging.getLogger(__name__)
 
@@ -249,18 +245,13 @@ def choose_near(job: Job, bucket: int) -> None:
     write_drops(path, read_split(job.paths_of_parts("near/members.arrow"), bucket), ("root",), job)
 
 
-def near_drops(job: Job, partition: int) -> "pa.Table":
-    """Dropped documents of a partition: (document, survivor, survivor_origin), by document."""
-    return read_split(job.paths("near/drop.arrow"), partition, ["document"])
-
-
 def kept_rows(job: Job, partition: int) -> np.ndarray:
     """Rows of a partition that neither search drops, ascending."""
     rows, _ = job.ranked(partition)
     kept = distinct_rows(job, partition, rows.num_rows)
     if not job.options.near:
         return kept
-    return np.setdiff1d(kept, row_of(column(near_drops(job, partition), "document")))
+    return np.setdiff1d(kept, row_of(column(job.drops("near", partition), "document")))
 
 
 def _earlier_clusters(job: Job) -> np.ndarray:
