@@ -12,16 +12,19 @@ import contextlib
 import json
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from isoflop.corpus.document import BadRecord, Document, OnBad, SourceOptions
 from isoflop.corpus.read.bytes import COMPRESSED_SUFFIXES, ByteStream, ReadLimits, as_utf8, open_bytes, split_lines
-from isoflop.corpus.read.code import LANGUAGES
+from isoflop.corpus.read.code import LANGUAGES, licence_of, programming_language
 from isoflop.corpus.read.compressed import BrokenStream
 from isoflop.corpus.read.encoding import NotText, decode_text, is_encodable
+from isoflop.corpus.read.tables import read_arrow, read_parquet
+from isoflop.corpus.read.values import Records, read_csv, read_json
+from isoflop.corpus.read.web import read_html, read_warc
 from isoflop.errors import DataError
 
 Kind = Literal["jsonl", "json", "csv", "parquet", "arrow", "html", "warc", "code", "text"]
@@ -86,27 +89,15 @@ def read_file(path: Path, origin: str, source: SourceOptions, on_bad: OnBad) -> 
     try:
         kind = kind_of(path) or kind_by_content(path, source.limits)
         if kind in ("parquet", "arrow"):
-            from isoflop.corpus.read.tables import read_arrow, read_parquet
-
             records = (read_parquet if kind == "parquet" else read_arrow)(path, origin, source, on_bad)
             yield from _documents(records, source, on_bad)
             return
         with open_bytes(path, source.limits) as stream:
-            if kind == "jsonl":
-                yield from _documents(_json_records(as_utf8(stream), origin, source, on_bad), source, on_bad)
-            elif kind in ("json", "csv"):
-                from isoflop.corpus.read.values import read_csv, read_json
-
-                records = (read_json if kind == "json" else read_csv)(as_utf8(stream), origin, source, on_bad)
-                yield from _documents(records, source, on_bad)
-            elif kind == "warc":
-                from isoflop.corpus.read.web import read_warc
-
-                yield from read_warc(stream, origin, source, on_bad)
-            elif kind == "html":
-                from isoflop.corpus.read.web import read_html
-
-                yield from read_html(stream, origin, source, on_bad)
+            if kind in ("jsonl", "json", "csv"):
+                read = {"jsonl": _json_records, "json": read_json, "csv": read_csv}[kind]
+                yield from _documents(read(as_utf8(stream), origin, source, on_bad), source, on_bad)
+            elif kind in ("html", "warc"):
+                yield from (read_html if kind == "html" else read_warc)(stream, origin, source, on_bad)
             else:
                 yield from _text_documents(stream, path, origin, source, on_bad)
     except OSError as error:
@@ -181,7 +172,7 @@ def read_texts(path: Path) -> Iterator[str]:
             yield json.loads(line.data or b"")["text"]
 
 
-def _documents(records: Iterable[tuple[str, dict[str, Any]]], source: SourceOptions, on_bad: OnBad):
+def _documents(records: Records, source: SourceOptions, on_bad: OnBad) -> Iterator[Document]:
     for where, record in records:
         text = record.get(source.text_key)
         if not isinstance(text, str) or not text.strip():
@@ -195,9 +186,7 @@ def _documents(records: Iterable[tuple[str, dict[str, Any]]], source: SourceOpti
             yield Document(where, text, source.domain, where, str(licence), str(lang))
 
 
-def _json_records(
-    stream: ByteStream, origin: str, source: SourceOptions, on_bad: OnBad
-) -> Iterator[tuple[str, dict[str, Any]]]:
+def _json_records(stream: ByteStream, origin: str, source: SourceOptions, on_bad: OnBad) -> Records:
     number, limit = 0, source.limits
     for line in split_lines(stream, limit.max_record_bytes):
         if isinstance(line, BrokenStream):
@@ -227,8 +216,6 @@ def _text_documents(
     stream: ByteStream, path: Path, origin: str, source: SourceOptions, on_bad: OnBad
 ) -> Iterator[Document]:
     """Text, Markdown or code: one document, or pieces cut at line ends where the file is longer than a record."""
-    from isoflop.corpus.read.code import licence_of, programming_language
-
     lang = programming_language(path)
     licence = source.license
     for number, (data, problem, n_lost) in enumerate(_pieces(stream, source.limits)):
