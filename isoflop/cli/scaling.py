@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -57,7 +57,8 @@ def fit(
     from isoflop.cli.fit_summary import print_law, print_laws
     from isoflop.scaling.fit.run import fit_files, run_fit
 
-    chosen = {"mapping": map, "where": where, "drop_highest_loss": drop_highest_loss, "weights": weights}
+    chosen: dict[str, Any] = {"mapping": map, "where": where, "drop_highest_loss": drop_highest_loss}
+    chosen |= {"weights": weights, "bootstrap": bootstrap, "seed": seed}
     if law == "all":
         refuse_unused(
             "with --law all: name one law, as in --law parabola",
@@ -67,7 +68,7 @@ def fit(
             interpolation=interpolation != "auto",
             group=group != "setting",
         )
-        laws = fit_files(list(tables), **chosen, bootstrap=bootstrap, seed=seed)
+        laws = fit_files(list(tables), **chosen)
         laws.write(out)
         report_found(laws.tree(), json, f"laws in {out}", [])
         print_laws(laws, out, tables)
@@ -81,18 +82,8 @@ def fit(
             base=base if law != "repeated" else "",
             out=out != Path("runs/laws.json"),
         )
-        found = run_fit(
-            list(tables),
-            law,
-            **chosen,
-            bootstrap=bootstrap,
-            seed=seed,
-            interpolation=interpolation,
-            group=group,
-            at_flops=at_flops,
-            form=form,
-            base=base,
-        )
+        chosen |= {"interpolation": interpolation, "group": group, "at_flops": at_flops, "form": form, "base": base}
+        found = run_fit(list(tables), law, **chosen)
         report_found(found, json, f"{law} law of {', '.join(table.name for table in tables)}", [])
         print_law(found)
 
@@ -115,13 +106,8 @@ def predict(
     from isoflop.scaling.plan.forecast import far_beyond, forecast
     from isoflop.scaling.published import load_laws
 
-    sizes = {
-        "n_params": n_params,
-        "flops_per_token": flops_per_token,
-        "n_tokens": n_tokens,
-        "total_flops": budget_flops,
-    }
-    given = {name: value for name, value in sizes.items() if value is not None}
+    sizes = {"n_params": n_params, "flops_per_token": flops_per_token, "n_tokens": n_tokens}
+    given = {name: value for name, value in (sizes | {"total_flops": budget_flops}).items() if value is not None}
     if runs is None:
         refuse_unused("without --runs", map=map)
         if not given:
