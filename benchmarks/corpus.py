@@ -294,7 +294,7 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
     if options.recipe:
         step("stages", build_stages, options.recipe, folder / "corpus", options.workers)
     one, many = folder / "one", folder / "many"
-    if not tables.is_complete(one / "documents"):
+    if not (one / "documents" / "table.json").is_file():
         write_input(one, islice(pretrain_texts(options.text), 0, None, options.every), jsonl=True)
     info = tables.open_table(one / "documents")
     step("input", lambda: {"n_documents": info.n_rows, "n_text_bytes": info.n_text_bytes})
@@ -313,7 +313,7 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
         print(step("times_faster", lambda: {name: round(ratio, 1) for name, ratio in ratios.items()}))
         print(step("survivors", lambda: differences(one, our_drops(one, "candidates"), their_drops(one))), flush=True)
     if options.copies and "similarity_of_copies" not in record:
-        if not tables.is_complete(many / "documents"):
+        if not (many / "documents" / "table.json").is_file():
             shutil.rmtree(many, ignore_errors=True)
             write_input(many, islice(pretrain_texts(options.text), 0, None, options.every), copies=options.copies)
         label = f"compared, {options.copies + 1} times the input"

@@ -39,7 +39,7 @@ from isoflop.corpus.filter.quality import blocks_of, train_classifier
 from isoflop.corpus.filter.rules import BLOCK_CHARS
 from isoflop.corpus.filter.text_block import TextBlock
 from isoflop.corpus.filter.toxicity import ToxicityOptions, load_lexicon, toxicity
-from isoflop.corpus.read.sources import read_source
+from isoflop.corpus.read.sources import read_file
 from isoflop.recipe import write_json
 
 ENGLISH = ("gutenberg_en", "openstax_en", "openstax_math", "math_latex", "misc_en")
@@ -82,7 +82,7 @@ def load(folder: Path, megabytes: float) -> dict[str, list[str]]:
     sets = {}
     for path in sorted(folder.glob("*/docs.jsonl.zst")):
         pieces, size = [], 0
-        for document in read_source(SourceOptions(path=str(path)), lambda bad: None):
+        for document in read_file(path, path.name, SourceOptions(path=str(path)), lambda bad: None):
             for at in range(0, len(document.text), PIECE_CHARS):
                 pieces.append(document.text[at : at + PIECE_CHARS])
                 size += len(pieces[-1].encode())

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from isoflop.errors import DataError, FitError
+from isoflop.errors import DataError, FitError, did_you_mean
 from isoflop.rows import Rows, read_rows
 
 MISSING = {"", "-", "--", "\u2013", "\u2014", "nan", "na", "n/a", "#n/a", "none", "null", "missing"} | {
@@ -124,8 +124,7 @@ def product_of(columns: Mapping[str, np.ndarray], expression: str) -> np.ndarray
         number = as_number(name)
         if number is not None:
             return np.full(len(next(iter(columns.values()), ())), number)
-        close = difflib.get_close_matches(name, columns, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"columns: {', '.join(columns)}"
+        hint = did_you_mean(name, columns, f"columns: {', '.join(columns)}")
         raise FitError(f"--map {expression!r}: there is no column {name!r}; {hint}")
 
     parts = parts_of(columns, expression)

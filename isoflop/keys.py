@@ -82,7 +82,6 @@ class Section(NamedTuple):
 
 
 def recipe_of(kind: str) -> type:
-    """The dataclass of a kind."""
     module, _, name = KINDS[kind].rpartition(".")
     return getattr(import_module(module), name)
 

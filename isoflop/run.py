@@ -31,7 +31,6 @@ def now() -> str:
 
 
 def file_sha256(path: Path) -> str:
-    """Hash of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -39,14 +38,12 @@ def file_sha256(path: Path) -> str:
 def commit() -> str:
     """The commit of the checkout this package runs from, with `+` when it has changes; empty outside a checkout."""
     here = Path(__file__).resolve().parent
+    command = ["git", "describe", "--always", "--exclude=*", "--abbrev=12", "--dirty=+"]  # no tags: hashes alone
     try:
-        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=10)
-        changed = subprocess.run(
-            ["git", "status", "--porcelain", "-uno"], cwd=here, capture_output=True, text=True, timeout=10
-        )
+        found = subprocess.run(command, cwd=here, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    return head.stdout.strip()[:12] + ("+" if changed.stdout.strip() else "") if head.returncode == 0 else ""
+    return found.stdout.strip() if found.returncode == 0 else ""
 
 
 def processor() -> str:

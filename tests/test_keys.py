@@ -196,7 +196,5 @@ def test_the_command_writes_schemas(capsys, tmp_path):
         (["schema"], "isoflop schema needs KIND"),
     ],
 )
-def test_another_name_is_refused_with_the_nearest(arguments, message, capsys):
-    with pytest.raises(SystemExit):
-        main(arguments)
-    assert message in capsys.readouterr().err
+def test_another_name_is_refused_with_the_nearest(arguments, message, refused):
+    assert message in refused(*arguments)

@@ -11,16 +11,12 @@ import pytest
 from places import ROOT
 
 import isoflop
-from isoflop.alignment.recipe import DpoRecipe, RewardRecipe, SftRecipe
 from isoflop.cli import main as cli
 from isoflop.cli.arguments import is_override
-from isoflop.corpus.recipe import CorpusRecipe
 from isoflop.errors import IsoflopError
+from isoflop.keys import COMMANDS, recipe_of
 from isoflop.recipe import load_recipe
 from isoflop.scaling.laws import Surface
-from isoflop.scaling.sweep.ladder import LadderRecipe
-from isoflop.tokens.shards import TokensRecipe
-from isoflop.training.pretrain.extend import ExtendRecipe
 from isoflop.training.pretrain.recipe import PretrainRecipe
 
 NAMES = ("README.md", "CONTRIBUTING.md", "docs/*.md")
@@ -31,19 +27,8 @@ HEADERS = [
     *sorted((Path(isoflop.__file__).parent / "presets").rglob("*.toml")),
 ]
 OPTION = re.compile(r"--[a-z][a-z-]*")
-RECIPES = {
-    "corpus build": CorpusRecipe,
-    "tokens": TokensRecipe,
-    "ladder": LadderRecipe,
-    "sweep": LadderRecipe,
-    "inspect": PretrainRecipe,
-    "train": PretrainRecipe,
-    "extend": ExtendRecipe,
-    "sft": SftRecipe,
-    "dpo": DpoRecipe,
-    "reward": RewardRecipe,
-}
-"""Command -> the recipe that it reads; those of imaging have tests of their own."""
+KIND_READ = {command: kind for kind, command in COMMANDS.items()} | {"ladder": "sweep", "inspect": "pretrain"}
+"""Command -> the kind of recipe that it reads."""
 WORD = r"(?:[^\s'();&,]+(?:'[^']*')?|'[^']*')"
 IN_HEADER = re.compile(rf"(?:# {{3,}}|Command: +|then: |&& )isoflop((?: {WORD})+)")
 """Words of a command in a comment, one blank apart; a comma, a bracket or two blanks end it."""
@@ -115,11 +100,11 @@ def overrides_refused(words: list[str]) -> str:
     """Keys of a complete command that its recipe does not have."""
     recipes = [ROOT / word for word in words if word.startswith("recipes/") and word.endswith(".toml")]
     given = [word for word in words if is_override(word)]
-    schema = RECIPES.get(command_of(words))
-    if not recipes or not given or schema is None:
+    kind = KIND_READ.get(command_of(words))
+    if not recipes or not given or kind is None:
         return ""
     try:
-        load_recipe(recipes[0], schema, given)
+        load_recipe(recipes[0], recipe_of(kind), given)
     except IsoflopError as error:
         return str(error)
     return ""
@@ -165,13 +150,6 @@ def test_every_make_target_exists(path):
     for words in command_lines(path.read_text(encoding="utf-8"), "make"):
         for word in words:
             assert "=" in word or word in targets, f"{path.name}: make {word}: targets are {sorted(targets)}"
-
-
-@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
-def test_every_file_that_a_page_links_to_exists(path):
-    for target in re.findall(r"\]\(([^)#\s]+)\)", path.read_text(encoding="utf-8")):
-        if "://" not in target and not target.startswith("mailto:"):
-            assert (path.parent / target).exists(), f"{path.name} links to {target}"
 
 
 def test_the_parser_of_commands_finds_what_pages_show():

@@ -1,7 +1,6 @@
 """Every recipe in the repository is a test: it loads with its schema, says what it is, and runs where that is cheap."""
 
 import dataclasses
-import tomllib
 import typing
 from pathlib import Path
 
@@ -10,13 +9,8 @@ from places import ROOT
 
 import isoflop
 from isoflop.alignment.demo import DemoRecipe
-from isoflop.alignment.recipe import DpoRecipe, RewardRecipe, SftRecipe
 from isoflop.alignment.recipe import check as check_align
-from isoflop.corpus.recipe import CorpusRecipe
-from isoflop.evaluation.judge.recipe import JudgeRecipe
-from isoflop.evaluation.recipe import EvalRecipe
-from isoflop.imaging.config import ImagingRecipe
-from isoflop.imaging.sweep import ImagingSweep
+from isoflop.keys import KINDS, kind_of, recipe_of
 from isoflop.model.accounting import count_parameters
 from isoflop.optics.camera import CameraSection
 from isoflop.optics.config import CoreConfig
@@ -32,46 +26,15 @@ from isoflop.training.pretrain.recipe import DataSection, PretrainRecipe, check
 from isoflop.training.pretrain.workload import run_pretrain
 
 FILES = sorted([*(ROOT / "recipes").rglob("*.toml"), *(Path(isoflop.__file__).parent / "presets").rglob("*.toml")])
-SCHEMAS = {
-    "corpus": CorpusRecipe,
-    "tokens": TokensRecipe,
-    "sweep": LadderRecipe,
-    "pretrain": PretrainRecipe,
-    "extend": ExtendRecipe,
-    "imaging": ImagingRecipe,
-    "imaging sweep": ImagingSweep,
-    "optics": CoreConfig,
-    "sft": SftRecipe,
-    "dpo": DpoRecipe,
-    "reward": RewardRecipe,
-    "align demo": DemoRecipe,
-    "eval": EvalRecipe,
-    "judge": JudgeRecipe,
+SCHEMAS = {kind.replace("_", " "): recipe_of(kind) for kind in KINDS}
+SMALL = {
+    "data.weights": "{}",
+    "train.precision": "float32",
+    "train.device": "cpu",
+    "train.threads": 1,
+    "validate.max_tokens": 256,
 }
-
-
-ALIGN_MARKS = {"talks": "align demo", "dpo": "dpo", "reward": "reward"}
-
-
-def kind_of(path: Path) -> str:
-    """By folder; study recipes and presets by the sections they have."""
-    if path.parent.name in SCHEMAS and path.stem != "judge":
-        return path.parent.name
-    keys = tomllib.loads(path.read_text(encoding="utf-8")).keys()
-    if path.parent.name == "align" or path.stem.startswith("align"):
-        return next((kind for mark, kind in ALIGN_MARKS.items() if mark in keys), "sft")
-    marks = {
-        "tokenizer": "tokens",
-        "medium": "imaging sweep",
-        "ladder": "sweep",
-        "extend": "extend",
-        "train": "pretrain",
-        "sources": "corpus",
-        "environment": "corpus",
-        "judge": "judge",
-        "tasks": "eval",
-    }
-    return next(kind for mark, kind in marks.items() if mark in keys)
+"""What makes a recipe of a run one of seconds, with a small model and few tokens."""
 
 
 def label(path: Path) -> str:
@@ -120,7 +83,7 @@ def test_every_number_of_every_recipe_has_a_range():
 
 
 def test_every_kind_of_recipe_is_there():
-    assert {kind_of(path) for path in FILES} == set(SCHEMAS)
+    assert {kind_of(path) for path in FILES} == set(KINDS)
     assert {label(path) for path in FILES} >= {
         "pretrain/deepseek-7b",
         "pretrain/deepseek-67b",
@@ -131,7 +94,7 @@ def test_every_kind_of_recipe_is_there():
 
 @pytest.mark.parametrize("path", FILES, ids=label)
 def test_a_recipe_loads_with_its_schema_and_its_header_says_what_it_is_for(path):
-    load_recipe(path, SCHEMAS[kind_of(path)])
+    load_recipe(path, recipe_of(kind_of(path)))
     text = path.read_text(encoding="utf-8")
     header = [line for line in text.split("\n\n")[0].splitlines() if line.startswith("#")]
     assert header, "a recipe starts with a comment: what it is, the command, the hardware, what to expect"
@@ -144,30 +107,14 @@ def test_a_recipe_loads_with_its_schema_and_its_header_says_what_it_is_for(path)
 
 
 @pytest.mark.parametrize("path", of_kind("pretrain"), ids=label)
-def test_a_pretrain_recipe_keeps_its_rules_and_runs_when_made_small(path, tmp_path, tiny_tokens):
+def test_a_pretrain_recipe_keeps_its_rules_and_runs_when_made_small(path, tmp_path, tiny_tree):
     recipe = load_recipe(path, PretrainRecipe)
     check(recipe)
     if path.parent.name == "pretrain":  # those of studies may be small
         assert recipe.n_steps() > 1000 and count_parameters(recipe.model).n_params_total > 1e8
-    small = {
-        "model.n_layers": 1,
-        "model.d_model": 8,
-        "model.n_heads": 2,
-        "model.n_kv_heads": 2,
-        "model.d_head": 4,
-        "model.d_ff": 16,
-        "model.vocab_size": 512,
-        "model.seq_len": 16,
-        "data.tokens": f'"{tiny_tokens}"',
-        "data.weights": "{}",
-        "train.n_tokens": 128,
-        "train.batch_tokens": 32,
-        "train.warmup_steps": 2,
-        "train.precision": "float32",
-        "train.device": "cpu",
-        "train.threads": 1,
-        "validate.max_tokens": 256,
-    }
+    small = SMALL | {f"model.{key}": value for key, value in tiny_tree["model"].items()}
+    small |= {"data.tokens": f'"{tiny_tree["data"]["tokens"]}"'}
+    small |= {"train.n_tokens": 128, "train.batch_tokens": 32, "train.warmup_steps": 2}
     if recipe.model.latent is not None:
         small |= {f"model.latent.{name}": 2 for name in ("d_nope", "d_rope", "d_value")}
         small |= {"model.latent.d_kv_latent": 4, "model.latent.d_q_latent": 4 if recipe.model.latent.d_q_latent else 0}
@@ -184,20 +131,9 @@ def test_an_extend_recipe_runs_when_made_small(path, tmp_path, tiny_recipe):
     experts = {"n_layers": 2, "mtp_depth": 1, "experts": {"n_experts": 4, "n_active": 2, "d_expert": 8}}
     base = tiny_recipe(train={"n_tokens": 64}, model=experts if "deepseek-v3" in path.stem else {})
     run_pretrain(base, tmp_path / "short")
-    small = {
-        "extend.run": f'"{tmp_path / "short"}"',
-        "extend.seq_len": 64,
-        "extend.factor": 0,
-        "data.tokens": '""',  # those of the run
-        "data.weights": "{}",
-        "train.n_tokens": 256,
-        "train.batch_tokens": 128,
-        "train.micro_batch": 1,
-        "train.precision": "float32",
-        "train.device": "cpu",
-        "train.threads": 1,
-        "validate.max_tokens": 256,
-    }
+    small = SMALL | {"extend.run": f'"{tmp_path / "short"}"', "extend.seq_len": 64, "extend.factor": 0}
+    small |= {"data.tokens": '""'}  # those of the run
+    small |= {"train.n_tokens": 256, "train.batch_tokens": 128, "train.micro_batch": 1}
     made = extension(load_recipe(path, ExtendRecipe, [f"{key}={value}" for key, value in small.items()]))
     result = run_pretrain(made, tmp_path / "long")
     assert (result["status"], result["step"]) == ("finished", 2) and made.model.seq_len == 64
@@ -240,7 +176,7 @@ def test_a_tokens_recipe_runs_when_made_small(path, tmp_path, tiny_corpus):
 
 @pytest.mark.parametrize("path", [p for kind in ("sft", "dpo", "reward") for p in of_kind(kind)], ids=label)
 def test_align_recipes_are_consistent(path: Path) -> None:
-    check_align(load_recipe(path, SCHEMAS[kind_of(path)]))
+    check_align(load_recipe(path, recipe_of(kind_of(path))))
 
 
 def test_the_align_demo_is_the_one_that_ships() -> None:

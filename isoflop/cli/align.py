@@ -39,12 +39,7 @@ def sft(
 
 
 def dpo(
-    recipe: Recipe,
-    /,
-    *overrides: Overrides,
-    dry_run: DryRun = False,
-    out: Out = Path("runs/dpo"),
-    json: Json = None,
+    recipe: Recipe, /, *overrides: Overrides, dry_run: DryRun = False, out: Out = Path("runs/dpo"), json: Json = None
 ) -> None:
     """Preference pairs -> a model that prefers the better answer; resumes by itself; Ctrl-C saves and leaves."""
     from isoflop.alignment.dpo import DpoJob, run_dpo
@@ -59,12 +54,7 @@ def dpo(
 
 
 def reward(
-    recipe: Recipe,
-    /,
-    *overrides: Overrides,
-    dry_run: DryRun = False,
-    out: Out = Path("runs/reward"),
-    json: Json = None,
+    recipe: Recipe, /, *overrides: Overrides, dry_run: DryRun = False, out: Out = Path("runs/reward"), json: Json = None
 ) -> None:
     """Preference pairs -> a model that scores answers; resumes by itself; Ctrl-C saves and leaves."""
     from isoflop.alignment.recipe import RewardRecipe

@@ -172,10 +172,3 @@ def shown(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return " .. ".join(shown(item) for item in value)
     return str(value)
-
-
-def corpus_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
-    return [
-        (f"{item['split']} {item['domain']}", f"{item['n_documents']:,} documents, {item['n_bytes']:,} bytes")
-        for item in found["files"]
-    ]

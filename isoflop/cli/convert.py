@@ -43,44 +43,23 @@ def export(
     from isoflop.interop.export_reward import export_reward, is_reward_run
     from isoflop.interop.parity import device_of
 
+    how: dict[str, Any] = {"format": "" if format == "auto" else format, "dtype": dtype, "tokenizer": tokenizer}
     if is_reward_run(run):
         given = {"--adapter": adapter, "--base": base, "--fp8": fp8, "--drop-mtp": drop_mtp, "--step": step is not None}
         if unknown := [name for name, value in {**given, "--shard-mib": shard_mib != 512}.items() if value]:
             raise RecipeError(f"{unknown[0]} has no meaning for a reward model ({run}); leave it out")
-        found = export_reward(
-            run,
-            out,
-            format="" if format == "auto" else format,
-            dtype=dtype,
-            tokenizer=tokenizer,
-            parity=parity,
-            device=device_of(device, parity=parity),
-        )
-        report_found(found, json, f"{found['architecture']} in {out}", list(flat(found)))
-        _judge(found, out / "parity.json")
-        return
-    if adapter:
+        found = export_reward(run, out, **how, parity=parity, device=device_of(device, parity=parity))
+    elif adapter:
         from isoflop.interop.export_peft import export_peft
 
         found = export_peft(run, out, base=base)
         report_found(found, json, f"adapters in {out}", list(flat(found)))
         return
-    if base:
+    elif base:
         raise RecipeError(f"--base {base} has no meaning without --adapter; leave it out")
-    device = device_of(device, parity=parity)
-    found = export_run(
-        run,
-        out,
-        format="" if format == "auto" else format,
-        dtype=dtype,
-        fp8=fp8,
-        shard_mib=shard_mib,
-        drop_mtp=drop_mtp,
-        step=step,
-        tokenizer=tokenizer,
-        parity=parity,
-        device=device,
-    )
+    else:
+        how |= {"fp8": fp8, "shard_mib": shard_mib, "drop_mtp": drop_mtp, "step": step}
+        found = export_run(run, out, **how, parity=parity, device=device_of(device, parity=parity))
     report_found(found, json, f"{found['architecture']} in {out}", list(flat(found)))
     _judge(found, out / "parity.json")
 

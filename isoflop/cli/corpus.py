@@ -6,7 +6,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from isoflop.cli.arguments import Json, Out, Overrides, Recipe, load_recipe
-from isoflop.cli.console import Bar, corpus_rows, report_found
+from isoflop.cli.console import Bar, report_found
 
 
 def corpus_build(recipe: Recipe, /, *overrides: Overrides, out: Out = Path("runs/corpus"), json: Json = None) -> None:
@@ -17,7 +17,11 @@ def corpus_build(recipe: Recipe, /, *overrides: Overrides, out: Out = Path("runs
     with Bar("B") as bar:
         found = build_corpus(load_recipe(recipe, CorpusRecipe, overrides), out, on_progress=bar.stage)
     state = " (was up to date)" if found.get("reused") else f"; report in {out / 'report.html'}"
-    report_found(found, json, f"corpus in {out}{state}", corpus_rows(found))
+    rows = [
+        (f"{item['split']} {item['domain']}", f"{item['n_documents']:,} documents, {item['n_bytes']:,} bytes")
+        for item in found["files"]
+    ]
+    report_found(found, json, f"corpus in {out}{state}", rows)
 
 
 def tokens(

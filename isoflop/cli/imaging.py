@@ -10,13 +10,7 @@ from isoflop.cli.console import Bar, flat, print_table, report_found, stop_on_si
 from isoflop.recipe import Seed
 
 
-def train(
-    recipe: Recipe,
-    /,
-    *overrides: Overrides,
-    out: Out = Path("runs/imaging-train"),
-    json: Json = None,
-) -> None:
+def train(recipe: Recipe, /, *overrides: Overrides, out: Out = Path("runs/imaging-train"), json: Json = None) -> None:
     """Slab, camera, objects, network -> a trained run, scored beside ridge and mean image; resumes by itself."""
     from isoflop.imaging.config import ImagingRecipe
     from isoflop.imaging.reconstruct import run_imaging
@@ -71,10 +65,7 @@ def sweep(
 
 
 def report(
-    study: Annotated[Path, Parameter(metavar="STUDY", help="folder of imaging sweep or demo")],
-    /,
-    *,
-    json: Json = None,
+    study: Annotated[Path, Parameter(metavar="STUDY", help="folder of imaging sweep or demo")], /, *, json: Json = None
 ) -> None:
     """Records and galleries of a study -> one HTML page and its figures."""
     from isoflop.imaging.report import write_report

@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -10,15 +10,7 @@ from isoflop.cli.arguments import Json, Out, Writes, refuse_unused, require_writ
 from isoflop.cli.console import Bar, flat, print_warnings, report_found, say, stop_on_signal
 from isoflop.cli.sweep import planned_ladder
 from isoflop.errors import PlanError, RecipeError
-from isoflop.recipe import (
-    NotNegative,
-    NotNegativeInt,
-    Positive,
-    PositiveInt,
-    Processes,
-    Range,
-    Seed,
-)
+from isoflop.recipe import NotNegative, NotNegativeInt, Positive, PositiveInt, Processes, Range, Seed
 
 SameHeldOut = Annotated[bool, Parameter(help="vouch for one held-out text where laws do not say which", negative=())]
 
@@ -38,8 +30,7 @@ def fit(
         ),
     ] = "",
     where: Annotated[
-        tuple[str, ...],
-        Parameter(metavar="COLUMN(=|<|>)VALUE", help="keep these rows; repeat to narrow"),
+        tuple[str, ...], Parameter(metavar="COLUMN(=|<|>)VALUE", help="keep these rows; repeat to narrow")
     ] = (),
     drop_highest_loss: Annotated[NotNegativeInt, Parameter(help="runs of highest loss to leave out")] = 0,
     weights: Annotated[str, Parameter(metavar="COLUMN", help="weights; a column *_std weights by 1/std^2")] = "",
@@ -66,7 +57,8 @@ def fit(
     from isoflop.cli.fit_summary import print_law, print_laws
     from isoflop.scaling.fit.run import fit_files, run_fit
 
-    chosen = {"mapping": map, "where": where, "drop_highest_loss": drop_highest_loss, "weights": weights}
+    chosen: dict[str, Any] = {"mapping": map, "where": where, "drop_highest_loss": drop_highest_loss}
+    chosen |= {"weights": weights, "bootstrap": bootstrap, "seed": seed}
     if law == "all":
         refuse_unused(
             "with --law all: name one law, as in --law parabola",
@@ -77,7 +69,7 @@ def fit(
             group=group != "setting",
         )
         require_writable("--out", out, ".json")  # of options that are not given nothing is checked yet
-        laws = fit_files(list(tables), **chosen, bootstrap=bootstrap, seed=seed)
+        laws = fit_files(list(tables), **chosen)
         laws.write(out)
         report_found(laws.tree(), json, f"laws in {out}", [])
         print_laws(laws, out, tables)
@@ -91,18 +83,8 @@ def fit(
             base=base if law != "repeated" else "",
             out=out != Path("runs/laws.json"),
         )
-        found = run_fit(
-            list(tables),
-            law,
-            **chosen,
-            bootstrap=bootstrap,
-            seed=seed,
-            interpolation=interpolation,
-            group=group,
-            at_flops=at_flops,
-            form=form,
-            base=base,
-        )
+        chosen |= {"interpolation": interpolation, "group": group, "at_flops": at_flops, "form": form, "base": base}
+        found = run_fit(list(tables), law, **chosen)
         report_found(found, json, f"{law} law of {', '.join(table.name for table in tables)}", [])
         print_law(found)
 
@@ -125,13 +107,8 @@ def predict(
     from isoflop.scaling.plan.forecast import far_beyond, forecast
     from isoflop.scaling.published import load_laws
 
-    sizes = {
-        "n_params": n_params,
-        "flops_per_token": flops_per_token,
-        "n_tokens": n_tokens,
-        "total_flops": budget_flops,
-    }
-    given = {name: value for name, value in sizes.items() if value is not None}
+    sizes = {"n_params": n_params, "flops_per_token": flops_per_token, "n_tokens": n_tokens}
+    given = {name: value for name, value in (sizes | {"total_flops": budget_flops}).items() if value is not None}
     if runs is None:
         refuse_unused("without --runs", map=map)
         if not given:
@@ -170,12 +147,10 @@ def plan(
     price: Annotated[NotNegative, Parameter(help="per GPU-hour")] = 0.0,
     max_micro_batch: Annotated[PositiveInt, Parameter(help="most sequences of a forward pass on a device")] = 16,
     ladder: Annotated[
-        Path | None,
-        Parameter(metavar="RECIPE", help="the sweep's ladder.toml: family, data, schedule, batch and rate"),
+        Path | None, Parameter(metavar="RECIPE", help="the sweep's ladder.toml: family, data, schedule, batch and rate")
     ] = None,
     dense: Annotated[
-        Path | None,
-        Parameter(metavar="LAWS", help="laws of a dense sweep: what is this family worth over it?"),
+        Path | None, Parameter(metavar="LAWS", help="laws of a dense sweep: what is this family worth over it?")
     ] = None,
     vocab_size: Annotated[PositiveInt | None, Parameter(help="default: that of --ladder, else 102,400")] = None,
     seq_len: Annotated[PositiveInt | None, Parameter(help="default: that of --ladder, else 4,096")] = None,

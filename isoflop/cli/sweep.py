@@ -55,8 +55,7 @@ def sweep(
         Kind | None, Parameter(help="where cells run: processes of this machine, or a Ray cluster; else the recipe's")
     ] = None,
     cluster: Annotated[
-        str | None,
-        Parameter(metavar="ADDRESS", help='HOST:PORT of a Ray cluster, or "auto" on one of its machines'),
+        str | None, Parameter(metavar="ADDRESS", help='HOST:PORT of a Ray cluster, or "auto" on one of its machines')
     ] = None,
     calibrate: Annotated[bool, Parameter(help="measure the workers first, to state hours")] = True,
     until_width: Annotated[

@@ -48,9 +48,8 @@ def build_corpus(recipe: CorpusRecipe, out: str | Path, *, on_progress: Progress
     check(recipe)
     unreadable: list[BadRecord] = []
     files = find_inputs(recipe.sources, recipe.environment, unreadable.append)
-    asked = fingerprint(
-        to_tree(decisive(recipe)), [[item.id, item.n_bytes, item.path.stat().st_mtime_ns] for item in files]
-    )
+    decides = to_tree(decisive(recipe))
+    asked = fingerprint(decides, [[item.id, item.n_bytes, item.path.stat().st_mtime_ns] for item in files])
     found = _up_to_date(out, asked)
     if found is not None:
         log.info("%s is up to date: same recipe, same files", out)
@@ -67,21 +66,24 @@ def build_corpus(recipe: CorpusRecipe, out: str | Path, *, on_progress: Progress
             work = root / "output"
             shutil.rmtree(work, ignore_errors=True)
             found, funnel = run_stages(build, recipe, files, unreadable, work)
-        manifest = {"recipe_sha256": _recipe_sha256(recipe, found), "recipe": to_tree(decisive(recipe)), **found}
+        inputs = [[item["id"], item["sha256"]] for item in found["inputs"]]
+        recipe_sha256 = hashlib.sha256(json.dumps([decides, inputs], sort_keys=True).encode()).hexdigest()
+        manifest = {"recipe_sha256": recipe_sha256, "recipe": decides, **found}
         write_json(work / "manifest.json", manifest)
         write_recipe(work / "mixture.toml", mixture_section(found["mixture"]), header=MIXTURE_HEADER)
         report = {"manifest": {k: v for k, v in manifest.items() if k != "inputs"}, **funnel}
         write_json(work / "report.json", report)
         write_text(work / "report.html", corpus_page(report))
-        about: dict[str, Any] = {
+        about = {
             "asked": asked,
             "began": began,
             "ended": now(),
             "commit": commit(),
             "machine": processor(),
+            "engine": recipe.engine,
+            "workers": n,
+            "stages": {s.name: {"seconds": round(s.seconds, 3), "n_bytes": s.n_bytes} for s in build.stages},
         }
-        about |= {"engine": recipe.engine, "workers": n}
-        about["stages"] = {s.name: {"seconds": round(s.seconds, 3), "n_bytes": s.n_bytes} for s in build.stages}
         write_json(work / "build.json", about)
         if out.exists():
             shutil.rmtree(out)
@@ -92,11 +94,6 @@ def build_corpus(recipe: CorpusRecipe, out: str | Path, *, on_progress: Progress
         shutil.rmtree(root)
     log.info("wrote %s: %d documents, %.1f MB", out, manifest["n_documents"], manifest["n_bytes"] / 1e6)
     return {**manifest, "reused": False}
-
-
-def _recipe_sha256(recipe: CorpusRecipe, found: dict[str, Any]) -> str:
-    decides = [to_tree(decisive(recipe)), [[item["id"], item["sha256"]] for item in found["inputs"]]]
-    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
 
 
 def _up_to_date(out: Path, asked: str) -> dict[str, Any] | None:

@@ -92,6 +92,7 @@ def run_stages(
         raise nothing_usable(read.summaries, len(files), _by_rule(tallies))
     require_both_splits(entries, _by_rule(tallies))
     write_quarantine(out / "quarantine.jsonl", unreadable, read.folder, tasks)
+    trained_on = {item["domain"]: item["n_bytes"] for item in entries if item["split"] == "train" and item["n_bytes"]}
     manifest = {
         "packages": environment_versions([item.environment for item in files if item.environment]),
         "held_out": list(rule.held_out),
@@ -104,7 +105,7 @@ def run_stages(
         "n_documents": sum(item["n_documents"] for item in entries),
         "n_bytes": sum(item["n_bytes"] for item in entries),
         "licenses": all_licenses([*filtered.summaries, *made.summaries]),
-        "mixture": plan_mixture(_trained_on(entries), recipe.mix),
+        "mixture": plan_mixture(trained_on, recipe.mix),
         "inputs": [entry for item in read.summaries for entry in item["inputs"]],
     }
     before = [("read", came)]
@@ -177,10 +178,6 @@ def _by_partition(recipe: CorpusRecipe, n_bytes: int, *arguments: Any) -> list[T
     """A task per partition; its number is the first argument."""
     weight = max(1, n_bytes // recipe.partitions)
     return [Task(f"{number:05d}", (number, *arguments), weight) for number in range(recipe.partitions)]
-
-
-def _trained_on(entries: list[dict[str, Any]]) -> dict[str, int]:
-    return {item["domain"]: item["n_bytes"] for item in entries if item["split"] == "train" and item["n_bytes"]}
 
 
 def nothing_usable(summaries: list[dict[str, Any]], n_files: int, dropped: Mapping[str, int]) -> DataError:

@@ -16,8 +16,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from isoflop import keys
 from isoflop.errors import RecipeError, did_you_mean
-from isoflop.keys import kinds_of, recipe_of
 from isoflop.launch.choose import check_engine
 from isoflop.model.hardware import HARDWARE
 from isoflop.recipe import load_recipe, read_tree
@@ -25,14 +25,8 @@ from isoflop.recipe import load_recipe, read_tree
 logger = logging.getLogger(__name__)
 
 COMMANDS = {
-    "sweep": "sweep",
-    "pretrain": "train",
-    "extend": "extend",
-    "sft": "sft",
-    "dpo": "dpo",
-    "reward": "reward",
-    "imaging": "imaging train",
-    "imaging_sweep": "imaging sweep",
+    kind: keys.COMMANDS[kind]
+    for kind in ("sweep", "pretrain", "extend", "sft", "dpo", "reward", "imaging", "imaging_sweep")
 }
 """Kind of recipe -> the command that runs it, saves when it is asked to stop, and goes on when it is run again."""
 
@@ -81,12 +75,13 @@ class Options:
 
 @dataclass(frozen=True)
 class Job:
-    """A checked job, every value filled in."""
+    """A checked job: values of every file filled in, what only some files have as it was asked for."""
 
     target: str
     kind: str
     recipe: Path
     overrides: tuple[str, ...]
+    asked: Options
     name: str
     out: str
     nodes: int
@@ -97,16 +92,9 @@ class Job:
     time: str
     grace_s: int
     restarts: int
-    partition: str
-    option: tuple[str, ...]
-    image: str
-    volume: str
-    accelerator: str
     hosts: tuple[str, ...]
     user: str
-    setup: str
     workdir: str
-    kubeflow: bool
 
     @property
     def on_ray(self) -> bool:
@@ -134,7 +122,7 @@ def plan_job(target: str, recipe: Path, overrides: tuple[str, ...], asked: Optio
         hint = did_you_mean(target, TARGETS, f"known kinds: {', '.join(TARGETS)}")
         raise RecipeError(f"{target} is no kind of job file; {hint}")
     kind = kind_of_recipe(recipe, overrides)
-    loaded = load_recipe(recipe, recipe_of(kind), overrides)
+    loaded = load_recipe(recipe, keys.recipe_of(kind), overrides)
     _check_text(
         recipe=str(recipe), overrides=overrides, **{field.name: getattr(asked, field.name) for field in fields(asked)}
     )
@@ -160,14 +148,16 @@ def plan_job(target: str, recipe: Path, overrides: tuple[str, ...], asked: Optio
         raise RecipeError(
             f"--time {time} is less than twice --grace-s {grace_s}, the seconds kept for saving; give more time"
         )
-    volume, out = _place(target, asked, gpus), asked.out or f"runs/{name}"
-    _check_out(target, out, asked.workdir or _workdir(target))
+    _check_place(target, asked, gpus)
+    out, workdir = asked.out or f"runs/{name}", asked.workdir or _workdir(target)
+    _check_out(target, out, workdir)
     cpus = asked.cpus_per_node or 8 * max(1, gpus)
     return Job(
         target=target,
         kind=kind,
         recipe=recipe,
         overrides=(*overrides, *_workers(recipe, overrides, kind, nodes, gpus, target)),
+        asked=asked,
         name=name,
         out=out,
         nodes=nodes,
@@ -177,16 +167,9 @@ def plan_job(target: str, recipe: Path, overrides: tuple[str, ...], asked: Optio
         time=time,
         grace_s=grace_s,
         restarts=3 if asked.restarts is None else asked.restarts,
-        partition=asked.partition or "",
-        option=asked.option,
-        image=asked.image or "",
-        volume=volume,
-        accelerator=asked.accelerator or "",
         hosts=hosts,
         user=_user(asked.user) if target == "ray" else "",
-        setup=asked.setup or "",
-        workdir=asked.workdir or _workdir(target),
-        kubeflow=asked.kubeflow,
+        workdir=workdir,
     )
 
 
@@ -196,7 +179,7 @@ def kind_of_recipe(path: Path, overrides: tuple[str, ...] = ()) -> str:
     Raises:
         RecipeError: no file, a kind that no job runs, or several kinds that it may be.
     """
-    kinds = kinds_of(path, overrides)
+    kinds = keys.kinds_of(path, overrides)
     fitting = [kind for kind in kinds if kind in COMMANDS]
     if len(kinds) == 1 and not fitting:
         raise RecipeError(
@@ -367,10 +350,10 @@ def _check_out(target: str, out: str, workdir: str) -> None:
         )
 
 
-def _place(target: str, asked: Options, gpus: int) -> str:
-    """The volume with the tokens and the runs, where a job's node has no file system that it shares with others."""
+def _check_place(target: str, asked: Options, gpus: int) -> None:
+    """A volume has the tokens and the runs where a job's node has no file system that it shares with others."""
     if target not in ("kubernetes", "skypilot"):
-        return ""
+        return
     if target == "kubernetes" and not asked.image:
         raise RecipeError("a kubernetes file needs --image IMAGE, a container image that has isoflop")
     if asked.image and not re.fullmatch(r"[\w.\-/:@]+", asked.image):
@@ -396,7 +379,6 @@ def _place(target: str, asked: Options, gpus: int) -> str:
         )
     if (asked.workdir or "/")[0] != "/":
         raise RecipeError(f"--workdir = {asked.workdir!r} is where the volume is mounted; begin it with /")
-    return asked.volume
 
 
 def _workers(recipe: Path, overrides: Iterable[str], kind: str, nodes: int, gpus: int, target: str) -> tuple[str, ...]:

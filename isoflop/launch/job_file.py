@@ -29,8 +29,7 @@ COPIED = "~/isoflop-recipe.toml"
 
 
 def job_file(job: Job) -> str:
-    """The whole file."""
-    template = TEMPLATES["kubeflow" if job.kubeflow else job.target]
+    template = TEMPLATES["kubeflow" if job.asked.kubeflow else job.target]
     text = _text(job.recipe) if job.target == "kubernetes" else ""
     values = _ray_commands(job) if job.target == "ray" else {}
     return (
@@ -42,7 +41,7 @@ def job_file(job: Job) -> str:
 
 def _ray_commands(job: Job) -> dict[str, object]:
     """Lines that Ray's cluster launcher runs on the head and on the other hosts, and the one that starts the sweep."""
-    setup = [job.setup] if job.setup else []
+    setup = [job.asked.setup] if job.asked.setup else []
     node = f"--disable-usage-stats --num-cpus={job.cpus_per_node} --num-gpus={job.gpus_per_node}"
     head = f"RAY_AUTH_MODE=token ray start --head --port=6379 --autoscaling-config=~/ray_bootstrap_config.yaml {node}"
     worker = f"RAY_AUTH_MODE=token ray start --address=$RAY_HEAD_IP:6379 {node}"

@@ -87,12 +87,9 @@ def scientific(value: Any, digits: int = 2) -> str:
 
 def interval(ends: Any, digits: int = 4) -> str:
     """1.23 to 1.45; a dash where an end is not known."""
-    low, high = ends
-    return (
-        DASH
-        if number(low) is None or number(high) is None
-        else Markup(" to ").join(decimal(end, digits) for end in ends)
-    )
+    if any(number(end) is None for end in ends):
+        return DASH
+    return Markup(" to ").join(decimal(end, digits) for end in ends)
 
 
 def pair(values: Any, digits: int = 4) -> str:
@@ -120,10 +117,7 @@ def duration(seconds: float) -> str:
 @_of_number
 def size(n_bytes: float) -> str:
     """12.3 MB, 4.56 GB."""
-    unit, scale = next(
-        ((u, s) for u, s in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)) if n_bytes >= s),
-        ("kB", 1e3),
-    )
+    unit, scale = next(((u, s) for u, s in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)) if n_bytes >= s), ("kB", 1e3))
     return f"{n_bytes / scale:.3g} {unit}"
 
 

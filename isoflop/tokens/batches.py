@@ -141,7 +141,7 @@ class Batches:
             inside = positions < len(shard)
             tokens = np.where(inside, shard[np.minimum(positions, len(shard) - 1)].astype(np.int64), eos)
             counted = inside[:, 1:] & (tokens[:, 1:] != bos)
-            n_bytes = int(self.token_set.token_bytes[tokens[:, 1:]][counted].sum())
+            n_bytes = int(self.token_set.tokenizer.token_bytes[tokens[:, 1:]][counted].sum())
             yield ValidBatch(tokens, counted, n_bytes)
 
     def _gather(self, windows: np.ndarray) -> np.ndarray:

@@ -54,7 +54,6 @@ def train_tokenizer(
     rules: Rules = "v1",
     fim_tokens: bool = False,
     chat_tokens: bool = False,
-    max_piece_bytes: int = MAX_PIECE_BYTES,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> "Tokenizer":
     """Train merges on `texts` until there are `vocab_size` ordinary tokens (256 bytes plus merges).
@@ -80,7 +79,7 @@ def train_tokenizer(
             "raise it, or give 0 to choose it automatically"
         )
     backend = _untrained(rules)
-    data, sizes, counts = count_pieces(texts, backend, rules, max_piece_bytes)
+    data, sizes, counts = count_pieces(texts, backend, rules, MAX_PIECE_BYTES)
     symbols = byte_symbols()
     alphabet = sorted(symbols)
     id_of_byte = np.array([alphabet.index(symbol) for symbol in symbols], dtype=np.int32)
@@ -153,7 +152,6 @@ class Tokenizer:
         write_text(Path(folder) / "tokenizer_config.json", json.dumps(config, indent=1, ensure_ascii=False) + "\n")
 
     def to_json(self) -> str:
-        """The text of `tokenizer.json`."""
         return self._backend.to_str(pretty=True) + "\n"
 
     @cached_property

@@ -135,7 +135,7 @@ class ChatTemplate:
 
     def render(self, messages: Sequence[Message], *, generation_prompt: bool = False) -> str:
         """The text of a conversation, special tokens spelled out. Raises DataError."""
-        return _without(self._render(messages, generation_prompt)[0])
+        return _without(self._render(messages, generation_prompt))
 
     def prompt_ids(self, messages: Sequence[Message]) -> np.ndarray:
         """Tokens after which the model answers, int32; `messages` end with the user's turn.
@@ -144,7 +144,7 @@ class ChatTemplate:
             DataError: a conversation that is none, or that the template refuses.
         """
         check(messages, ends_with="user")
-        return self._encode([self._render(messages, True)[0]])[0][0]
+        return self._encode([self._render(messages, True)])[0][0]
 
     def row(self, messages: Sequence[Message]) -> Row:
         """`rows` of one conversation."""
@@ -186,26 +186,31 @@ class ChatTemplate:
         last = int(row.ids[np.flatnonzero(row.is_target)[-1]])
         return {last} & set(self._order)
 
-    def _render(self, messages: Sequence[Message], generation_prompt: bool) -> tuple[str, str]:
-        """The text with spelled special tokens broken, and a mark that is in none of it."""
-        contents = [message.content for message in messages]
-        free = [mark for mark in _UNUSED if not any(mark in content for content in contents)]
+    def _guarded(self, messages: Sequence[Message]) -> tuple[list[Message], str, str]:
+        """Messages with spelled special tokens broken, the guard that breaks them, and a mark that is in none of it."""
+        free = [mark for mark in _UNUSED if not any(mark in message.content for message in messages)]
         if len(free) < 2:
             raise DataError("a conversation holds all characters that Unicode sets aside; leave it out")
-        guarded = [self._spelled.sub(lambda found: f"{found[0][0]}{free[0]}{found[0][1:]}", text) for text in contents]
-        text = self._text([Message(m.role, content) for m, content in zip(messages, guarded)], generation_prompt)
-        return free[0] + text, free[1]
+        guard, mark = free[:2]
+
+        def broken(text: str) -> str:
+            return self._spelled.sub(lambda found: f"{found[0][0]}{guard}{found[0][1:]}", text)
+
+        return [Message(message.role, broken(message.content)) for message in messages], guard, mark
+
+    def _render(self, messages: Sequence[Message], generation_prompt: bool) -> str:
+        """The guard, then the text."""
+        guarded, guard, _ = self._guarded(messages)
+        return guard + self._text(guarded, generation_prompt)
 
     def _render_with_answers(self, messages: Sequence[Message]) -> tuple[str, list[tuple[int, int]]]:
-        text, mark = self._render(messages, False)
-        guard = text[0]
-        guarded = [self._spelled.sub(lambda f: f"{f[0][0]}{guard}{f[0][1:]}", message.content) for message in messages]
+        guarded, guard, mark = self._guarded(messages)
+        text = guard + self._text(guarded, False)
         spans = []
         for place, message in enumerate(messages):
             if message.role != "assistant":
                 continue
-            marked = [Message(m.role, mark if i == place else guarded[i]) for i, m in enumerate(messages)]
-            other = guard + self._text(marked, False)
+            other = guard + self._text([*guarded[:place], Message("assistant", mark), *guarded[place + 1 :]], False)
             start = other.find(mark)
             end = len(text) - (len(other) - start - 1)
             same = text[:start] == other[:start] and text[end:] == other[start + 1 :]

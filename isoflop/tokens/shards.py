@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property, lru_cache, partial
+from functools import lru_cache, partial
 from multiprocessing import get_context
 from os import cpu_count
 from pathlib import Path
@@ -23,8 +23,10 @@ from typing import Any
 
 import numpy as np
 
+from isoflop.corpus.blocks import blocks
 from isoflop.corpus.read.sources import read_texts
 from isoflop.corpus.tables.output_folder import new_folder, read_manifest
+from isoflop.corpus.tables.stages import Progress
 from isoflop.errors import DataError, undamaged
 from isoflop.recipe import NotNegativeInt, Positive, PositiveInt, Processes, to_tree, write_json
 from isoflop.run import file_sha256
@@ -38,9 +40,6 @@ log = logging.getLogger(__name__)
 
 CHUNK_CHARS = 1_000_000  # assumption: a fraction of a second of work
 PARALLEL_FROM_BYTES = 10_000_000  # assumption: below this, starting processes costs more than it saves
-
-Progress = Callable[[str, int, int], None]
-"""on_progress(what, done, total): bytes of text done and to do."""
 
 
 @dataclass(frozen=True)
@@ -240,11 +239,6 @@ class TokenSet:
         """Tokens in all domains of `split`, BOS and EOS included."""
         return sum(shard.n_tokens for shard in self.shards if shard.split == split)
 
-    @cached_property
-    def token_bytes(self) -> np.ndarray:
-        """Text bytes per token id, int32 (vocab_size,)."""
-        return self.tokenizer.token_bytes
-
 
 def held_out_sha256(corpus: Path, files: list[dict[str, Any]]) -> str:
     """SHA-256 of the held-out documents as a set: neither domains, their order nor the tokenizer enter."""
@@ -307,7 +301,7 @@ def _write_shards(
         n_tokens = n_bytes = n_documents = 0
         with (out / path).open("wb") as file:
             texts = read_texts(corpus / item["path"])
-            for block in encode(_chunks(texts, item["split"], item["domain"], CHUNK_CHARS)):
+            for block in encode(_chunks(texts, item["split"], item["domain"])):
                 file.write(block.tobytes())
                 digest.update(block.tobytes())
                 n_tokens += len(block)
@@ -365,17 +359,11 @@ def _encode_in_worker(folder: str, options: DocumentOptions, documents: Texts) -
     return _encode(_load(folder), options, documents)
 
 
-def _chunks(texts: Iterator[str], split: str, domain: str, n_chars: int) -> Iterator[Texts]:
-    chunk, size, first = [], 0, 0
-    for text in texts:
-        chunk.append(text)
-        size += len(text)
-        if size >= n_chars:
-            yield Texts(split, domain, first, chunk)
-            first += len(chunk)
-            chunk, size = [], 0
-    if chunk:
+def _chunks(texts: Iterator[str], split: str, domain: str) -> Iterator[Texts]:
+    first = 0
+    for chunk in blocks(texts, len, CHUNK_CHARS):
         yield Texts(split, domain, first, chunk)
+        first += len(chunk)
 
 
 def _with_defaults(made_from: Any) -> Any:

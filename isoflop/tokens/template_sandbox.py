@@ -15,7 +15,7 @@ import select
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -147,9 +147,8 @@ class _Raised(jinja2.TemplateError):
     """The template called `raise_exception`."""
 
 
-def _serve(lines: Sequence[bytes] | Any, write: Callable[[bytes], Any]) -> None:
+def _serve(requests: Iterator[bytes]) -> None:
     """Answer requests until the input ends; the first line is the template."""
-    requests = iter(lines)
     source = json.loads(next(requests))["source"]
     render: Callable[[Mapping[str, Any]], str] | None = None
     for line in requests:
@@ -165,11 +164,17 @@ def _serve(lines: Sequence[bytes] | Any, write: Callable[[bytes], Any]) -> None:
             answer = {"error": str(error), "refused": True}
         except MemoryError:
             answer = {"error": f"it needs more than {MAX_MEMORY_BYTES >> 20} MiB"}
-        except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError, RecursionError) as error:
+        except _ERRORS as error:
             answer = {"error": f"{type(error).__name__}: {error}"[:500]}
-        except (AttributeError, OSError, RuntimeError) as error:
-            answer = {"error": f"{type(error).__name__}: {error}"[:500]}
-        write(json.dumps(answer).encode() + b"\n")
+        sys.stdout.buffer.write(json.dumps(answer).encode() + b"\n")
+        sys.stdout.buffer.flush()
+
+
+_ERRORS = (
+    *(jinja2.TemplateError, ArithmeticError, AttributeError, LookupError),
+    *(OSError, RuntimeError, TypeError, ValueError),
+)
+"""What a template of a stranger may end with."""
 
 
 def _main() -> None:
@@ -183,13 +188,7 @@ def _main() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
-    out = sys.stdout.buffer
-
-    def write(data: bytes) -> None:
-        out.write(data)
-        out.flush()
-
-    _serve(iter(sys.stdin.buffer.readline, b""), write)
+    _serve(iter(sys.stdin.buffer.readline, b""))
 
 
 if __name__ == "__main__":

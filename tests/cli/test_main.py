@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import json
-import os
 import re
 import subprocess
 import sys
@@ -33,10 +32,6 @@ def files(tmp_path, tiny_recipe):
     return write
 
 
-def corpus_recipe(path: Path, **clean: object) -> dict[str, Any]:
-    return {"sources": [{"path": str(path), "domain": "prose"}], "clean": clean}
-
-
 def sweep_recipe(tokens: Path, **ladder: object) -> dict[str, Any]:
     return {
         "study": "test",
@@ -48,40 +43,12 @@ def sweep_recipe(tokens: Path, **ladder: object) -> dict[str, Any]:
     }
 
 
-def test_a_missing_corpus_is_refused(refused, files, tmp_path):
-    recipe = files("corpus.toml", corpus_recipe(tmp_path / "nowhere"))
-    assert "nowhere" in refused("corpus", "build", recipe, "--out", tmp_path / "out")
-
-
-def test_an_empty_corpus_folder_is_refused(refused, files, tmp_path):
-    (tmp_path / "texts").mkdir()
-    recipe = files("corpus.toml", corpus_recipe(tmp_path / "texts"))
-    message = refused("corpus", "build", recipe, "--out", tmp_path / "out")
-    assert "texts" in message and not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00\xff" * 100, b"{broken\n[1, 2]\n"])
-def test_a_corpus_without_a_decodable_document_is_refused_with_the_counts(refused, files, tmp_path, content):
-    (tmp_path / "texts.jsonl").write_bytes(content)
-    recipe = files("corpus.toml", corpus_recipe(tmp_path / "texts.jsonl"))
-    message = refused("corpus", "build", recipe, "--out", tmp_path / "out")
-    assert "no usable document in 1 files" in message and not (tmp_path / "out").exists()
-
-
-def test_a_single_bad_record_is_counted_and_quarantined_and_no_reason_to_stop(capsys, files, tmp_path):
-    lines = [json.dumps({"text": f"{i} sentence number {i} of many different ones here. " * 5}) for i in range(40)]
-    (tmp_path / "texts.jsonl").write_text("\n".join([*lines, "{broken"]) + "\n", encoding="utf-8")
-    recipe = files("corpus.toml", {**corpus_recipe(tmp_path / "texts.jsonl"), "split": {"valid_fraction": 0.2}})
-    cli.main(["corpus", "build", str(recipe), "--out", str(tmp_path / "out"), "--json", str(tmp_path / "found.json")])
-    assert json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))["n_bad_records"] == 1
-    assert "broken" not in capsys.readouterr().err
-
-
-def test_a_vocabulary_larger_than_the_corpus_supports_is_refused(refused, files, tmp_path, tiny_corpus):
-    recipe = files("tokens.toml", {"tokenizer": {"vocab_size": 50_000, "padded_vocab_size": 0}})
-    message = refused("tokens", recipe, "--corpus", tiny_corpus, "--out", tmp_path / "out")
-    assert "vocab_size = 50000 is larger than the corpus supports" in message and "lower vocab_size to" in message
-    assert not (tmp_path / "out").exists()
+def test_a_missing_corpus_and_an_empty_folder_are_refused(refused, files, tmp_path):
+    (tmp_path / "empty").mkdir()
+    for name in ("nowhere", "empty"):
+        recipe = files("corpus.toml", {"sources": [{"path": str(tmp_path / name)}]})
+        message = refused("corpus", "build", recipe, "--out", tmp_path / "out")
+        assert name in message and not (tmp_path / "out").exists()
 
 
 def test_tokens_of_a_corpus_that_is_not_there_are_refused(refused, files, tmp_path):
@@ -96,11 +63,7 @@ def test_tokens_of_a_corpus_that_is_not_there_are_refused(refused, files, tmp_pa
         ("train", "train.learning_rte=0.1", "unknown key train.learning_rte; did you mean train.learning_rate?"),
         ("train", "trian.seed=1", "unknown key trian; did you mean train?"),
         ("train", "train.seed=0.5", "train.seed = 0.5 must be a whole number"),
-        (
-            "train",
-            "train.schedule=cosin",
-            "must be one of multi_step, cosine, constant_cooldown, constant; did you mean 'cosine'?",
-        ),
+        ("train", "train.schedule=cosin", "cosine, constant_cooldown, constant; did you mean 'cosine'?"),
         ("train", "train.seed", "override 'train.seed' must read section.key=value"),
         ("train", "train.n_tokens=63", "train.n_tokens = 63 is less than one optimizer step"),
         ("train", "train.batch_tokens=65", "train.batch_tokens = 65 must be a multiple of model.seq_len = 16"),
@@ -127,28 +90,11 @@ def test_a_recipe_of_another_kind_is_called_by_its_kind(refused, files, tiny_tre
     assert refused("train", recipe).endswith("unknown key trian; did you mean train?")
 
 
-def test_a_reader_that_closes_the_output_ends_the_overview_without_a_traceback():
-    read_end, write_end = os.pipe()
-    os.close(read_end)
-    done = subprocess.run([sys.executable, "-m", "isoflop"], stdout=write_end, stderr=subprocess.PIPE, check=False)
-    os.close(write_end)
-    assert done.stderr == b""
-
-
 def test_help_shows_defaults_as_they_are_typed_and_none_that_are_empty(capsys):
     with contextlib.suppress(SystemExit):
         cli.main(["fit", "--help"])
     text = " ".join(capsys.readouterr().out.split())
     assert "[default: 1000]" in text and "[default: ]" not in text and '""' not in text and "()" not in text
-
-
-def test_plan_without_a_budget_names_both_options(refused):
-    assert "needs exactly one of --budget-flops, --gpu-hours, --hours and --days" in refused("plan", "deepseek")
-
-
-def test_a_recipe_that_is_missing_or_not_toml_is_refused(refused, files, tmp_path):
-    assert "does not exist; give the path of a TOML file" in refused("train", tmp_path / "none.toml")
-    assert "is not valid TOML" in refused("train", files("bad.toml", "[model\n"))
 
 
 @pytest.mark.parametrize("command", ["ladder", "sweep"])
@@ -249,10 +195,8 @@ def test_a_table_that_is_not_there_is_refused(refused, tmp_path):
     assert "does not exist" in refused("fit", tmp_path / "none.jsonl", "--out", tmp_path / "laws.json")
 
 
-def test_fit_without_any_table_is_refused(capsys):
-    with pytest.raises(SystemExit) as stopped:
-        cli.main(["fit"])
-    assert stopped.value.code == 2 and "TABLE" in capsys.readouterr().err
+def test_fit_without_any_table_is_refused(refused):
+    assert "TABLE" in refused("fit")
 
 
 def test_fewer_than_three_sizes_in_a_budget_are_refused(refused, files):
@@ -300,7 +244,7 @@ def test_a_plan_that_does_not_fit_the_stated_memory_is_refused(refused, tmp_path
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["deepseek"], "budget"),
+        (["deepseek"], "needs exactly one of --budget-flops, --gpu-hours, --hours and --days"),
         (["deepsek", "--budget-flops", "1e20"], "deepsek"),
         (["deepseek", "--budget-flops", "-1"], "--budget-flops = -1.0 must be above 0"),
         (["deepseek", "--gpu-hours", "10"], "hardware"),
@@ -327,6 +271,7 @@ def test_laws_that_are_not_there_or_not_laws_are_refused(refused, tmp_path):
     "arguments, suggestion",
     [
         (["train", "recipe.toml", "--ot", "x"], "--out"),
+        (["train", "--otu", "runs/x", "recipe.toml"], "--otu is not an option of isoflop train; did you mean --out?"),
         (["fit", "t.csv", "--lw", "surface"], "--law"),
         (["fit", "t.csv", "--law", "surfce"], "surface"),
         (["trian", "recipe.toml"], "train"),
@@ -336,11 +281,8 @@ def test_laws_that_are_not_there_or_not_laws_are_refused(refused, tmp_path):
         (["zzz"], "isoflop --help lists"),
     ],
 )
-def test_a_mistyped_option_or_command_is_refused_with_what_there_is(capsys, arguments, suggestion):
-    with pytest.raises(SystemExit) as stopped:
-        cli.main(arguments)
-    captured = capsys.readouterr()
-    assert stopped.value.code == 2 and suggestion in captured.err + captured.out
+def test_a_mistyped_option_or_command_is_refused_with_what_there_is(refused, arguments, suggestion):
+    assert suggestion in refused(*arguments)
 
 
 def test_a_disk_error_outside_a_checkpoint_is_one_message_too(refused, files, tmp_path, tiny_tree, monkeypatch):
@@ -416,8 +358,7 @@ def test_a_dry_run_counts_and_touches_nothing(files, tmp_path, tiny_tree, capsys
 
 
 def test_a_dry_ladder_states_runs_flops_and_saving_and_writes_nothing(files, tmp_path, tiny_tokens, capsys):
-    found, recipe = tmp_path / "found.json", files("sweep.toml", sweep_recipe(tiny_tokens))
-    out = tmp_path / "out"
+    found, recipe, out = tmp_path / "found.json", files("sweep.toml", sweep_recipe(tiny_tokens)), tmp_path / "out"
     cli.main(["ladder", str(recipe), "--dry-run", "--no-calibrate", "--out", str(out), "--json", str(found)])
     summary = json.loads(found.read_text(encoding="utf-8"))["summary"]
     assert summary["n_runs"] == 6 and summary["saving"] > 1 and not out.exists()
@@ -452,12 +393,6 @@ def test_scoring_needs_a_prediction_made_before_the_run(refused, tmp_path, tiny_
     assert "that is no prediction" in refused("score", tmp_path / "run")
     write_json(tmp_path / "run" / "result.json", {"status": "diverged"})
     assert "ended as diverged" in refused("score", tmp_path / "run")
-
-
-def test_an_unknown_option_is_named_and_not_the_recipe_that_follows_it(refused):
-    message = refused("train", "--otu", "runs/x", "recipe.toml")
-    assert "--otu is not an option of isoflop train; did you mean --out?" in message
-    assert "isoflop fit --help" in refused("fit", "--zzz=1", "records.jsonl")
 
 
 def test_an_output_never_replaces_what_the_command_reads(refused, tmp_path):

@@ -31,13 +31,6 @@ def generated(run, tmp_path, *arguments):
     return json.loads(out.read_text(encoding="utf-8"))
 
 
-def refused(capsys, *arguments):
-    with pytest.raises(SystemExit) as stopped:
-        cli.main(list(arguments))
-    assert stopped.value.code == 2
-    return capsys.readouterr().err
-
-
 def test_a_prompt_is_continued_as_the_model_would(tiny_run, tmp_path, tiny_tokens, capsys):
     found = generated(tiny_run, tmp_path, "--prompt", "the", "--max-tokens", "12", "--temperature", "0")
     tokenizer = Tokenizer.load(tiny_tokens)
@@ -94,8 +87,8 @@ def test_a_file_of_prompts_is_answered_in_its_order_whatever_drafts(tiny_run, tm
     ],
     ids=str,
 )
-def test_what_cannot_be_asked_is_refused_in_a_sentence(tiny_run, capsys, arguments, message):
-    assert message in refused(capsys, "generate", str(tiny_run), *arguments, "--device", "cpu")
+def test_what_cannot_be_asked_is_refused_in_a_sentence(tiny_run, refused, arguments, message):
+    assert message in refused("generate", str(tiny_run), *arguments, "--device", "cpu")
 
 
 @pytest.mark.parametrize(
@@ -114,28 +107,28 @@ def test_what_cannot_be_asked_is_refused_in_a_sentence(tiny_run, capsys, argumen
     ],
     ids=str,
 )
-def test_a_bad_line_is_named(tiny_run, tmp_path, capsys, line, message):
+def test_a_bad_line_is_named(tiny_run, tmp_path, refused, line, message):
     file = tmp_path / "prompts.jsonl"
     file.write_text('{"prompt": "fine"}\n' + line + "\n", encoding="utf-8")
-    assert message in refused(capsys, "generate", str(tiny_run), "--prompts", str(file), "--device", "cpu")
+    assert message in refused("generate", str(tiny_run), "--prompts", str(file), "--device", "cpu")
 
 
-def test_a_run_without_tokenizer_takes_ids_and_refuses_text(tiny_run, tmp_path, capsys):
+def test_a_run_without_tokenizer_takes_ids_and_refuses_text(tiny_run, tmp_path, refused):
     copy = tmp_path / "copy"
     copy.mkdir()
     (copy / "checkpoints").symlink_to(tiny_run / "checkpoints")
     recipe = (tiny_run / "recipe.toml").read_text(encoding="utf-8")
     lines = [line for line in recipe.splitlines() if not line.startswith("tokens = ")]
     (copy / "recipe.toml").write_text("\n".join(lines), encoding="utf-8")
-    assert "has no tokenizer" in refused(capsys, "generate", str(copy), "--prompt", "a", "--device", "cpu")
+    assert "has no tokenizer" in refused("generate", str(copy), "--prompt", "a", "--device", "cpu")
     file = tmp_path / "ids.jsonl"
     file.write_text('{"ids": [1, 2, 3]}', encoding="utf-8")
     found = generated(copy, tmp_path, "--prompts", str(file), "--max-tokens", "4")
     assert found["completions"][0]["text"] is None and len(found["completions"][0]["ids"]) == 4
-    assert "chat needs a tokenizer" in refused(capsys, "chat", str(copy), "--device", "cpu")
+    assert "chat needs a tokenizer" in refused("chat", str(copy), "--device", "cpu")
 
 
-def test_a_half_written_checkpoint_is_refused(tiny_run, tmp_path, capsys):
+def test_a_half_written_checkpoint_is_refused(tiny_run, tmp_path, refused):
     copy = tmp_path / "torn"
     (copy / "checkpoints").mkdir(parents=True)
     (copy / "recipe.toml").write_text((tiny_run / "recipe.toml").read_text(encoding="utf-8"), encoding="utf-8")
@@ -144,7 +137,7 @@ def test_a_half_written_checkpoint_is_refused(tiny_run, tmp_path, capsys):
     for file in newest.iterdir():
         data = file.read_bytes()
         (copy / "checkpoints" / newest.name / file.name).write_bytes(data[: len(data) // 2])
-    assert "all 1 checkpoints in" in refused(capsys, "generate", str(copy), "--prompt", "a", "--device", "cpu")
+    assert "all 1 checkpoints in" in refused("generate", str(copy), "--prompt", "a", "--device", "cpu")
 
 
 def talk(monkeypatch, capsys, run, lines, *arguments):
@@ -170,16 +163,8 @@ def test_bytes_that_are_no_utf8_are_read_as_they_are_spelled(tiny_run):
 
 
 def test_settings_are_shown_changed_and_checked(tiny_run, monkeypatch, capsys):
-    lines = [
-        "/set temperature 0",
-        "/show",
-        "/set temperature hot",
-        "/set top_p 2",
-        "/set colour red",
-        "/retry",
-        "/help",
-    ]
-    out = talk(monkeypatch, capsys, tiny_run, [*lines, "/nonsense"], "--style", "chat")
+    lines = ["/set temperature 0", "/show", "/set temperature hot", "/set top_p 2", "/set colour red"]
+    out = talk(monkeypatch, capsys, tiny_run, [*lines, "/retry", "/help", "/nonsense"], "--style", "chat")
     assert "temperature         0" in out and "/set temperature hot: not a number; the value now is 0" in out
     assert "top_p = 2.0 must be above 0 and at most 1" in out and "there is no such setting" in out
     assert "nothing was said yet" in out and "/nonsense is not a command" in out and out.count("/retry again") == 3

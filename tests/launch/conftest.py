@@ -4,11 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from pretended import GIVEN, RECIPES, Cluster
+from pretended import GIVEN, Cluster, written
 
 from isoflop.launch.job import Options, plan_job
 from isoflop.launch.job_file import job_file
-from isoflop.recipe import to_toml
 
 
 @pytest.fixture
@@ -18,11 +17,11 @@ def cluster(tmp_path: Path) -> Cluster:
 
 @pytest.fixture
 def made(tmp_path: Path) -> Callable[..., str]:
-    """A job file: made("slurm", "sweep", nodes=2)."""
+    """A job file: made("slurm", "sweep", nodes=2); kubeflow is kubernetes with --kubeflow."""
 
     def make(target: str, kind: str = "pretrain", overrides: tuple[str, ...] = (), **options) -> str:
-        recipe = tmp_path / "recipe.toml"
-        recipe.write_text(f"#:schema {kind}.json\n{to_toml(RECIPES[kind])}", encoding="utf-8")
-        return job_file(plan_job(target, recipe, overrides, Options(**{**GIVEN[target], **options})))
+        if target == "kubeflow":
+            target, options = "kubernetes", {**options, "kubeflow": True}
+        return job_file(plan_job(target, written(tmp_path, kind), overrides, Options(**{**GIVEN[target], **options})))
 
     return make

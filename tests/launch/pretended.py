@@ -8,6 +8,8 @@ from pathlib import Path
 import yaml
 from killing import finish
 
+from isoflop.recipe import to_toml
+
 MODEL = {"n_layers": 1, "d_model": 8, "n_heads": 2, "n_kv_heads": 2, "d_head": 4, "d_ff": 16, "seq_len": 16}
 TRAIN = {"n_tokens": 640, "batch_tokens": 64, "learning_rate": 0.01}
 RECIPES = {
@@ -24,6 +26,13 @@ GIVEN = {
 """Kind of job file -> what it cannot do without."""
 STAYS = "[ $1 != start ] || exec sleep 600"
 """Ray that runs until it is stopped."""
+
+
+def written(folder: Path, kind: str) -> Path:
+    """A small recipe of a kind, in a file."""
+    path = folder / "recipe.toml"
+    path.write_text(f"#:schema {kind}.json\n{to_toml(RECIPES[kind])}", encoding="utf-8")
+    return path
 
 
 class Cluster:

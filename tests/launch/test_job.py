@@ -1,7 +1,7 @@
 """What a job can't be is refused, each with one message that says why and what to do."""
 
 import pytest
-from pretended import GIVEN, RECIPES
+from pretended import GIVEN, RECIPES, written
 
 from isoflop.cli import main as cli
 from isoflop.errors import RecipeError
@@ -10,96 +10,56 @@ from isoflop.recipe import to_toml
 
 
 @pytest.mark.parametrize(
-    "target, kind, options, message",
+    "job, options, message",
     [
-        ("slrum", "pretrain", {}, "slrum is no kind of job file; did you mean slurm?"),
-        ("slurm", "pretrain", {"nodes": 2}, "--nodes 2: isoflop train uses one GPU, since training over several GPUs"),
-        ("kubernetes", "pretrain", {"gpus_per_node": 8}, "--gpus-per-node 8: isoflop train uses one GPU"),
-        ("torchrun", "pretrain", {"gpus_per_node": 2}, "--gpus-per-node 2: isoflop train uses one GPU"),
-        ("torchrun", "sweep", {"nodes": 2}, "--nodes has no effect on a torchrun file; leave it out (it is for slurm,"),
-        (
-            "ray",
-            "pretrain",
-            {},
-            "Ray runs the cells of a sweep, and this is a pretrain recipe; use isoflop launch slurm",
-        ),
-        (
-            "slurm",
-            "pretrain",
-            {"time": "1 day"},
-            "--time = '1 day' must be HH:MM:SS or D-HH:MM:SS, for example 24:00:00",
-        ),
-        ("slurm", "pretrain", {"time": "2-24:00:00"}, "--time = '2-24:00:00' must be HH:MM:SS or D-HH:MM:SS"),
-        ("slurm", "pretrain", {"time": "00:09:00"}, "--time 00:09:00 is less than twice --grace-s 300"),
-        ("kubernetes", "pretrain", {"time": "24:00:00"}, "--time has no effect on a kubernetes file; leave it out"),
-        (
-            "slurm",
-            "pretrain",
-            {"image": "x"},
-            "--image has no effect on a slurm file; leave it out (it is for kubernetes,",
-        ),
-        ("slurm", "pretrain", {"kubeflow": True}, "--kubeflow has no effect on a slurm file"),
-        ("slurm", "pretrain", {"option": ("time=1",)}, "--option time=1: the file says time itself"),
-        ("slurm", "pretrain", {"option": ("--mem=1G",)}, "must be an option of sbatch without its dashes"),
-        ("slurm", "pretrain", {"option": ("comment=a b",)}, "must be an option of sbatch without its dashes"),
-        ("slurm", "pretrain", {"partition": "a b"}, "--partition = 'a b' must be a name of letters"),
-        ("slurm", "pretrain", {"name": "my run\n"}, "--name = 'my run\\n' must be one line of printable text"),
-        (
-            "slurm",
-            "pretrain",
-            {"name": "my $run"},
-            "lower-case letters, digits and dashes, a letter first; for example my-run",
-        ),
-        ("slurm", "pretrain", {"out": ""}, "--out is empty; give a value or leave it out"),
-        ("slurm", "pretrain", {"out": "a\nb"}, "--out = 'a\\nb' must be one line of printable text"),
-        ("slurm", "pretrain", {"setup": "echo 'a"}, '--setup = "echo \'a" must be a whole shell line'),
-        (
-            "slurm",
-            "pretrain",
-            {"setup": "true # why"},
-            "must be a whole shell line: close its quotes, leave out comments",
-        ),
-        ("slurm", "pretrain", {"setup": "true \\"}, "must be a whole shell line"),
-        ("kubernetes", "pretrain", {"image": None}, "a kubernetes file needs --image IMAGE"),
-        ("kubernetes", "pretrain", {"image": "a b"}, "--image = 'a b' must be the name of a container image"),
-        ("kubernetes", "pretrain", {"volume": None}, "a kubernetes file needs --volume NAME, a PersistentVolumeClaim"),
-        ("skypilot", "pretrain", {"volume": None}, "a skypilot file needs --volume NAME, a SkyPilot volume"),
-        ("skypilot", "pretrain", {"volume": "s3://b"}, "--volume = 's3://b' is a bucket: checkpoints are renamed"),
-        ("skypilot", "pretrain", {"accelerator": None}, "a skypilot file needs --accelerator NAME, for example H100"),
-        ("skypilot", "pretrain", {"accelerator": "H100:8"}, "and 'H100:8' is none; their number is --gpus-per-node"),
-        ("skypilot", "sweep", {"gpus_per_node": 0}, "--accelerator H100 contradicts a job without GPUs"),
-        ("kubernetes", "sweep", {"out": "/elsewhere/x"}, "--out = '/elsewhere/x' lies outside the volume, which is"),
-        ("kubernetes", "sweep", {"out": "../x"}, "--out = '../x' lies outside the volume, which is mounted at /work"),
-        (
-            "kubernetes",
-            "sweep",
-            {"workdir": "/"},
-            "--workdir = '/' is where the volume is mounted: give a folder of its",
-        ),
-        (
-            "kubernetes",
-            "sweep",
-            {"kubeflow": True, "restarts": 2},
-            "--restarts has no effect on a TrainJob; leave it out",
-        ),
-        ("slurm", "sweep", {"out": "gs://bucket/x"}, "--out = 'gs://bucket/x' is a bucket: checkpoints are renamed"),
-        (
-            "skypilot",
-            "pretrain",
-            {"workdir": "work"},
-            "--workdir = 'work' is where the volume is mounted; begin it with /",
-        ),
-        ("ray", "sweep", {"hosts": None}, "--hosts needs names with commas between, the head first"),
-        ("ray", "sweep", {"hosts": "a,,b"}, "--hosts = 'a,,b' must be names with commas between"),
-        ("ray", "sweep", {"hosts": "a,a"}, "--hosts = 'a,a' names a host twice"),
-        ("ray", "sweep", {"user": "a b"}, "--user = 'a b' must be the name that logs in on the hosts"),
+        ("slrum", {}, "slrum is no kind of job file; did you mean slurm?"),
+        ("slurm", {"nodes": 2}, "--nodes 2: isoflop train uses one GPU, since training over several GPUs"),
+        ("kubernetes", {"gpus_per_node": 8}, "--gpus-per-node 8: isoflop train uses one GPU"),
+        ("torchrun", {"gpus_per_node": 2}, "--gpus-per-node 2: isoflop train uses one GPU"),
+        ("torchrun sweep", {"nodes": 2}, "--nodes has no effect on a torchrun file; leave it out (it is for slurm,"),
+        ("ray", {}, "Ray runs the cells of a sweep, and this is a pretrain recipe; use isoflop launch slurm"),
+        ("slurm", {"time": "1 day"}, "--time = '1 day' must be HH:MM:SS or D-HH:MM:SS, for example 24:00:00"),
+        ("slurm", {"time": "2-24:00:00"}, "--time = '2-24:00:00' must be HH:MM:SS or D-HH:MM:SS"),
+        ("slurm", {"time": "00:09:00"}, "--time 00:09:00 is less than twice --grace-s 300"),
+        ("kubernetes", {"time": "24:00:00"}, "--time has no effect on a kubernetes file; leave it out"),
+        ("slurm", {"image": "x"}, "--image has no effect on a slurm file; leave it out (it is for kubernetes,"),
+        ("slurm", {"kubeflow": True}, "--kubeflow has no effect on a slurm file"),
+        ("slurm", {"option": ("time=1",)}, "--option time=1: the file says time itself"),
+        ("slurm", {"option": ("--mem=1G",)}, "must be an option of sbatch without its dashes"),
+        ("slurm", {"option": ("comment=a b",)}, "must be an option of sbatch without its dashes"),
+        ("slurm", {"partition": "a b"}, "--partition = 'a b' must be a name of letters"),
+        ("slurm", {"name": "my run\n"}, "--name = 'my run\\n' must be one line of printable text"),
+        ("slurm", {"name": "my $run"}, "lower-case letters, digits and dashes, a letter first; for example my-run"),
+        ("slurm", {"out": ""}, "--out is empty; give a value or leave it out"),
+        ("slurm", {"out": "a\nb"}, "--out = 'a\\nb' must be one line of printable text"),
+        ("slurm", {"setup": "echo 'a"}, '--setup = "echo \'a" must be a whole shell line'),
+        ("slurm", {"setup": "true # why"}, "must be a whole shell line: close its quotes, leave out comments"),
+        ("slurm", {"setup": "true \\"}, "must be a whole shell line"),
+        ("kubernetes", {"image": None}, "a kubernetes file needs --image IMAGE"),
+        ("kubernetes", {"image": "a b"}, "--image = 'a b' must be the name of a container image"),
+        ("kubernetes", {"volume": None}, "a kubernetes file needs --volume NAME, a PersistentVolumeClaim"),
+        ("skypilot", {"volume": None}, "a skypilot file needs --volume NAME, a SkyPilot volume"),
+        ("skypilot", {"volume": "s3://b"}, "--volume = 's3://b' is a bucket: checkpoints are renamed"),
+        ("skypilot", {"accelerator": None}, "a skypilot file needs --accelerator NAME, for example H100"),
+        ("skypilot", {"accelerator": "H100:8"}, "and 'H100:8' is none; their number is --gpus-per-node"),
+        ("skypilot sweep", {"gpus_per_node": 0}, "--accelerator H100 contradicts a job without GPUs"),
+        ("kubernetes sweep", {"out": "/elsewhere/x"}, "--out = '/elsewhere/x' lies outside the volume, which is"),
+        ("kubernetes sweep", {"out": "../x"}, "--out = '../x' lies outside the volume, which is mounted at /work"),
+        ("kubernetes sweep", {"workdir": "/"}, "--workdir = '/' is where the volume is mounted: give a folder of its"),
+        ("kubernetes sweep", {"kubeflow": True, "restarts": 2}, "--restarts has no effect on a TrainJob; leave it out"),
+        ("slurm sweep", {"out": "gs://bucket/x"}, "--out = 'gs://bucket/x' is a bucket: checkpoints are renamed"),
+        ("skypilot", {"workdir": "work"}, "--workdir = 'work' is where the volume is mounted; begin it with /"),
+        ("ray sweep", {"hosts": None}, "--hosts needs names with commas between, the head first"),
+        ("ray sweep", {"hosts": "a,,b"}, "--hosts = 'a,,b' must be names with commas between"),
+        ("ray sweep", {"hosts": "a,a"}, "--hosts = 'a,a' names a host twice"),
+        ("ray sweep", {"user": "a b"}, "--user = 'a b' must be the name that logs in on the hosts"),
     ],
 )
-def test_a_job_that_cannot_be_is_refused(tmp_path, target, kind, options, message):
-    recipe = tmp_path / "recipe.toml"
-    recipe.write_text(f"#:schema {kind}.json\n{to_toml(RECIPES[kind])}", encoding="utf-8")
+def test_a_job_that_cannot_be_is_refused(tmp_path, job, options, message):
+    """`job`: the kind of file, and of recipe where it is not pretrain."""
+    target, _, kind = job.partition(" ")
     with pytest.raises(RecipeError) as refused:
-        plan_job(target, recipe, (), Options(**{**GIVEN.get(target, {}), **options}))
+        plan_job(target, written(tmp_path, kind or "pretrain"), (), Options(**{**GIVEN.get(target, {}), **options}))
     assert message in str(refused.value)
 
 
@@ -113,21 +73,15 @@ def test_a_job_that_cannot_be_is_refused(tmp_path, target, kind, options, messag
     ],
 )
 def test_overrides_that_contradict_the_options_are_refused(tmp_path, overrides, options, message):
-    recipe = tmp_path / "recipe.toml"
-    recipe.write_text(to_toml(RECIPES["sweep"]), encoding="utf-8")
     with pytest.raises(RecipeError, match=message.replace("?", r"\?")):
-        plan_job("slurm", recipe, overrides, Options(**options))
+        plan_job("slurm", written(tmp_path, "sweep"), overrides, Options(**options))
 
 
 def test_a_model_that_does_not_fit_its_gpu_is_warned_of(tmp_path, caplog):
     recipe = tmp_path / "recipe.toml"
     large = {**RECIPES["pretrain"]["model"], "n_layers": 24, "d_model": 8192, "d_ff": 22016}
     for model, options, said in (
-        (
-            large,
-            Options(),
-            "GiB and the largest GPU known here (B200) has 168; a run uses one GPU: take",
-        ),
+        (large, Options(), "GiB and the largest GPU known here (B200) has 168; a run uses one GPU: take"),
         (large | {"n_layers": 4}, Options(accelerator="L4", volume="v"), "GiB and L4 has 22; a run uses one GPU"),
         (large | {"n_layers": 4}, Options(accelerator="H100", volume="v"), ""),
         (large, Options(gpus_per_node=0), ""),
@@ -139,8 +93,7 @@ def test_a_model_that_does_not_fit_its_gpu_is_warned_of(tmp_path, caplog):
 
 
 def test_workers_and_devices_of_the_recipe_are_kept_where_they_fit(tmp_path):
-    recipe = tmp_path / "recipe.toml"
-    recipe.write_text(to_toml(RECIPES["sweep"]), encoding="utf-8")
+    recipe = written(tmp_path, "sweep")
     several = plan_job("slurm", recipe, ("ladder.workers=16",), Options(gpus_per_node=8))
     assert several.overrides == ("ladder.workers=16",)
     assert plan_job("slurm", recipe, ("train.device=cpu",), Options()).gpus_per_node == 0
@@ -159,7 +112,7 @@ def test_workers_and_devices_of_the_recipe_are_kept_where_they_fit(tmp_path):
 )
 def test_bad_arguments_get_one_message(capsys, tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "recipe.toml").write_text(to_toml(RECIPES["sweep"]), encoding="utf-8")
+    written(tmp_path, "sweep")
     with pytest.raises(SystemExit) as stopped:
         cli.main(["launch", *arguments])
     errors = capsys.readouterr()
@@ -168,9 +121,8 @@ def test_bad_arguments_get_one_message(capsys, tmp_path, monkeypatch, arguments,
 
 
 def test_only_the_file_is_printed(capsys, tmp_path):
-    recipe = tmp_path / "recipe.toml"
-    recipe.write_text(to_toml(RECIPES["sweep"]), encoding="utf-8")
-    cli.main(["launch", "slurm", str(recipe), "--option", "account=lab", "--option", "mem=64G", "ladder.n_sizes=4"])
+    recipe = str(written(tmp_path, "sweep"))
+    cli.main(["launch", "slurm", recipe, "--option", "account=lab", "--option", "mem=64G", "ladder.n_sizes=4"])
     printed = capsys.readouterr().out
     assert printed.startswith("#!/usr/bin/env bash\n") and printed.endswith('exit "$status"\n')
     assert "#SBATCH --account=lab\n#SBATCH --mem=64G\n" in printed and " ladder.n_sizes=4 " in printed

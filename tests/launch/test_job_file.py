@@ -52,19 +52,9 @@ def test_whatever_a_user_writes_arrives_as_it_is(made, cluster, tmp_path, target
         return
     kind, workdir = ("sweep", str(tmp_path / NASTY.replace("/", ""))) if nodes > 1 else ("pretrain", str(tmp_path))
     Path(workdir).mkdir(exist_ok=True)
-    options = {"kubeflow": True} if target == "kubeflow" else {}
-    options |= {} if target == "torchrun" else {"nodes": nodes}
-    target = target.replace("kubeflow", "kubernetes")
+    options = {} if target == "torchrun" else {"nodes": nodes}
     override = f"data.tokens={NASTY}"
-    text = made(
-        target,
-        kind,
-        (override,),
-        out=NASTY,
-        workdir=workdir,
-        setup="export SEEN=x",
-        **options,
-    )
+    text = made(target, kind, (override,), out=NASTY, workdir=workdir, setup="export SEEN=x", **options)
     cluster.put("ray", STAYS)
     cluster.put("isoflop", f'printf "%s" "$PWD$SEEN" >{tmp_path}/where')
     node = {"JOB_COMPLETION_INDEX": "0", "PET_NODE_RANK": "0", "PET_MASTER_ADDR": "head", "SKYPILOT_NODE_RANK": "0"}

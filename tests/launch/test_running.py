@@ -102,9 +102,7 @@ def test_a_sweep_on_two_slurm_nodes_starts_ray_on_both_and_leaves_nothing_behind
 @pytest.mark.dist
 @pytest.mark.parametrize("target", ["kubernetes", "kubeflow", "skypilot"])
 def test_the_node_of_rank_0_saves_when_it_is_asked_and_the_others_join_it(made, cluster, begun, tmp_path, target):
-    options = {"kubeflow": True} if target == "kubeflow" else {}
-    target = target.replace("kubeflow", "kubernetes")
-    (script,) = scripts(target, made(target, "sweep", nodes=2, workdir=str(tmp_path), **options))
+    (script,) = scripts(target, made(target, "sweep", nodes=2, workdir=str(tmp_path)))
     cluster.put("ray", STAYS)
     ranks = ("JOB_COMPLETION_INDEX", "PET_NODE_RANK", "SKYPILOT_NODE_RANK")
     heads = {"PET_MASTER_ADDR": "127.0.0.1", "SKYPILOT_NODE_IPS": "127.0.0.1\n127.0.0.2"}
@@ -112,7 +110,7 @@ def test_the_node_of_rank_0_saves_when_it_is_asked_and_the_others_join_it(made, 
     process.send_signal(signal.SIGTERM)
     code, errors = finish(process)
     assert code == 130, errors
-    if target == "kubernetes" and not options:
+    if target == "kubernetes":
         script = script.replace("head=recipe-0.recipe", "head=127.0.0.1")  # a name that only its cluster knows
     with socket.socket() as head:
         port = next(number for number in range(20_000, 29_000) if _bound(head, number))
@@ -132,9 +130,7 @@ def test_the_node_of_rank_0_saves_when_it_is_asked_and_the_others_join_it(made, 
 @pytest.mark.dist
 @pytest.mark.parametrize("target", ["kubeflow", "skypilot"])
 def test_a_worker_ends_well_when_the_head_is_gone(made, cluster, tmp_path, target):
-    options = {"kubeflow": True} if target == "kubeflow" else {}
-    target = target.replace("kubeflow", "kubernetes")
-    (script,) = scripts(target, made(target, "sweep", nodes=2, workdir=str(tmp_path), **options))
+    (script,) = scripts(target, made(target, "sweep", nodes=2, workdir=str(tmp_path)))
     cluster.put("ray", "exit 1")
     there = {"PET_MASTER_ADDR": "127.0.0.1", "SKYPILOT_NODE_IPS": "127.0.0.1"}
     with socket.socket() as head:

@@ -32,7 +32,7 @@ WHITE_SPACE = b" \t\n\r\v\f"
 
 def write_fingerprints(job: Job, partition: int) -> None:
     """Task per partition: `exact/run-*`, cut up by fingerprint, and `exact/lengths-*`, bytes of each text."""
-    path = _run(job.work, partition)
+    path = job.path("exact/run.arrow", partition)
     if path.is_file():
         return
     rows, rank = job.ranked(partition)
@@ -40,7 +40,7 @@ def write_fingerprints(job: Job, partition: int) -> None:
     for text in job.documents(partition, ["text"]).column("text").cast("large_binary").to_pylist():
         digests.append(hashlib.sha256(text.translate(None, WHITE_SPACE)).digest()[:16])
         lengths.append(len(text))
-    save(_lengths(job.work, partition), np.array(lengths, np.int64))
+    save(job.path("exact/lengths.npy", partition), np.array(lengths, np.int64))
     prints = np.frombuffer(b"".join(digests), np.uint64).reshape(-1, 2)
     columns = {
         "high": prints[:, 0],
@@ -54,29 +54,17 @@ def write_fingerprints(job: Job, partition: int) -> None:
 
 def choose_exact(job: Job, bucket: int) -> None:
     """Task per bucket: `exact/drop-*`, cut up by the partition of the dropped document."""
-    path = job.work / "exact" / f"drop-{bucket:05d}.arrow"
+    path = job.path("exact/drop.arrow", bucket)
     if path.is_file():
         return
-    runs = [_run(dump.work, partition) for dump in job.dumps for partition in range(job.n_partitions)]
-    write_drops(path, read_split(runs, bucket), ("high", "low"), job)
-
-
-def exact_drops(job: Job, partition: int) -> "pa.Table":
-    """Dropped documents of a partition: (document, survivor, survivor_origin), by document."""
-    paths = [job.work / "exact" / f"drop-{bucket:05d}.arrow" for bucket in range(job.n_partitions)]
-    return read_split(paths, partition, ["document"])
+    write_drops(path, read_split(job.paths_of_all("exact/run.arrow"), bucket), ("high", "low"), job)
 
 
 def distinct_rows(job: Job, partition: int, n_rows: int) -> np.ndarray:
     """Rows of a partition that are not exact duplicates, ascending."""
     keep = np.ones(n_rows, bool)
-    keep[row_of(column(exact_drops(job, partition), "document"))] = False
+    keep[row_of(column(job.drops("exact", partition), "document"))] = False
     return np.flatnonzero(keep)
-
-
-def text_lengths(job: Job, partition: int) -> np.ndarray:
-    """UTF-8 bytes of each text of a partition, int64 (n,)."""
-    return np.load(_lengths(job.work, partition))
 
 
 def write_drops(path: Path, rows: "pa.Table", group: tuple[str, ...], job: Job) -> None:
@@ -96,11 +84,3 @@ def write_drops(path: Path, rows: "pa.Table", group: tuple[str, ...], job: Job) 
         "survivor_origin": rows.column("origin").take(survivors).combine_chunks(),
     }
     write_split(path, columns, partition_of(documents[dropped]), job.n_partitions)
-
-
-def _run(work: Path, partition: int) -> Path:
-    return work / "exact" / f"run-{partition:05d}.arrow"
-
-
-def _lengths(work: Path, partition: int) -> Path:
-    return work / "exact" / f"lengths-{partition:05d}.npy"

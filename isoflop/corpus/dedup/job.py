@@ -52,6 +52,33 @@ class Job:
         """Number of the dump at work."""
         return len(self.dumps) - 1
 
+    @property
+    def n_parts(self) -> int:
+        """Partitions of all dumps."""
+        return len(self.dumps) * self.n_partitions
+
+    def part_of(self, documents: np.ndarray) -> np.ndarray:
+        """Which of the partitions of all dumps each document lies in."""
+        return dump_of(documents) * self.n_partitions + partition_of(documents)
+
+    def path(self, name: str, index: int, *, dump: int = -1) -> Path:
+        """File `index` of those that a phase writes under a name, as "near/bands.arrow"."""
+        stem, _, ending = name.rpartition(".")
+        return self.dumps[dump].work / f"{stem}-{index:05d}.{ending}"
+
+    def paths(self, name: str) -> list[Path]:
+        """These files of the dump at work, one per partition or bucket."""
+        return [self.path(name, index) for index in range(self.n_partitions)]
+
+    def paths_of_all(self, name: str) -> list[Path]:
+        """These files of every dump."""
+        dumps = range(len(self.dumps))
+        return [self.path(name, index, dump=dump) for dump in dumps for index in range(self.n_partitions)]
+
+    def paths_of_parts(self, name: str) -> list[Path]:
+        """Files of the dump at work, one per partition of every dump."""
+        return [self.path(name, part) for part in range(self.n_parts)]
+
     def documents(self, partition: int, columns: Sequence[str] | None = None, *, dump: int = -1) -> "pa.Table":
         """A partition of a dump, the one at work unless told otherwise."""
         return read_partition(self.dumps[dump].documents, partition, columns)
@@ -63,8 +90,11 @@ class Job:
         rank = column(rows, "priority") if "priority" in names else np.zeros(rows.num_rows)
         return rows, rank.astype(np.int64)
 
+    def drops(self, search: str, partition: int) -> "pa.Table":
+        """What "exact" or "near" drops of a partition: (document, survivor, survivor_origin), by document."""
+        return read_split(self.paths(f"{search}/drop.arrow"), partition, ["document"])
+
     def names(self, partition: int, *, dump: int = -1) -> list[str]:
-        """Columns of a partition."""
         import pyarrow.parquet as pq
 
         return pq.read_schema(partition_path(self.dumps[dump].documents, partition)).names
@@ -91,17 +121,14 @@ def number(dump: int, partition: int, rows: np.ndarray) -> np.ndarray:
 
 
 def dump_of(documents: np.ndarray) -> np.ndarray:
-    """Dump of each document."""
     return (documents >> np.uint64(DUMP)).astype(np.int64)
 
 
 def partition_of(documents: np.ndarray) -> np.ndarray:
-    """Partition of each document."""
     return ((documents >> np.uint64(PARTITION)) & np.uint64(0xFFFFFF)).astype(np.int64)
 
 
 def row_of(documents: np.ndarray) -> np.ndarray:
-    """Row of each document in its partition."""
     return (documents & np.uint64(0xFFFFFFFF)).astype(np.int64)
 
 

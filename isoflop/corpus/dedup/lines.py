@@ -7,7 +7,6 @@ search compares whole documents, this finds the passage that one quotes from ano
 """
 
 import hashlib
-from pathlib import Path
 
 import numpy as np
 
@@ -28,7 +27,7 @@ from isoflop.corpus.dedup.near import kept_rows
 
 def write_lines(job: Job, partition: int) -> None:
     """Task per partition: `lines/run-*`, the lines of the kept rows, cut up by hash."""
-    path = _path(job.work, "run", partition)
+    path = job.path("lines/run.arrow", partition)
     if path.is_file():
         return
     kept = kept_rows(job, partition)
@@ -63,11 +62,10 @@ def write_lines(job: Job, partition: int) -> None:
 def write_repeated_lines(job: Job, bucket: int) -> None:
     """Task per bucket: `lines/cut-*`, lines past their number of copies, and `lines/shared-*`, lines of training
     documents that the reference has too; both cut up by partition."""
-    cut, shared = _path(job.work, "cut", bucket), _path(job.work, "shared", bucket)
+    cut, shared = job.path("lines/cut.arrow", bucket), job.path("lines/shared.arrow", bucket)
     if shared.is_file():
         return
-    paths = [_path(dump.work, "run", partition) for dump in job.dumps for partition in range(job.n_partitions)]
-    rows = read_split(paths, bucket)
+    rows = read_split(job.paths_of_all("lines/run.arrow"), bucket)
     values = {name: column(rows, name) for name in ("hash", "document", "rank", "reference", "start", "length")}
     keys = ("start", "document", "rank")
     order = np.lexsort((*(values[name] for name in keys), dump_of(values["document"]), values["hash"]))
@@ -86,16 +84,12 @@ def write_repeated_lines(job: Job, bucket: int) -> None:
 
 def late_lines(job: Job, partition: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(row, start, stop) in bytes of the lines to cut out."""
-    rows = read_split([_path(job.work, "cut", bucket) for bucket in range(job.n_partitions)], partition)
+    rows = read_split(job.paths("lines/cut.arrow"), partition)
     start = column(rows, "start")
     return row_of(column(rows, "document")), start, start + column(rows, "length")
 
 
 def shared_bytes(job: Job, partition: int, n_rows: int) -> np.ndarray:
     """Bytes of each row in lines of reference documents, int64 (n_rows,)."""
-    rows = read_split([_path(job.work, "shared", bucket) for bucket in range(job.n_partitions)], partition)
+    rows = read_split(job.paths("lines/shared.arrow"), partition)
     return np.bincount(row_of(column(rows, "document")), column(rows, "length"), n_rows).astype(np.int64)
-
-
-def _path(work: Path, name: str, index: int) -> Path:
-    return work / "lines" / f"{name}-{index:05d}.arrow"

@@ -10,8 +10,6 @@ Source: Broder 1997; Leskovec, Rajaraman, Ullman, Mining of Massive Datasets, ch
 
 import logging
 from collections.abc import Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -24,7 +22,6 @@ from isoflop.corpus.dedup.job import (
     column,
     dump_of,
     number,
-    partition_of,
     read_split,
     row_of,
     save,
@@ -32,9 +29,6 @@ from isoflop.corpus.dedup.job import (
 )
 from isoflop.corpus.dedup.words import minhash, mix, shingle_sets, spaced
 from isoflop.corpus.tables.partitions import replacing
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +40,7 @@ def write_signatures(job: Job, partition: int) -> None:
     """Task per partition: signatures of documents that are not exact duplicates, and their bands, cut up by hash."""
     import pyarrow.compute as pc
 
-    path = job.work / "near" / f"bands-{partition:05d}.arrow"
+    path = job.path("near/bands.arrow", partition)
     if path.is_file():
         return
     texts = job.documents(partition, ["text"]).column("text").combine_chunks()
@@ -61,8 +55,8 @@ def write_signatures(job: Job, partition: int) -> None:
         has_words.append(pc.call_function("binary_length", [words]).to_numpy() > 0)
     # texts without a word would all look alike
     rows, values = rows[np.concatenate(has_words)], np.concatenate(found)[np.concatenate(has_words)]
-    save(_signatures(job.work, partition, "rows"), rows)
-    save(_signatures(job.work, partition), values)
+    save(job.path("near/rows.npy", partition), rows)
+    save(job.path("near/signatures.npy", partition), values)
     bands = band_hashes(values, options.bands, options.rows).ravel()
     documents = np.repeat(number(job.new, partition, rows), options.bands)
     columns = {"band": bands, "document": documents}
@@ -82,11 +76,10 @@ def band_hashes(values: np.ndarray, bands: int, rows: int) -> np.ndarray:
 
 def write_pairs(job: Job, bucket: int) -> None:
     """Task per bucket: `near/sure-*` and `near/open-*`, pairs that join and pairs to be compared, uint64 (n, 2)."""
-    sure, undecided = (job.work / "near" / f"{name}-{bucket:05d}.npy" for name in ("sure", "open"))
+    sure, undecided = job.path("near/sure.npy", bucket), job.path("near/open.npy", bucket)
     if undecided.is_file():
         return
-    names = [f"bands-{partition:05d}.arrow" for partition in range(job.n_partitions)]
-    rows = read_split([dump.work / "near" / name for dump in job.dumps for name in names], bucket)
+    rows = read_split(job.paths_of_all("near/bands.arrow"), bucket)
     pairs = candidate_pairs(column(rows, "band"), column(rows, "document"))
     pairs = pairs[dump_of(pairs[:, 1]) == job.new]  # what was settled between earlier dumps stays so
     if job.options.threshold > 0:
@@ -137,9 +130,9 @@ def estimated_similarity(job: Job, pairs: np.ndarray) -> np.ndarray:
         values = np.empty((len(documents), job.options.bands * job.options.rows), np.uint32)
         for dump, partition, here in _by_partition(documents):
             # mapped, so that only the rows that are asked for are read, and let go at once
-            work = job.dumps[dump].work
-            at = np.searchsorted(np.load(_signatures(work, partition, "rows")), row_of(documents[here]))
-            values[here] = np.load(_signatures(work, partition), mmap_mode="r")[at]
+            rows = np.load(job.path("near/rows.npy", partition, dump=dump))
+            at = np.searchsorted(rows, row_of(documents[here]))
+            values[here] = np.load(job.path("near/signatures.npy", partition, dump=dump), mmap_mode="r")[at]
         places = places.reshape(-1, 2)
         found[start : start + PAIRS] = np.mean(values[places[:, 0]] == values[places[:, 1]], axis=1)
     return found
@@ -151,20 +144,14 @@ def write_clusters(job: Job, run: Run) -> None:
     path = job.work / "near" / "clusters.arrow"
     if path.is_file():
         return
-    edges = [_earlier_clusters(job)]
-    undecided = [np.empty((0, 2), np.uint64)]
-    for bucket in range(job.n_partitions):
-        edges.append(np.load(job.work / "near" / f"sure-{bucket:05d}.npy"))
-        undecided.append(np.load(job.work / "near" / f"open-{bucket:05d}.npy"))
-    edges = np.concatenate(edges)
-    pairs = _distinct(np.concatenate(undecided))
+    edges = np.concatenate([_earlier_clusters(job), *map(np.load, job.paths("near/sure.npy"))])
+    pairs = _distinct(np.concatenate(list(map(np.load, job.paths("near/open.npy")))))
     documents, roots = components(edges)
     pairs = pairs[~_joined(documents, roots, pairs)]
     similarity = exact_similarity(job, pairs, run)
     documents, roots = components(np.concatenate([edges, pairs[similarity >= job.options.threshold]]))
     log.info("%d documents in clusters of near-duplicates", len(documents))
-    parts = dump_of(documents) * job.n_partitions + partition_of(documents)
-    write_split(path, {"document": documents, "root": roots}, parts, len(job.dumps) * job.n_partitions)
+    write_split(path, {"document": documents, "root": roots}, job.part_of(documents), job.n_parts)
 
 
 def components(edges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -187,17 +174,16 @@ def components(edges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def exact_similarity(job: Job, pairs: np.ndarray, run: Run) -> np.ndarray:
     """Jaccard similarity of the shingles of each pair, float64 (n,). Sets of shingles pass through disk."""
     documents = np.unique(pairs)
-    parts = dump_of(documents) * job.n_partitions + partition_of(documents)
-    n_parts = len(job.dumps) * job.n_partitions
-    write_split(job.work / "near" / "compare.arrow", {"document": documents}, parts, n_parts)
+    parts = job.part_of(documents)
+    write_split(job.work / "near" / "compare.arrow", {"document": documents}, parts, job.n_parts)
     counts, starts = np.zeros(len(documents), np.int64), np.zeros(len(documents), np.int64)
     for part in run(write_shingles, [(job, part) for part in np.unique(parts).tolist()]):
-        sizes = np.load(_shingles(job, part, "npy"))
+        sizes = np.load(job.path("near/shingles.npy", part))
         counts[parts == part] = sizes
         starts[parts == part] = np.concatenate([[0], np.cumsum(sizes)[:-1]])
 
     def shingles_of(place: int) -> np.ndarray:
-        path = _shingles(job, int(parts[place]), "bin")
+        path = job.path("near/shingles.bin", int(parts[place]))
         return np.fromfile(path, np.uint64, int(counts[place]), offset=int(starts[place]) * 8)
 
     found = np.empty(len(pairs))
@@ -207,7 +193,7 @@ def exact_similarity(job: Job, pairs: np.ndarray, run: Run) -> np.ndarray:
             last, left = a, shingles_of(a)
         found[index] = jaccard(left, shingles_of(b))
     for part in np.unique(parts).tolist():
-        _shingles(job, part, "bin").unlink()
+        job.path("near/shingles.bin", part).unlink()
     return found
 
 
@@ -224,21 +210,21 @@ def write_shingles(job: Job, part: int) -> int:
     rows = row_of(column(read_split([job.work / "near" / "compare.arrow"], part), "document"))
     texts = job.documents(partition, ["text"], dump=dump).column("text").take(rows).to_pylist()
     sizes = []
-    with replacing(_shingles(job, part, "bin")) as temporary, open(temporary, "wb") as file:
+    with replacing(job.path("near/shingles.bin", part)) as temporary, open(temporary, "wb") as file:
         for shingles in shingle_sets(texts, job.options.shingle_words, presplit=job.options.presplit):
             file.write(shingles.tobytes())
             sizes.append(len(shingles))
-    save(_shingles(job, part, "npy"), np.array(sizes, np.int64))
+    save(job.path("near/shingles.npy", part), np.array(sizes, np.int64))
     return part
 
 
-def write_members(job: Job, index: int) -> None:
+def write_members(job: Job, part: int) -> None:
     """Task per dump and partition: give the documents of clusters their rank and origin, cut up by cluster."""
-    path = job.work / "near" / f"members-{index:05d}.arrow"
+    path = job.path("near/members.arrow", part)
     if path.is_file():
         return
-    dump, partition = divmod(index, job.n_partitions)
-    rows = read_split([job.work / "near" / "clusters.arrow"], index)
+    dump, partition = divmod(part, job.n_partitions)
+    rows = read_split([job.work / "near" / "clusters.arrow"], part)
     documents, roots = column(rows, "document"), column(rows, "root")
     known, rank = job.ranked(partition, dump=dump)
     at = row_of(documents)
@@ -253,17 +239,10 @@ def write_members(job: Job, index: int) -> None:
 
 def choose_near(job: Job, bucket: int) -> None:
     """Task per bucket: `near/drop-*`, cut up by the partition of the dropped document."""
-    path = job.work / "near" / f"drop-{bucket:05d}.arrow"
+    path = job.path("near/drop.arrow", bucket)
     if path.is_file():
         return
-    paths = [job.work / "near" / f"members-{index:05d}.arrow" for index in range(len(job.dumps) * job.n_partitions)]
-    write_drops(path, read_split(paths, bucket), ("root",), job)
-
-
-def near_drops(job: Job, partition: int) -> "pa.Table":
-    """Dropped documents of a partition: (document, survivor, survivor_origin), by document."""
-    paths = [job.work / "near" / f"drop-{bucket:05d}.arrow" for bucket in range(job.n_partitions)]
-    return read_split(paths, partition, ["document"])
+    write_drops(path, read_split(job.paths_of_parts("near/members.arrow"), bucket), ("root",), job)
 
 
 def kept_rows(job: Job, partition: int) -> np.ndarray:
@@ -272,7 +251,7 @@ def kept_rows(job: Job, partition: int) -> np.ndarray:
     kept = distinct_rows(job, partition, rows.num_rows)
     if not job.options.near:
         return kept
-    return np.setdiff1d(kept, row_of(column(near_drops(job, partition), "document")))
+    return np.setdiff1d(kept, row_of(column(job.drops("near", partition), "document")))
 
 
 def _earlier_clusters(job: Job) -> np.ndarray:
@@ -309,11 +288,3 @@ def _distinct(pairs: np.ndarray) -> np.ndarray:
     keep = np.ones(len(pairs), bool)
     keep[1:] = (pairs[1:] != pairs[:-1]).any(axis=1)
     return pairs[keep]
-
-
-def _shingles(job: Job, part: int, ending: str) -> Path:
-    return job.work / "near" / f"shingles-{part:05d}.{ending}"
-
-
-def _signatures(work: Path, partition: int, name: str = "signatures") -> Path:
-    return work / "near" / f"{name}-{partition:05d}.npy"

@@ -11,6 +11,7 @@ Source: Broder 1997 (MinHash); DeepSeek LLM 2.1 deduplicates across the whole co
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 from isoflop.errors import RecipeError
 from isoflop.recipe import NotNegativeInt, PositiveInt, Seed, Share, check_ranges
@@ -44,8 +45,8 @@ class DedupOptions:
     """Strings of so many bytes that occur a second time are cut out, wherever they lie; 0: none, usual: 200."""
 
 
-def candidate_probability(similarity: float, bands: int, rows: int) -> float:
-    """Chance that a pair of this Jaccard similarity shares a band."""
+def candidate_probability(similarity: Any, bands: int, rows: int) -> Any:
+    """Chance that a pair of this Jaccard similarity (a number or an array) shares a band."""
     return 1.0 - (1.0 - similarity**rows) ** bands
 
 

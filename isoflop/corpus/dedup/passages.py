@@ -14,7 +14,6 @@ there with a suffix array and 50 tokens, about 200 bytes of English).
 """
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 
@@ -38,7 +37,7 @@ BLOCK_BYTES = 2_000_000  # assumption: working arrays of one block take about 10
 
 def write_seeds(job: Job, partition: int) -> None:
     """Task per partition: `passages/seeds-*` of the kept rows, cut up by hash."""
-    path = _path(job.work, "seeds", partition)
+    path = job.path("passages/seeds.arrow", partition)
     if path.is_file():
         return
     kept = kept_rows(job, partition)
@@ -58,11 +57,10 @@ def write_seeds(job: Job, partition: int) -> None:
 
 def write_repeated_seeds(job: Job, bucket: int) -> None:
     """Task per bucket: `passages/hits-*`, the seeds that occur more than once, cut up by dump and partition."""
-    path = _path(job.work, "hits", bucket)
+    path = job.path("passages/hits.arrow", bucket)
     if path.is_file():
         return
-    paths = [_path(dump.work, "seeds", partition) for dump in job.dumps for partition in range(job.n_partitions)]
-    rows = read_split(paths, bucket)
+    rows = read_split(job.paths_of_all("passages/seeds.arrow"), bucket)
     hashes, documents, positions = (column(rows, name) for name in ("hash", "document", "position"))
     order = np.argsort(hashes, kind="stable")
     hashes, documents, positions = hashes[order], documents[order], positions[order]
@@ -72,16 +70,16 @@ def write_repeated_seeds(job: Job, bucket: int) -> None:
     has_new[first[dump_of(documents) == job.new]] = True
     hit = (sizes > 1) & has_new[first]
     columns = {"document": documents[hit], "position": positions[hit]}
-    write_split(path, columns, _place(job, columns["document"]), len(job.dumps) * job.n_partitions)
+    write_split(path, columns, job.part_of(columns["document"]), job.n_parts)
 
 
-def write_passages(job: Job, place: int) -> None:
+def write_passages(job: Job, part: int) -> None:
     """Task per dump and partition: `passages/dense-*`, hashes of all passages around repeated seeds, cut up by hash."""
-    path = _path(job.work, "dense", place)
+    path = job.path("passages/dense.arrow", part)
     if path.is_file():
         return
-    dump, partition = divmod(place, job.n_partitions)
-    rows = read_split([_path(job.work, "hits", bucket) for bucket in range(job.n_partitions)], place)
+    dump, partition = divmod(part, job.n_partitions)
+    rows = read_split(job.paths("passages/hits.arrow"), part)
     documents, positions = column(rows, "document"), column(rows, "position")
     numbers, owner = np.unique(documents, return_inverse=True)
     texts = job.documents(partition, ["text"], dump=dump).column("text").take(row_of(numbers)).to_pylist()
@@ -105,11 +103,10 @@ def write_passages(job: Job, place: int) -> None:
 
 def write_repeats(job: Job, bucket: int) -> None:
     """Task per bucket: `passages/repeats-*`, passages of the new dump that occur earlier, cut up by partition."""
-    path = _path(job.work, "repeats", bucket)
+    path = job.path("passages/repeats.arrow", bucket)
     if path.is_file():
         return
-    paths = [_path(job.work, "dense", place) for place in range(len(job.dumps) * job.n_partitions)]
-    rows = read_split(paths, bucket)
+    rows = read_split(job.paths_of_parts("passages/dense.arrow"), bucket)
     hashes, documents, positions, rank = (column(rows, name) for name in ("hash", "document", "position", "rank"))
     order = np.lexsort((positions, documents, rank, dump_of(documents), hashes))
     first = first_of_runs(hashes[order])
@@ -121,7 +118,7 @@ def write_repeats(job: Job, bucket: int) -> None:
 
 def repeated_spans(job: Job, partition: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(row, start, stop) in bytes of what the partition repeats, by row and start; spans don't touch each other."""
-    rows = read_split([_path(job.work, "repeats", bucket) for bucket in range(job.n_partitions)], partition)
+    rows = read_split(job.paths("passages/repeats.arrow"), partition)
     row, start = row_of(column(rows, "document")), column(rows, "position")
     return merged(row, start, start + job.options.min_passage_bytes)
 
@@ -179,11 +176,3 @@ def _blocks(texts: list[str]) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
             bounds = np.concatenate([[0], np.cumsum([len(part) for part in parts])])
             yield first, np.frombuffer(b"".join(parts), np.uint8), bounds
             first, parts, size = index + 1, [], 0
-
-
-def _place(job: Job, documents: np.ndarray) -> np.ndarray:
-    return dump_of(documents) * job.n_partitions + partition_of(documents)
-
-
-def _path(work: Path, name: str, index: int) -> Path:
-    return work / "passages" / f"{name}-{index:05d}.arrow"

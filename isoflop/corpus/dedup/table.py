@@ -13,7 +13,6 @@ older dump. Their folders must be kept; the work folder of a dump is its part of
 """
 
 import json
-import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,17 +25,13 @@ from isoflop.corpus.dedup import near as dedup_near
 from isoflop.corpus.dedup import passages as dedup_passages
 from isoflop.corpus.dedup.job import Dump, Job, Run, Threads, column, row_of
 from isoflop.corpus.dedup.options import DedupOptions, check_options
-from isoflop.corpus.tables.partitions import finish, open_table, partition_path, write_partition
+from isoflop.corpus.tables.partitions import finish, open_table, partition_path, read_partition, write_partition
+from isoflop.corpus.tables.stages import Progress
 from isoflop.errors import DataError
 from isoflop.recipe import to_tree, write_json
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-log = logging.getLogger(__name__)
-
-Progress = Callable[[str, int, int], None]
-"""on_progress(phase, done, total): tasks."""
 
 
 def deduplicate_table(
@@ -77,8 +72,6 @@ def survivors(documents: Path, work: Path, partition: int) -> "pa.Table":
     """The rows of a partition that stay, with their cuts made."""
     import pyarrow as pa
 
-    from isoflop.corpus.tables.partitions import read_partition
-
     rows = read_partition(documents, partition)
     drops = read_partition(work / "drops", partition, ["row"])
     cuts = read_partition(work / "cuts", partition)
@@ -111,47 +104,38 @@ def write_drops(job: Job, partition: int) -> None:
     if partition_path(job.work / "cuts", partition).is_file():
         return
     rows, _ = job.ranked(partition)
-    lengths = dedup_exact.text_lengths(job, partition)
+    lengths = np.load(job.path("exact/lengths.npy", partition))
     reasons: dict[int, tuple[str, str, float]] = {}
-    for rule, drops in (
-        ("exact_duplicate", dedup_exact.exact_drops(job, partition)),
-        ("near_duplicate", dedup_near.near_drops(job, partition) if job.options.near else None),
-    ):
-        if drops is not None:
-            detail = np.ones(drops.num_rows)
-            if rule == "near_duplicate":
-                pairs = np.stack([column(drops, "document"), column(drops, "survivor")], axis=1)
-                detail = dedup_near.estimated_similarity(job, pairs)
-            origins = drops.column("survivor_origin").to_pylist()
-            for row, origin, value in zip(row_of(column(drops, "document")).tolist(), origins, detail.tolist()):
-                reasons[row] = (rule, origin, value)
-    spans = _spans(job, partition, lengths, reasons)
+    for search in ("exact", "near") if job.options.near else ("exact",):
+        drops = job.drops(search, partition)
+        detail = np.ones(drops.num_rows)
+        if search == "near":
+            pairs = np.stack([column(drops, "document"), column(drops, "survivor")], axis=1)
+            detail = dedup_near.estimated_similarity(job, pairs)
+        origins = drops.column("survivor_origin").to_pylist()
+        for row, origin, value in zip(row_of(column(drops, "document")).tolist(), origins, detail.tolist()):
+            reasons[row] = (f"{search}_duplicate", origin, value)
+    row, start, stop = _spans(job, partition, lengths, reasons)
+
+    def located(row: np.ndarray) -> dict[str, Any]:
+        named = {name: rows.column(name).take(pa.array(row)).combine_chunks() for name in ("key", "origin")}
+        return {**named, "row": pa.array(row)}
+
     order = np.array(sorted(reasons), np.int64)
     columns = {
-        "key": rows.column("key").take(order).combine_chunks(),
-        "origin": rows.column("origin").take(order).combine_chunks(),
-        "row": pa.array(order),
+        **located(order),
         "rule": pa.array([reasons[row][0] for row in order], "string"),
         "survivor": pa.array([reasons[row][1] for row in order], "string"),
         "detail": pa.array([reasons[row][2] for row in order], "float64"),
         "n_bytes": pa.array(lengths[order]),
     }
     write_partition(job.work / "drops", partition, pa.table(columns))
-    row, start, stop = spans
-    columns = {
-        "key": rows.column("key").take(pa.array(row)).combine_chunks(),
-        "origin": rows.column("origin").take(pa.array(row)).combine_chunks(),
-        "row": pa.array(row),
-        "start": pa.array(start),
-        "stop": pa.array(stop),
-    }
+    columns = {**located(row), "start": pa.array(start), "stop": pa.array(stop)}
     write_partition(job.work / "cuts", partition, pa.table(columns))
 
 
 def summary(job: Job) -> dict[str, Any]:
     """Counts of the finished tables."""
-    from isoflop.corpus.tables.partitions import read_partition
-
     found: dict[str, Any] = {"n_documents": 0, "rules": {}, "n_cut_documents": 0, "n_cut_bytes": 0}
     for partition in range(job.n_partitions):
         drops = read_partition(job.work / "drops", partition, ["rule", "n_bytes"])
@@ -168,7 +152,7 @@ def summary(job: Job) -> dict[str, Any]:
 
 
 def _phases(job: Job) -> list[tuple[str, Callable[..., Any], int]]:
-    n, all_dumps, options = job.n_partitions, len(job.dumps) * job.n_partitions, job.options
+    n, options = job.n_partitions, job.options
     phases: list[tuple[str, Callable[..., Any], int]] = [
         ("fingerprints", dedup_exact.write_fingerprints, n),
         ("exact", dedup_exact.choose_exact, n),
@@ -177,7 +161,7 @@ def _phases(job: Job) -> list[tuple[str, Callable[..., Any], int]]:
         phases += [
             ("signatures", dedup_near.write_signatures, n),
             ("pairs", dedup_near.write_pairs, n),
-            ("members", dedup_near.write_members, all_dumps),
+            ("members", dedup_near.write_members, job.n_parts),
             ("near", dedup_near.choose_near, n),
         ]
     if _needs_lines(job):
@@ -186,7 +170,7 @@ def _phases(job: Job) -> list[tuple[str, Callable[..., Any], int]]:
         phases += [
             ("seeds", dedup_passages.write_seeds, n),
             ("repeated seeds", dedup_passages.write_repeated_seeds, n),
-            ("passages", dedup_passages.write_passages, all_dumps),
+            ("passages", dedup_passages.write_passages, job.n_parts),
             ("repeats", dedup_passages.write_repeats, n),
         ]
     return [*phases, ("drops", write_drops, n)]

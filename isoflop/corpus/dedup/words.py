@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from isoflop.corpus.blocks import blocks
 from isoflop.errors import DataError
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def spaced(texts: Sequence[str]) -> "Iterator[pa.Array]":
     """The words of each text, lower case, one space between them; arrays of consecutive texts."""
     import pyarrow as pa
 
-    for block in _blocks(texts):
+    for block in blocks(texts, len, BLOCK_CHARS):
         codes_C, bounds_D = _spaced_codes(block)
         whole = codes_C.tobytes().decode("utf-32-le", "surrogatepass")
         # every text ends with a space, which is dropped
@@ -86,7 +87,7 @@ def spaced(texts: Sequence[str]) -> "Iterator[pa.Array]":
 
 def shingle_sets(texts: Sequence[str], n_words: int, *, presplit: bool = False) -> Iterator[np.ndarray]:
     """The distinct shingles of each text as sorted 64-bit hashes; empty for a text without words."""
-    for block in _blocks(texts):
+    for block in blocks(texts, len, BLOCK_CHARS):
         codes_C, bounds_D = _presplit_codes(block) if presplit else _spaced_codes(block)
         hashes_W, first_word_D = _word_hashes(codes_C, bounds_D)
         n_words_D = np.diff(first_word_D)
@@ -118,18 +119,6 @@ def window_hashes(values: np.ndarray, width: int) -> np.ndarray:
     found = sums[width:] - sums[:-width]
     found *= _powers(len(found), inverse=True)
     return mix(found)
-
-
-def _blocks(texts: Sequence[str]) -> Iterator[list[str]]:
-    block, size = [], 0
-    for text in texts:
-        block.append(text)
-        size += len(text)
-        if size >= BLOCK_CHARS:
-            yield block
-            block, size = [], 0
-    if block:
-        yield block
 
 
 def _presplit_codes(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:

@@ -129,9 +129,7 @@ def gopher_quality(block: TextBlock, options: GopherQualityOptions, lang: str) -
         above("gopher_ellipses", share(block.count_chars(ends), chunks.counts), options.max_ellipsis_ratio),
         above("gopher_bullet_lines", share(lines.per_doc(bullets), lines.counts), options.max_bullet_lines),
         above(
-            "gopher_ellipsis_lines",
-            share(lines.per_doc(ends[lines.end - 1]), lines.counts),
-            options.max_ellipsis_lines,
+            "gopher_ellipsis_lines", share(lines.per_doc(ends[lines.end - 1]), lines.counts), options.max_ellipsis_lines
         ),
         below(
             "gopher_few_letters",

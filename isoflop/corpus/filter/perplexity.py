@@ -14,9 +14,11 @@ from typing import Annotated
 
 import numpy as np
 
+from isoflop.corpus.dedup.words import mix
 from isoflop.corpus.filter.gopher import Finding, above
-from isoflop.corpus.filter.text_block import SortedIndex, TextBlock, join_hashes, mix
+from isoflop.corpus.filter.text_block import SortedIndex, TextBlock, join_hashes
 from isoflop.corpus.filter.toxicity import contains
+from isoflop.corpus.tables.partitions import replacing
 from isoflop.errors import DataError
 from isoflop.recipe import Positive, PositiveInt, Range, Share
 
@@ -68,14 +70,11 @@ class NgramModel:
         return SortedIndex(self.vocabulary), list(map(SortedIndex, self.keys)), list(map(SortedIndex, self.contexts))
 
     def save(self, path: Path) -> None:
-        """Write as .npz."""
         fields = {"vocabulary": self.vocabulary, "discounts": np.array(self.discounts)}
         for name in ("keys", "counts", "contexts", "totals", "kinds"):
             fields.update({f"{name}{n}": array for n, array in enumerate(getattr(self, name))})
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.npz")
-        np.savez(temporary, allow_pickle=False, **fields)
-        temporary.replace(path)
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            np.savez(file, allow_pickle=False, **fields)
 
     @classmethod
     def load(cls, path: Path) -> "NgramModel":

@@ -16,8 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
+from isoflop.corpus.blocks import blocks
 from isoflop.corpus.filter.gopher import Finding, below
 from isoflop.corpus.filter.text_block import TextBlock, runs_of
+from isoflop.corpus.tables.partitions import replacing
 from isoflop.errors import DataError
 from isoflop.recipe import NotNegative, PositiveInt, Share
 
@@ -61,11 +63,8 @@ class Classifier:
         return np.round(1.0 / (1.0 + np.exp(-margin)), _SCORE_DIGITS)
 
     def save(self, path: Path) -> None:
-        """Write as .npz."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.npz")
-        np.savez_compressed(temporary, weights=self.weights, biases=self.biases, accuracy=self.accuracy)
-        temporary.replace(path)
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            np.savez_compressed(file, weights=self.weights, biases=self.biases, accuracy=self.accuracy)
 
     @classmethod
     def load(cls, path: Path) -> "Classifier":
@@ -150,15 +149,7 @@ def quality(block: TextBlock, classifier: Classifier, options: QualityOptions) -
 
 def blocks_of(texts: Iterable[str], max_chars: int = _BLOCK_CHARS) -> Iterable[TextBlock]:
     """Consecutive texts in blocks of about `max_chars`."""
-    held, size = [], 0
-    for text in texts:
-        if held and size + len(text) > max_chars:
-            yield TextBlock(held)
-            held, size = [], 0
-        held.append(text)
-        size += len(text)
-    if held:
-        yield TextBlock(held)
+    return map(TextBlock, blocks(texts, len, max_chars))
 
 
 def _cell(docs: np.ndarray, hashes: np.ndarray) -> np.ndarray:

@@ -10,21 +10,15 @@ rule it breaks; `hits` counts every rule by itself, so that one sees what a rule
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from isoflop.corpus.blocks import blocks
 from isoflop.corpus.filter.c4 import C4Options, c4
 from isoflop.corpus.filter.code import CodeOptions, code
-from isoflop.corpus.filter.decontaminate import (
-    Benchmarks,
-    DecontaminateOptions,
-    contaminated,
-    load_benchmarks,
-    overlap,
-)
+from isoflop.corpus.filter.decontaminate import Benchmarks, DecontaminateOptions, contaminated, load_benchmarks, overlap
 from isoflop.corpus.filter.fineweb import FinewebOptions, fineweb
 from isoflop.corpus.filter.gopher import (
     Finding,
@@ -187,11 +181,6 @@ class Decisions:
     benchmark_documents: np.ndarray | None = None
     """Documents that share runs with each benchmark."""
 
-    @cached_property
-    def keep(self) -> np.ndarray:
-        """Rows that stay, bool."""
-        return np.array([not rule for rule in self.rules], dtype=bool)
-
 
 def decide(rows: "pa.Table", options: FilterOptions, models: FilterModels) -> Decisions:
     """Ask every rule about every row. `rows` has origin, domain, lang, text; the result does not depend on order."""
@@ -205,7 +194,7 @@ def decide(rows: "pa.Table", options: FilterOptions, models: FilterModels) -> De
         out.benchmark_documents = np.zeros(len(models.benchmarks.names), dtype=np.int64)
     for (domain, lang), places in sorted(groups.items()):
         chosen = options.for_group(domain, lang)
-        for part in _parts(places, texts):
+        for part in blocks(places, lambda place: len(texts[place]), BLOCK_CHARS):
             _decide_block(out, part, [origins[i] for i in part], scores[part], (domain, lang), chosen, models)
     return out
 
@@ -284,17 +273,6 @@ def _languages(
             langs[place] = lang
         scores[ask] = values
     return langs, scores
-
-
-def _parts(places: list[int], texts: Sequence[str]) -> list[list[int]]:
-    parts, size = [[]], 0
-    for place in places:
-        if parts[-1] and size + len(texts[place]) > BLOCK_CHARS:
-            parts.append([])
-            size = 0
-        parts[-1].append(place)
-        size += len(texts[place])
-    return parts
 
 
 def _wanted(options: FilterOptions, family: str) -> bool:

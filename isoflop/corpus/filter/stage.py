@@ -119,25 +119,24 @@ def _through_rules(rows: "pa.Table", job: FilterJob, counts: _Counts) -> Iterato
     """Rows that stay, with their new texts, in their order."""
     import pyarrow as pa
 
-    places, texts = [], rows.to_pylist()
-    for place, row in enumerate(texts):
+    documents, rule_of, asked = rows.to_pylist(), dict[int, str](), list[int]()
+    for place, row in enumerate(documents):
         n_bytes = len(row["text"].encode())
         counts.distinct.keep(row, n_bytes)
         given = job.duplicates is None or row["origin"].partition("/")[0] in job.given
         reason = None if given else reason_to_drop(row["text"], row["domain"], job.clean)
         if reason:
             counts.filtered.drop(reason, row, n_bytes)
-        else:
-            places.append((place, given))
-    asked = [place for place, given in places if not given]
-    gone = (
-        _ask_filters(rows.take(pa.array(asked, pa.int64())), [texts[place] for place in asked], job, counts)
-        if job.filters and asked
-        else [""] * len(asked)
-    )
-    rule_of = dict(zip(asked, gone, strict=True))
-    for place, _ in places:
-        row, rule = texts[place], rule_of.get(place, "")
+            continue
+        rule_of[place] = ""
+        if not given:
+            asked.append(place)
+    if job.filters and asked:
+        table = rows.take(pa.array(asked, pa.int64()))
+        rules = _ask_filters(table, [documents[place] for place in asked], job, counts)
+        rule_of.update(zip(asked, rules, strict=True))
+    for place, rule in rule_of.items():
+        row = documents[place]
         if rule in ("", CONTAMINATED):
             counts.filtered.keep(row, len(row["text"].encode()))
         if not rule:
@@ -226,7 +225,6 @@ def made_documents(options: PasskeyOptions, number: int, frames: Path) -> dict[s
 
 
 def all_licenses(summaries: Iterable[dict[str, Any]]) -> dict[str, int]:
-    """Documents by licence."""
     counts: Counter[str] = Counter()
     for found in summaries:
         counts.update(found["licenses"])

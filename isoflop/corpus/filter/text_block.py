@@ -17,6 +17,8 @@ from unicodedata import category
 
 import numpy as np
 
+from isoflop.corpus.dedup.words import mix
+
 SPACE, WORD, ALONE, SIGN = 0, 1, 2, 3
 """Classes of characters: white space and controls; letters, digits, marks; unspaced scripts; everything else."""
 
@@ -86,7 +88,6 @@ class TextBlock:
 
     @property
     def n_docs(self) -> int:
-        """Documents in the block."""
         return len(self.texts)
 
     @cached_property
@@ -153,7 +154,6 @@ class TextBlock:
 
     @cached_property
     def token_hashes(self) -> np.ndarray:
-        """`hashes` of the tokens."""
         return self.hashes(self.tokens)
 
     @cached_property
@@ -176,13 +176,6 @@ class TextBlock:
         sums = np.zeros(len(flags) + 1, dtype=np.int32)
         np.cumsum(flags, out=sums[1:])
         return sums[spans.end] > sums[spans.start]
-
-
-def mix(values: np.ndarray) -> np.ndarray:
-    """Scramble 64-bit integers so that every bit depends on all (the finaliser of SplitMix64)."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
 
 
 def join_hashes(left: np.ndarray, right: np.ndarray) -> np.ndarray:
@@ -214,7 +207,6 @@ class Groups:
 
     @property
     def sizes(self) -> np.ndarray:
-        """Members of each group."""
         return np.diff(np.append(self.begin, len(self.order)))
 
     def later(self) -> np.ndarray:

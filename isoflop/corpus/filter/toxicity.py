@@ -8,7 +8,7 @@ short and our own; a list in another sense (threats, hatred without swear words)
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -35,11 +35,8 @@ class ToxicityOptions:
     """Replace expressions in documents that stay."""
 
 
-@dataclass(frozen=True)
-class Lexicon:
-    """Expressions by the number of their tokens: sorted hashes."""
-
-    by_length: dict[int, np.ndarray] = field(repr=False)
+Lexicon = dict[int, np.ndarray]
+"""Expressions by the number of their tokens: sorted hashes."""
 
 
 def load_lexicon(files: Sequence[str]) -> Lexicon:
@@ -52,23 +49,22 @@ def load_lexicon(files: Sequence[str]) -> Lexicon:
             raise DataError(f"toxicity.word_files: {path} can't be read as UTF-8 text ({error})") from error
         expressions += [line.strip() for line in lines if line.strip() and not line.startswith("#")]
     block = TextBlock(expressions)
-    found: dict[int, list[np.ndarray]] = {}
-    for n in set(block.tokens.counts.tolist()) - {0}:
+    found: Lexicon = {}
+    for n in sorted(set(block.tokens.counts.tolist()) - {0}):
         first, runs = runs_of(block.token_hashes, block.tokens.offsets, n)
-        whole = block.tokens.counts[block.tokens.doc[first]] == n
-        found.setdefault(n, []).append(runs[whole])
+        found[n] = np.unique(runs[block.tokens.counts[block.tokens.doc[first]] == n])
     if not found:
         raise DataError(
             f"toxicity.word_files = {list(files)} hold no expression; leave the key out for the shipped lists"
         )
-    return Lexicon({n: np.unique(np.concatenate(hashes)) for n, hashes in sorted(found.items())})
+    return found
 
 
 def find_expressions(block: TextBlock, lexicon: Lexicon) -> Spans:
     """Where expressions stand, in order; of those that begin at one place the longest."""
     tokens = block.tokens
     length = np.zeros(len(tokens.start), dtype=np.int64)
-    for n, hashes in lexicon.by_length.items():
+    for n, hashes in lexicon.items():
         first, runs = runs_of(block.token_hashes, tokens.offsets, n)
         length[first[contains(hashes, runs)]] = n
     first = np.flatnonzero(length)

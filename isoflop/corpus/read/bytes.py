@@ -13,25 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from isoflop.corpus.read.compressed import (
-    CHUNK_BYTES,
-    BrokenStream,
-    codec_of,
-    find_damages,
-    read_members,
-)
+from isoflop.corpus.read.compressed import CHUNK_BYTES, BrokenStream, codec_of, find_damages, read_members
+from isoflop.corpus.read.encoding import MARKS
 from isoflop.recipe import Positive, Range
 
 COMPRESSED_SUFFIXES = (".gz", ".zst", ".zstd", ".bz2", ".xz")
 _FREE_BYTES = 64_000_000  # assumption: expansion is not looked at before this much came out
-_MARKS = (
-    (codecs.BOM_UTF8, ""),
-    (codecs.BOM_UTF32_LE, "utf-32-le"),
-    (codecs.BOM_UTF32_BE, "utf-32-be"),
-    (codecs.BOM_UTF16_LE, "utf-16-le"),
-    (codecs.BOM_UTF16_BE, "utf-16-be"),
-)
-"""Byte order marks and the encoding that a text behind them has to be brought out of; "" is UTF-8 already."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +32,6 @@ class ReadLimits:
 
     @property
     def max_record_bytes(self) -> int:
-        """`max_record_mb` in bytes."""
         return int(self.max_record_mb * 1e6)
 
 
@@ -84,10 +70,10 @@ def as_utf8(stream: "ByteStream") -> "ByteStream":
         head += piece
         if len(head) >= 4:
             break
-    for mark, encoding in _MARKS:
+    for mark, encoding in MARKS:
         if head.startswith(mark):
             rest = _chained([head[len(mark) :]], pieces)
-            return ByteStream(_transcoded(rest, encoding) if encoding else rest)
+            return ByteStream(rest if encoding == "utf-8" else _transcoded(rest, encoding))
     return ByteStream(_chained([head], pieces))
 
 

@@ -8,13 +8,14 @@ the repair is reported.
 import codecs
 from dataclasses import dataclass
 
-_MARKS = (
+MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
     (codecs.BOM_UTF32_LE, "utf-32-le"),
     (codecs.BOM_UTF32_BE, "utf-32-be"),
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
+"""Byte order marks and what they say; those of UTF-32 begin with those of UTF-16."""
 _SAMPLE_BYTES = 131_072
 _GOOD_PER_BAD = 10  # assumption: damaged UTF-8 has at least so many good characters beyond ASCII per bad byte
 _CONTROLS = bytes(code for code in range(32) if code not in b"\t\n\r\f\x0b\x1b") + b"\x7f"
@@ -36,19 +37,18 @@ class Decoded:
 
 def decode_text(data: bytes, declared: str = "") -> Decoded:
     """Text of a whole file or page, without byte order mark. Raises NotText."""
-    for mark, encoding in _MARKS:
+    for mark, encoding in MARKS:
         if data.startswith(mark):
             return _decode_marked(data[len(mark) :], encoding)
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as problem:
-        return _decode_other(data, declared, problem)
     n_zero = data.count(0)
     if n_zero * 5 > len(data):  # UTF-16 of Latin text is valid UTF-8 with zeros
         return _decode_zeros(data)
     if n_zero:
         raise NotText(f"binary: {n_zero} NUL bytes")
-    return Decoded(text, "utf-8")
+    try:
+        return Decoded(data.decode("utf-8"), "utf-8")
+    except UnicodeDecodeError as problem:
+        return _decode_other(data, declared, problem)
 
 
 def _decode_marked(data: bytes, encoding: str) -> Decoded:
@@ -74,10 +74,6 @@ def _decode_zeros(data: bytes) -> Decoded:
 
 
 def _decode_other(data: bytes, declared: str, problem: UnicodeDecodeError) -> Decoded:
-    if data.count(0) * 5 > len(data):
-        return _decode_zeros(data)
-    if data.count(0):
-        raise NotText(f"binary: {data.count(0)} NUL bytes")
     repaired = data.decode("utf-8", "replace")
     n_bad = repaired.count("\ufffd") - data.count(b"\xef\xbf\xbd")
     n_good = len(repaired) - len(repaired.encode("ascii", "ignore")) - n_bad

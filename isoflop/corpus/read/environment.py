@@ -199,10 +199,8 @@ def choose_held_out(n_bytes: Mapping[tuple[str, str], int], share: float) -> set
 
 def environment_versions(files: Iterable[EnvironmentFile]) -> dict[str, str]:
     """Version of each package that has files here; `python` for the standard library."""
-    found = {}
-    for name in sorted({file.id.partition("/")[0] for file in files}):
-        found[name] = sys.version.split()[0] if name == "python" else importlib.metadata.version(name)
-    return found
+    names = sorted({file.id.partition("/")[0] for file in files})
+    return {n: sys.version.split()[0] if n == "python" else importlib.metadata.version(n) for n in names}
 
 
 def _standard_library() -> Iterator[EnvironmentFile]:

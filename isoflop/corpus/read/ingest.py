@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from isoflop.corpus.document import BadRecord, Document, SourceOptions
 from isoflop.corpus.read.clean import normalise
@@ -32,9 +32,6 @@ from isoflop.corpus.tables.partitions import document_key, document_schema, read
 from isoflop.corpus.tables.stages import Task, fingerprint
 from isoflop.errors import DataError, RecipeError
 from isoflop.run import file_sha256
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 TASK_BYTES = 4_000_000  # assumption: small enough to share out evenly
 RUN_BYTES = 24_000_000  # assumption: text of one run; what a reading process holds at once
@@ -98,31 +95,27 @@ def find_inputs(
 def read_tasks(files: list[InputFile], folder: Path, options: ReadOptions) -> list[Task]:
     """Files shared out to tasks of a few MB, each named after its files."""
     tasks, group, size = [], [], 0
-
-    def flush() -> None:
-        name = fingerprint([item.id for item in group])
-        tasks.append(Task(name, (list(group), folder, name, options), sum(item.n_bytes for item in group)))
-
     for item in files:
         group.append(item)
         size += item.n_bytes
-        if size >= TASK_BYTES:
-            flush()
+        if size >= TASK_BYTES or item is files[-1]:
+            name = fingerprint([one.id for one in group])
+            tasks.append(Task(name, (group, folder, name, options), size))
             group, size = [], 0
-    if group:
-        flush()
     return tasks
 
 
 def read_files(files: list[InputFile], folder: Path, name: str, options: ReadOptions) -> dict[str, Any]:
     """Task: read files, write runs `NAME-NUMBER.arrow`, summarise what came in."""
+    import pyarrow as pa
+
     tally, bad, inputs = Tally(), list[BadRecord](), list[dict[str, Any]]()
     packages: Counter[tuple[str, str]] = Counter()
     runs, rows, size = [], list[dict[str, str]](), 0
 
     def flush() -> None:
         path = folder / f"{name}-{len(runs)}.arrow"
-        write_run(path, _table(rows), options.n_partitions)
+        write_run(path, pa.Table.from_pylist(rows, schema=document_schema()), options.n_partitions)
         runs.append(path.name)
         rows.clear()
 
@@ -187,7 +180,6 @@ def write_quarantine(path: Path, found: list[BadRecord], folder: Path, tasks: li
 
 
 def quarantine_line(record: BadRecord) -> str:
-    """A line of `quarantine.jsonl`."""
     found = {"origin": record.origin, "reason": record.reason, "n_bytes": record.n_bytes, "repaired": record.kept}
     return json.dumps(found, ensure_ascii=False) + "\n"
 
@@ -212,9 +204,3 @@ def _rows(document: Document, options: ReadOptions) -> Iterator[dict[str, str]]:
             "license": document.license,
             "text": piece,
         }
-
-
-def _table(rows: list[dict[str, str]]) -> "pa.Table":
-    import pyarrow as pa
-
-    return pa.Table.from_pylist(rows, schema=document_schema())

@@ -10,26 +10,36 @@ or U+2028. Memory is bounded by `ReadLimits`, whatever the files hold.
 
 import contextlib
 import json
-import logging
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from isoflop.corpus.document import BadRecord, Document, OnBad, SourceOptions
 from isoflop.corpus.read.bytes import COMPRESSED_SUFFIXES, ByteStream, ReadLimits, as_utf8, open_bytes, split_lines
-from isoflop.corpus.read.code import LANGUAGES
+from isoflop.corpus.read.code import LANGUAGES, licence_of, programming_language
 from isoflop.corpus.read.compressed import BrokenStream
 from isoflop.corpus.read.encoding import NotText, decode_text, is_encodable
+from isoflop.corpus.read.tables import read_arrow, read_parquet
+from isoflop.corpus.read.values import Records, read_csv, read_json
+from isoflop.corpus.read.web import read_html, read_warc
 from isoflop.errors import DataError
-
-log = logging.getLogger(__name__)
 
 Kind = Literal["jsonl", "json", "csv", "parquet", "arrow", "html", "warc", "code", "text"]
 
-TEXT_SUFFIXES = frozenset([".txt", ".md", ".rst", ".tex", ".text", ".markdown", ".org"])
+_SUFFIXES: dict[Kind, tuple[str, ...]] = {
+    "jsonl": (".jsonl", ".ndjson"),
+    "json": (".json",),
+    "csv": (".csv", ".tsv"),
+    "html": (".html", ".htm", ".xhtml"),
+    "warc": (".warc", ".wet"),
+    "parquet": (".parquet",),
+    "arrow": (".arrow", ".feather"),
+    "code": tuple(f".{suffix}" for suffix in LANGUAGES),
+    "text": (".txt", ".md", ".rst", ".tex", ".text", ".markdown", ".org"),
+}
 _LEFT_OUT_FOLDERS = frozenset(["__pycache__", "node_modules"])
 
 
@@ -44,8 +54,8 @@ def find_files(source: SourceOptions, on_bad: OnBad | None = None) -> list[Path]
         return [root]
     if not root.is_dir():
         raise DataError(f"sources.path = {source.path!r} does not exist; give a file or a folder with text")
-    found, bad = [], []
-    _walk(root, root, source.label, {_identity(root)}, found, bad)
+    found, bad, status = [], [], root.stat()
+    _walk(root, root, source.label, {(status.st_dev, status.st_ino)}, found, bad)
     known = [path for path in found if kind_of(path)]
     left_out = [path for path in found if not kind_of(path)]
     if not known:
@@ -74,40 +84,20 @@ def _left_out(paths: list[Path], root: Path, label: str) -> Iterator[BadRecord]:
         yield BadRecord(f"{label}/{first}", f"left out: {len(group)} files, this one first: {what}", n_bytes)
 
 
-def read_source(source: SourceOptions, on_bad: OnBad) -> Iterator[Document]:
-    """All documents of a source; what can't be read is passed to `on_bad`."""
-    root = Path(source.path)
-    for path in find_files(source, on_bad):
-        relative = path.relative_to(root).as_posix() if root.is_dir() else path.name
-        yield from read_file(path, f"{source.label}/{relative}", source, on_bad)
-
-
 def read_file(path: Path, origin: str, source: SourceOptions, on_bad: OnBad) -> Iterator[Document]:
     """Documents of one file. `origin` names it in ids and in the quarantine."""
     try:
         kind = kind_of(path) or kind_by_content(path, source.limits)
         if kind in ("parquet", "arrow"):
-            from isoflop.corpus.read.tables import read_arrow, read_parquet
-
             records = (read_parquet if kind == "parquet" else read_arrow)(path, origin, source, on_bad)
             yield from _documents(records, source, on_bad)
             return
         with open_bytes(path, source.limits) as stream:
-            if kind == "jsonl":
-                yield from _documents(_json_records(as_utf8(stream), origin, source, on_bad), source, on_bad)
-            elif kind in ("json", "csv"):
-                from isoflop.corpus.read.values import read_csv, read_json
-
-                records = (read_json if kind == "json" else read_csv)(as_utf8(stream), origin, source, on_bad)
-                yield from _documents(records, source, on_bad)
-            elif kind == "warc":
-                from isoflop.corpus.read.web import read_warc
-
-                yield from read_warc(stream, origin, source, on_bad)
-            elif kind == "html":
-                from isoflop.corpus.read.web import read_html
-
-                yield from read_html(stream, origin, source, on_bad)
+            if kind in ("jsonl", "json", "csv"):
+                read = {"jsonl": _json_records, "json": read_json, "csv": read_csv}[kind]
+                yield from _documents(read(as_utf8(stream), origin, source, on_bad), source, on_bad)
+            elif kind in ("html", "warc"):
+                yield from (read_html if kind == "html" else read_warc)(stream, origin, source, on_bad)
             else:
                 yield from _text_documents(stream, path, origin, source, on_bad)
     except OSError as error:
@@ -118,24 +108,8 @@ def kind_of(path: Path) -> Kind | None:
     """How a file is read, from its name; None when unknown."""
     path = Path(path.name.lower())
     plain = path.with_suffix("") if path.suffix in COMPRESSED_SUFFIXES else path
-    suffix = plain.suffix
-    if suffix in (".jsonl", ".ndjson"):
-        return "jsonl"
-    if suffix == ".json":
-        return "json"
-    if suffix in (".csv", ".tsv"):
-        return "csv"
-    if suffix in (".html", ".htm", ".xhtml"):
-        return "html"
-    if suffix in (".warc", ".wet"):
-        return "warc"
-    if suffix == ".parquet" and plain == path:
-        return "parquet"
-    if suffix in (".arrow", ".feather") and plain == path:
-        return "arrow"
-    if suffix.removeprefix(".") in LANGUAGES:
-        return "code"
-    return "text" if suffix in TEXT_SUFFIXES else None
+    kind = next((kind for kind, suffixes in _SUFFIXES.items() if plain.suffix in suffixes), None)
+    return None if kind in ("parquet", "arrow") and plain != path else kind
 
 
 _SIGNS: tuple[tuple[bytes, Kind | None, str], ...] = (
@@ -198,7 +172,7 @@ def read_texts(path: Path) -> Iterator[str]:
             yield json.loads(line.data or b"")["text"]
 
 
-def _documents(records: Iterable[tuple[str, dict[str, Any]]], source: SourceOptions, on_bad: OnBad):
+def _documents(records: Records, source: SourceOptions, on_bad: OnBad) -> Iterator[Document]:
     for where, record in records:
         text = record.get(source.text_key)
         if not isinstance(text, str) or not text.strip():
@@ -212,9 +186,7 @@ def _documents(records: Iterable[tuple[str, dict[str, Any]]], source: SourceOpti
             yield Document(where, text, source.domain, where, str(licence), str(lang))
 
 
-def _json_records(
-    stream: ByteStream, origin: str, source: SourceOptions, on_bad: OnBad
-) -> Iterator[tuple[str, dict[str, Any]]]:
+def _json_records(stream: ByteStream, origin: str, source: SourceOptions, on_bad: OnBad) -> Records:
     number, limit = 0, source.limits
     for line in split_lines(stream, limit.max_record_bytes):
         if isinstance(line, BrokenStream):
@@ -244,8 +216,6 @@ def _text_documents(
     stream: ByteStream, path: Path, origin: str, source: SourceOptions, on_bad: OnBad
 ) -> Iterator[Document]:
     """Text, Markdown or code: one document, or pieces cut at line ends where the file is longer than a record."""
-    from isoflop.corpus.read.code import licence_of, programming_language
-
     lang = programming_language(path)
     licence = source.license
     for number, (data, problem, n_lost) in enumerate(_pieces(stream, source.limits)):
@@ -329,8 +299,3 @@ def _walk(
             found.append(path)
         elif kind_of(path):
             bad.append(BadRecord(origin, "not a regular file (pipe, socket or device)"))
-
-
-def _identity(path: Path) -> tuple[int, int]:
-    status = path.stat()
-    return status.st_dev, status.st_ino

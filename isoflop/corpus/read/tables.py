@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from isoflop.corpus.document import BadRecord, OnBad, SourceOptions
+from isoflop.corpus.read.values import Records
 from isoflop.errors import DataError
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ _BATCH_ROWS = 64  # assumption: rows decoded at once; with longest records this 
 _LICENCE_COLUMNS = ("license", "licence")
 
 
-def read_parquet(path: Path, origin: str, source: SourceOptions, on_bad: OnBad) -> Iterator[tuple[str, dict[str, Any]]]:
+def read_parquet(path: Path, origin: str, source: SourceOptions, on_bad: OnBad) -> Records:
     """(place, record) of each row. Raises DataError without pyarrow."""
     pa = _pyarrow(path)
     import pyarrow.parquet as pq
@@ -55,7 +56,7 @@ def read_parquet(path: Path, origin: str, source: SourceOptions, on_bad: OnBad) 
         on_bad(BadRecord(f"{origin}:{number + 1}", f"not readable Parquet: {error}"[:300]))
 
 
-def read_arrow(path: Path, origin: str, source: SourceOptions, on_bad: OnBad) -> Iterator[tuple[str, dict[str, Any]]]:
+def read_arrow(path: Path, origin: str, source: SourceOptions, on_bad: OnBad) -> Records:
     """(place, record) of each row of an Arrow file or stream, mapped into memory. Raises DataError without pyarrow."""
     pa = _pyarrow(path)
     number = 0
@@ -87,9 +88,7 @@ def _arrow_batches(file: "pa.MemoryMappedFile", path: Path) -> "Iterator[pa.Reco
         yield from pa.ipc.open_stream(file)
 
 
-def _rows(
-    batch: "pa.RecordBatch", number: int, origin: str, source: SourceOptions, on_bad: OnBad
-) -> Iterator[tuple[str, dict[str, Any]]]:
+def _rows(batch: "pa.RecordBatch", number: int, origin: str, source: SourceOptions, on_bad: OnBad) -> Records:
     import pyarrow as pa
 
     texts = batch.column(source.text_key)

@@ -61,8 +61,9 @@ class _Values:
             while len(self._held) < size and self._more():
                 pass
             try:
-                value, end = json.JSONDecoder().raw_decode(self._held[:size].decode("utf-8", "surrogateescape"))
-                self._consume(len(json_text_bytes(self._held[:size], end)))
+                text = self._held[:size].decode("utf-8", "surrogateescape")
+                value, end = json.JSONDecoder().raw_decode(text)
+                self._consume(len(text[:end].encode("utf-8", "surrogateescape")))
                 return value if _clean(value) else "text is not UTF-8"
             except RecursionError:
                 return self._damaged("nested too deep")
@@ -105,11 +106,6 @@ class _Values:
                 break
         self.n_bytes = self._at - start
         return f"bytes {start} to {self._at}: {reason}"
-
-
-def json_text_bytes(data: bytes, end: int) -> bytes:
-    """The bytes of the first `end` characters."""
-    return data.decode("utf-8", "surrogateescape")[:end].encode("utf-8", "surrogateescape")
 
 
 def _clean(value: Any) -> bool:

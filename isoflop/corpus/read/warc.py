@@ -216,8 +216,8 @@ def read_response(block: bytes, max_bytes: int) -> Response:
         response.begin()
     except (HTTPException, OSError, ValueError) as error:
         raise ValueError(f"no HTTP response: {error!r}") from error
-    start = _body_start(block)
-    raw = block[start:]
+    head = re.search(rb"\r?\n\r?\n", block)
+    raw = block[head.end() :] if head else b""
     if response.chunked:
         raw = _joined_chunks(response, raw)
     elif response.length is not None and 0 < response.length < len(raw):
@@ -239,11 +239,6 @@ class _Socket:
 
     def makefile(self, *_: Any) -> io.BytesIO:
         return io.BytesIO(self._data)
-
-
-def _body_start(block: bytes) -> int:
-    end = re.search(rb"\r?\n\r?\n", block)
-    return end.end() if end else len(block)
 
 
 def _joined_chunks(response: HTTPResponse, raw: bytes) -> bytes:

@@ -70,7 +70,8 @@ def read_warc(stream: ByteStream, origin: str, source: SourceOptions, on_bad: On
     """Documents of an archive: responses with HTML or plain text, and conversions (WET). `source` is the web site."""
     _require(origin)
     number = 0
-    for found in read_records(stream, _block_limit(source)):
+    room = 1 << 18  # for the headers of a page's response
+    for found in read_records(stream, source.limits.max_record_bytes + room):
         if isinstance(found, Unreadable):
             where = f"bytes {found.start} to {found.stop} of the archive, behind record {number}"
             on_bad(BadRecord(f"{origin}#{number}+", f"{where}: {found.reason}"[:300], found.stop - found.start))
@@ -92,11 +93,6 @@ def read_warc(stream: ByteStream, origin: str, source: SourceOptions, on_bad: On
             url = found.headers.get("warc-target-uri", "").strip("<>")
             site = f"{source.label}/{_host(url)}"
             yield Document(where, text, source.domain, site, source.license, source.lang)
-
-
-def _block_limit(source: SourceOptions) -> int:
-    """A page's limit and room for the headers of its response."""
-    return source.limits.max_record_bytes + (1 << 18)
 
 
 def _host(url: str) -> str:

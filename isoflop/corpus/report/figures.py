@@ -8,19 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from isoflop.corpus.dedup.options import candidate_probability
 from isoflop.pages.html import size
-from isoflop.pages.plot import (
-    INK,
-    MUTED,
-    SKY,
-    VERMILION,
-    count,
-    light_grid,
-    literal,
-    new_figure,
-    note,
-    style,
-)
+from isoflop.pages.plot import INK, MUTED, SKY, VERMILION, count, light_grid, literal, new_figure, note, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -136,7 +126,7 @@ def similarity_figure(bands: int, rows: int, threshold: float, pairs: Sequence[t
             behind.locator_params(axis="y", nbins=4, integer=True)
             axes.set_zorder(behind.get_zorder() + 1)
         axes.axvline(threshold, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
-        axes.plot(similarity, 1 - (1 - similarity**rows) ** bands, color=VERMILION, linewidth=2.2)
+        axes.plot(similarity, candidate_probability(similarity, bands, rows), color=VERMILION, linewidth=2.2)
         note(axes, f"threshold {threshold:g}", (threshold, 1.04), (-5, 0), ha="right", va="center", color=MUTED)
         axes.set_xlim(0, 1)
         axes.set_ylim(0, 1.08)

@@ -90,12 +90,3 @@ def merged(tallies: Iterable[Mapping[str, Any]]) -> Tally:
     for found in tallies:
         whole.add(found)
     return whole
-
-
-def by_domain(counts: Mapping[tuple[str, ...], list[int]], place: int) -> dict[str, dict[str, int]]:
-    """Documents and bytes summed by one part of the key."""
-    sums: dict[str, list[int]] = defaultdict(lambda: [0, 0])
-    for key, (documents, n_bytes) in counts.items():
-        sums[key[place]][0] += documents
-        sums[key[place]][1] += n_bytes
-    return {name: {"documents": d, "bytes": b} for name, (d, b) in sorted(sums.items())}

@@ -32,7 +32,6 @@ class Frames:
         self._open: dict[tuple[str, str], _Frame] = {}
 
     def add(self, row: Mapping[str, str]) -> None:
-        """Append a document."""
         name = row["split"], row["domain"]
         if name not in self._open:
             self._open[name] = _Frame(self.folder / f"{name[0]}.{name[1]}.zst")

@@ -15,7 +15,8 @@ made again. That is all there is to resuming a stage.
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,7 +53,6 @@ class TableInfo:
 
 
 def document_schema() -> "pa.Schema":
-    """Schema of a table of documents."""
     import pyarrow as pa
 
     return pa.schema([(name, pa.large_string() if name == "text" else pa.string()) for name in DOCUMENT_COLUMNS])
@@ -69,9 +69,9 @@ def partition_of(keys: "pa.ChunkedArray | pa.Array", n_partitions: int) -> np.nd
     return values * n_partitions >> 32
 
 
-def write_run(path: Path, rows: "pa.Table", n_partitions: int, *, by: str = "key") -> None:
+def write_run(path: Path, rows: "pa.Table", n_partitions: int) -> None:
     """Write `rows` cut up by partition: batch i of the file has the rows of partition i, in the order they came."""
-    parts = partition_of(rows.column(by), n_partitions)
+    parts = partition_of(rows.column("key"), n_partitions)
     order = np.argsort(parts, kind="stable").astype(np.int64)
     write_batches(path, rows.take(order), np.bincount(parts, minlength=n_partitions))
 
@@ -89,7 +89,8 @@ def write_batches(path: Path, rows: "pa.Table", counts: Sequence[int] | np.ndarr
     ):
         offset = 0
         for count in np.asarray(counts).tolist():
-            for batch in _one_batch(rows.slice(offset, count)):
+            part = rows.slice(offset, count)
+            for batch in part.to_batches() or [pa.RecordBatch.from_pylist([], schema=rows.schema)]:
                 writer.write_batch(batch)
             offset += count
 
@@ -110,7 +111,6 @@ def read_runs(paths: Iterable[Path], partition: int, *, sort_by: Sequence[str] =
 
 
 def partition_path(folder: Path, partition: int) -> Path:
-    """File of one partition."""
     return folder / f"part-{partition:05d}.parquet"
 
 
@@ -138,18 +138,13 @@ def read_partition(folder: Path, partition: int, columns: Sequence[str] | None =
         raise DataError(f"{path} can't be read ({error}); delete {folder} and run the stage again") from error
 
 
-def missing_partitions(folder: Path, n_partitions: int) -> list[int]:
-    """Partitions that are not written yet: what a resumed stage has left to do."""
-    return [index for index in range(n_partitions) if not partition_path(folder, index).is_file()]
-
-
 def finish(folder: Path, n_partitions: int) -> TableInfo:
     """Write `table.json`: from here on the folder counts as complete. What a killed writer left is removed.
 
     Raises:
         DataError: a partition is missing.
     """
-    missing = missing_partitions(folder, n_partitions)
+    missing = [index for index in range(n_partitions) if not partition_path(folder, index).is_file()]
     if missing:
         raise DataError(f"{folder} lacks {len(missing)} of {n_partitions} partitions, first {missing[0]}; resume it")
     for left_over in folder.glob(".part-*"):
@@ -164,11 +159,6 @@ def finish(folder: Path, n_partitions: int) -> TableInfo:
     )
     write_json(folder / "table.json", info)
     return info
-
-
-def is_complete(folder: Path) -> bool:
-    """Whether `finish` was reached."""
-    return (folder / "table.json").is_file()
 
 
 def open_table(folder: Path) -> TableInfo:
@@ -192,27 +182,13 @@ def _describe(path: Path) -> dict[str, Any]:
     return {"name": path.name, "n_rows": n_rows, "n_text_bytes": n_text_bytes, "sha256": file_sha256(path)}
 
 
-def _one_batch(rows: "pa.Table") -> "list[pa.RecordBatch]":
-    import pyarrow as pa
-
-    if not rows.num_rows:
-        return [pa.RecordBatch.from_arrays([pa.array([], field.type) for field in rows.schema], schema=rows.schema)]
-    return rows.to_batches()
-
-
-class replacing:
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` that takes its place if the block ends well, and is gone if it does not."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        self.temporary = path.with_name(f".{path.name}.{os.getpid()}")
-
-    def __enter__(self) -> Path:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        return self.temporary
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            self.temporary.replace(self.path)
-        else:
-            self.temporary.unlink(missing_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

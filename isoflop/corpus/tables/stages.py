@@ -24,7 +24,6 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal
 
 from isoflop.errors import DataError
@@ -34,7 +33,7 @@ from isoflop.run import cores
 log = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]
-"""on_progress(what, done, total): bytes."""
+"""on_progress(what, done, total): bytes; of deduplication, tasks."""
 
 Engine = Literal["native", "ray"]
 FORMAT = 1
@@ -73,7 +72,7 @@ class Workers:
     def __enter__(self) -> "Workers":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, _value: object, _where: TracebackType | None) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._end_processes(at_once=kind is not None)
         if self.engine == "ray":
             import ray

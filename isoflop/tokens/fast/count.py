@@ -4,12 +4,13 @@ The encoder does the work: a piece's "token" is its number. Memory is that of th
 that is too varied is refused, and its owner takes a thinner sample of it.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
 import tokenizers
 
+from isoflop.corpus.blocks import blocks
 from isoflop.errors import DataError
 from isoflop.tokens.fast.encoder import WINDOW_CHARS, Encoder
 from isoflop.tokens.rules import Rules, byte_symbols
@@ -53,21 +54,10 @@ def count_pieces(texts: Iterable[str], backend: tokenizers.Tokenizer, rules: Rul
 
     encoder = Encoder(rules, number, whole, max_pieces=MAX_PIECES)
     counts = np.zeros(1 << 16, dtype=np.int64)
-    for group in _groups(texts):
+    for group in blocks(texts, len, WINDOW_CHARS):
         for numbers in encoder.encode(group):
             if n_pieces > len(counts):
                 counts = np.concatenate([counts, np.zeros(2 * n_pieces - len(counts), dtype=np.int64)])
             found, n = np.unique(numbers, return_counts=True)
             counts[found] += n
     return Pieces(bytes(data), np.concatenate(sizes), counts[:n_pieces])
-
-
-def _groups(texts: Iterable[str]) -> Iterator[list[str]]:
-    group, size = [], 0
-    for text in texts:
-        group.append(text)
-        size += len(text)
-        if size >= WINDOW_CHARS:
-            yield group
-            group, size = [], 0
-    yield group

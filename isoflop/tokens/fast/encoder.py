@@ -6,12 +6,13 @@ every piece becomes one that was met before. Known pieces come from a table (pie
 to the library. The table starts afresh when it is full, so memory is bounded however long and varied the text is.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import accumulate, pairwise
 
 import numpy as np
 import tokenizers
 
+from isoflop.corpus.blocks import blocks
 from isoflop.tokens.fast.cuts import END, PROBED, class_table, ideographs, settled, starts
 from isoflop.tokens.fast.pieces import PADDING, PieceTable
 from isoflop.tokens.rules import Rules, byte_symbols
@@ -47,7 +48,7 @@ class Encoder:
     def encode(self, texts: list[str]) -> list[np.ndarray]:
         """Ids of each text, int32."""
         found: list[np.ndarray] = []
-        for group in _groups(texts):
+        for group in blocks(texts, len, WINDOW_CHARS):
             found += [self._encode_long(group[0])] if len(group) == 1 else self._encode_group(group)
         return found
 
@@ -121,20 +122,6 @@ def library_encoder(backend: tokenizers.Tokenizer, rules: Rules, token_bytes: li
         return backend.encode(text, add_special_tokens=False).ids
 
     return Encoder(rules, merge, whole, _crossed_borders(token_bytes))
-
-
-def _groups(texts: list[str]) -> Iterator[list[str]]:
-    """Consecutive texts of together about a window; a longer one by itself."""
-    group: list[str] = []
-    size = 0
-    for text in texts:
-        if group and size + len(text) > WINDOW_CHARS:
-            yield group
-            group, size = [], 0
-        group.append(text)
-        size += len(text)
-    if group:
-        yield group
 
 
 def _codes(text: str) -> np.ndarray:

@@ -31,7 +31,6 @@ class PieceTable:
         self.clear()
 
     def clear(self) -> None:
-        """Forget every piece."""
         self._low, self._high = np.zeros(0, dtype=np.uint64), np.zeros(0, dtype=np.uint64)
         self._row = np.zeros(0, dtype=np.int32)
         self._n_keys = 0

@@ -114,7 +114,7 @@ def test_one_gigabyte_line_takes_no_memory(tmp_path: Path) -> None:
         file.write(b'"}\n{"text": "last"}\n')
     code = (
         "import sys; from isoflop.corpus.read.sources import *; bad = [];"
-        "print([d.text for d in read_source(SourceOptions(path=sys.argv[1]), bad.append)],"
+        "print([d.text for d in read_file(Path(sys.argv[1]), 'a', SourceOptions(path='a'), bad.append)],"
         "[(b.reason, b.n_bytes) for b in bad]);"
         "print(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])"  # ru_maxrss begins at the parent's
     )

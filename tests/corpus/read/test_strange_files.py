@@ -9,22 +9,19 @@ import lzma
 import tarfile
 import zipfile
 import zlib
-from pathlib import Path
 
 import pytest
 import zstandard
+from reading import read, write_parquet
 
-from isoflop.corpus.document import BadRecord, Document, SourceOptions
+from isoflop.corpus.document import BadRecord, SourceOptions
 from isoflop.corpus.read.bytes import ReadLimits
-from isoflop.corpus.read.sources import find_files, read_source
+from isoflop.corpus.read.sources import find_files
 
 TEXTS = [f'Document {i}: a river, \u00e9t\u00e9, \u4e2d\u6587, "quoted",\nsecond line.' for i in range(12)]
-LINES = "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in TEXTS)
-
-
-def read(path: Path, **options: object) -> tuple[list[Document], list[BadRecord]]:
-    bad: list[BadRecord] = []
-    return list(read_source(SourceOptions(path=str(path), name="s", **options), bad.append)), bad  # type: ignore[arg-type]
+RECORDS = [{"text": text} for text in TEXTS]
+LINES = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in RECORDS)
+DATA = LINES.encode()
 
 
 def as_csv(delimiter: str = ",", **options) -> bytes:
@@ -47,48 +44,36 @@ def long_window(data: bytes) -> bytes:
 
 RIGHT = {
     # marks and line ends of other writers
-    "jsonl with a mark": ("a.jsonl", b"\xef\xbb\xbf" + LINES.encode()),
-    "jsonl with a mark, packed": ("a.jsonl.gz", gzip.compress(b"\xef\xbb\xbf" + LINES.encode())),
+    "jsonl with a mark": ("a.jsonl", b"\xef\xbb\xbf" + DATA),
+    "jsonl with a mark, packed": ("a.jsonl.gz", gzip.compress(b"\xef\xbb\xbf" + DATA)),
     "jsonl in UTF-16 with a mark": ("a.jsonl", LINES.encode("utf-16")),
     "jsonl in big-endian UTF-16, packed": ("a.jsonl.zst", zstandard.compress(b"\xfe\xff" + LINES.encode("utf-16-be"))),
     "jsonl in UTF-32": ("a.jsonl", LINES.encode("utf-32")),
     "jsonl with line ends of Windows": ("a.jsonl", LINES.replace("\n", "\r\n").encode()),
     "jsonl without a last line end": ("a.ndjson", LINES.rstrip("\n").encode()),
     # formats that the name does not decide
-    "lines named json": ("a.json", LINES.encode()),
-    "lines named json, packed": ("a.json.gz", gzip.compress(LINES.encode())),
-    "lines named json, by zstd": ("a.json.zst", zstandard.compress(LINES.encode())),
-    "a list of records": ("a.json", json.dumps([{"text": t} for t in TEXTS]).encode()),
-    "a list of records, indented, with a mark": (
-        "a.json",
-        json.dumps([{"text": t} for t in TEXTS], indent=2).encode("utf-8-sig"),
-    ),
-    "records behind each other": ("a.json", "".join(json.dumps({"text": t}, indent=1) for t in TEXTS).encode()),
-    "lines without an ending": ("corpus", LINES.encode()),
-    "lines of an unknown ending": ("corpus.data", LINES.encode()),
-    "packed lines whose name says nothing": ("a.jsonl", gzip.compress(LINES.encode())),
-    "plain lines named gz": ("a.jsonl.gz", LINES.encode()),
-    "zstd named gz": ("a.jsonl.gz", zstandard.compress(LINES.encode())),
+    "lines named json": ("a.json", DATA),
+    "lines named json, packed": ("a.json.gz", gzip.compress(DATA)),
+    "lines named json, by zstd": ("a.json.zst", zstandard.compress(DATA)),
+    "a list of records": ("a.json", json.dumps(RECORDS).encode()),
+    "a list of records, indented, with a mark": ("a.json", json.dumps(RECORDS, indent=2).encode("utf-8-sig")),
+    "records behind each other": ("a.json", "".join(json.dumps(record, indent=1) for record in RECORDS).encode()),
+    "lines without an ending": ("corpus", DATA),
+    "lines of an unknown ending": ("corpus.data", DATA),
+    "packed lines whose name says nothing": ("a.jsonl", gzip.compress(DATA)),
+    "plain lines named gz": ("a.jsonl.gz", DATA),
+    "zstd named gz": ("a.jsonl.gz", zstandard.compress(DATA)),
     "csv": ("a.csv", as_csv()),
     "csv, packed, with a mark": ("a.csv.gz", gzip.compress(b"\xef\xbb\xbf" + as_csv())),
     "csv of a spreadsheet with semicolons": ("a.csv", as_csv(";", lineterminator="\r\n")),
     "values between tabs": ("a.tsv", as_csv("\t")),
     # decoders
-    "zstd with a window of 2 GiB": ("a.jsonl.zst", long_window(LINES.encode())),
-    "zstd of several frames": (
-        "a.jsonl.zst",
-        b"".join(zstandard.compress(line.encode()) for line in LINES.splitlines(True)),
-    ),
-    "gzip members with padding": (
-        "a.jsonl.gz",
-        gzip.compress(LINES[:200].encode()) + bytes(600) + gzip.compress(LINES[200:].encode()),
-    ),
-    "bzip2": ("a.jsonl.bz2", bz2.compress(LINES.encode())),
-    "bzip2 of several streams": (
-        "a.jsonl.bz2",
-        bz2.compress(LINES[:300].encode()) + bz2.compress(LINES[300:].encode()),
-    ),
-    "xz": ("a.jsonl.xz", lzma.compress(LINES.encode())),
+    "zstd with a window of 2 GiB": ("a.jsonl.zst", long_window(DATA)),
+    "zstd of several frames": ("a.jsonl.zst", b"".join(map(zstandard.compress, DATA.splitlines(True)))),
+    "gzip members with padding": ("a.jsonl.gz", gzip.compress(DATA[:200]) + bytes(600) + gzip.compress(DATA[200:])),
+    "bzip2": ("a.jsonl.bz2", bz2.compress(DATA)),
+    "bzip2 of several streams": ("a.jsonl.bz2", bz2.compress(DATA[:300]) + bz2.compress(DATA[300:])),
+    "xz": ("a.jsonl.xz", lzma.compress(DATA)),
 }
 
 
@@ -119,9 +104,9 @@ def packed_folder(data: bytes) -> bytes:
 
 NAMED = {
     "a PDF": ("a.bin", b"%PDF-1.7 rest", "is a PDF; convert it"),
-    "a zip archive": ("a.docx", packed_folder(LINES.encode()), "zip archive or an Office document"),
-    "a tar archive": ("a.tar", tar(LINES.encode()), "is a tar archive; unpack it"),
-    "a packed tar archive": ("a.tar.gz", gzip.compress(tar(LINES.encode())), "is a tar archive; unpack it"),
+    "a zip archive": ("a.docx", packed_folder(DATA), "zip archive or an Office document"),
+    "a tar archive": ("a.tar", tar(DATA), "is a tar archive; unpack it"),
+    "a packed tar archive": ("a.tar.gz", gzip.compress(tar(DATA)), "is a tar archive; unpack it"),
     "csv without the column": ("a.csv", b"id,body\n1,x\n", "no column text_key = 'text'; the file has: id, body"),
     "csv with two columns of the name": ("a.csv", b"text,text\na,b\n", "two columns are named 'text'"),
     "json that is a number": ("a.json", b"12345", "no JSON object begins here"),
@@ -195,18 +180,13 @@ PARQUET = {
 
 @pytest.mark.parametrize("case", PARQUET)
 def test_limits_of_a_table_look_at_the_text_and_at_no_other_column(tmp_path, case):
-    pa = pytest.importorskip("pyarrow", reason="Parquet needs the corpus extra")
-    parquet = pytest.importorskip("pyarrow.parquet")
-    table = pa.table({"meta": PARQUET[case], "text": TEXTS})
-    parquet.write_table(table, tmp_path / "a.parquet", use_dictionary=False)
+    write_parquet(tmp_path / "a.parquet", {"meta": PARQUET[case], "text": TEXTS}, use_dictionary=False)
     documents, bad = read(tmp_path, limits=ReadLimits(max_record_mb=0.005))
     assert [item.text for item in documents] == TEXTS and bad == []
 
 
 def test_long_text_behind_a_nested_column_is_still_set_aside(tmp_path):
-    pa = pytest.importorskip("pyarrow", reason="Parquet needs the corpus extra")
-    parquet = pytest.importorskip("pyarrow.parquet")
-    table = pa.table({"meta": [{"a": 1, "b": 2}] * 3, "text": ["y" * 9000] * 3})
-    parquet.write_table(table, tmp_path / "a.parquet", use_dictionary=False)
+    columns = {"meta": [{"a": 1, "b": 2}] * 3, "text": ["y" * 9000] * 3}
+    write_parquet(tmp_path / "a.parquet", columns, use_dictionary=False)
     documents, bad = read(tmp_path, limits=ReadLimits(max_record_mb=0.005))
     assert documents == [] and "longer on average" in bad[0].reason

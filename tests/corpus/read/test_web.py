@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 import zstandard
 from places import SHARED
+from reading import read
 
-from isoflop.corpus.document import BadRecord, Document, SourceOptions
 from isoflop.corpus.read.bytes import ReadLimits
-from isoflop.corpus.read.sources import read_source
 
 pytest.importorskip("resiliparse", reason="HTML and WARC need the corpus extra")
 
@@ -21,15 +20,10 @@ PAGE = """<html><head><title>T</title><meta charset="{charset}"><script>var x = 
 <footer>Copyright 2020 all rights reserved</footer></body></html>"""
 
 
-def _read(path: Path, **options: object) -> tuple[list[Document], list[BadRecord]]:
-    bad: list[BadRecord] = []
-    return list(read_source(SourceOptions(path=str(path), name="s", **options), bad.append)), bad  # type: ignore[arg-type]
-
-
 @pytest.mark.parametrize("charset", ["utf-8", "iso-8859-1", "windows-1252"])
 def test_main_text_of_a_page_is_kept_and_its_frame_left_out(tmp_path: Path, charset: str) -> None:
     (tmp_path / "a.html").write_bytes(PAGE.format(charset=charset).encode(charset))
-    documents, bad = _read(tmp_path)
+    documents, bad = read(tmp_path)
     assert not bad
     assert documents[0].text == "Caf\u00e9 and bread\n\nThe first paragraph, which says something.\n\nThe second one."
 
@@ -40,8 +34,8 @@ def test_pages_without_text_or_too_deep_or_too_long_are_set_aside_at_once(tmp_pa
     (tmp_path / "long.html.gz").write_bytes(gzip.compress(b"<p>word</p>" * 20_000))
     (tmp_path / "wide.html").write_text("<p>word<br>" * 5_000, encoding="utf-8")
     started = time.process_time()
-    documents, bad = _read(tmp_path, limits=ReadLimits(max_record_mb=0.21))
-    bad_long = _read(tmp_path / "deep.html")[1]
+    documents, bad = read(tmp_path, limits=ReadLimits(max_record_mb=0.21))
+    bad_long = read(tmp_path / "deep.html")[1]
     assert time.process_time() - started < 5
     assert [item.id for item in documents] == ["s/wide.html"]
     assert [(item.origin, item.reason) for item in bad] == [
@@ -54,7 +48,7 @@ def test_pages_without_text_or_too_deep_or_too_long_are_set_aside_at_once(tmp_pa
 
 @pytest.mark.skipif(not SAMPLES.is_dir(), reason="needs the shared data beside the checkout")
 def test_book_page_of_the_shared_data_is_extracted_whole() -> None:
-    documents, bad = _read(SAMPLES / "1342-h.htm")
+    documents, bad = read(SAMPLES / "1342-h.htm")
     text = documents[0].text
     assert not [item for item in bad if not item.kept]
     assert "It is a truth universally acknowledged, that a single man in possession" in text.replace("\n", " ")
@@ -98,7 +92,7 @@ def test_archive_is_read_record_by_record(tmp_path: Path, packed: bool) -> None:
     records = _archive()
     data = b"".join(map(gzip.compress, records)) if packed else b"".join(records)
     (tmp_path / ("a.warc.gz" if packed else "a.warc")).write_bytes(data)
-    documents, bad = _read(tmp_path)
+    documents, bad = read(tmp_path)
     name = "s/a.warc.gz" if packed else "s/a.warc"
     assert [(item.id, item.source, item.text[:12]) for item in documents] == [
         (f"{name}#1", "s/site.example", "Caf\u00e9 and bre"),
@@ -119,7 +113,7 @@ def test_truncated_archive_keeps_whole_records_and_says_where_it_ends(tmp_path: 
     records = [_record("response", _http(PAGE.format(charset="utf-8").encode())) for _ in range(20)]
     data = b"".join(map(gzip.compress, records)) if packed else b"".join(records)
     (tmp_path / ("a.warc.gz" if packed else "a.warc")).write_bytes(data[: len(data) // 2 + 100])
-    documents, bad = _read(tmp_path)
+    documents, bad = read(tmp_path)
     assert len(documents) in (10, 11)
     assert len(bad) == 1
     assert "file ends here" in bad[0].reason
@@ -127,7 +121,7 @@ def test_truncated_archive_keeps_whole_records_and_says_where_it_ends(tmp_path: 
 
 def test_garbage_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.warc").write_bytes(io.BytesIO(b"no archive at all\r\n" * 50).read())
-    documents, bad = _read(tmp_path)
+    documents, bad = read(tmp_path)
     assert not documents
     assert len(bad) == 1
 
@@ -162,7 +156,7 @@ def test_coded_pages_are_read_and_so_is_all_behind_them(tmp_path: Path, case: st
     body = pack(page)
     http = f"HTTP/1.1 200 OK\r\nContent-Type: text/html; charset=utf-8\r\n{headers}\r\n".encode() + body
     (tmp_path / "a.warc").write_bytes(_record("response", http) + _record("response", _http(page)))
-    documents, bad = _read(tmp_path)
+    documents, bad = read(tmp_path)
     assert [item.text[:12] for item in documents] == ["Caf\u00e9 and bre"] * 2 and bad == []
 
 
@@ -170,7 +164,7 @@ def test_coded_pages_are_read_and_so_is_all_behind_them(tmp_path: Path, case: st
 def test_separators_of_other_writers(tmp_path: Path, separator: bytes) -> None:
     record = _record("response", _http(PAGE.format(charset="utf-8").encode()))[:-4]
     (tmp_path / "a.warc").write_bytes((record + separator) * 3)
-    documents, bad = _read(tmp_path)
+    documents, bad = read(tmp_path)
     assert len(documents) == 3 and bad == []
 
 
@@ -183,7 +177,7 @@ def test_a_record_whose_length_lies_costs_itself_alone(tmp_path: Path, case: str
     length = int(whole.split(b"Content-Length: ")[1].split(b"\r\n")[0])
     lying = whole.replace(b"Content-Length: %d" % length, b"Content-Length: %d" % (length + LIES[case]), 1)
     (tmp_path / "a.warc").write_bytes(whole + lying + whole + whole)
-    documents, bad = _read(tmp_path)
+    documents, bad = read(tmp_path)
     assert [item.id for item in documents] == ["s/a.warc#1", "s/a.warc#2", "s/a.warc#3"]
     assert len(bad) == 1
     assert bad[0].reason.startswith(f"bytes {len(whole)} to {len(whole) + len(lying)} of the archive, behind record 1")
