@@ -192,7 +192,7 @@ def _serve_at_once(
             torch.cuda.set_stream(torch.cuda.Stream())
         serve(pipe)
 
-    torch.ones(32, 32) @ torch.ones(32, 32)  # libraries of products set themselves up at the first: by one thread
+    torch.ones(32, 32).mm(torch.ones(32, 32))  # libraries of products set themselves up at the first: by one thread
     threads = [threading.Thread(target=on_own_stream, args=(pipe,), daemon=True) for pipe in pipes]
     with fastest_kernels(torch.device("cuda", card)):  # a setting of the process: threads must not take turns at it
         for thread in threads:

@@ -108,7 +108,7 @@ def kind_of(path: Path) -> Kind | None:
     """How a file is read, from its name; None when unknown."""
     path = Path(path.name.lower())
     plain = path.with_suffix("") if path.suffix in COMPRESSED_SUFFIXES else path
-    kind = next((kind for kind, suffixes in _SUFFIXES.items() if plain.suffix in suffixes), None)
+    kind: Kind | None = next((kind for kind, suffixes in _SUFFIXES.items() if plain.suffix in suffixes), None)
     return None if kind in ("parquet", "arrow") and plain != path else kind
 
 
