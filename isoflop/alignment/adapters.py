@@ -53,7 +53,7 @@ def add_adapters(model: Transformer, section: AdapterSection, generator: torch.G
     """Freeze the model and put adapters beside the target layers; returns their names.
 
     Raises:
-        RecipeError: a target that matches no layer.
+        RecipeError: a target that matches no layer, or a rank above the sizes of one.
     """
     model.requires_grad_(False)
     found = {
@@ -69,6 +69,8 @@ def add_adapters(model: Transformer, section: AdapterSection, generator: torch.G
         raise RecipeError(f"adapter.targets is empty; name layers ({', '.join(kinds)}) or use all")
     wanted = {name for name in found if ALL in section.targets or name.rpartition(".")[2] in section.targets}
     for name in sorted(wanted):
+        if section.rank > (most := max(found[name].weight.shape)):
+            raise RecipeError(f"adapter.rank = {section.rank} is above the {most} rows or columns of {name}; give less")
         adapted = AdaptedLinear(found[name], section.rank, section.scale)
         bound = 1 / math.sqrt(adapted.lora_a.shape[1])  # Kaiming-uniform with a = sqrt 5, as in peft
         drawn = torch.empty(adapted.lora_a.shape, device=generator.device)

@@ -24,17 +24,19 @@ def n_pages_for(model: Transformer, *, max_rows: int, cache_bytes: int = 0, n_mt
     """Pages of the pool, the one that belongs to nobody included.
 
     Raises:
-        RequestError: `cache_bytes` holds not even one page for a sequence.
+        RequestError: `cache_bytes` holds not even one page for a sequence, or is more than there is.
     """
-    one = page_bytes(model, n_mtp)
+    one, device = page_bytes(model, n_mtp), model.embedding.weight.device
     if cache_bytes:
+        if cache_bytes > (there := device_bytes(device)):
+            raise RequestError(f"cache_bytes = {cache_bytes} is above the {there} bytes of {device}; give less, or 0")
         if cache_bytes < 2 * one:
             raise RequestError(
                 f"cache_bytes = {cache_bytes} must hold at least 2 pages of {one} bytes; give {2 * one} or more"
             )
         return cache_bytes // one
     wanted = 1 + max_rows * -(-model.config.seq_len // PAGE)
-    room = int(free_bytes(model.embedding.weight.device) * MAX_SHARE) // one
+    room = int(free_bytes(device) * MAX_SHARE) // one
     return max(2, min(wanted, room))
 
 
@@ -59,3 +61,10 @@ def free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def device_bytes(device: torch.device) -> int:
+    """All of its memory."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[1]
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

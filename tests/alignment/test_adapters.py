@@ -141,6 +141,11 @@ def test_targets_that_match_nothing_are_refused(targets, message):
         adapted(build(FAMILIES["mha"]), AdapterSection(targets=targets))
 
 
+def test_a_rank_above_the_size_of_a_layer_is_refused():
+    with pytest.raises(RecipeError, match=r"adapter\.rank = 1000000000 is above the \d+ rows or columns of blocks\.0"):
+        adapted(build(FAMILIES["mha"]), AdapterSection(rank=10**9))
+
+
 def test_a_run_without_adapters_is_no_peft_folder(tmp_path):
     run = make_run(tmp_path / "run", build(replace(FAMILIES["mha"], n_layers=1)))
     with pytest.raises(CheckpointError, match=r"has no \[adapter\].*export it with isoflop export"):

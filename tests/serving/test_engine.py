@@ -151,6 +151,7 @@ def test_a_full_queue_says_so_and_what_was_taken_finishes(engine):
         ({"max_rows": 0}, "budget_tokens = 512 must be at least 0 for max_rows = 0"),
         ({"max_rows": 100, "budget_tokens": 50}, "budget_tokens = 50 must be at least 100"),
         ({"cache_bytes": 10}, "cache_bytes = 10 must hold at least 2 pages"),
+        ({"cache_bytes": 10**18}, "cache_bytes = 10{18} is above the .* bytes of cpu; give less, or 0"),
         ({"chunk_tokens": -1}, "must be at least 0"),
     ],
     ids=str,
