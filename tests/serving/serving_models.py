@@ -5,7 +5,7 @@ import dataclasses
 import torch
 from test_deepseek import SIGMOID, V2, build
 
-from isoflop.interop.parity import TOLERANCE, _Ties, _watched
+from isoflop.interop.parity import TOLERANCE, _routing_ties
 from isoflop.model.config import ModelConfig
 from isoflop.model.transformer import Transformer
 
@@ -34,8 +34,7 @@ def count_ties(model: Transformer, completions) -> int:
     n_ties = 0
     for request, done in enumerate(completions):
         tokens, start = [*done.prompt_ids, *done.ids], len(done.prompt_ids)
-        ties = _Ties()
-        with _watched(model, ties):
+        with _routing_ties(model) as ties:
             logits_TV = model.logits(torch.tensor([tokens[:-1]], device=device))[0]
         chosen = logits_TV[start - 1 :].argmax(-1).tolist()
         differs = [at for at, (a, b) in enumerate(zip(chosen, done.ids, strict=True)) if a != b]
@@ -45,7 +44,7 @@ def count_ties(model: Transformer, completions) -> int:
         ours, theirs = done.ids[differs[0]], chosen[differs[0]]
         gap = (logits_TV[place, theirs] - logits_TV[place, ours]).item()
         allowed = 2 * TOLERANCE * logits_TV.abs().max().item()
-        routed = any(bool(tied_T[: place + 1].any()) for tied_T in ties.tied_T)
+        routed = any(bool(tied_T[: place + 1].any()) for tied_T in ties)
         assert gap <= allowed or routed, f"request {request}, token {differs[0]}: {ours} for {theirs}, gap {gap}"
         wide_V = exact.logits(torch.tensor([tokens[: place + 1]], device=device))[0, -1]
         true_gap = (wide_V.max() - wide_V[[ours, theirs]]).max().item()
