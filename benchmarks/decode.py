@@ -23,9 +23,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
-import isoflop  # noqa: F401  before torch, as in every command: it says how threads wait
-
-# isort: split
 import torch
 
 from isoflop.model.accounting import count_parameters, decode_bytes

@@ -4,7 +4,8 @@ import os
 import subprocess
 import sys
 
-from isoflop.threads import SPINS, wait_briefly
+from isoflop import threads
+from isoflop.threads import SPINS, SPINS_BETWEEN_PRODUCTS, wait_briefly, wait_for_the_next_product
 
 
 def test_what_a_user_set_stays():
@@ -15,6 +16,18 @@ def test_what_a_user_set_stays():
     environment: dict[str, str] = {}
     wait_briefly(environment)
     assert environment == {"GOMP_SPINCOUNT": SPINS}
+
+
+def test_commands_that_generate_stay_awake_longer_unless_the_user_said_something(monkeypatch):
+    monkeypatch.setattr(threads, "_OURS", set())
+    environment = {"GOMP_SPINCOUNT": "7"}
+    wait_briefly(environment)
+    wait_for_the_next_product(environment)
+    assert environment == {"GOMP_SPINCOUNT": "7"}
+    environment = {}
+    wait_briefly(environment)
+    wait_for_the_next_product(environment)
+    assert environment == {"GOMP_SPINCOUNT": SPINS_BETWEEN_PRODUCTS}
 
 
 def test_openmp_has_it_when_torch_comes_after_the_package():

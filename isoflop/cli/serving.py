@@ -11,6 +11,7 @@ from isoflop.cli.arguments import Json
 from isoflop.cli.console import print_rows, say, shown
 from isoflop.errors import RequestError
 from isoflop.recipe import NotNegative, NotNegativeInt, PositiveInt, Seed, Share, write_json
+from isoflop.threads import wait_for_the_next_product
 
 if TYPE_CHECKING:
     from isoflop.serving.chat import Chat
@@ -51,6 +52,7 @@ def generate(
     json: Json = None,
 ) -> None:
     """A run and prompts -> their continuations."""
+    wait_for_the_next_product()  # before torch is loaded
     if (prompt is None) == (prompts is None):
         raise RequestError("isoflop generate needs either --prompt TEXT or --prompts FILE")
     from isoflop.serving.engine import Engine
@@ -101,6 +103,7 @@ def chat(
     dtype: Dtype = "auto",
 ) -> None:
     """Talk to a run; base models go on with your text."""
+    wait_for_the_next_product()  # before torch is loaded
     from isoflop.serving.chat import HELP, Chat
     from isoflop.serving.conversation import is_chat_model
     from isoflop.serving.engine import Engine
