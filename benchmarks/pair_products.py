@@ -55,11 +55,11 @@ def use(kind: Kind, n_tokens: int) -> None:
 
 def call(name: str, n_tokens: int, size: tuple[int, int]) -> Callable[[torch.Tensor], torch.Tensor]:
     """The product of this name, of inputs that stay the same."""
-    x_ND, update_ND = (torch.randn(n_tokens, size[1], dtype=torch.bfloat16, device="cuda") for _ in range(2))
+    x_ND, plus_NF = (torch.randn(n_tokens, n, dtype=torch.bfloat16, device="cuda") for n in reversed(size))
     if name in ("out", "down"):
-        return lambda weight: product(x_ND, weight)[1]
+        return lambda weight: product(x_ND, weight, plus_NF=plus_NF)
     norm = Norm(torch.rand(size[1], device="cuda") + 0.5, 1e-6)
-    return lambda weight: product(x_ND, weight, norm=norm, update_ND=update_ND, gated=name == "gate_up")[1]
+    return lambda weight: product(x_ND, weight, norm=norm, gated=name == "gate_up")
 
 
 def error_of(name: str, n_tokens: int, size: tuple[int, int], kind: Kind) -> float:
@@ -68,14 +68,15 @@ def error_of(name: str, n_tokens: int, size: tuple[int, int], kind: Kind) -> flo
     torch.manual_seed(1)
     run = call(name, n_tokens, size)
     torch.manual_seed(1)
-    x_ND, update_ND = (torch.randn(n_tokens, size[1], dtype=torch.bfloat16, device="cuda") for _ in range(2))
+    x_ND, plus_NF = (torch.randn(n_tokens, n, dtype=torch.bfloat16, device="cuda") for n in reversed(size))
     wide_ND = x_ND.double()
     if name not in ("out", "down"):
         gain_D = (torch.rand(size[1], device="cuda") + 0.5).double()
-        wide_ND = (x_ND + update_ND).double()
         wide_ND = wide_ND * torch.rsqrt(wide_ND.square().mean(-1, keepdim=True) + 1e-6) * gain_D
     weight = weights_of(size, 1)[0]
     exact_NF = wide_ND @ weight.double().T
+    if name in ("out", "down"):
+        exact_NF += plus_NF
     if name == "gate_up":
         gate_NF, up_NF = exact_NF.chunk(2, -1)
         exact_NF = F.silu(gate_NF) * up_NF

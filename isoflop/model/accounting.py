@@ -309,14 +309,17 @@ def training_memory(
         return -(-size // world_size) if zero_stage >= from_stage else size
 
     tokens = micro_batch * config.seq_len
-    width = _bytes(precision)
-    chunk = min(4096 if step == "plain" else 8192, tokens)  # as Transformer cuts them
+    width, losses = _bytes(precision), 1 + config.mtp_depth
+    chunk, head = min(4096, tokens), 4 * count.n_params_head * losses  # as Transformer cuts them
     if width == 4:  # the logits are overwritten by their gradient
         logits = 4 * chunk
     elif step == "plain":
         logits = (width + 4) * chunk
-    else:  # overwritten too, but a chunk's are there until the next one's are made
-        logits = width * min(2 * chunk, tokens)
+    else:  # overwritten too
+        chunk = logit_rows(config, tokens)
+        whole = chunk >= tokens  # then every loss's are there until its backward, which adds to the head's gradient
+        logits = width * (losses * tokens if whole else min(2 * chunk, tokens))
+        head = 0 if whole else head
     products = count.n_params_matmul + count.n_params_head + count.n_params_mtp
     parts = {
         "weights_bytes": share(4 * total, 3),
@@ -324,9 +327,19 @@ def training_memory(
         "gradients_bytes": share(4 * total, 2),
         "optimizer_bytes": share(8 * total, 1),
         "activations_bytes": tokens * activation_bytes_per_token(config, precision, step),
-        "logits_bytes": logits * config.vocab_size + 4 * count.n_params_head * (1 + config.mtp_depth),
+        "logits_bytes": logits * config.vocab_size + head,
     }
     return Memory(**parts, total_bytes=sum(parts.values()))
+
+
+LOGITS_BYTES = 7 * 10**9
+"""Of all losses of a micro-batch, up to which a GPU makes them in one piece (assumption: a twentieth of an H200)."""
+
+
+def logit_rows(config: ModelConfig, n_rows: int) -> int:
+    """Rows of logits that a training step on a GPU makes at a time: larger products are faster (docs/log.md)."""
+    whole = 2 * n_rows * config.vocab_size * (1 + config.mtp_depth) <= LOGITS_BYTES
+    return n_rows if whole else min(n_rows, 8192)
 
 
 def inspect(

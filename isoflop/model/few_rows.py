@@ -55,10 +55,10 @@ def run_step(
         return model.step(tokens_N, step, layers)
     if start is None:
         start = Start(model.embedding(tokens_N).to(model.dtype), model.angles_at(step.positions_N))
-    (x_ND, angles), update_ND = start, None
+    x_ND, angles = start
     for block, pages in zip(model.blocks, layers):
-        x_ND, update_ND = _block(block, x_ND, update_ND, angles, step, pages)  # type: ignore[arg-type]
-    return last_norm(x_ND, update_ND, _norm(model.norm))  # type: ignore[arg-type]
+        x_ND = _block(block, x_ND, angles, step, pages)  # type: ignore[arg-type]
+    return last_norm(x_ND, _norm(model.norm))  # type: ignore[arg-type]
 
 
 def run_mtp_step(
@@ -70,12 +70,12 @@ def run_mtp_step(
     module: MTPModule = model.mtp[depth - 1]  # type: ignore[assignment]
     embedded_ND = module.embedding_norm(model.embedding(tokens_N).to(model.dtype))
     joined_NX = torch.cat((embedded_ND, module.hidden_norm(hidden_ND)), dim=-1)
-    parts = _mtp(module, Start(joined_NX, model.angles_at(step.positions_N)), step, pages)
-    return last_norm(*parts, _norm(module.norm))
+    x_ND = _mtp(module, Start(joined_NX, model.angles_at(step.positions_N)), step, pages)
+    return last_norm(x_ND, _norm(module.norm))
 
 
-def _mtp(module: MTPModule, start: Start, step: Step, pages: LayerPages) -> tuple[Tensor, Tensor]:
-    return _block(module.block, product(start.x_ND, module.project.weight)[1], None, start.angles, step, pages)
+def _mtp(module: MTPModule, start: Start, step: Step, pages: LayerPages) -> Tensor:
+    return _block(module.block, product(start.x_ND, module.project.weight), start.angles, step, pages)
 
 
 def run_draft(
@@ -95,10 +95,10 @@ def run_draft(
         ahead_ND = model.mtp_step(1, hidden_ND, chosen_N2[:, 0].long(), step, pages)
         return chosen_N2, run_head(model, ahead_ND, n_tokens)
     chosen_N2, joined_NX = begin_draft(logits_NV, hidden_ND, model.embedding.weight, *norms)
-    x_ND, update_ND = _mtp(module, Start(joined_NX, angles), step, pages)
+    x_ND = _mtp(module, Start(joined_NX, angles), step, pages)
     if len(x_ND) <= 2 and n_tokens <= few_rows.HEAD_ROWS:
-        return chosen_N2, product(x_ND, model.head.weight[:n_tokens], norm=_norm(module.norm), update_ND=update_ND)[1]
-    return chosen_N2, run_head(model, last_norm(x_ND, update_ND, _norm(module.norm)), n_tokens)
+        return chosen_N2, product(x_ND, model.head.weight[:n_tokens], norm=_norm(module.norm))
+    return chosen_N2, run_head(model, last_norm(x_ND, _norm(module.norm)), n_tokens)
 
 
 def run_head(model: Transformer, hidden_ND: Tensor, n_tokens: int) -> Tensor:
@@ -107,74 +107,65 @@ def run_head(model: Transformer, hidden_ND: Tensor, n_tokens: int) -> Tensor:
     if head.numerics is not None:
         return head(hidden_ND)[:, :n_tokens]
     if len(hidden_ND) <= 2 and n_tokens <= few_rows.HEAD_ROWS and has_kernels(hidden_ND, wide=True):
-        return product(hidden_ND, head.weight[:n_tokens].to(hidden_ND.dtype))[1]
+        return product(hidden_ND, head.weight[:n_tokens].to(hidden_ND.dtype))
     return F.linear(hidden_ND, head.weight[:n_tokens].to(hidden_ND.dtype))
 
 
-def _block(
-    block: Block,
-    x_ND: Tensor,
-    update_ND: Tensor | None,
-    angles: tuple[Tensor, Tensor],
-    step: Step,
-    pages: LayerPages,
-) -> tuple[Tensor, Tensor]:
-    """The stream without what the MLP adds to it, and that."""
+def _block(block: Block, x_ND: Tensor, angles: tuple[Tensor, Tensor], step: Step, pages: LayerPages) -> Tensor:
+    """The stream behind the block; the one given may be written over."""
     attention, norm = block.attention, _norm(block.attention_norm)
     if isinstance(attention, LatentAttention):
-        x_ND, update_ND = _latent_attention(attention, x_ND, update_ND, norm, angles, step, pages)
+        x_ND = _latent_attention(attention, x_ND, norm, angles, step, pages)
     else:
-        x_ND, update_ND = _attention(attention, x_ND, update_ND, norm, angles, step, pages)
+        x_ND = _attention(attention, x_ND, norm, angles, step, pages)
     norm = _norm(block.mlp_norm)
     if isinstance(block.mlp, MixtureOfExperts):
-        return few_rows.mixture(x_ND, update_ND, norm, _mixture(block.mlp))
-    x_ND, inner_NF = product(x_ND, block.mlp.gate_up.weight, norm=norm, update_ND=update_ND, gated=True)
-    return x_ND, product(inner_NF, block.mlp.down.weight)[1]
+        return few_rows.mixture(x_ND, norm, _mixture(block.mlp))
+    inner_NF = product(x_ND, block.mlp.gate_up.weight, norm=norm, gated=True)
+    return product(inner_NF, block.mlp.down.weight, plus_NF=x_ND)
 
 
 def _attention(
     attention: Attention,
     x_ND: Tensor,
-    update_ND: Tensor | None,
     norm: Norm,
     angles: tuple[Tensor, Tensor],
     step: Step,
     pages: LayerPages,
-) -> tuple[Tensor, Tensor]:
-    x_ND, qkv_NX = product(x_ND, attention.qkv.weight, norm=norm, update_ND=update_ND)
+) -> Tensor:
+    qkv_NX = product(x_ND, attention.qkv.weight, norm=norm)
     heads_NHC = qkv_NX.view(len(x_ND), -1, attention.d_head)
     q_NHC = few_rows.turn_and_write(heads_NHC, *angles, step.slots_N, pages.keys, pages.values)
     assert step.rows is not None
     mixed_NHC = pages.attend_rows(step.rows, q_NHC, attention.scale)
-    return x_ND, product(mixed_NHC.flatten(1), attention.out.weight)[1]
+    return product(mixed_NHC.flatten(1), attention.out.weight, plus_NF=x_ND)
 
 
 def _latent_attention(
     attention: LatentAttention,
     x_ND: Tensor,
-    update_ND: Tensor | None,
     norm: Norm,
     angles: tuple[Tensor, Tensor],
     step: Step,
     pages: LayerPages,
-) -> tuple[Tensor, Tensor]:
+) -> Tensor:
     """The absorbed form."""
     sizes, up, n_heads = attention.latent, attention.kv_up.weight, attention.n_heads
     if sizes.d_q_latent:
-        x_ND, low_NX = product(x_ND, attention.q_down.weight, attention.kv_down.weight, norm=norm, update_ND=update_ND)
+        low_NX = product(x_ND, attention.q_down.weight, attention.kv_down.weight, norm=norm)
         q_low_NX, kv_NX = low_NX.split((sizes.d_q_latent, low_NX.shape[1] - sizes.d_q_latent), 1)
-        q_NX = product(q_low_NX.contiguous(), attention.q_up.weight, norm=_norm(attention.q_norm))[1]
+        q_NX = product(q_low_NX.contiguous(), attention.q_up.weight, norm=_norm(attention.q_norm))
         joint_NX = q_NX.new_empty(len(x_ND), q_NX.shape[1] + kv_NX.shape[1])
         joint_NX[:, : q_NX.shape[1]], joint_NX[:, q_NX.shape[1] :] = q_NX, kv_NX
     else:
-        x_ND, joint_NX = product(x_ND, attention.q.weight, attention.kv_down.weight, norm=norm, update_ND=update_ND)
+        joint_NX = product(x_ND, attention.q.weight, attention.kv_down.weight, norm=norm)
     q_NHL = few_rows.absorb_and_write(
         joint_NX, _norm(attention.kv_norm), up, (n_heads, sizes.d_nope, sizes.d_value), angles, step.slots_N, pages.keys
     )
     assert step.rows is not None
     mixed_NHL = pages.attend_rows(step.rows, q_NHL, attention.scale)
     values_NHC = few_rows.values_up(mixed_NHL, up, sizes.d_nope)
-    return x_ND, product(values_NHC.flatten(1), attention.out.weight)[1]
+    return product(values_NHC.flatten(1), attention.out.weight, plus_NF=x_ND)
 
 
 def _norm(norm: RMSNorm) -> Norm:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from isoflop.numerics.joined import loss_and_gradient
-from isoflop.numerics.linear import Held, Linear
+from isoflop.numerics.linear import Held, Linear, weight_gradient
 
 
 def chunked_cross_entropy(
@@ -24,7 +24,7 @@ def chunked_cross_entropy(
     """
     if torch.is_grad_enabled() and (hidden_RD.requires_grad or weight_VD.requires_grad):
         return _ChunkedCrossEntropy.apply(hidden_RD, weight_VD, targets_R, chunk_tokens, held)
-    weight = weight_VD.to(hidden_RD.dtype)
+    weight, chunk_tokens = weight_VD.to(hidden_RD.dtype), min(chunk_tokens, 8192)  # logits are widened here
     total = torch.zeros((), device=hidden_RD.device)
     for start in range(0, len(hidden_RD), chunk_tokens):
         rows = slice(start, start + chunk_tokens)
@@ -54,6 +54,14 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         ctx, hidden_RD: Tensor, weight_VD: Tensor, targets_R: Tensor, chunk_tokens: int, held: Held | None
     ) -> Tensor:
         weight = weight_VD.to(hidden_RD.dtype) if held is None else held.weight
+        ctx.weight, ctx.adds = weight_VD, held is not None and held.adds
+        if len(hidden_RD) <= chunk_tokens and hidden_RD.is_cuda and hidden_RD.dtype == torch.bfloat16:
+            # The weight's gradient waits for backward, which knows its factor: no pass of its own over the weight.
+            total, d_logits_RV = loss_and_gradient(hidden_RD @ weight.T, targets_R)
+            ctx.late = True
+            ctx.save_for_backward(d_logits_RV @ weight, d_logits_RV, hidden_RD)
+            return total
+        ctx.late = False
         d_hidden_RD, d_weight_VD = torch.empty_like(hidden_RD), None
         total = torch.zeros((), dtype=torch.float32, device=hidden_RD.device)
         for start in range(0, len(hidden_RD), chunk_tokens):
@@ -67,19 +75,29 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         if d_weight_VD is None and ctx.needs_input_grad[1]:
             d_weight_VD = torch.zeros_like(weight_VD)
         ctx.save_for_backward(d_hidden_RD, d_weight_VD)
-        ctx.weight, ctx.adds = weight_VD, held is not None and held.adds
         return total
 
     @staticmethod
     def backward(ctx, d_total: Tensor):  # type: ignore[override]
+        if ctx.late:
+            d_hidden_RD, d_logits_RV, hidden_RD = ctx.saved_tensors
+            d_weight_VD = None
+            if ctx.needs_input_grad[1]:
+                d_weight_VD = weight_gradient(ctx.weight, d_logits_RV, _times(hidden_RD, d_total), ctx.adds)
+            return _times(d_hidden_RD, d_total), d_weight_VD, None, None, None
         d_hidden_RD, d_weight_VD = ctx.saved_tensors
-        d_hidden_RD = d_hidden_RD * d_total.to(d_hidden_RD.dtype)
+        d_hidden_RD = _times(d_hidden_RD, d_total)
         if d_weight_VD is None:
             return d_hidden_RD, None, None, None, None
         if ctx.adds and ctx.weight.grad is not None:
             ctx.weight.grad.addcmul_(d_weight_VD, d_total)  # one pass: scaled and added
             return d_hidden_RD, None, None, None, None
         return d_hidden_RD, d_weight_VD * d_total, None, None, None
+
+
+def _times(x_RD: Tensor, factor: Tensor) -> Tensor:
+    """In the dtype of x, the factor not rounded to it."""
+    return torch.mul(x_RD, factor.view(1), out=torch.empty_like(x_RD))
 
 
 def _added(sum_VD: Tensor | None, a_VR: Tensor, b_RD: Tensor, weight_VD: Tensor) -> Tensor:

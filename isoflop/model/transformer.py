@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from isoflop.model.accounting import logit_rows
 from isoflop.model.attention import Spans, attend, document_mask, document_spans, takes_spans
 from isoflop.model.config import ExpertConfig, LatentConfig, ModelConfig, YarnConfig
 from isoflop.model.decode import Cached, LatentDecoding
@@ -392,6 +393,6 @@ class Transformer(nn.Module):
         if self.head.numerics is not None:
             return layer_cross_entropy(self.head, hidden_RD, targets_R, chunk_tokens=chunk_tokens or 4096, depth=depth)
         weight, held = self.head.weight, self.head.held[0] if self.head.held else None
-        # Larger products are faster on a GPU (docs/log.md); on a CPU the order of a sum is part of old results.
-        chunk_tokens = chunk_tokens or (8192 if hidden_RD.is_cuda else 4096)
+        # On a CPU the order of a sum is part of old results.
+        chunk_tokens = chunk_tokens or (logit_rows(self.config, len(hidden_RD)) if hidden_RD.is_cuda else 4096)
         return chunked_cross_entropy(hidden_RD, weight, targets_R, chunk_tokens=chunk_tokens, held=held)

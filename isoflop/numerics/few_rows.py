@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from isoflop.numerics.joined import normed, swiglu
+from isoflop.numerics.joined import rms_norm, swiglu
 from isoflop.numerics.launch import has_kernels, launch, power_of_two
 
 MOST_ROWS = 8
@@ -46,6 +46,8 @@ ONE: dict[tuple[int, bool], Tiles] = {
     (5632, False): (8, 0, 0, 4),
 }
 """The same of one token, where the table has its number of columns; `_tiles` elsewhere."""
+HELD_COLUMNS = 1024
+"""Columns at a time of the rows that are in registers (measured, docs/log.md)."""
 HEAD_ROWS = 0
 """Logits up to which the head of one or two tokens is computed here, with the norm before it; cuBLAS's above."""
 SPLIT_PAGES = 4
@@ -65,22 +67,22 @@ def product(
     other: Tensor | None = None,
     *,
     norm: Norm | None = None,
-    update_ND: Tensor | None = None,
+    plus_NF: Tensor | None = None,
     gated: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """x + update, and norm(x + update) W^T [N, F]; `gated`: silu(first half) * second half of it.
+) -> Tensor:
+    """plus + norm(x) W^T [N, F], or `gated`: silu(first half) * second half. Rows of `other` follow the weight's.
 
-    Rows of `other` follow those of the weight. Without an update the first result is x itself. More tokens than two
-    are cuBLAS's business (docs/log.md).
+    More tokens than two are cuBLAS's business (docs/log.md), which writes over `plus`.
     """
     if len(x_ND) == 1 or (len(x_ND) == 2 and _pair_tiles(x_ND.shape[1], gated) is not None):
-        return _product(x_ND, weight_FD, other, norm=norm, update_ND=update_ND, gated=gated)
-    assert norm is not None or update_ND is None
-    total_ND, h_ND = (x_ND, x_ND) if norm is None else normed(x_ND, update_ND, norm.weight, norm.eps)
+        return _product(x_ND, weight_FD, other, norm=norm, plus_NF=plus_NF, gated=gated)
+    h_ND = x_ND if norm is None else rms_norm(x_ND, norm.weight, norm.eps)
+    if plus_NF is not None:
+        return plus_NF.addmm_(h_ND, weight_FD.T)
     y_NF = F.linear(h_ND, weight_FD)
     if other is not None:
         y_NF = torch.cat((y_NF, F.linear(h_ND, other)), 1)
-    return total_ND, swiglu(y_NF) if gated else y_NF
+    return swiglu(y_NF) if gated else y_NF
 
 
 def _product(
@@ -89,14 +91,13 @@ def _product(
     other: Tensor | None,
     *,
     norm: Norm | None,
-    update_ND: Tensor | None,
-    gated: bool,
+    plus_NF: Tensor | None = None,
+    gated: bool = False,
     dtype: torch.dtype | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> Tensor:
     """In one kernel, where every token reads the weights."""
     n_tokens, n_in = x_ND.shape
     n_out = len(weight_FD) // 2 if gated else len(weight_FD) + (0 if other is None else len(other))
-    total_ND = x_ND if update_ND is None else torch.empty_like(x_ND)
     out_NF = x_ND.new_empty(n_tokens, n_out, dtype=dtype or x_ND.dtype)
     gain, eps = norm or (None, 0.0)
     tiles = _pair_tiles(n_in, gated) if n_tokens == 2 and n_out >= 512 else None
@@ -104,18 +105,18 @@ def _product(
     tile, depth, stages, warps = tiles or _tiles(n_in, n_out, gated)
     n_first = n_out if other is None else len(weight_FD)
     if depth == 0:
-        kernel, depth = product_kernels().held_products, 1 << (n_in.bit_length() - 1)
-        sizes = {"depth": depth, "rest": power_of_two(n_in - depth) if n_in > depth else 0}
+        kernel, depth = product_kernels().held_products, min(HELD_COLUMNS, power_of_two(n_in))
+        sizes = {"depth": depth, "parts": -(-n_in // depth)}
     else:
         kernel = product_kernels().products
         sizes = {"depth": depth, "stages": stages, "lines": power_of_two(-(-n_in // 64))}
     launch_early(
         kernel, (-(-n_first // tile) + -(-(n_out - n_first) // tile), 1 if pair else n_tokens),
-        x_ND, update_ND, gain, total_ND, weight_FD, other, out_NF, n_out, n_first, eps,
-        n_in=n_in, two=other is not None, joined=update_ND is not None, normed=norm is not None, gated=gated, pair=pair,
+        x_ND, gain, weight_FD, other, plus_NF, out_NF, n_out, n_first, eps,
+        n_in=n_in, two=other is not None, joined=plus_NF is not None, normed=norm is not None, gated=gated, pair=pair,
         tile=tile, **sizes, num_warps=warps,
     )  # fmt: skip
-    return total_ND, out_NF
+    return out_NF
 
 
 def _pair_tiles(n_in: int, gated: bool) -> Tiles | None:
@@ -133,10 +134,10 @@ def _tiles(n_in: int, n_out: int, gated: bool) -> Tiles:
     return 4, min(1024, power_of_two(n_in)), 3 if gated and n_in > 2048 else 1, 4
 
 
-def last_norm(x_ND: Tensor, update_ND: Tensor, norm: Norm) -> Tensor:
-    """norm(x + update)."""
+def last_norm(x_ND: Tensor, norm: Norm) -> Tensor:
+    """norm(x)."""
     out_ND, n = torch.empty_like(x_ND), x_ND.shape[1]
-    arguments = (x_ND, update_ND, norm.weight, out_ND, n, norm.eps)
+    arguments = (x_ND, norm.weight, out_ND, n, norm.eps)
     launch_early(product_kernels().last_norm, (len(x_ND),), *arguments, width=power_of_two(n), num_warps=4)
     return out_ND
 
@@ -290,11 +291,9 @@ class Mixture(NamedTuple):
     routed_scale: float
 
 
-def mixture(x_ND: Tensor, update_ND: Tensor, norm: Norm, of: Mixture) -> tuple[Tensor, Tensor]:
-    """x + update, and what experts and shared experts make of its norm, [N, D]; scores in float32."""
-    total_ND, scores_NE = _product(
-        x_ND, of.router, None, norm=norm, update_ND=update_ND, gated=False, dtype=torch.float32
-    )
+def mixture(x_ND: Tensor, norm: Norm, of: Mixture) -> Tensor:
+    """x and what experts and shared experts make of its norm, added, [N, D]; scores in float32."""
+    scores_NE = _product(x_ND, of.router, None, norm=norm, dtype=torch.float32)
     (n_tokens, n_in), (n_experts, _, n_inner) = x_ND.shape, of.down.shape
     n_shared = 0 if of.shared_down is None else of.shared_down.shape[1]
     widest, depth, stages, warps = EXPERTS_UP
@@ -303,7 +302,7 @@ def mixture(x_ND: Tensor, update_ND: Tensor, norm: Norm, of: Mixture) -> tuple[T
     chosen_NA = x_ND.new_empty(n_tokens, of.n_active, dtype=torch.int32)
     launch_early(
         few_rows_kernels().experts_up, (n_tokens, -(-inner_NF.shape[1] // tile)),
-        total_ND, norm.weight, scores_NE, of.bias, of.gate_up, of.shared_gate_up, inner_NF, chosen_NA,
+        x_ND, norm.weight, scores_NE, of.bias, of.gate_up, of.shared_gate_up, inner_NF, chosen_NA,
         n_experts, n_inner, n_shared, of.routed_scale, norm.eps,
         n_in=n_in, n_active=of.n_active, biased=of.bias is not None, sigmoid=of.sigmoid, sharing=n_shared > 0,
         normalise=of.normalise, experts=power_of_two(n_experts), tile=tile, depth=min(depth, power_of_two(n_in)),
@@ -312,11 +311,11 @@ def mixture(x_ND: Tensor, update_ND: Tensor, norm: Norm, of: Mixture) -> tuple[T
     out_ND, (tile, depth, warps) = torch.empty_like(x_ND), EXPERTS_DOWN
     launch_early(
         few_rows_kernels().experts_down, (n_tokens, -(-n_in // tile)),
-        inner_NF, chosen_NA, of.down, of.shared_down, out_ND, n_in,
+        inner_NF, chosen_NA, of.down, of.shared_down, x_ND, out_ND, n_in,
         n_inner=n_inner, n_shared=n_shared, n_active=of.n_active,
         tile=tile, depth=min(depth, power_of_two(n_inner)), num_warps=warps,
     )  # fmt: skip
-    return total_ND, out_ND
+    return out_ND
 
 
 def launch_early(kernel: Any, grid: tuple[int, ...], x: Tensor, *arguments: Any, **settings: Any) -> None:

@@ -123,34 +123,45 @@ def rms_norm(x, update, weight, total, out, scale, n_rows, n, eps, joined: tl.co
 
 @triton.jit
 def rms_norm_backward(
-    d_out, d_total, x, weight, scale, d_x, d_weight, n_rows, n, joined: tl.constexpr, block: tl.constexpr
+    d_out, d_total, x, weight, scale, d_x, d_weight, n_rows, n,
+    joined: tl.constexpr, together: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
     """d_x [R, D], with the residual's gradient `d_total` added where `joined`; d_weight [parts, programs, D]: sums of
-    the rows of a program, which all lie in one part of `n_rows` rows with its own row of `weight` [parts, D]."""
-    lane, part = tl.arange(0, block), tl.program_id(1).to(tl.int64)
-    inside = lane < n
-    w = tl.load(weight + part * n + lane, inside, 0.0).to(tl.float32)
-    sums = tl.zeros([block], tl.float32)
-    for row in range(part * n_rows + tl.program_id(0), (part + 1) * n_rows, tl.num_programs(0)):
-        at = row * n + lane
-        factor = tl.load(scale + row)
+    the rows of a program, which all lie in one part of `n_rows` rows with its own row of `weight` [parts, D].
+
+    Rows are worked on `together`, so that enough is being read."""
+    lane, part = tl.arange(0, block)[None, :], tl.program_id(1).to(tl.int64)
+    end, step = (part + 1) * n_rows, tl.num_programs(0) * together
+    w = tl.load(weight + part * n + lane, lane < n, 0.0).to(tl.float32)
+    sums = tl.zeros([together, block], tl.float32)
+    for first in range(part * n_rows + tl.program_id(0) * together, end, step):
+        row = first + tl.arange(0, together)[:, None]
+        at, inside = row * n + lane, (row < end) & (lane < n)
+        factor = tl.load(scale + row, row < end, 0.0)
         unit = tl.load(x + at, inside, 0.0).to(tl.float32) * factor
         d = tl.load(d_out + at, inside, 0.0).to(tl.float32)
+        if joined:
+            residual = tl.load(d_total + at, inside, 0.0).to(tl.float32)
         sums += d * unit
         d *= w
-        found = factor * (d - unit * (tl.sum(d * unit) / n))
+        found = factor * (d - unit * (tl.sum(d * unit, 1)[:, None] / n))
         if joined:
-            found += tl.load(d_total + at, inside, 0.0).to(tl.float32)
+            found += residual
         tl.store(d_x + at, found.to(d_x.dtype.element_ty), inside)
-    tl.store(d_weight + (part * tl.num_programs(0) + tl.program_id(0)) * n + lane, sums, inside)
+    at = (part * tl.num_programs(0) + tl.program_id(0)) * n + tl.arange(0, block)
+    tl.store(d_weight + at, tl.sum(sums, 0), tl.arange(0, block) < n)
 
 
 @triton.jit
-def cross_entropy(logits, targets, losses, n, deep: tl.constexpr, block: tl.constexpr):
+def cross_entropy(
+    logits, targets, losses, n: tl.constexpr, held: tl.constexpr, deep: tl.constexpr, block: tl.constexpr,
+    stages: tl.constexpr,
+):  # fmt: skip
     """losses [R] = log sum exp - logit of the target, and logits [R, V] overwritten by their gradient.
 
-    A target below 0 counts nothing. The row is read twice, the second time from the cache. `deep` blocks are looked at
-    together, so that a running sum is rescaled once for them all.
+    A target below 0 counts nothing. The first `held` blocks of the row stay in registers, the others are read twice,
+    the second time from the cache. `deep` blocks are looked at together, so that a running sum is rescaled once for
+    them all.
     """
     row = tl.program_id(0).to(tl.int64)
     logits += row * n
@@ -159,23 +170,35 @@ def cross_entropy(logits, targets, losses, n, deep: tl.constexpr, block: tl.cons
     found = tl.load(logits + tl.maximum(target, 0)).to(tl.float32)
     lane = tl.arange(0, deep)[:, None] * block + tl.arange(0, block)[None, :]
     largest, total = tl.full([block], float("-inf"), tl.float32), tl.zeros([block], tl.float32)
-    for start in range(0, n, deep * block):
+    if held:
+        first = tl.arange(0, held)[:, None] * block + tl.arange(0, block)[None, :]
+        kept = tl.load(logits + first, first < n, float("-inf"), eviction_policy="evict_first")
+        largest, total = _more(largest, total, kept)
+    for start in tl.range(held * block, n, deep * block, num_stages=stages):
         at = start + lane
-        value = tl.load(logits + at, at < n, float("-inf"), eviction_policy="evict_last").to(tl.float32)
-        higher = tl.maximum(largest, tl.max(value, 0))
-        floor = tl.where(higher > float("-inf"), higher, 0.0)  # nothing seen yet: exp(-inf - 0) is 0
-        total = total * tl.exp(largest - floor) + tl.sum(tl.exp(value - floor[None, :]), 0)
-        largest = higher
+        value = tl.load(logits + at, at < n, float("-inf"), eviction_policy="evict_last")
+        largest, total = _more(largest, total, value)
     top = tl.max(largest)
     log_z = top + tl.log(tl.sum(total * tl.exp(largest - top)))
     tl.store(losses + row, tl.where(counted, log_z - found, 0.0))
     log_z = tl.where(counted, log_z, float("inf"))  # then every gradient is exp(-inf)
-    for start in range(0, n, deep * block):
+    if held:
+        tl.store(logits + first, tl.exp(kept.to(tl.float32) - log_z).to(logits.dtype.element_ty), first < n)
+    for start in tl.range(held * block, n, deep * block, num_stages=stages):
         at = start + lane
         value = tl.load(logits + at, at < n, 0.0, eviction_policy="evict_first").to(tl.float32)
         tl.store(logits + at, tl.exp(value - log_z).to(logits.dtype.element_ty), at < n)
     tl.debug_barrier()  # the target's place is overwritten once more, after all others
     tl.store(logits + tl.maximum(target, 0), (tl.exp(found - log_z) - 1.0).to(logits.dtype.element_ty), counted)
+
+
+@triton.jit
+def _more(largest, total, value):
+    """Running maxima and sums of exp(value - maximum) by columns, with the rows of `value` too."""
+    higher = tl.maximum(largest, tl.max(value, 0).to(tl.float32))
+    floor = tl.where(higher > float("-inf"), higher, 0.0)  # nothing seen yet: exp(-inf - 0) is 0
+    total = total * tl.exp(largest - floor) + tl.sum(tl.exp(value.to(tl.float32) - floor[None, :]), 0)
+    return higher, total
 
 
 @triton.jit

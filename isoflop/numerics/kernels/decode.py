@@ -285,10 +285,10 @@ def experts_up(
 
 @triton.jit
 def experts_down(
-    inner, chosen, down, shared, out, n_out, n_inner: tl.constexpr, n_shared: tl.constexpr,
+    inner, chosen, down, shared, plus, out, n_out, n_inner: tl.constexpr, n_shared: tl.constexpr,
     n_active: tl.constexpr, tile: tl.constexpr, depth: tl.constexpr, early: tl.constexpr,
 ):  # fmt: skip
-    """out [N, D]: the chosen experts' and the shared ones' last products of `inner`, added up."""
+    """out [N, D]: the chosen experts' and the shared ones' last products of `inner`, added up and to `plus`."""
     _wait(early)
     token, d = tl.program_id(0).to(tl.int64), tl.program_id(1) * tile + tl.arange(0, tile)
     lane, inside = tl.arange(0, depth), (d < n_out)[:, None]
@@ -307,7 +307,9 @@ def experts_down(
             w = tl.load(shared + d[:, None] * n_shared + k[None, :], inside & (k < n_shared)[None, :], 0.0)
             h = tl.load(source + n_active * n_inner + k, k < n_shared, 0.0).to(tl.float32)
             sums += w.to(tl.float32) * h[None, :]
-    tl.store(out + token * n_out + d, tl.sum(sums, 1).to(out.dtype.element_ty), d < n_out)
+    y, at = tl.sum(sums, 1).to(out.dtype.element_ty), token * n_out + d
+    y = y.to(tl.float32) + tl.load(plus + at, d < n_out, 0.0).to(tl.float32)
+    tl.store(out + at, y.to(out.dtype.element_ty), d < n_out)
 
 
 @triton.jit
