@@ -148,7 +148,7 @@ def experts(m: int, n_experts: int = 64, n_active: int = 6, d: int = 1280, f: in
     w, a, b = (fp8_experts.quantise_weight(gate_up, True), *(
         fp8_experts.quantise(new(p, n), group, n_experts, True) for n in (d, 2 * f)
     ))  # fmt: skip
-    fp8_experts.IN_TURN = False
+    fp8_experts.IN_TURN, chosen_tiles, fp8_experts.TILES = False, fp8_experts.TILES, None
     for format in (None, "row", "tensor"):
         whole_layer(format, x, chosen, n_experts, f)
     w16, a16, b16, flops = gate_up.bfloat16(), new(p, d), new(p, 2 * f), 2.0 * m * n_active * 2 * f * d
@@ -172,11 +172,24 @@ def experts(m: int, n_experts: int = 64, n_active: int = 6, d: int = 1280, f: in
         for name, call in calls.items():
             sums = "fast" if fast else "exact"
             row(f"fp8 {name}, {sums} sums (error {relative_error(call(), exact[name]):.1e})", call, 0, flops)
+    total = torch.zeros_like(gate_up)
+    bf16_added = lambda: joined.add_to(total, F.grouped_mm(b16.T, a16, offs=ends))
+    row("bf16 weight gradient, then added", bf16_added, 0, flops)
+    fp8_added = lambda: joined.add_to(total, fp8_experts.weight_product(b[2:], a[2:], ends, torch.bfloat16, True))
+    row("fp8 weight gradient, then added", fp8_added, 0, flops)
+    for tiles in ((128, 256, 128, 8, 3), (128, 256, 128, 8, 4), (128, 128, 128, 8, 3), (128, 128, 128, 4, 3)):
+        added = lambda t=tiles: fp8_experts.add_weight_product(total, b[2:], a[2:], ends, t)
+        total.zero_()
+        added()
+        error = relative_error(total[0], exact["weight gradient"])
+        row(f"fp8 weight gradient added by {tiles} (error {error:.1e})", added, 0, flops)
     for per_row in (True, False):
         quantised(per_row, rows, n_experts, x, (d_inner, inner, weights), True)
     fp8_experts.IN_TURN = True
-    for format in ("row", "tensor"):
-        whole_layer(format, x, chosen, n_experts, f)
+    for tiles in (None, chosen_tiles):
+        fp8_experts.TILES = tiles
+        for format in ("row", "tensor"):
+            whole_layer(format, x, chosen, n_experts, f)
 
 
 def quantised(
@@ -202,6 +215,7 @@ def quantised(
     tokens = fp8_experts._values(x, rows.token_P, None)
     products = fp8_experts._values(inner, None, weights)
     slopes, of_weights = joined.swiglu_gradients(d_inner.float(), inner.float(), weights[:, None])
+    assert of_weights is not None
     gradients = functools.partial(
         fp8_experts.quantise_gradients, d_inner, inner, weights, group, n_experts, per_row=per_row
     )
@@ -252,7 +266,7 @@ def whole_layer(format: str | None, x: Tensor, chosen: Tensor, n_experts: int, f
     d_y = torch.randn(m, d, device="cuda", generator=generator).bfloat16()
     forward = lambda: layer(*leaves, chosen)[0]
     both = lambda: torch.autograd.grad(forward(), leaves, d_y)
-    kind = f"{format or 'bf16'}{', in turn' if fp8_experts.IN_TURN else ''}"
+    kind = f"{format or 'bf16'}{', in turn' * fp8_experts.IN_TURN}{', added' * (fp8_experts.TILES is not None)}"
     row(f"experts, forward, {kind}", forward, 0, 2.0 * m * n_active * 3 * f * d)
     row(f"experts, forward and backward, {kind}", both, 0, 6.0 * m * n_active * 3 * f * d)
 

@@ -37,6 +37,8 @@ LEAD = 64
 holds the rows (assumption)."""
 WARPS = 8
 """Of a program that writes codes (assumption)."""
+TILES: tuple[int, ...] | None = (128, 256, 128, 8, 3)
+"""Of a product that adds a weight's gradient: outputs, inputs, rows, warps, stages (assumption)."""
 IN_TURN = True
 """Scales are looked for and codes are written by one kernel, an expert after the other."""
 SMALLEST = 1e-37
@@ -248,6 +250,18 @@ def weight_product(
     return torch.stack([(x * by[:, None]) @ (y * other[:, None]).T for x, y, by, other in parts]).to(dtype)
 
 
+def add_weight_product(
+    total: Tensor, a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], ends_E: Tensor, tiles: tuple[int, ...]
+) -> None:
+    """Add `weight_product` to a float32 tensor [E, N, K] in place."""
+    (of_out, of_in, of_rows, num_warps, num_stages), (n_experts, n_out, n_in) = tiles, total.shape
+    launch(
+        _kernels().add_weight_gradients, (-(-n_out // of_out) * -(-n_in // of_in), n_experts), total, a[0], b[0],
+        a[1], b[1], ends_E, n_out, n_in, a[0].shape[1], of_out=of_out, of_in=of_in, of_rows=of_rows,
+        num_warps=num_warps, num_stages=num_stages,
+    )  # fmt: skip
+
+
 def _grouped(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], ends_E: Tensor, fast: bool) -> Tensor:
     row_wise = F.ScalingType.RowWise  # type: ignore[attr-defined]
     return F.scaled_grouped_mm(  # type: ignore[attr-defined]
@@ -299,28 +313,31 @@ class _Experts(torch.autograd.Function):
         token_P, row_TA, ends_E, group, _ = rows
         per_row, n_experts, dtype = ctx.per_row, len(ends_E), d_y_TD.dtype
         d_y = quantise(d_y_TD, group, n_experts, per_row, token_P=token_P)
-        d_down = _added(
-            ctx.weights[1], weight_product(d_y[2:], (inner, inner_scales), ends_E, dtype, FAST_GRADIENTS), ctx.adds
-        )
+        d_down = _weight_gradient(ctx.weights[1], d_y[2:], (inner, inner_scales), ends_E, dtype, ctx.adds)
         d_inner_PF = product(d_y[:2], (last, last_scales), ends_E, dtype, FAST_GRADIENTS)
         d, d_weights_P = quantise_gradients(
             d_inner_PF, gate_up_PF, weights_P, group, n_experts, per_row, in_turn=rows if IN_TURN else None
         )
-        d_gate_up = _added(
-            ctx.weights[0], weight_product(d[2:], (x, x_scales), ends_E, dtype, FAST_GRADIENTS), ctx.adds
-        )
+        d_gate_up = _weight_gradient(ctx.weights[0], d[2:], (x, x_scales), ends_E, dtype, ctx.adds)
         d_x_PD = product(d[:2], (first, first_scales), ends_E, dtype, FAST_GRADIENTS)
         d_weights_TA = d_weights_P[row_TA].to(ctx.of_weights)
         d_plus_TD = d_y_TD if ctx.needs_input_grad[2] else None
         return summed_rows(d_x_PD, row_TA), d_weights_TA, d_plus_TD, d_gate_up, d_down, None, None, None, None
 
 
-def _added(weight: Tensor, found: Tensor, adds: bool) -> Tensor | None:
+def _weight_gradient(
+    weight: Tensor, d: tuple[Tensor, Tensor], x: tuple[Tensor, Tensor], ends_E: Tensor, dtype: torch.dtype, adds: bool
+) -> Tensor | None:
     """The gradient to hand on, in float32; None where it was added to `grad` in place."""
-    if adds and weight.grad is not None:
-        add_to(weight.grad, found)
+    total = weight.grad if adds else None
+    if total is not None and d[0].is_cuda and total.is_contiguous() and TILES is not None:
+        add_weight_product(total, d, x, ends_E, TILES)
         return None
-    return found.to(weight.dtype)
+    found = weight_product(d, x, ends_E, dtype, FAST_GRADIENTS)
+    if total is None:
+        return found.to(weight.dtype)
+    add_to(total, found)
+    return None
 
 
 def _values(x: Tensor, token_P: Tensor | None, weights_P: Tensor | None) -> Tensor:

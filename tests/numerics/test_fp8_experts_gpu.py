@@ -114,7 +114,9 @@ def test_grouped_products_are_those_of_the_codes_in_float64(name):
     weight = fp8_experts.quantise_weight(randn(N_EXPERTS, D_EXPERT, D_MODEL, dtype=torch.float32), True)
     x, d_y = (fp8_experts.quantise(randn(n_rows, n, seed=n), rows.group, N_EXPERTS, True) for n in (D_MODEL, D_EXPERT))
     for fast in (True, False):
+        added = torch.ones(N_EXPERTS, D_EXPERT, D_MODEL, device="cuda")
         with waiting_for_the_device_is_an_error():
+            fp8_experts.add_weight_product(added, d_y[2:], x[2:], ends_E, fp8_experts.TILES)
             found = (
                 fp8_experts.product(x[:2], weight[:2], ends_E, torch.bfloat16, fast),
                 fp8_experts.product(d_y[:2], weight[2:], ends_E, torch.bfloat16, fast),
@@ -130,6 +132,7 @@ def test_grouped_products_are_those_of_the_codes_in_float64(name):
                 meant(d_y.rows[at], d_y.row_scales[at]) @ turned.T,
                 meant(d_y.columns[:, at], d_y.column_scales[e]) @ meant(x.columns[:, at], x.column_scales[e]).T,
             )
+            assert relative_error(added[e], 1 + exact[2]) < 2e-3
             for mine, theirs in zip((found[0][at], found[1][at], found[2][e]), exact, strict=True):
                 if theirs.any():
                     assert relative_error(mine, theirs) < 4e-3, "rounding to bf16, and the sums of tensor cores"

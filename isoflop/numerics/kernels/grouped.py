@@ -462,3 +462,30 @@ def gradients_in_turn(
             d_inner, gate_up, weights, group, row_scales, column_scales, rows, columns, n_columns, n_rows // 4, tile,
             block, width, per_row,
         )  # fmt: skip
+
+
+@triton.jit
+def add_weight_gradients(
+    total, d, x, d_scales, x_scales, ends, n_out, n_in, n_rows,
+    of_out: tl.constexpr, of_in: tl.constexpr, of_rows: tl.constexpr,
+):  # fmt: skip
+    """total [E, N, K] += d x^T in float32, summed over the rows of each expert, of codes [N, P] and [K, P] with scales
+    [E, N] and [E, K]; without a gradient in bf16 in between."""
+    e, n_tiles = tl.program_id(1), tl.cdiv(n_in, of_in)
+    n = tl.program_id(0) // n_tiles * of_out + tl.arange(0, of_out)
+    k = tl.program_id(0) % n_tiles * of_in + tl.arange(0, of_in)
+    start = tl.multiple_of(tl.load(ends + e - 1, e > 0, 0), 16)
+    end, row = tl.multiple_of(tl.load(ends + e), 16), tl.arange(0, of_rows)
+    d_at = d + n[:, None].to(tl.int64) * n_rows + (start + row)[None, :]
+    x_at = x + k[None, :].to(tl.int64) * n_rows + (start + row)[:, None]
+    found = tl.zeros([of_out, of_in], tl.float32)
+    for at in range(start, end, of_rows):
+        inside = row < tl.multiple_of(end - at, 16)
+        a = tl.load(d_at, inside[None, :] & (n < n_out)[:, None], 0.0)
+        found = tl.dot(a, tl.load(x_at, inside[:, None] & (k < n_in)[None, :], 0.0), found)
+        d_at += of_rows
+        x_at += of_rows
+    found *= tl.load(d_scales + e * n_out + n, n < n_out, 0.0)[:, None]
+    found *= tl.load(x_scales + e * n_in + k, k < n_in, 0.0)[None, :]
+    at = total + (e.to(tl.int64) * n_out + n[:, None]) * n_in + k[None, :]
+    tl.atomic_add(at, found, (n < n_out)[:, None] & (k < n_in)[None, :], sem="relaxed")
