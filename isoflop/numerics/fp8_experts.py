@@ -7,13 +7,15 @@ rows of an expert ("tensor", which the grouped product takes as equal scales of 
 The gradient of a weight sums over the rows of an expert, so those must lie in whole 16 bytes of codes and can't be
 none: each expert gets sixteen rows or the next multiple of it, filled up with zeros, the last one all that is left.
 Activations and gradients are quantised where they arise: rows of tokens as they are taken to their experts, the
-SwiGLU's results before they are written. Every step has a plain form, which the kernels are tested against.
+SwiGLU's results and their gradients before they are written. Every step has a plain form, which the kernels are tested
+against.
 
 Shapes: T tokens, A active experts, P rows with those filled in, E experts, D in and out, F d_expert, N out, K in.
 """
 
 import functools
 import importlib
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -27,7 +29,20 @@ from isoflop.numerics.launch import has_kernels, launch, power_of_two
 ROWS = 16
 """Rows of an expert come in multiples of it: codes of 16 bytes along the rows."""
 TILE = 128
-"""Rows of all experts come in multiples of it."""
+"""Rows of all experts come in multiples of it; columns that a program works on."""
+HALF = TILE // 2
+"""Columns of the gate, and as many of up, that a program works on in the backward pass."""
+LEAD = 64
+"""Tiles that are looked at before those of a complete expert are written: their programs are done, and the cache still
+holds the rows (assumption)."""
+WARPS = 8
+"""Of a program that writes codes (assumption)."""
+TILES: tuple[int, ...] | None = (128, 256, 128, 8, 3)
+"""Of a product that adds a weight's gradient: outputs, inputs, rows, warps, stages (assumption)."""
+IN_TURN = True
+"""Scales are looked for and codes are written by one kernel, an expert after the other."""
+SMALLEST = 1e-37
+"""Scale: zeros stay zeros by any."""
 FAST_GRADIENTS = True
 """Sums of the gradients' products too stay in the tensor cores, with fewer bits than float32. Exact ones take three
 times as long on an H200 (1,235 us, not 406; torch 2.11, `benchmarks/kernels.py --experts`, docs/log.md)."""
@@ -44,6 +59,8 @@ class Rows(NamedTuple):
     """Row after the last one of each expert, int32; the last is P."""
     group: Tensor
     """Expert of every sixteen rows [P / 16], int32."""
+    order: Tensor
+    """In which a kernel takes the tiles [2 P / 128] of rows: first time 0 to P / 128 - 1, second time P / 128 more."""
 
 
 class Codes(NamedTuple):
@@ -65,12 +82,14 @@ def filled_up(slot_R: Tensor, ends_E: Tensor, n_active: int) -> Rows:
     n_rows = -(-(n_slots + n_experts * ROWS) // TILE) * TILE
     row_TA, token_P = torch.empty_like(slot_R).view(-1, n_active), ends_E.new_full((n_rows,), -1)
     new_ends_E, group = torch.empty_like(ends_E), ends_E.new_empty(n_rows // ROWS)
+    n_tiles = n_rows // TILE
+    order = ends_E.new_empty(2 * n_tiles)
     if has_kernels(slot_R, integers=True):
         launch(
-            _kernels().fill_up, (n_rows // TILE,), ends_E, slot_R, token_P, row_TA, new_ends_E, group,
-            n_slots, n_rows, n_experts, n_active, experts=power_of_two(n_experts), num_warps=4,
+            _kernels().fill_up, (n_tiles,), ends_E, slot_R, token_P, row_TA, new_ends_E, group, order,
+            n_slots, n_rows, n_experts, n_active, LEAD, experts=power_of_two(n_experts), num_warps=4,
         )  # fmt: skip
-        return Rows(token_P, row_TA, new_ends_E, group)
+        return Rows(token_P, row_TA, new_ends_E, group, order)
     counts_E = torch.diff(ends_E, prepend=ends_E.new_zeros(1))
     filled_E = ((counts_E + (ROWS - 1)) // ROWS).clamp(min=1) * ROWS
     torch.cumsum(filled_E, 0, out=new_ends_E)
@@ -82,53 +101,122 @@ def filled_up(slot_R: Tensor, ends_E: Tensor, n_active: int) -> Rows:
     torch.searchsorted(
         new_ends_E, torch.arange(0, n_rows, ROWS, dtype=torch.int32), right=True, out_int32=True, out=group
     )
-    return Rows(token_P, row_TA, new_ends_E, group)
+    tile = torch.arange(n_tiles, dtype=torch.int32)
+    needed = (new_ends_E[group[TILE // ROWS - 1 :: TILE // ROWS]] - 1) // TILE
+    second = tile + (needed + LEAD + 1).clamp(max=n_tiles)
+    first = torch.ones_like(order, dtype=torch.bool)
+    first[second] = False
+    order[second], order[first] = n_tiles + tile, tile
+    return Rows(token_P, row_TA, new_ends_E, group, order)
 
 
 def quantise(
     x: Tensor, group: Tensor, n_groups: int, per_row: bool, *, token_P: Tensor | None = None,
-    weights_P: Tensor | None = None, apart: bool = False,
+    weights_P: Tensor | None = None, apart: bool = False, in_turn: Rows | None = None,
 ) -> Codes:  # fmt: skip
     """Codes of x [P, K], of x[token] with x [T, K], or of a weighed SwiGLU with x [P, 2 K].
 
     `apart`: groups of equal size, as experts of a weight [E, N, K], are transposed one by one.
     """
-    x = x.contiguous()
-    n_rows, n_columns = len(group) * ROWS, x.shape[-1] // (1 if weights_P is None else 2)
-    on_gpu = has_kernels(x, wide=True)
-    scales = x.new_full((n_rows + n_groups * n_columns,), 1e-37, dtype=torch.float32)  # zeros stay zeros by any scale
-    taken, gated = token_P is not None, weights_P is not None
-    grid = (-(-n_columns // TILE), n_rows // TILE)
-    row_scales, column_scales = scales[:n_rows], scales[n_rows:].view(n_groups, n_columns)
-    if on_gpu:
+    x, taken, gated = x.contiguous(), token_P is not None, weights_P is not None
+    n_rows, n_columns = len(group) * ROWS, x.shape[-1] // (2 if gated else 1)
+    if not has_kernels(x, wide=not (taken or gated)):
+        return _plain(_values(x, token_P, weights_P), group, n_groups, per_row, apart)
+    codes, found = _empty(x, n_rows, n_columns, n_groups, per_row, apart)
+    grid, n_places = (n_rows // TILE, -(-n_columns // TILE)), codes.columns.shape[-1] // 4
+    words = x.view(torch.int64) if taken or gated else x
+    kind = {"width": TILE // 4, "taken": taken, "gated": gated, "per_row": per_row, "num_warps": 8}
+    if in_turn is not None:
+        done = group.new_zeros(n_groups)
         launch(
-            _kernels().scales_of_groups, grid, x, token_P, weights_P, group, row_scales, column_scales, n_columns,
-            taken=taken, gated=gated, num_warps=8,
+            _kernels().swiglu_in_turn, (2 * grid[0] * grid[1],), words, weights_P, group, codes.row_scales, found,
+            codes.rows.view(torch.int32), codes.columns.view(torch.int32), in_turn.order, in_turn.ends_E, done,
+            n_columns, n_places, grid[0], grid[1], width=TILE // 4, per_row=per_row, num_warps=8,
         )  # fmt: skip
+        return codes._replace(column_scales=_of_columns(found, n_columns, per_row))
+    if taken and not per_row:  # a token's largest value is that of all its places
+        largest_T, n_words = x.new_empty(len(x), dtype=torch.float32), n_columns // 4
+        kernel = _kernels().largest_of_tokens
+        launch(kernel, (len(x),), words, largest_T, n_words, block=power_of_two(n_words), num_warps=4)
+        launch(_kernels().scales_of_tokens, grid[:1], largest_T, token_P, group, found, num_warps=4)
     else:
-        values_PK, of_row = _values(x, token_P, weights_P), group.repeat_interleave(ROWS)
-        found_PK, at = values_PK.abs() / LARGEST, of_row[:, None].expand_as(values_PK).long()
-        torch.maximum(row_scales, found_PK.amax(1), out=row_scales)
-        column_scales.scatter_reduce_(0, at, found_PK, "amax")
-    if not per_row:
-        scale_E = column_scales.amax(1)
-        row_scales = scale_E.index_select(0, group).repeat_interleave(ROWS)
-        column_scales = scale_E[:, None].repeat(1, n_columns)
-    rows = x.new_empty(n_rows, n_columns, dtype=torch.float8_e4m3fn)
-    shape = (n_groups, n_columns, n_rows // n_groups) if apart else (n_columns, n_rows)
-    columns = rows.new_empty(shape)
-    if on_gpu:
-        n_words = shape[-1] // 4
+        kernel = _kernels().scales_of_groups
+        launch(kernel, grid, words, token_P, weights_P, group, codes.row_scales, found, n_columns, **kind)
+    launch(
+        _kernels().quantise_groups, grid, words, token_P, weights_P, group, codes.row_scales, found,
+        codes.rows.view(torch.int32), codes.columns.view(torch.int32), n_columns, n_places,
+        (n_columns - 1) * n_places if apart else 0, **(kind | {"num_warps": WARPS}),
+    )  # fmt: skip
+    return codes._replace(column_scales=_of_columns(found, n_columns, per_row))
+
+
+def quantise_gradients(
+    d_inner_PF: Tensor,
+    gate_up_PF: Tensor,
+    weights_P: Tensor,
+    group: Tensor,
+    n_groups: int,
+    per_row: bool,
+    in_turn: Rows | None = None,
+) -> tuple[Codes, Tensor]:
+    """Codes of the gradient [P, 2 F] of gate and up of a weighed SwiGLU, and the gradient of its weights [P]."""
+    if not has_kernels(gate_up_PF):
+        d_gate_up_PF, d_weights_P1 = swiglu_gradients(d_inner_PF.float(), gate_up_PF.float(), weights_P[:, None])
+        assert d_weights_P1 is not None
+        return _plain(d_gate_up_PF, group, n_groups, per_row, False), d_weights_P1[:, 0]
+    d_inner_PF, gate_up_PF, weights_P = d_inner_PF.contiguous(), gate_up_PF.contiguous(), weights_P.contiguous()
+    n_rows, n_columns = d_inner_PF.shape
+    codes, found = _empty(d_inner_PF, n_rows, 2 * n_columns, n_groups, per_row, False)
+    grid = (n_rows // TILE, -(-n_columns // HALF))
+    parts = weights_P.new_empty(grid[1], n_rows)
+    operands = d_inner_PF.view(torch.int64), gate_up_PF.view(torch.int64), weights_P, group, codes.row_scales, found
+    kind = {"width": HALF // 4, "per_row": per_row, "num_warps": 8}
+    if in_turn is not None:
+        done = group.new_zeros(n_groups)
         launch(
-            _kernels().quantise_groups, grid, x, token_P, weights_P, group, row_scales, column_scales, rows,
-            columns.view(torch.int32), n_columns, n_words, (n_columns - 1) * n_words if apart else 0,
-            taken=taken, gated=gated, num_warps=8,
+            _kernels().gradients_in_turn, (2 * grid[0] * grid[1],), *operands, parts,
+            codes.rows.view(torch.int32), codes.columns.view(torch.int32), in_turn.order, in_turn.ends_E, done,
+            n_columns, n_rows, grid[0], grid[1], **kind,
         )  # fmt: skip
+        return codes._replace(column_scales=_of_columns(found, 2 * n_columns, per_row)), parts.sum(0)
+    launch(_kernels().scales_of_gradients, grid, *operands, parts, n_columns, n_rows, **kind)
+    launch(
+        _kernels().quantise_gradients, grid, *operands, codes.rows.view(torch.int32), codes.columns.view(torch.int32),
+        n_columns, n_rows // 4, **(kind | {"num_warps": WARPS}),
+    )  # fmt: skip
+    return codes._replace(column_scales=_of_columns(found, 2 * n_columns, per_row)), parts.sum(0)
+
+
+def _empty(x: Tensor, n_rows: int, n_columns: int, n_groups: int, per_row: bool, apart: bool) -> tuple[Codes, Tensor]:
+    """Memory for codes, and the scales of groups' columns, or of groups, to be raised from almost nothing."""
+    new = functools.partial(torch.empty, dtype=torch.float8_e4m3fn, device=x.device)
+    columns = new(n_groups, n_columns, n_rows // n_groups) if apart else new(n_columns, n_rows)
+    shape = (n_groups, n_columns) if per_row else (n_groups,)
+    scales = x.new_full((n_rows + math.prod(shape),), SMALLEST, dtype=torch.float32)
+    found = scales[n_rows:].view(shape)
+    return Codes(new(n_rows, n_columns), scales[:n_rows], columns, found), found
+
+
+def _of_columns(found: Tensor, n_columns: int, per_row: bool) -> Tensor:
+    """Scales [E, K]."""
+    return found if per_row else found[:, None].repeat(1, n_columns)
+
+
+def _plain(values_PK: Tensor, group: Tensor, n_groups: int, per_row: bool, apart: bool) -> Codes:
+    """What the kernels compute."""
+    of_row, found_PK = group.repeat_interleave(ROWS), values_PK.abs() / LARGEST
+    column_scales = found_PK.new_full((n_groups, values_PK.shape[1]), SMALLEST)
+    column_scales.scatter_reduce_(0, of_row[:, None].expand_as(values_PK).long(), found_PK, "amax")
+    if per_row:
+        row_scales = found_PK.amax(1).clamp_(min=SMALLEST)
     else:
-        rows.copy_((values_PK / row_scales[:, None]).clamp_(-LARGEST, LARGEST))
-        turned_KP = (values_PK / column_scales[of_row]).clamp_(-LARGEST, LARGEST).T
-        columns.copy_(turned_KP.unflatten(1, (n_groups, -1)).transpose(0, 1) if apart else turned_KP)
-    return Codes(rows, row_scales, columns, column_scales)
+        column_scales = column_scales.amax(1, keepdim=True).repeat(1, values_PK.shape[1])
+        row_scales = column_scales[of_row, 0]
+    rows = (values_PK / row_scales[:, None]).clamp_(-LARGEST, LARGEST).to(torch.float8_e4m3fn)
+    turned_KP = (values_PK / column_scales[of_row]).clamp_(-LARGEST, LARGEST).T
+    if apart:
+        turned_KP = turned_KP.unflatten(1, (n_groups, -1)).transpose(0, 1)
+    return Codes(rows, row_scales, turned_KP.to(torch.float8_e4m3fn).contiguous(), column_scales)
 
 
 def quantise_weight(weight_ENK: Tensor, per_row: bool) -> Codes:
@@ -160,6 +248,18 @@ def weight_product(
     counts = torch.diff(ends_E, prepend=ends_E.new_zeros(1)).tolist()
     parts = zip(*(codes.float().split(counts, 1) for codes in (a[0], b[0])), a[1], b[1], strict=True)
     return torch.stack([(x * by[:, None]) @ (y * other[:, None]).T for x, y, by, other in parts]).to(dtype)
+
+
+def add_weight_product(
+    total: Tensor, a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], ends_E: Tensor, tiles: tuple[int, ...]
+) -> None:
+    """Add `weight_product` to a float32 tensor [E, N, K] in place."""
+    (of_out, of_in, of_rows, num_warps, num_stages), (n_experts, n_out, n_in) = tiles, total.shape
+    launch(
+        _kernels().add_weight_gradients, (-(-n_out // of_out) * -(-n_in // of_in), n_experts), total, a[0], b[0],
+        a[1], b[1], ends_E, n_out, n_in, a[0].shape[1], of_out=of_out, of_in=of_in, of_rows=of_rows,
+        num_warps=num_warps, num_stages=num_stages,
+    )  # fmt: skip
 
 
 def _grouped(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], ends_E: Tensor, fast: bool) -> Tensor:
@@ -198,7 +298,7 @@ class _Experts(torch.autograd.Function):
         weights_P.scatter_(0, rows.row_TA.flatten(), weights_TA.detach().flatten().float())
         x = quantise(x_TD, group, n_experts, per_row, token_P=rows.token_P)
         gate_up_PF = product(x[:2], first[:2], ends_E, dtype, True)
-        inner = quantise(gate_up_PF, group, n_experts, per_row, weights_P=weights_P)
+        inner = quantise(gate_up_PF, group, n_experts, per_row, weights_P=weights_P, in_turn=rows if IN_TURN else None)
         y_PD = product(inner[:2], last[:2], ends_E, dtype, True)
         ctx.save_for_backward(*rows, weights_P, *x[2:], gate_up_PF, *inner[2:], *first[2:], *last[2:])
         ctx.weights, ctx.per_row, ctx.adds, ctx.of_weights = (gate_up, down), per_row, adds, weights_TA.dtype
@@ -209,31 +309,35 @@ class _Experts(torch.autograd.Function):
         *rows, weights_P, x, x_scales, gate_up_PF, inner, inner_scales, first, first_scales, last, last_scales = (
             ctx.saved_tensors
         )
-        token_P, row_TA, ends_E, group = rows
+        rows = Rows(*rows)
+        token_P, row_TA, ends_E, group, _ = rows
         per_row, n_experts, dtype = ctx.per_row, len(ends_E), d_y_TD.dtype
         d_y = quantise(d_y_TD, group, n_experts, per_row, token_P=token_P)
-        d_down = _added(
-            ctx.weights[1], weight_product(d_y[2:], (inner, inner_scales), ends_E, dtype, FAST_GRADIENTS), ctx.adds
-        )
+        d_down = _weight_gradient(ctx.weights[1], d_y[2:], (inner, inner_scales), ends_E, dtype, ctx.adds)
         d_inner_PF = product(d_y[:2], (last, last_scales), ends_E, dtype, FAST_GRADIENTS)
-        d_gate_up_PF, d_weights_P = swiglu_gradients(d_inner_PF, gate_up_PF, weights_P[:, None])
-        assert d_weights_P is not None
-        d = quantise(d_gate_up_PF, group, n_experts, per_row)
-        d_gate_up = _added(
-            ctx.weights[0], weight_product(d[2:], (x, x_scales), ends_E, dtype, FAST_GRADIENTS), ctx.adds
+        d, d_weights_P = quantise_gradients(
+            d_inner_PF, gate_up_PF, weights_P, group, n_experts, per_row, in_turn=rows if IN_TURN else None
         )
+        d_gate_up = _weight_gradient(ctx.weights[0], d[2:], (x, x_scales), ends_E, dtype, ctx.adds)
         d_x_PD = product(d[:2], (first, first_scales), ends_E, dtype, FAST_GRADIENTS)
-        d_weights_TA = d_weights_P.flatten()[row_TA].to(ctx.of_weights)
+        d_weights_TA = d_weights_P[row_TA].to(ctx.of_weights)
         d_plus_TD = d_y_TD if ctx.needs_input_grad[2] else None
         return summed_rows(d_x_PD, row_TA), d_weights_TA, d_plus_TD, d_gate_up, d_down, None, None, None, None
 
 
-def _added(weight: Tensor, found: Tensor, adds: bool) -> Tensor | None:
+def _weight_gradient(
+    weight: Tensor, d: tuple[Tensor, Tensor], x: tuple[Tensor, Tensor], ends_E: Tensor, dtype: torch.dtype, adds: bool
+) -> Tensor | None:
     """The gradient to hand on, in float32; None where it was added to `grad` in place."""
-    if adds and weight.grad is not None:
-        add_to(weight.grad, found)
+    total = weight.grad if adds else None
+    if total is not None and d[0].is_cuda and total.is_contiguous() and TILES is not None:
+        add_weight_product(total, d, x, ends_E, TILES)
         return None
-    return found.to(weight.dtype)
+    found = weight_product(d, x, ends_E, dtype, FAST_GRADIENTS)
+    if total is None:
+        return found.to(weight.dtype)
+    add_to(total, found)
+    return None
 
 
 def _values(x: Tensor, token_P: Tensor | None, weights_P: Tensor | None) -> Tensor:

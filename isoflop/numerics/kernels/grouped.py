@@ -1,25 +1,30 @@
 """Values of experts to E4M3 codes in both directions: scales of rows, and of every column within a group of rows.
 
 Rows of a group lie together, sixteen of them at least and a multiple of it, so `group` names the group of every
-sixteen rows. What is quantised is a matrix as it stands, rows of tokens taken to their experts (`token`, -1: zeros), or
-what a SwiGLU makes of gate and up, weighed by row; it is made anew by both kernels instead of being written between.
+sixteen rows. What is quantised is a matrix as it stands, rows of tokens taken to their experts (`token`, -1: zeros),
+what a SwiGLU makes of gate and up, weighed by row, or the gradient of gate and up; it is made anew by the kernel that
+looks for the largest values and by the one that writes codes, instead of being written between.
 
-Shapes: P rows, a multiple of 128, K columns, G groups; as in quantise.py a tile of 128 x 128 is worked on as four tiles
-of every fourth row, and four codes of a column are written as one word.
+A thread holds four columns of four rows: four values of bf16 are read as one 64-bit word, four codes are a 32-bit word,
+and sixteen of them are transposed by eight permutations of bytes. Byte by byte that takes most of the time.
+
+Shapes: P rows, a multiple of 128, K columns, a multiple of 16, in W = K / 4 words, G groups, F columns of a gate.
 """
 
 import triton  # pyright: ignore[reportMissingImports]
 import triton.language as tl  # pyright: ignore[reportMissingImports]
 
-from isoflop.numerics.kernels.quantise import _sigmoid, _word
-
 
 @triton.jit
 def fill_up(
-    ends, slots, token, row, new_ends, group, n_slots, n_rows, n_experts, n_active, experts: tl.constexpr
+    ends, slots, token, row, new_ends, group, order, n_slots, n_rows, n_experts, n_active, lead, experts: tl.constexpr
 ):  # fmt: skip
     """Every expert's rows rounded up to a multiple of 16, at least 16, the last one's to all that is left: the token of
-    each of the `n_rows` rows (-1: none), the row of each slot, the experts' new ends, the expert of every 16 rows."""
+    each of the `n_rows` rows (-1: none), the row of each slot, the experts' new ends, the expert of every 16 rows.
+
+    `order`: tiles of 128 rows to look for scales in (0 to n_tiles - 1) and to be written (n_tiles more), so that those
+    that are written come `lead` tiles after the last one that they need.
+    """
     e, p = tl.arange(0, experts), tl.program_id(0) * 128 + tl.arange(0, 128)
     end = tl.load(ends + e, e < n_experts, n_slots)
     start = tl.load(ends + e - 1, (e > 0) & (e <= n_experts), 0)
@@ -33,70 +38,454 @@ def fill_up(
     tl.store(token + p, tl.where(inside, slot // n_active, -1).to(tl.int32))
     tl.store(row + slot, p.to(tl.int64), inside)
     tl.store(group + p // 16, of_row, p % 16 == 0)
+    new_end = tl.where(e < n_experts - 1, new_end, n_rows)
     if tl.program_id(0) == 0:
-        tl.store(new_ends + e, tl.where(e == n_experts - 1, n_rows, new_end), e < n_experts)
+        tl.store(new_ends + e, new_end, e < n_experts)
+    tile, n_tiles = tl.program_id(0), n_rows // 128
+    complete = tl.max(tl.where(new_end <= (tile - lead) * 128, new_end, 0))
+    tl.store(order + tile + complete // 128, tile)
+    needed = tl.min(tl.where(new_end > tile * 128 + 127, new_end, n_rows))
+    tl.store(order + tile + tl.minimum((needed - 1) // 128 + lead + 1, n_tiles), n_tiles + tile)
 
 
 @triton.jit
-def _values(x, token, weights, row, column, n_columns, taken: tl.constexpr, gated: tl.constexpr):
-    """A tile in float32, zero outside and where no token is."""
-    inside = (column < n_columns)[None, :]
+def _coded(a, b, c, d):
+    """Four values as E4M3 codes in one word, the first in its lowest byte; beyond 448 it is 448, NaN stays NaN."""
+    return tl.inline_asm_elementwise(
+        """{ .reg .b16 low, high;
+        cvt.rn.satfinite.e4m3x2.f32 low, $2, $1; cvt.rn.satfinite.e4m3x2.f32 high, $4, $3;
+        mov.b32 $0, {low, high}; }""",
+        "=r,f,f,f,f", [a, b, c, d], dtype=tl.int32, is_pure=True, pack=1,
+    )  # fmt: skip
+
+
+@triton.jit
+def _turned(a, b, c, d):
+    """Words of four rows, four columns each, to words of four columns, four rows each."""
+    return tl.inline_asm_elementwise(
+        """{ .reg .b32 t, u, v, w;
+        prmt.b32 t, $4, $5, 0x5140; prmt.b32 u, $4, $5, 0x7362;
+        prmt.b32 v, $6, $7, 0x5140; prmt.b32 w, $6, $7, 0x7362;
+        prmt.b32 $0, t, v, 0x5410; prmt.b32 $1, t, v, 0x7632;
+        prmt.b32 $2, u, w, 0x5410; prmt.b32 $3, u, w, 0x7632; }""",
+        "=&r,=&r,=&r,=&r,r,r,r,r", [a, b, c, d],
+        dtype=(tl.int32, tl.int32, tl.int32, tl.int32), is_pure=True, pack=1,
+    )  # fmt: skip
+
+
+@triton.jit
+def _sigmoid(x):
+    """In four instructions; its last bits do not matter to codes of three."""
+    return tl.inline_asm_elementwise(
+        """{ mul.f32 $0, $1, 0fBFB8AA3B; ex2.approx.ftz.f32 $0, $0; add.f32 $0, $0, 0f3F800000;
+        rcp.approx.ftz.f32 $0, $0; }""",
+        "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1,
+    )  # fmt: skip
+
+
+@triton.jit
+def _four(at, inside):
+    """The four bf16 values of a 64-bit word, in float32."""
+    words = tl.load(at, inside, 0)
+    low, high = words.to(tl.int32), (words >> 32).to(tl.int32)
+    return (
+        (low << 16).to(tl.float32, bitcast=True), (low & -65536).to(tl.float32, bitcast=True),
+        (high << 16).to(tl.float32, bitcast=True), (high & -65536).to(tl.float32, bitcast=True),
+    )  # fmt: skip
+
+
+@triton.jit
+def _values(x, token, weights, row, word, n_words, taken: tl.constexpr, gated: tl.constexpr):
+    """Four columns of a tile in float32, zero outside and where no token is."""
+    inside = (word < n_words)[None, :]
     if taken:
         source = tl.load(token + row)
-        at = x + tl.maximum(source, 0).to(tl.int64)[:, None] * n_columns + column[None, :]
-        values = tl.load(at, inside & (source >= 0)[:, None], 0.0).to(tl.float32)
+        at = x + tl.maximum(source, 0).to(tl.int64)[:, None] * n_words + word[None, :]
+        a, b, c, d = _four(at, inside & (source >= 0)[:, None])
     elif gated:
-        at = x + row.to(tl.int64)[:, None] * (2 * n_columns) + column[None, :]
-        gate = tl.load(at, inside, 0.0).to(tl.float32)
-        up = tl.load(at + n_columns, inside, 0.0).to(tl.float32)
-        values = gate * _sigmoid(gate) * up * tl.load(weights + row)[:, None]
+        at = x + row.to(tl.int64)[:, None] * (2 * n_words) + word[None, :]
+        a, b, c, d = _four(at, inside)
+        a_up, b_up, c_up, d_up = _four(at + n_words, inside)
+        weight = tl.load(weights + row)[:, None]
+        a, b = a * _sigmoid(a) * a_up * weight, b * _sigmoid(b) * b_up * weight
+        c, d = c * _sigmoid(c) * c_up * weight, d * _sigmoid(d) * d_up * weight
     else:
-        values = tl.load(x + row.to(tl.int64)[:, None] * n_columns + column[None, :], inside, 0.0).to(tl.float32)
-    return values
+        at = x + (row.to(tl.int64)[:, None] * n_words + word[None, :]) * 4
+        a, b = tl.load(at, inside, 0.0).to(tl.float32), tl.load(at + 1, inside, 0.0).to(tl.float32)
+        c, d = tl.load(at + 2, inside, 0.0).to(tl.float32), tl.load(at + 3, inside, 0.0).to(tl.float32)
+    return a, b, c, d
+
+
+@triton.jit
+def _largest(a, b, c, d):
+    return tl.maximum(tl.maximum(tl.abs(a), tl.abs(b)), tl.maximum(tl.abs(c), tl.abs(d)))
+
+
+@triton.jit
+def _raise_columns(a, b, c, d, scales, inside):
+    """Raise scales of four columns each to max |value| / 448."""
+    part: tl.constexpr = 1.0 / 448.0
+    tl.atomic_max(scales, tl.max(tl.abs(a), 0) * part, inside, sem="relaxed")
+    tl.atomic_max(scales + 1, tl.max(tl.abs(b), 0) * part, inside, sem="relaxed")
+    tl.atomic_max(scales + 2, tl.max(tl.abs(c), 0) * part, inside, sem="relaxed")
+    tl.atomic_max(scales + 3, tl.max(tl.abs(d), 0) * part, inside, sem="relaxed")
+
+
+@triton.jit
+def _raise(a, b, c, d, group, row_scales, column_scales, tile, row, word, n_words, n_columns, per_row: tl.constexpr):
+    """Raise scales of rows [P] and of columns within groups [G, K], or of groups [G], to max |value| / 448."""
+    of_rows = tl.max(_largest(a, b, c, d), 1) * (1.0 / 448.0)
+    first, last = tl.load(group + tile * 8), tl.load(group + tile * 8 + 7)
+    if per_row:
+        tl.atomic_max(row_scales + row, of_rows, sem="relaxed")
+        inside = word < n_words
+        if first == last:
+            _raise_columns(a, b, c, d, column_scales + first * n_columns + 4 * word, inside)
+        else:
+            of_row = tl.load(group + row // 16)[:, None]
+            for at in range(first, last + 1):
+                e, f = tl.where(of_row == at, a, 0.0), tl.where(of_row == at, b, 0.0)
+                g, h = tl.where(of_row == at, c, 0.0), tl.where(of_row == at, d, 0.0)
+                _raise_columns(e, f, g, h, column_scales + at * n_columns + 4 * word, inside)
+    else:
+        of_row = tl.load(group + row // 16)
+        for at in range(first, last + 1):
+            tl.atomic_max(column_scales + at, tl.max(tl.where(of_row == at, of_rows, 0.0)), sem="relaxed")
+
+
+@triton.jit
+def _inverses(column_scales, of_row, word, n_words, n_columns):
+    """Of the scales of four columns each."""
+    at, inside = column_scales + of_row[:, None] * n_columns + 4 * word[None, :], (word < n_words)[None, :]
+    a, b = tl.load(at, inside, 1.0, cache_modifier=".cg"), tl.load(at + 1, inside, 1.0, cache_modifier=".cg")
+    c, d = tl.load(at + 2, inside, 1.0, cache_modifier=".cg"), tl.load(at + 3, inside, 1.0, cache_modifier=".cg")
+    return 1.0 / a, 1.0 / b, 1.0 / c, 1.0 / d
+
+
+@triton.jit
+def _row(values, by_columns, scale, rows, row, word, n_words, n_all, per_row: tl.constexpr):
+    """Store the codes of a row with words of all columns; returns the same columns' codes by the columns' scales."""
+    a, b, c, d = values
+    inverse = (1.0 / scale)[:, None]
+    coded = _coded(a * inverse, b * inverse, c * inverse, d * inverse)
+    tl.store(rows + row.to(tl.int64)[:, None] * n_all + word[None, :], coded, (word < n_words)[None, :])
+    if per_row:
+        by_a, by_b, by_c, by_d = by_columns
+        coded = _coded(a * by_a, b * by_b, c * by_c, d * by_d)
+    return coded
+
+
+@triton.jit
+def _columns(a, b, c, d, columns, word, place, n_words, n_places, inside):
+    """Store words of four rows transposed, a column's `n_places` after the last column's."""
+    a, b, c, d = _turned(a, b, c, d)
+    at = columns + (4 * word)[:, None].to(tl.int64) * n_places + place[None, :]
+    tl.store(at, tl.trans(a), inside)
+    tl.store(at + n_places, tl.trans(b), inside)
+    tl.store(at + 2 * n_places, tl.trans(c), inside)
+    tl.store(at + 3 * n_places, tl.trans(d), inside)
+
+
+@triton.jit
+def _scale(row_scales, group_scales, of_row, row, first, per_row: tl.constexpr):
+    """Scales of rows; one of a group is stored for its rows by the programs of the first columns."""
+    if per_row:
+        scale = tl.load(row_scales + row, cache_modifier=".cg")
+    else:
+        scale = tl.load(group_scales + of_row, cache_modifier=".cg")
+        tl.store(row_scales + row, scale, first)
+    return scale
+
+
+@triton.jit
+def largest_of_tokens(x, largest, n_words, block: tl.constexpr):
+    """max |x| of each row [T]; `block` words at least a row."""
+    token, word = tl.program_id(0).to(tl.int64), tl.arange(0, block)
+    a, b, c, d = _four(x + token * n_words + word, word < n_words)
+    tl.store(largest + token, tl.max(_largest(a, b, c, d)))
+
+
+@triton.jit
+def scales_of_tokens(largest, token, group, group_scales):
+    """The same scales of groups [G] as `scales_of_groups` finds, from max |x| of the tokens."""
+    row = tl.program_id(0) * 128 + tl.arange(0, 128)
+    source, of_row = tl.load(token + row), tl.load(group + row // 16)
+    scale = tl.load(largest + source, source >= 0, 0.0) * (1.0 / 448.0)
+    for at in range(tl.load(group + tl.program_id(0) * 8), tl.load(group + tl.program_id(0) * 8 + 7) + 1):
+        tl.atomic_max(group_scales + at, tl.max(tl.where(of_row == at, scale, 0.0)), sem="relaxed")
+
+
+@triton.jit
+def _find(
+    x, token, weights, group, row_scales, column_scales, n_columns, tile, block, width: tl.constexpr,
+    taken: tl.constexpr, gated: tl.constexpr, per_row: tl.constexpr,
+):  # fmt: skip
+    n_words, row, word = n_columns // 4, tile * 128 + tl.arange(0, 128), block * width + tl.arange(0, width)
+    a, b, c, d = _values(x, token, weights, row, word, n_words, taken, gated)
+    _raise(a, b, c, d, group, row_scales, column_scales, tile, row, word, n_words, n_columns, per_row)
 
 
 @triton.jit
 def scales_of_groups(
-    x, token, weights, group, row_scales, column_scales, n_columns, taken: tl.constexpr, gated: tl.constexpr
+    x, token, weights, group, row_scales, column_scales, n_columns, width: tl.constexpr,
+    taken: tl.constexpr, gated: tl.constexpr, per_row: tl.constexpr,
 ):  # fmt: skip
-    """max |value| / 448 of rows [P] and of columns within groups [G, K]: the scales, which start at almost nothing."""
-    row, column = tl.program_id(1) * 128 + tl.arange(0, 128), tl.program_id(0) * 128 + tl.arange(0, 128)
-    tile = tl.abs(_values(x, token, weights, row, column, n_columns, taken, gated)) * (1.0 / 448.0)
-    tl.atomic_max(row_scales + row, tl.max(tile, 1), sem="relaxed")
-    of_row = tl.load(group + row // 16)
-    first, last = tl.load(group + tl.program_id(1) * 8), tl.load(group + tl.program_id(1) * 8 + 7)
-    for at in range(first, last + 1):
-        found = tl.max(tl.where((of_row == at)[:, None], tile, 0.0), 0)
-        tl.atomic_max(column_scales + at * n_columns + column, found, column < n_columns, sem="relaxed")
+    """max |value| / 448 of rows [P] and of columns within groups [G, K], or of groups [G]: the scales, which start at
+    almost nothing. Programs of the same columns run together: tokens stay in the cache for all of their places."""
+    _find(
+        x, token, weights, group, row_scales, column_scales, n_columns, tl.program_id(0), tl.program_id(1), width,
+        taken, gated, per_row,
+    )  # fmt: skip
 
 
 @triton.jit
-def _coded(tile, by_row, by_column, rows, row, column, n_columns):
-    """Store a tile's codes along rows; returns those along columns."""
-    at = rows + row.to(tl.int64)[:, None] * n_columns + column[None, :]
-    tl.store(at, (tile * (1.0 / by_row)[:, None]).to(tl.float8e4nv), (column < n_columns)[None, :])
-    return (tile * by_column).to(tl.float8e4nv)
+def _write(
+    x, token, weights, group, row_scales, column_scales, rows, columns, n_columns, n_places, jump, tile, block,
+    width: tl.constexpr, taken: tl.constexpr, gated: tl.constexpr, per_row: tl.constexpr,
+):  # fmt: skip
+    place, word = tile * 32 + tl.arange(0, 32), block * width + tl.arange(0, width)
+    row, n_words, first = 4 * place, n_columns // 4, block == 0
+    of_row, by = tl.load(group + place // 4), (0, 0, 0, 0)
+    if per_row:
+        by = _inverses(column_scales, of_row, word, n_words, n_columns)
+    values = _values(x, token, weights, row, word, n_words, taken, gated)
+    scale = _scale(row_scales, column_scales, of_row, row, first, per_row)
+    a = _row(values, by, scale, rows, row, word, n_words, n_words, per_row)
+    values = _values(x, token, weights, row + 1, word, n_words, taken, gated)
+    scale = _scale(row_scales, column_scales, of_row, row + 1, first, per_row)
+    b = _row(values, by, scale, rows, row + 1, word, n_words, n_words, per_row)
+    values = _values(x, token, weights, row + 2, word, n_words, taken, gated)
+    scale = _scale(row_scales, column_scales, of_row, row + 2, first, per_row)
+    c = _row(values, by, scale, rows, row + 2, word, n_words, n_words, per_row)
+    values = _values(x, token, weights, row + 3, word, n_words, taken, gated)
+    scale = _scale(row_scales, column_scales, of_row, row + 3, first, per_row)
+    d = _row(values, by, scale, rows, row + 3, word, n_words, n_words, per_row)
+    inside = (word < n_words)[:, None]
+    _columns(a, b, c, d, columns, word, place + of_row.to(tl.int64) * jump, n_words, n_places, inside)
 
 
 @triton.jit
 def quantise_groups(
-    x, token, weights, group, row_scales, column_scales, rows, words, n_columns, n_words, jump,
-    taken: tl.constexpr, gated: tl.constexpr,
+    x, token, weights, group, row_scales, column_scales, rows, columns, n_columns, n_places, jump, width: tl.constexpr,
+    taken: tl.constexpr, gated: tl.constexpr, per_row: tl.constexpr,
 ):  # fmt: skip
-    """Codes [P, K] and, transposed, as words of four: a column's begin `n_words` after the last column's, a group's
+    """Codes [P, K] and, transposed, as words of four: a column's begin `n_places` after the last column's, a group's
     `jump` further than its rows say."""
-    place, column = tl.program_id(1) * 32 + tl.arange(0, 32), tl.program_id(0) * 128 + tl.arange(0, 128)
-    row, inside = 4 * place, (column < n_columns)[None, :]
-    of_row = tl.load(group + place // 4)
-    scale = tl.load(column_scales + of_row[:, None] * n_columns + column[None, :], inside, 1.0)
-    inverse = 1.0 / scale
-    a = _values(x, token, weights, row, column, n_columns, taken, gated)
-    b = _values(x, token, weights, row + 1, column, n_columns, taken, gated)
-    c = _values(x, token, weights, row + 2, column, n_columns, taken, gated)
-    d = _values(x, token, weights, row + 3, column, n_columns, taken, gated)
-    a = _coded(a, tl.load(row_scales + row), inverse, rows, row, column, n_columns)
-    b = _coded(b, tl.load(row_scales + row + 1), inverse, rows, row + 1, column, n_columns)
-    c = _coded(c, tl.load(row_scales + row + 2), inverse, rows, row + 2, column, n_columns)
-    d = _coded(d, tl.load(row_scales + row + 3), inverse, rows, row + 3, column, n_columns)
-    at = words + column[:, None].to(tl.int64) * n_words + (place + of_row.to(tl.int64) * jump)[None, :]
-    tl.store(at, tl.trans(_word(a, b, c, d)).to(tl.int32, bitcast=True), (column < n_columns)[:, None])
+    _write(
+        x, token, weights, group, row_scales, column_scales, rows, columns, n_columns, n_places, jump,
+        tl.program_id(0), tl.program_id(1), width, taken, gated, per_row,
+    )  # fmt: skip
+
+
+@triton.jit
+def _report(group, done, tile):
+    """One more program has raised the scales of the groups of a tile."""
+    tl.debug_barrier()  # all threads have
+    for at in range(tl.load(group + tile * 8), tl.load(group + tile * 8 + 7) + 1):
+        tl.atomic_add(done + at, 1, sem="release")
+
+
+@triton.jit
+def _wait(group, ends, done, tile, blocks):
+    """Until the scales of the groups of a tile are found. Programs that find them have lower numbers: they run."""
+    for at in range(tl.load(group + tile * 8), tl.load(group + tile * 8 + 7) + 1):
+        start, end = tl.load(ends + at - 1, at > 0, 0), tl.load(ends + at)
+        programs = ((end - 1) // 128 - start // 128 + 1) * blocks
+        while tl.atomic_add(done + at, 0, sem="acquire") < programs:
+            pass
+
+
+@triton.jit
+def swiglu_in_turn(
+    gate_up, weights, group, row_scales, column_scales, rows, columns, order, ends, done, n_columns, n_places, n_tiles,
+    blocks, width: tl.constexpr, per_row: tl.constexpr,
+):  # fmt: skip
+    """`scales_of_groups` and `quantise_groups` of a SwiGLU in one launch, each expert's rows still in the cache."""
+    tile, block = tl.load(order + tl.program_id(0) // blocks), tl.program_id(0) % blocks
+    if tile < n_tiles:
+        _find(
+            gate_up, None, weights, group, row_scales, column_scales, n_columns, tile, block, width, False, True,
+            per_row,
+        )  # fmt: skip
+        _report(group, done, tile)
+    else:
+        tile -= n_tiles
+        _wait(group, ends, done, tile, blocks)
+        _write(
+            gate_up, None, weights, group, row_scales, column_scales, rows, columns, n_columns, n_places, 0, tile,
+            block, width, False, True, per_row,
+        )  # fmt: skip
+
+
+@triton.jit
+def _gradients(d_inner, gate_up, weights, row, word, n_words):
+    """Gradients of four columns of gate and of up, and what they add to that of the rows' weights."""
+    inside = (word < n_words)[None, :]
+    at = gate_up + row.to(tl.int64)[:, None] * (2 * n_words) + word[None, :]
+    gates, ups = _four(at, inside), _four(at + n_words, inside)
+    ds = _four(d_inner + row.to(tl.int64)[:, None] * n_words + word[None, :], inside)
+    weight = tl.load(weights + row)[:, None]
+    a, a_up, a_sum = _gradient(gates[0], ups[0], ds[0], weight)
+    b, b_up, b_sum = _gradient(gates[1], ups[1], ds[1], weight)
+    c, c_up, c_sum = _gradient(gates[2], ups[2], ds[2], weight)
+    d, d_up, d_sum = _gradient(gates[3], ups[3], ds[3], weight)
+    return (a, b, c, d), (a_up, b_up, c_up, d_up), tl.sum(a_sum + b_sum + c_sum + d_sum, 1)
+
+
+@triton.jit
+def _gradient(gate, up, d, weight):
+    share = _sigmoid(gate)
+    opened = gate * share
+    of_weight = d * opened * up
+    d *= weight
+    return d * up * (share + opened * (1.0 - share)), d * opened, of_weight
+
+
+@triton.jit
+def scales_of_gradients(
+    d_inner, gate_up, weights, group, row_scales, column_scales, d_weights, n_columns, n_rows,
+    width: tl.constexpr, per_row: tl.constexpr,
+):  # fmt: skip
+    """As `scales_of_groups`, of the gradients of gate and up [P, 2 F]; F = `n_columns`. The gradient of the rows'
+    weights as parts [programs of a row, P]."""
+    _find_gradients(
+        d_inner, gate_up, weights, group, row_scales, column_scales, d_weights, n_columns, n_rows, tl.program_id(0),
+        tl.program_id(1), width, per_row,
+    )  # fmt: skip
+
+
+@triton.jit
+def _find_gradients(
+    d_inner, gate_up, weights, group, row_scales, column_scales, d_weights, n_columns, n_rows, tile, block,
+    width: tl.constexpr, per_row: tl.constexpr,
+):  # fmt: skip
+    n_words, row, word = n_columns // 4, tile * 128 + tl.arange(0, 128), block * width + tl.arange(0, width)
+    values, ups, parts = _gradients(d_inner, gate_up, weights, row, word, n_words)
+    tl.store(d_weights + block * n_rows + row, parts)
+    a, b, c, d = values
+    e, f, g, h = ups
+    if per_row:
+        _raise(a, b, c, d, group, row_scales, column_scales, tile, row, word, n_words, 2 * n_columns, per_row)
+        up_scales = column_scales + n_columns
+        _raise(e, f, g, h, group, row_scales, up_scales, tile, row, word, n_words, 2 * n_columns, per_row)
+    else:
+        a, b = tl.maximum(tl.abs(a), tl.abs(e)), tl.maximum(tl.abs(b), tl.abs(f))
+        c, d = tl.maximum(tl.abs(c), tl.abs(g)), tl.maximum(tl.abs(d), tl.abs(h))
+        _raise(a, b, c, d, group, row_scales, column_scales, tile, row, word, n_words, n_columns, per_row)
+
+
+@triton.jit
+def _gradient_row(
+    d_inner, gate_up, weights, of_row, row_scales, column_scales, by, by_up, rows, row, word, n_words, first,
+    per_row: tl.constexpr,
+):  # fmt: skip
+    values, ups, _ = _gradients(d_inner, gate_up, weights, row, word, n_words)
+    scale = _scale(row_scales, column_scales, of_row, row, first, per_row)
+    coded = _row(values, by, scale, rows, row, word, n_words, 2 * n_words, per_row)
+    return coded, _row(ups, by_up, scale, rows + n_words, row, word, n_words, 2 * n_words, per_row)
+
+
+@triton.jit
+def quantise_gradients(
+    d_inner, gate_up, weights, group, row_scales, column_scales, rows, columns, n_columns, n_places,
+    width: tl.constexpr, per_row: tl.constexpr,
+):  # fmt: skip
+    """As `quantise_groups`, of the gradients of gate and up [P, 2 F]."""
+    _write_gradients(
+        d_inner, gate_up, weights, group, row_scales, column_scales, rows, columns, n_columns, n_places,
+        tl.program_id(0), tl.program_id(1), width, per_row,
+    )  # fmt: skip
+
+
+@triton.jit
+def _write_gradients(
+    d_inner, gate_up, weights, group, row_scales, column_scales, rows, columns, n_columns, n_places, tile, block,
+    width: tl.constexpr, per_row: tl.constexpr,
+):  # fmt: skip
+    place, word = tile * 32 + tl.arange(0, 32), block * width + tl.arange(0, width)
+    row, n_words, first = 4 * place, n_columns // 4, block == 0
+    of_row, by, by_up = tl.load(group + place // 4), (0, 0, 0, 0), (0, 0, 0, 0)
+    if per_row:
+        by = _inverses(column_scales, of_row, word, n_words, 2 * n_columns)
+        by_up = _inverses(column_scales + n_columns, of_row, word, n_words, 2 * n_columns)
+    a, e = _gradient_row(
+        d_inner,
+        gate_up,
+        weights,
+        of_row,
+        row_scales,
+        column_scales,
+        by,
+        by_up,
+        rows,
+        row,
+        word,
+        n_words,
+        first,
+        per_row,
+    )
+    b, f = _gradient_row(
+        d_inner, gate_up, weights, of_row, row_scales, column_scales, by, by_up, rows, row + 1, word, n_words, first,
+        per_row,
+    )  # fmt: skip
+    c, g = _gradient_row(
+        d_inner, gate_up, weights, of_row, row_scales, column_scales, by, by_up, rows, row + 2, word, n_words, first,
+        per_row,
+    )  # fmt: skip
+    d, h = _gradient_row(
+        d_inner, gate_up, weights, of_row, row_scales, column_scales, by, by_up, rows, row + 3, word, n_words, first,
+        per_row,
+    )  # fmt: skip
+    inside = (word < n_words)[:, None]
+    _columns(a, b, c, d, columns, word, place, n_words, n_places, inside)
+    up_columns = columns + n_columns.to(tl.int64) * n_places
+    _columns(e, f, g, h, up_columns, word, place, n_words, n_places, inside)
+
+
+@triton.jit
+def gradients_in_turn(
+    d_inner, gate_up, weights, group, row_scales, column_scales, d_weights, rows, columns, order, ends, done,
+    n_columns, n_rows, n_tiles, blocks, width: tl.constexpr, per_row: tl.constexpr,
+):  # fmt: skip
+    """`scales_of_gradients` and `quantise_gradients` in one launch, each expert's rows still in the cache."""
+    tile, block = tl.load(order + tl.program_id(0) // blocks), tl.program_id(0) % blocks
+    if tile < n_tiles:
+        _find_gradients(
+            d_inner, gate_up, weights, group, row_scales, column_scales, d_weights, n_columns, n_rows, tile, block,
+            width, per_row,
+        )  # fmt: skip
+        _report(group, done, tile)
+    else:
+        tile -= n_tiles
+        _wait(group, ends, done, tile, blocks)
+        _write_gradients(
+            d_inner, gate_up, weights, group, row_scales, column_scales, rows, columns, n_columns, n_rows // 4, tile,
+            block, width, per_row,
+        )  # fmt: skip
+
+
+@triton.jit
+def add_weight_gradients(
+    total, d, x, d_scales, x_scales, ends, n_out, n_in, n_rows,
+    of_out: tl.constexpr, of_in: tl.constexpr, of_rows: tl.constexpr,
+):  # fmt: skip
+    """total [E, N, K] += d x^T in float32, summed over the rows of each expert, of codes [N, P] and [K, P] with scales
+    [E, N] and [E, K]; without a gradient in bf16 in between."""
+    e, n_tiles = tl.program_id(1), tl.cdiv(n_in, of_in)
+    n = tl.program_id(0) // n_tiles * of_out + tl.arange(0, of_out)
+    k = tl.program_id(0) % n_tiles * of_in + tl.arange(0, of_in)
+    start = tl.multiple_of(tl.load(ends + e - 1, e > 0, 0), 16)
+    end, row = tl.multiple_of(tl.load(ends + e), 16), tl.arange(0, of_rows)
+    d_at = d + n[:, None].to(tl.int64) * n_rows + (start + row)[None, :]
+    x_at = x + k[None, :].to(tl.int64) * n_rows + (start + row)[:, None]
+    found = tl.zeros([of_out, of_in], tl.float32)
+    for at in range(start, end, of_rows):
+        inside = row < tl.multiple_of(end - at, 16)
+        a = tl.load(d_at, inside[None, :] & (n < n_out)[:, None], 0.0)
+        found = tl.dot(a, tl.load(x_at, inside[:, None] & (k < n_in)[None, :], 0.0), found)
+        d_at += of_rows
+        x_at += of_rows
+    found *= tl.load(d_scales + e * n_out + n, n < n_out, 0.0)[:, None]
+    found *= tl.load(x_scales + e * n_in + k, k < n_in, 0.0)[None, :]
+    at = total + (e.to(tl.int64) * n_out + n[:, None]) * n_in + k[None, :]
+    tl.atomic_add(at, found, (n < n_out)[:, None] & (k < n_in)[None, :], sem="relaxed")
