@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from isoflop.errors import RecipeError
 from isoflop.model.config import ModelConfig
-from isoflop.numerics.section import NumericsSection, check_numerics
+from isoflop.numerics.section import NumericsSection, check_numerics, refuse_until
 from isoflop.recipe import (
     NotNegative,
     NotNegativeInt,
@@ -308,6 +308,7 @@ def check(recipe: Recipe) -> None:
         raise RecipeError("data.train = [] must name files or folders of conversations or pairs")
     if recipe.numerics is not None:
         check_numerics(recipe.numerics)
+        refuse_until(recipe.numerics)
     balance = recipe.train.balance
     if balance is not None and (balance.device_loss or balance.communication_loss):
         raise RecipeError(

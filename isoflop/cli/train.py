@@ -53,7 +53,7 @@ def train(
         micro_batch = t.micro_batch or t.batch_tokens // loaded.model.seq_len
         counted = count(loaded.model, micro_batch=micro_batch, **loaded.computed_as())
         total = counted["flops_per_token"]["exact"] * t.n_tokens
-        found = {"steps": loaded.n_steps(), "total_flops_exact": total, **counted}
+        found = {"steps": loaded.n_steps(), "total_flops_exact": total, **loaded.formats(), **counted}
         report_found(found, json, "nothing was run", list(flat(found)))
         return
     _run(loaded, out, tensorboard, json)

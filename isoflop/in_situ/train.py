@@ -24,7 +24,7 @@ from isoflop.in_situ.images import Images
 from isoflop.in_situ.perceptron import Perceptron
 from isoflop.numerics.assign import assign
 from isoflop.numerics.noise import VALIDATION, NoiseKey
-from isoflop.numerics.section import NumericsSection
+from isoflop.numerics.section import NumericsSection, refuse_until
 from isoflop.training.checkpoint import Saving
 from isoflop.training.loop import StepPlan
 from isoflop.training.optim import adamw
@@ -111,7 +111,7 @@ class InSitu(Job):
             "options": dataclasses.asdict(options),
             "widths": model.widths,
             "signed": model.signed,
-            "numerics": None if numerics is None else dataclasses.asdict(numerics),
+            "numerics": None if numerics is None else _without_until(numerics),
         }
         text = json.dumps(decides, sort_keys=True)
         self.identity = {"seed": options.seed, "identity": hashlib.sha256(text.encode()).hexdigest()[:16]}
@@ -143,7 +143,7 @@ def train_network(
     checkpoint, and is gone on with where it holds this run; without it nothing is kept.
 
     Raises:
-        RecipeError: fewer images than one batch, a rule that matches no layer.
+        RecipeError: fewer images than one batch, a rule that matches no layer, formats that end before the run does.
         CheckpointError: `run_dir` holds another run.
     """
     options, n_images = workload.options, len(workload.images)
@@ -154,12 +154,18 @@ def train_network(
         model.initialise(torch.Generator().manual_seed(options.seed))
     else:
         model.load_state_dict(start.state_dict())
+    refuse_until(numerics)
     job = InSitu(workload, model, numerics, keep=run_dir is not None)
     with contextlib.ExitStack() as stack:
         folder = run_dir or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         run(job, folder)
     job.key.set(job.plan.n_steps, VALIDATION)
     return model, job.key
+
+
+def _without_until(numerics: NumericsSection) -> dict[str, Any]:
+    """The section as it decides a run, which keeps its formats to the end."""
+    return {key: value for key, value in dataclasses.asdict(numerics).items() if key != "until"}
 
 
 def _sha256(*tensors: Tensor) -> str:
@@ -185,5 +191,6 @@ def moved(model: Perceptron, numerics: NumericsSection, seed: int = 0) -> Percep
     """The same weights on other hardware: what a network trained digitally is worth there."""
     there = Perceptron(model.widths, signed=model.signed)
     there.load_state_dict(model.state_dict())
+    refuse_until(numerics)
     assign(there, numerics, NoiseKey(seed, numerics.seed))
     return there

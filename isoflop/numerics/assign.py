@@ -61,6 +61,12 @@ def assign(model: nn.Module, section: NumericsSection, noise_key: NoiseKey | Non
     return rows
 
 
+def take_off(model: nn.Module) -> None:
+    """Every layer computes in the dtype of the activations again, as one that no rule names."""
+    for module in assignable(model).values():
+        setattr(module, "numerics", None)  # noqa: B010 - typed
+
+
 def match_rules(layers: Collection[str], section: NumericsSection) -> dict[str, int]:
     """Name of a layer -> index of the last rule that matches it.
 

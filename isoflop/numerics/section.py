@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from isoflop.errors import RecipeError
 from isoflop.optics.config import CoreConfig, OpticsError, load_preset
-from isoflop.recipe import PositiveInt, Seed, WrittenAs, check_ranges
+from isoflop.recipe import PositiveInt, Range, Seed, WrittenAs, check_ranges
 
 Format = Literal["float32", "bfloat16", "fp8_block", "fp8_rowwise", "fp8_tensorwise", "photonic"]
 
@@ -58,8 +58,20 @@ class NumericsSection:
     """Later ones go before earlier ones."""
     seed: Seed = 0
     """Of the noise, beside train.seed; formats without noise ignore it."""
+    until: Annotated[float, Range(above=0, at_most=1)] | None = None
+    """Share of the optimizer steps after which every product is computed in train.precision again, in pre-training;
+    left out or 1: never. At 1 - train.cooldown_fraction the formats end where constant_cooldown begins to fall."""
     fp8_block: Fp8Section = Fp8Section()
     photonic: PhotonicSection = PhotonicSection()
+
+    def plain_from(self, n_steps: int) -> int | None:
+        """First of `n_steps` steps whose products are plain again, counted as a cooldown's; None: no step's are."""
+        n_plain = round(n_steps * self.plain_share())
+        return n_steps - n_plain if n_plain else None
+
+    def plain_share(self) -> float:
+        """Share of the steps after `until`, free of the rounding of 1 - 0.8."""
+        return 0.0 if self.until is None else round(1.0 - self.until, 12)
 
 
 def check_numerics(section: NumericsSection) -> None:
@@ -76,6 +88,15 @@ def check_numerics(section: NumericsSection) -> None:
     core_of(section.photonic)
 
 
+def refuse_until(section: NumericsSection | None) -> None:
+    """Raises RecipeError where the formats are given up before the end: only pre-training does that."""
+    if section is not None and section.plain_share():
+        raise RecipeError(
+            f"numerics.until = {section.until:g} must be 1 here: only pre-training (isoflop train, extend, sweep) goes "
+            f"back to plain products before its end; leave the key out"
+        )
+
+
 def core_of(section: PhotonicSection) -> CoreConfig:
     """The core as the section describes it. Raises RecipeError naming the field and its range."""
     try:
@@ -88,7 +109,8 @@ def numerics_text(section: NumericsSection | None, base: str = "") -> str:
     """One line for records and verdicts: "photonic lin2024, adc_bits 6, ste on blocks.*; else float32"."""
     if section is None:
         return base
-    said = [f"{_format_text(section, rule.format)} on {rule.modules}" for rule in section.rules]
+    until = f" until {100 * section.until:g}%" if section.until and section.plain_share() else ""
+    said = [f"{_format_text(section, rule.format)} on {rule.modules}{until}" for rule in section.rules]
     return "; ".join([*said, *([f"else {base}"] if base else [])])
 
 

@@ -31,7 +31,7 @@ class Trained(NamedTuple):
     tokens: str
     """Tokens folder it was trained on; empty for an imported one."""
     numerics: NumericsSection | None = None
-    """Number formats that it was trained with."""
+    """Number formats that it was trained with in the end."""
 
 
 def find_trained(run: Path) -> Trained:
@@ -46,6 +46,10 @@ def find_trained(run: Path) -> Trained:
     numerics = from_tree(formats, NumericsSection, "numerics.") if formats else None
     found = checkpoint.newest(run / "checkpoints")
     assert found is not None
+    if numerics is not None and numerics.plain_share():
+        state = json.loads((found / "state.json").read_text(encoding="utf-8"))
+        first = numerics.plain_from(state["n_steps"])
+        numerics = None if first is not None and state["step"] >= first else numerics
     return Trained(run, config, found, tokens, numerics)
 
 

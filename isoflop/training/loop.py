@@ -41,6 +41,8 @@ class StepPlan:
     """End after so many steps of the schedule (a trunk)."""
     graph: bool = True
     """Replay steps as CUDA graphs where they can be captured."""
+    plain_from: int | None = None
+    """Step before which the number formats of the products end (`PlainFrom`): what was captured is captured anew."""
 
     @property
     def end(self) -> int:
@@ -115,7 +117,10 @@ def train(
             learning_rate = plan.rate(step)
             for hook in workload.hooks:
                 hook.begin(step)
-            first = step == start_step and plan.graph and layout.world == 1
+            if graphed is not None and step == plan.plain_from:
+                graphed = None
+                optimizer.zero_grad(set_to_none=True)  # the graph's own
+            first = step in (start_step, plan.plain_from) and plan.graph and layout.world == 1
             if first and can_capture(workload, model, optimizer, micro_batches):
                 graphed = GraphedStep(workload, model, optimizer, micro_batches, plan.clip_norm)
             if graphed is not None:

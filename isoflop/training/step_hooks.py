@@ -3,11 +3,15 @@
 Further ones: `pretrain/terms.py` (terms of the loss, loads of experts, the biases that follow them), `saturation.py`.
 """
 
+import logging
 from typing import Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from isoflop.numerics.assign import take_off
 from isoflop.numerics.noise import VALIDATION, NoiseKey
+
+log = logging.getLogger(__name__)
 
 
 class StepHook(Protocol):
@@ -58,3 +62,20 @@ class NoiseHook(StepHook):
     def validating(self, step: int) -> None:
         self._key.set(step, VALIDATION)
         self._set = None
+
+
+class PlainFrom(StepHook):
+    """Takes all number formats off once `first` steps are finished: training and validation go on without them."""
+
+    def __init__(self, model: nn.Module, first: int):
+        self._model, self._first = model, first
+        self._taken_off = False
+
+    def begin(self, step: int) -> None:
+        if step >= self._first and not self._taken_off:
+            take_off(self._model)
+            log.info("numerics  off from step %d on: all products in the dtype of the activations", self._first)
+            self._taken_off = True
+
+    def validating(self, step: int) -> None:
+        self.begin(step)

@@ -135,6 +135,12 @@ def test_label_smoothing_without_meaning_is_refused(make, tmp_path):
         run_dpo(make("dpo", dpo={"loss": "ipo", "label_smoothing": 0.1}), tmp_path / "run")
 
 
+def test_number_formats_that_end_before_the_run_are_refused(make, tmp_path):
+    numerics = {"rules": [{"modules": "blocks.*", "format": "fp8_block"}], "until": 0.8}
+    with pytest.raises(RecipeError, match=r"numerics\.until = 0\.8 must be 1 here: only pre-training"):
+        run_dpo(make("dpo", numerics=numerics), tmp_path / "run")
+
+
 @pytest.mark.parametrize("adapter", [False, True])
 def test_a_reward_model_learns_to_rank_loads_again_and_resumes(make, adapter, tmp_path):
     sections = {"adapter": {"rank": 4}} if adapter else {}

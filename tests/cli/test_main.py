@@ -355,6 +355,12 @@ def test_a_dry_run_counts_and_touches_nothing(files, tmp_path, tiny_tree, capsys
     counted = json.loads(found.read_text(encoding="utf-8"))
     assert counted["steps"] == 30 and counted["total_flops_exact"] == 30 * 64 * counted["flops_per_token"]["exact"]
     assert not (tmp_path / "out").exists() and "nothing was run" in capsys.readouterr().out
+    rules = 'numerics.rules=[{modules="blocks.*", format="fp8_block"}]'
+    cli.main(["train", str(recipe), rules, "numerics.until=0.8", "--dry-run", "--json", str(found)])
+    assert counted | json.loads(found.read_text(encoding="utf-8")) == counted | {
+        "numerics": "fp8_block 128 on blocks.* until 80%",
+        "plain_from_step": 24,
+    }
 
 
 def test_a_dry_ladder_states_runs_flops_and_saving_and_writes_nothing(files, tmp_path, tiny_tokens, capsys):

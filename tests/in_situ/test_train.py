@@ -1,5 +1,7 @@
 """Networks trained on the core learn what digital ones do; folds keep writers apart; bad input is said."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from places import SHARED as SHARED_DATA
 
 from isoflop.errors import DataError, RecipeError
 from isoflop.in_situ.images import Images, read_digits, read_omniglot
+from isoflop.in_situ.perceptron import Perceptron
 from isoflop.in_situ.train import Classify, TrainOptions, accuracy, batch_rows, moved, train_network
 from isoflop.numerics.section import NumericsSection, PhotonicSection, Rule
 
@@ -48,6 +51,14 @@ def test_at_three_bits_training_in_situ_recovers_what_moving_loses():
     lost = accuracy(moved(digital, coarse), test)
     found = accuracy(train_network(Classify(train, test, options), WIDTHS, coarse)[0], test)
     assert lost < 0.975 < 0.985 < found
+
+
+def test_formats_that_end_before_the_training_are_refused():
+    images, ends = shapes(), dataclasses.replace(core(8), until=0.8)
+    with pytest.raises(RecipeError, match=r"numerics\.until = 0\.8 must be 1 here.*leave the key out"):
+        train_network(Classify(images, images, TrainOptions(n_epochs=1, batch=50)), WIDTHS, ends)
+    with pytest.raises(RecipeError, match=r"numerics\.until"):
+        moved(Perceptron(WIDTHS), ends)
 
 
 def test_training_repeats_bit_for_bit_and_leaves_metrics(tmp_path):

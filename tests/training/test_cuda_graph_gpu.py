@@ -1,6 +1,7 @@
 """A replayed step computes what an eager step computes."""
 
 import dataclasses
+import json
 
 import pytest
 import torch
@@ -11,13 +12,15 @@ from isoflop.numerics.assign import assign
 from isoflop.numerics.noise import NoiseKey
 from isoflop.numerics.section import NumericsSection, PhotonicSection, Rule
 from isoflop.scaling.sweep.shapes import shape
+from isoflop.training import loop
+from isoflop.training.checkpoint import Saving
 from isoflop.training.cuda_graph import GraphedStep, can_capture
 from isoflop.training.optim import adamw
 from isoflop.training.pretrain.recipe import BalanceSection, MtpSection
 from isoflop.training.pretrain.terms import StepTerms
 from isoflop.training.saturation import watch_clipping
 from isoflop.training.step import take_step
-from isoflop.training.step_hooks import NoiseHook
+from isoflop.training.step_hooks import NoiseHook, PlainFrom
 from isoflop.training.workload import Loss, Workload
 
 pytestmark = [
@@ -247,3 +250,60 @@ def test_noise_from_a_key_of_the_host_is_not_captured():
         model, noise_key, optimizer = photonic_model()
         assign(model, NumericsSection((Rule("blocks.*", "photonic"),), photonic=settings), noise_key)
         assert not can_capture(Repeat(), model, optimizer, [(torch.zeros(4, 65, dtype=torch.long).cuda(),)])
+
+
+class Repeated(Repeat):
+    """The same micro-batches in every step: at a rate of 0 only the format tells one loss from another."""
+
+    def __init__(self, n_micro, hooks):
+        super().__init__(hooks)
+        self.n_micro, self.tokens_per_step = n_micro, n_micro * 4 * 64
+
+    def batch(self, step, rank=0, world=1):
+        draw = lambda i: torch.randint(512, (4, 65), generator=torch.Generator().manual_seed(i))
+        return [(draw(i),) for i in range(self.n_micro)]
+
+
+def steps_until(folder, section: NumericsSection | None, n_micro: int, rate: float, **plan) -> list[float]:
+    """Losses of ten steps, the last four of them plain."""
+    model, noise_key = Transformer(shape(64, vocab_size=512, seq_len=64), torch.bfloat16).cuda(), NoiseKey(0)
+    model.initialise(torch.Generator().manual_seed(0))
+    hooks = []
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(4 if weight.ndim == 2 else 1)  # so that a format shows in the loss
+    if section is not None:
+        assign(model, section, noise_key)
+        hooks = [*watch_clipping(model), NoiseHook(noise_key), PlainFrom(model, 6)]
+    optimizer = adamw(model, learning_rate=1e-3, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
+    plan = loop.StepPlan(10, rate=lambda step: rate, plain_from=6, **plan)
+    saving = Saving(every_s=0.0, at_end=False)
+    loop.train(Repeated(n_micro, hooks), model, optimizer, plan, run_dir=folder, saving=saving, state={})
+    return [json.loads(line)["loss_nats"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("n_micro", [1, 3])
+@pytest.mark.parametrize("backward", ["", "ste", "core"], ids=["fp8_block", "photonic", "photonic, not captured"])
+def test_graphs_of_a_format_are_not_replayed_after_it_has_ended(tmp_path, monkeypatch, backward, n_micro):
+    made = []
+
+    class Counted(GraphedStep):
+        def __init__(self, *arguments):
+            made.append(len(formats_in(arguments[1])))
+            super().__init__(*arguments)
+
+    monkeypatch.setattr(loop, "GraphedStep", Counted)
+    rule = Rule("blocks.*", "photonic" if backward else "fp8_block")
+    section = NumericsSection((rule,), photonic=PhotonicSection(backward=backward or "ste"))
+    still = steps_until(tmp_path / "still", section, n_micro, 0.0)
+    assert made[-1] == 0 and [n > 0 for n in made] == ([False] if backward == "core" else [True, False])
+    plain = steps_until(tmp_path / "plain", None, n_micro, 0.0)
+    assert still[6:] == pytest.approx(plain[6:], rel=1e-5)
+    assert min(abs(a / b - 1) for a, b in zip(still[:6], plain)) > 1e-4
+    replayed = steps_until(tmp_path / "replayed", section, n_micro, 1e-3)
+    eager = steps_until(tmp_path / "eager", section, n_micro, 1e-3, graph=False)
+    assert replayed == pytest.approx(eager, rel=2e-2) and eager[-1] < 0.9 * eager[0]
+
+
+def formats_in(model) -> list:
+    return [layer for layer in model.modules() if getattr(layer, "numerics", None) is not None]

@@ -235,6 +235,12 @@ def check(recipe: LadderRecipe) -> None:
             f'ladder.share_trunks = true needs train.schedule = "constant_cooldown", not "{train.schedule}": '
             f"only there a run does not know its length; set ladder.share_trunks = false to keep the schedule"
         )
+    if spec.share_trunks and recipe.numerics and recipe.numerics.plain_share() > train.cooldown_fraction:
+        raise RecipeError(
+            f"numerics.until = {recipe.numerics.until:g} must be at least {1 - train.cooldown_fraction:g}, where "
+            f"train.cooldown_fraction = {train.cooldown_fraction:g} begins: cells of one trunk compute alike up to "
+            f"there; raise it, or set ladder.share_trunks = false"
+        )
     for name, of, part in (
         ("balance", "experts", recipe.family.experts),
         ("mtp", "mtp_depth", recipe.family.mtp_depth),

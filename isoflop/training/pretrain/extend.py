@@ -142,6 +142,7 @@ def dry_run(recipe: PretrainRecipe) -> dict[str, Any]:
         "original_seq_len": yarn.original_seq_len,
         "factor": yarn.factor,
         "total_flops_exact": flops_per_token(recipe.model, "exact") * t.n_tokens,
+        **recipe.formats(),
         **inspect(
             recipe.model, micro_batch=t.micro_batch or t.batch_tokens // recipe.model.seq_len, **recipe.computed_as()
         ),

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from isoflop.errors import RecipeError
 from isoflop.model.config import ExpertConfig, ModelConfig
-from isoflop.numerics.section import NumericsSection, check_numerics
+from isoflop.numerics.section import NumericsSection, check_numerics, numerics_text
 from isoflop.recipe import NotNegative, NotNegativeInt, Positive, PositiveInt, Processes, Range, Seed, check_ranges
 from isoflop.training.forecast import usual_gain
 from isoflop.training.schedule import Schedule, factor
@@ -182,6 +182,16 @@ class PretrainRecipe:
         """Optimizer steps; tokens that don't fill a step are left out."""
         return self.train.n_tokens // self.train.batch_tokens
 
+    def plain_from(self) -> int | None:
+        """First step after `numerics.until`; None where the formats, if any, stay."""
+        return None if self.numerics is None else self.numerics.plain_from(self.n_steps())
+
+    def formats(self) -> dict[str, Any]:
+        """What a dry run says of `[numerics]`: which products, and the step from which they are plain again."""
+        first = self.plain_from()
+        text = {"numerics": numerics_text(self.numerics)} if self.numerics is not None else {}
+        return text if first is None else {**text, "plain_from_step": first}
+
     def rate(self, step: int) -> float:
         """Learning rate of optimizer step `step`, from 0."""
         t = self.train
@@ -201,7 +211,8 @@ class PretrainRecipe:
         """What `isoflop.model.accounting` needs to know of the formats to forecast memory, on a GPU unless float32."""
         if self.train.precision == "float32":
             return {"precision": "fp32"}
-        rules = self.numerics.rules if self.numerics is not None and self.model.experts is None else ()
+        plain = self.model.experts is not None or self.plain_from() is not None  # at the end, where more is kept
+        rules = self.numerics.rules if self.numerics is not None and not plain else ()
         blocks = [rule.format for rule in rules if rule.modules in ("*", "blocks.*")]
         return {"precision": "bf16", "step": "fp8" if blocks and blocks[-1].startswith("fp8") else None}
 

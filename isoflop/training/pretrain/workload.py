@@ -47,7 +47,7 @@ from isoflop.training.pretrain.validate import validate
 from isoflop.training.run import Built, Job, run
 from isoflop.training.saturation import watch_clipping
 from isoflop.training.schedule import cooldown_start
-from isoflop.training.step_hooks import NoiseHook, StepHook
+from isoflop.training.step_hooks import NoiseHook, PlainFrom, StepHook
 from isoflop.training.workload import Loss, Workload
 
 
@@ -126,6 +126,7 @@ class Pretraining(Job):
             clip_norm=t.clip_norm,
             validate_every=recipe.validate.every_steps,
             graph=t.cuda_graph,
+            plain_from=recipe.plain_from(),
         )
         self.saving = Saving(recipe.checkpoint.every_steps, recipe.checkpoint.every_s, recipe.checkpoint.keep)
 
@@ -145,6 +146,8 @@ class Pretraining(Job):
             noise_key = NoiseKey(t.seed, recipe.numerics.seed)
             assign(model, recipe.numerics, noise_key)
             hooks = [*watch_clipping(model), NoiseHook(noise_key)]
+            if (first := recipe.plain_from()) is not None:
+                hooks.append(PlainFrom(model, first))
         terms = None
         if recipe.model.experts is not None or recipe.model.mtp_depth > 0:
             balance, mtp = t.balance or BalanceSection(), t.mtp or MtpSection()
@@ -179,11 +182,14 @@ class Pretraining(Job):
         asked = (n_steps, t.cooldown_fraction)
         if trained != asked:
             limit = min(cooldown_start(*trained), cooldown_start(*asked))  # beyond it one of the two has cooled down
+            if self.recipe.numerics is not None and state["n_steps"] != n_steps:  # or gone back to plain products
+                ends = map(self.recipe.numerics.plain_from, (state["n_steps"], n_steps))
+                limit = min(limit, *(end for end in ends if end is not None))
             if t.schedule != "constant_cooldown" or step > limit:
                 raise CheckpointError(
                     f"{found} is at step {step} of a run of {state['n_steps']} steps, this recipe has {n_steps}; "
-                    f"only constant_cooldown runs share a trunk, up to the cooldown of the shorter one (step {limit}); "
-                    f"give another run folder"
+                    f"only constant_cooldown runs share a trunk, up to the cooldown (or numerics.until) of the shorter "
+                    f"one (step {limit}); give another run folder"
                 )
 
     def result(self, figures: dict[str, Any], validation: dict[str, object], built: Built) -> dict[str, Any]:

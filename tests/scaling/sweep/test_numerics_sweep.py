@@ -50,6 +50,32 @@ def test_a_ladder_recipe_with_formats_survives_writing_and_bad_ones_are_refused(
         plan_ladder(ladder(numerics={**RULES, "photonic": {"core": {"weight_bits": 0}}}))
 
 
+def test_formats_that_end_early_are_said_and_end_no_sooner_than_a_shared_trunk():
+    cells = plan_ladder(ladder(numerics={**RULES, "until": 0.8})).cells
+    stays = plan_ladder(ladder(numerics=RULES)).cells
+    assert [cell.cell_id for cell in stays] == ["aed86d7d6ec1", "eac3093655e5", "1c2c3819f94e", "e2a3852710ec"]
+    assert {cell.cell_id for cell in cells}.isdisjoint(cell.cell_id for cell in stays)
+    for cell in cells:
+        assert from_tree(cell.recipe, PretrainRecipe).plain_from() == cell.branch_step > 0
+    early = {**RULES, "until": 0.75}
+    with pytest.raises(RecipeError, match=r"numerics\.until = 0\.75 must be at least 0\.8.*share_trunks = false"):
+        plan_ladder(ladder(numerics=early))
+    alone = {"purpose": "grid", "sizes": [3e4], "tokens_per_param": [0.125], "share_trunks": False}
+    assert from_tree(plan_ladder(ladder(numerics=early, ladder=alone)).cells[0].recipe, PretrainRecipe).plain_from()
+
+
+def test_formats_that_end_early_are_another_kind_to_fits_comparisons_and_plans():
+    text = f"{TEXT} until 80%"
+    mixed = [*runs(1.0, f"{text}; else float32"), *runs(0.8, f"{TEXT}; else float32")]
+    assert set(families(Table.of(mixed))) == {f"dense, {text}", f"dense, {TEXT}"}
+    core = fit(mixed[: len(mixed) // 2], seed=0, bootstrap=120)
+    for until, warns in ((0.8, False), (0.9, True)):
+        template = {"numerics": to_tree(ladder(numerics={**RULES, "until": until}).numerics)}
+        made = make_plan(core, budget_flops=5e16, vocab_size=512, seq_len=128, template=template)
+        assert made.recipe["numerics"]["until"] == until
+        assert any(f"numerics of the fitted runs are {text}" in w for w in made.warnings) is warns
+
+
 @pytest.mark.dist
 def test_a_sweep_on_the_core_leaves_records_that_say_so(tmp_path, tiny_tokens):
     recipe, data_sha256 = ladder_on_tokens(ladder(numerics=RULES, data={"tokens": str(tiny_tokens)}))
