@@ -27,8 +27,8 @@ from isoflop.numerics.few_rows import Norm, Tiles, product
 from isoflop.run import commit
 
 Kind = Tiles | None
-HELD = ((4, 0, 0, 4), (8, 0, 0, 8), (2, 0, 0, 2), (2, 0, 0, 4), (4, 0, 0, 8), (8, 0, 0, 4), (16, 0, 0, 16))
-KINDS: tuple[Kind, ...] = (None, (8, 512, 1, 4), (4, 512, 1, 4), (4, 512, 1, 8), (8, 256, 1, 4), (4, 1024, 1, 4), *HELD)
+HELD = ((1, 0, 0, 1), (2, 0, 0, 1), (4, 0, 0, 1), (1, 0, 0, 2), (2, 0, 0, 2), (4, 0, 0, 2), (2, 0, 0, 4), (8, 0, 0, 4))
+KINDS: tuple[Kind, ...] = (None, (8, 512, 1, 4), (8, 256, 1, 4), (4, 1024, 1, 4), *HELD)
 D_FF = {1024: 2816, 2048: 5632}
 N_BYTES = 400e6
 """Of the weights of a replay: the cache has 50 MB."""

@@ -88,8 +88,8 @@ def held_products(
 ):  # fmt: skip
     """The same as `products`; a program has its rows of W in registers before the kernel in front of it ends.
 
-    Rows are `parts` times `depth` columns. What is left to do after the wait is to read x, and one sum across threads
-    for everything.
+    Rows are `parts` times `depth` columns. What is left to do after the wait is to read x, and to sum across threads:
+    of few warps, since each has as many sums to make, and for all rows and tokens at once.
     """
     token, lane = tl.program_id(1), tl.arange(0, depth)
     base, place, end, ahead = _rows(weight, other, n_out, n_first, n_in, two, tile)
@@ -109,18 +109,18 @@ def held_products(
     if early:
         tl.extra.cuda.gdc_wait()
     x += token * n_in
-    zeros = tl.zeros([tile, depth], tl.float32)
-    y, y_up, square, y_2, y_up_2, square_2 = zeros, zeros, zeros, zeros, zeros, zeros
+    zeros, square = tl.zeros([tile, depth], tl.float32), tl.zeros([depth], tl.float32)
+    y, y_up, y_2, y_up_2, square_2 = zeros, zeros, zeros, zeros, square
     for part in tl.static_range(parts):
         k = part * depth + lane
         h = tl.load(x + k, k < n_in, 0.0).to(tl.float32)
         if pair:
             h_2 = tl.load(x + n_in + k, k < n_in, 0.0).to(tl.float32)
         if normed:
-            square += (h * h)[None, :]
+            square += h * h
             h *= gains[part]
             if pair:
-                square_2 += (h_2 * h_2)[None, :]
+                square_2 += h_2 * h_2
                 h_2 *= gains[part]
         w = held[part].to(tl.float32)
         y += w * h[None, :]
@@ -131,14 +131,14 @@ def held_products(
             y_up += w * h[None, :]
             if pair:
                 y_up_2 += w * h_2[None, :]
-    if gated and pair:
-        y, y_up, square, y_2, y_up_2, square_2 = tl.reduce((y, y_up, square, y_2, y_up_2, square_2), 1, _add_6)
-    elif gated:
-        y, y_up, square = tl.reduce((y, y_up, square), 1, _add_3)
-    elif normed and pair:
-        y, square, y_2, square_2 = tl.reduce((y, square, y_2, square_2), 1, _add_4)
+    if normed and pair:
+        square, square_2 = tl.reduce((square, square_2), 0, _add_2)
     elif normed:
-        y, square = tl.reduce((y, square), 1, _add_2)
+        square = tl.sum(square)
+    if gated and pair:
+        y, y_up, y_2, y_up_2 = tl.reduce((y, y_up, y_2, y_up_2), 1, _add_4)
+    elif gated:
+        y, y_up = tl.reduce((y, y_up), 1, _add_2)
     elif pair:
         y, y_2 = tl.reduce((y, y_2), 1, _add_2)
     else:
@@ -186,18 +186,8 @@ def _add_2(a, b, c, d):
 
 
 @triton.jit
-def _add_3(a, b, c, d, e, f):
-    return a + d, b + e, c + f
-
-
-@triton.jit
 def _add_4(a, b, c, d, e, f, g, h):
     return a + e, b + f, c + g, d + h
-
-
-@triton.jit
-def _add_6(a, b, c, d, e, f, g, h, i, j, k, m):
-    return a + g, b + h, c + i, d + j, e + k, f + m
 
 
 @triton.jit
