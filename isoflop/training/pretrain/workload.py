@@ -181,15 +181,16 @@ class Pretraining(Job):
         trained = (state["n_steps"], state.get("cooldown_fraction", t.cooldown_fraction))
         asked = (n_steps, t.cooldown_fraction)
         if trained != asked:
-            limit = min(cooldown_start(*trained), cooldown_start(*asked))  # beyond it one of the two has cooled down
-            if self.recipe.numerics is not None and state["n_steps"] != n_steps:  # or gone back to plain products
-                ends = map(self.recipe.numerics.plain_from, (state["n_steps"], n_steps))
-                limit = min(limit, *(end for end in ends if end is not None))
+            # Beyond it one of the two has cooled down, or gone back to plain products.
+            limit, ends = min(cooldown_start(*trained), cooldown_start(*asked)), "cooldown"
+            if self.recipe.numerics is not None and state["n_steps"] != n_steps:
+                for first in map(self.recipe.numerics.plain_from, (state["n_steps"], n_steps)):
+                    limit, ends = (limit, ends) if first is None or first >= limit else (first, "numerics.until")
             if t.schedule != "constant_cooldown" or step > limit:
                 raise CheckpointError(
                     f"{found} is at step {step} of a run of {state['n_steps']} steps, this recipe has {n_steps}; "
-                    f"only constant_cooldown runs share a trunk, up to the cooldown (or numerics.until) of the shorter "
-                    f"one (step {limit}); give another run folder"
+                    f"only constant_cooldown runs share a trunk, up to the {ends} of the shorter one (step {limit}); "
+                    f"give another run folder"
                 )
 
     def result(self, figures: dict[str, Any], validation: dict[str, object], built: Built) -> dict[str, Any]:
