@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from isoflop.cli.arguments import Json, Out, Writes, refuse_unused, require_writable
+from isoflop.cli.arguments import Json, Out, Writes, refuse_unused, require_own, require_writable
 from isoflop.cli.console import Bar, flat, print_warnings, report_found, say, stop_on_signal
 from isoflop.cli.sweep import planned_ladder
 from isoflop.errors import PlanError, RecipeError
@@ -183,6 +183,7 @@ def plan(
             "isoflop plan needs exactly one of --budget-flops, --gpu-hours, --hours and --days, for example "
             "--budget-flops 1e21, or --days 14 --gpus 8 --hardware h100"
         )
+    require_own("--out", out, r"# isoflop train .*\n# \S+ FLOPs, \d+ steps\n")
     if hours or days:
         gpu_hours = n_gpus * (hours or 24 * (days or 0.0))
     made = choose.plan(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from isoflop.cli.arguments import Json, Out, Overrides, Recipe, Writes, load_recipe, refuse_unused
+from isoflop.cli.arguments import Json, Out, Overrides, Recipe, Writes, load_recipe, refuse_unused, require_own
 from isoflop.cli.console import Bar, flat, print_rows, print_table, print_warnings, report_found, say, stop_on_signal
 from isoflop.errors import RecipeError
 from isoflop.launch.choose import EngineSection, Kind, open_engine
@@ -174,6 +174,7 @@ def next_(
     given = {name: value for name, value in (sizes | {"total_flops": budget_flops}).items() if value is not None}
     if not given:
         raise RecipeError("isoflop next needs the target: --budget-flops, or --n-params and --n-tokens")
+    require_own("--out", out, r"# the interval is .*\n# isoflop sweep ")
     read = load_laws(laws)
     target = forecast(read, [given], level=level)[0]["predictions"][0]
     if target["center"] is None:
