@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pair_products import microseconds as replayed
 
 from isoflop.alignment.repetition import repeats
 from isoflop.model.few_rows import Start, run_draft, run_head, run_step
@@ -51,26 +52,18 @@ def held_out_prompts(run: Path, n: int, length: int, wanted: list[str]) -> list[
 
 def microseconds(run: Callable[[], Any], device: torch.device, n_calls: int = 20) -> float:
     """Of one call: on a GPU replays of a graph of several, so that launches from Python do not count."""
+
+    def several() -> None:
+        for _ in range(n_calls):
+            run()
+
     for _ in range(3):
         run()
-    if device.type != "cuda":
-        began = time.perf_counter()
-        for _ in range(n_calls):
-            run()
-        return 1e6 * (time.perf_counter() - began) / n_calls
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for _ in range(n_calls):
-            run()
-    best = float("inf")
-    for _ in range(5):
-        torch.cuda.synchronize()
-        began = time.perf_counter()
-        graph.replay()
-        torch.cuda.synchronize()
-        best = min(best, 1e6 * (time.perf_counter() - began) / n_calls)
-    return best
+    if device.type == "cuda":
+        return replayed(several, n_calls, n_warm=0, n_replays=5)
+    began = time.perf_counter()
+    several()
+    return 1e6 * (time.perf_counter() - began) / n_calls
 
 
 @torch.inference_mode()

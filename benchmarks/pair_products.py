@@ -83,15 +83,15 @@ def error_of(name: str, n_tokens: int, size: tuple[int, int], kind: Kind) -> flo
     return relative_error(run(weight), exact_NF)
 
 
-def microseconds(run: Callable[[], None], n_calls: int) -> float:
-    for _ in range(2):
+def microseconds(run: Callable[[], None], n_calls: int, *, n_warm: int = 2, n_replays: int = 10) -> float:
+    for _ in range(n_warm):
         run()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         run()
     best = float("inf")
-    for _ in range(10):
+    for _ in range(n_replays):
         torch.cuda.synchronize()
         began = time.perf_counter()
         graph.replay()

@@ -107,7 +107,7 @@ def run_demo(
     step(5, "fit and plan")
     plan_path, target_dir = out / "plan.toml", out / "target"
     if not plan_path.is_file():
-        joint.fit(records, seed=seed).write(out / "laws.json")
+        joint.fit(records, seed=seed, hyper=False).write(out / "laws.json")
         largest = max(cell.total_flops for cell in planned.cells)
         largest_exact = max(cell.total_flops_exact for cell in planned.cells)
         late_s = time.monotonic() - began - LATE * minutes * 60

@@ -66,7 +66,7 @@ class Range:
 
     def __str__(self) -> str:
         limits = [("at least", self.at_least), ("above", self.above), ("at most", self.at_most), ("below", self.below)]
-        said = (f"{word} {limit:,.0f}" if limit >= 1e6 else f"{word} {limit:g}" for word, limit in limits)
+        said = (f"{word} {limit:,.0f}" if 1e6 <= limit < 1e19 else f"{word} {limit:g}" for word, limit in limits)
         return (
             " and ".join(text for text, (_, limit) in zip(said, limits) if not math.isinf(limit)) or "a finite number"
         )
@@ -81,6 +81,9 @@ class WrittenAs:
 
 Positive = Annotated[float, Range(above=0)]
 NotNegative = Annotated[float, Range(at_least=0)]
+MOST = 1e50
+Amount = Annotated[float, Range(above=0, at_most=MOST)]
+"""FLOPs, tokens, parameters or time that a person asks about; a product of several is still a finite number."""
 Share = Annotated[float, Range(at_least=0, at_most=1)]
 PositiveInt = Annotated[int, Range(at_least=1)]
 NotNegativeInt = Annotated[int, Range(at_least=0)]
@@ -201,7 +204,7 @@ def typed(hint: Any, ranges: Sequence[Range] = ()) -> Any:
         return Annotated[_keys(hint), AfterValidator(lambda keys, info: hint(**keys) if info.context else keys)]
     limits = [Field(**limit.limits(hint)) for limit in ranges]
     if hint is int:  # 2e9 is how people write token counts
-        whole = BeforeValidator(lambda v: int(v) if isinstance(v, float) and v.is_integer() else v)
+        whole = BeforeValidator(lambda v: int(v) if isinstance(v, float) and v.is_integer() and abs(v) < 2**63 else v)
         return Annotated[int, *limits, Strict(), whole]
     if hint is float:
         return Annotated[float, *limits, Strict(), AfterValidator(_no_nan)]
@@ -264,7 +267,8 @@ def _message(error: "ErrorDetails", hint: Any, name: str, default: Any) -> str:
         way_out = f"; the default is {default}" if isinstance(default, (int, float)) else ""
         return f"{name} = {value!r:.200} must be {rule}{finite}{way_out}"
     wanted = _WANTED.get(dict if dataclasses.is_dataclass(kind) else get_origin(kind) or kind, error["msg"])
-    return f"{name} = {value!r:.200} must be {wanted}"
+    large = kind is int and isinstance(value, float) and value.is_integer()
+    return f"{name} = {value!r:.200} must be {wanted}{' below 2^63' * large}"
 
 
 _WANTED = {

@@ -1,6 +1,10 @@
 """The demo's own decisions; the whole of it is what `make demo` runs."""
 
+import logging
+import math
+from contextlib import nullcontext
 from importlib import resources
+from types import SimpleNamespace
 
 import pytest
 
@@ -8,6 +12,7 @@ from isoflop import demo
 from isoflop.errors import RecipeError
 from isoflop.recipe import load_recipe
 from isoflop.scaling.sweep.ladder import LadderRecipe
+from isoflop.scaling.sweep.records import RunRecord
 from isoflop.scaling.sweep.speed import SpeedModel
 
 SPEED = SpeedModel(per_step_s=2e-3, per_layer_s=5e-4, per_flop_s=1 / 45e9, per_param_s=0.0)
@@ -59,3 +64,30 @@ def test_a_machine_that_became_slow_gets_a_smaller_target(monkeypatch, target_s,
     """15 minutes: what is left of 24, when the sweep ended `late_s` after the 12th."""
     monkeypatch.setattr(demo, "_target_seconds", lambda recipe, budget: target_s)
     assert demo._share_left(None, 1e12, late_s, 15.0) == pytest.approx(share)
+
+
+def test_a_newcomer_is_not_told_which_law_a_demo_cannot_have(planned, tmp_path, monkeypatch, caplog):
+    def off(cell):
+        return math.log(cell.flops_per_token / allocation.scale_at(cell.budget_flops))
+
+    def swept(cells, *_, **__):
+        keys = ("budget_flops", "flops_per_token", "n_tokens", "learning_rate", "batch_tokens", "total_flops")
+        return [
+            RunRecord(
+                cell.cell_id,
+                status="finished",
+                cooled=True,
+                bits_per_byte=1 + 2 * (cell.budget_flops / 1e11) ** -0.15 + 0.03 * off(cell) ** 2,
+                **{key: getattr(cell, key) for key in (*keys, "total_flops_exact")},
+            )
+            for cell in cells
+        ]
+
+    allocation = planned(15.0).recipe.allocation
+    monkeypatch.setattr("isoflop.corpus.build.build_corpus", lambda *_, **__: {"files": []})
+    monkeypatch.setattr("isoflop.tokens.shards.build_tokens", lambda *_, **__: {})
+    monkeypatch.setattr("isoflop.scaling.sweep.run.run_sweep", swept)
+    same = {"say": print, "bar": lambda unit: nullcontext(SimpleNamespace(stage=None, sweep=None))}
+    with caplog.at_level(logging.INFO), pytest.raises(KeyboardInterrupt):  # before the target is trained
+        demo.run_demo(tmp_path, minutes=15.0, seed=3, workers=1, should_stop=(tmp_path / "plan.toml").is_file, **same)
+    assert (tmp_path / "laws.json").is_file() and "hyper-parameter" not in caplog.text

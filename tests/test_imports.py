@@ -25,6 +25,7 @@ FLOORS = {
     "run": {"errors", "recipe"},
     "rows": {"errors", "run"},
     "columns": {"errors", "rows"},
+    "intervals": {"errors"},
     "optics": set(),
 }
 """What everything may stand on."""
@@ -40,8 +41,8 @@ MAY_IMPORT = FLOORS | {
     "serving": {*GROUND, "numerics", "model", "tokens", "training"},
     "sandbox": {"errors", "run"},
     "launch": {*GROUND, "keys", "model"},
-    "alignment": {*GROUND, "pages", "corpus", "tokens", "numerics", "model", "training", "serving"},
-    "evaluation": {*GROUND, "pages", "sandbox", "corpus", "tokens", "model", "training", "serving"},
+    "alignment": {*GROUND, "intervals", "pages", "corpus", "tokens", "numerics", "model", "training", "serving"},
+    "evaluation": {*GROUND, "intervals", "pages", "sandbox", "corpus", "tokens", "model", "training", "serving"},
     "scaling": {*GROUND, "columns", "pages", "numerics", "model", "tokens", "training", "launch"},
     "interop": {*GROUND, "model", "tokens", "training", "alignment"},
     "in_situ": {"errors", "glyphs", "numerics", "training"},

@@ -85,6 +85,7 @@ def test_an_override_may_be_a_list_or_make_a_section():
         ({"oven": {"degrees": "hot"}}, "oven.degrees = 'hot' must be a whole number"),
         ({"oven": {"degrees": 1.5}}, "oven.degrees = 1.5 must be a whole number"),
         ({"oven": {"degrees": True}}, "oven.degrees = True must be a whole number"),
+        ({"oven": {"degrees": 1e300}}, "oven.degrees = 1e+300 must be a whole number below 2^63"),
         ({"oven": {"degrees": 1, "fan": 1}}, "oven.fan = 1 must be true or false"),
         ({"oven": {"degrees": 1, "factor": "x"}}, "oven.factor = 'x' must be a number"),
         ({"oven": {"degrees": 1, "mode": "gril"}}, "must be one of bake, grill; did you mean 'grill'?"),

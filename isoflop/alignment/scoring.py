@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy import stats
 from torch import Tensor
 
 from isoflop.alignment.losses import sum_by_sample
 from isoflop.alignment.packing import Packed, pack
+from isoflop.intervals import Interval, wilson
 from isoflop.model.log_probs import head_log_probs
 from isoflop.model.transformer import Transformer
 from isoflop.tokens.chat import Row
@@ -27,15 +27,6 @@ class Scored(NamedTuple):
     log_probs: Tensor
     entropies: Tensor
     n_targets: Tensor
-
-
-class Figure(NamedTuple):
-    """A measured number with its 95% interval."""
-
-    value: float
-    low: float
-    high: float
-    n: int
 
 
 def score(model: Transformer, packed: Packed, n_samples: int) -> Scored:
@@ -82,28 +73,24 @@ def in_groups(lengths: Sequence[int], micro_tokens: int, width: int) -> Iterator
         yield group
 
 
-def share(wins: Sequence[bool] | np.ndarray) -> Figure:
+def share(wins: Sequence[bool] | np.ndarray) -> Interval:
     """A share with Wilson's interval."""
-    n, k = len(wins), int(np.sum(wins))
-    if not n:
-        return Figure(float("nan"), 0.0, 1.0, 0)
-    interval = stats.binomtest(k, n).proportion_ci(method="wilson")
-    return Figure(k / n, float(interval.low), float(interval.high), n)
+    return wilson(int(np.sum(wins)), len(wins)) if len(wins) else Interval(float("nan"), 0.0, 1.0, 0)
 
 
-def ratio(sums: np.ndarray, counts: np.ndarray, seed: int = 0) -> Figure:
+def ratio(sums: np.ndarray, counts: np.ndarray, seed: int = 0) -> Interval:
     """sum / count over samples, with a bootstrap over samples: the tokens of one sample are not independent."""
     drawn = _resamples(len(sums), seed)
     values = sums[drawn].sum(1) / counts[drawn].sum(1)
     low, high = np.quantile(values, (0.025, 0.975))
-    return Figure(float(sums.sum() / counts.sum()), float(low), float(high), len(sums))
+    return Interval(float(sums.sum() / counts.sum()), float(low), float(high), len(sums))
 
 
-def difference(before: np.ndarray, after: np.ndarray, seed: int = 0) -> Figure:
+def difference(before: np.ndarray, after: np.ndarray, seed: int = 0) -> Interval:
     """Mean of after - before over the same items, with a paired bootstrap."""
     change = np.asarray(after, float) - np.asarray(before, float)
     low, high = np.quantile(change[_resamples(len(change), seed)].mean(1), (0.025, 0.975))
-    return Figure(float(change.mean()), float(low), float(high), len(change))
+    return Interval(float(change.mean()), float(low), float(high), len(change))
 
 
 def _resamples(n: int, seed: int) -> np.ndarray:

@@ -205,6 +205,14 @@ def require_writable(option: str, path: Path, what: str) -> None:
         raise RecipeError(f"{option} {path} can't be written: {reason}; give another path") from error
 
 
+def require_own(option: str, path: Path, begins: str) -> None:
+    """Raises RecipeError where a recipe is there that does not begin as those that the command writes."""
+    if path.is_file() and re.match(begins, path.read_text(encoding="utf-8", errors="replace")) is None:
+        raise RecipeError(
+            f"{option} {path} is there and this command did not write it; give another name, or delete it"
+        )
+
+
 def refuse_unused(why: str, **options: Any) -> None:
     """Options that this use of a command ignores. Raises RecipeError for the first that was given."""
     for name, value in options.items():

@@ -6,11 +6,11 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from isoflop.cli.arguments import Json, Out, Writes, refuse_unused, require_writable
+from isoflop.cli.arguments import Json, Out, Writes, refuse_unused, require_own, require_writable
 from isoflop.cli.console import Bar, flat, print_warnings, report_found, say, stop_on_signal
 from isoflop.cli.sweep import planned_ladder
 from isoflop.errors import PlanError, RecipeError
-from isoflop.recipe import NotNegative, NotNegativeInt, Positive, PositiveInt, Processes, Range, Seed
+from isoflop.recipe import MOST, Amount, NotNegative, NotNegativeInt, Positive, PositiveInt, Processes, Range, Seed
 
 SameHeldOut = Annotated[bool, Parameter(help="vouch for one held-out text where laws do not say which", negative=())]
 
@@ -39,7 +39,7 @@ def fit(
         Literal["auto", "parabola", "akima"], Parameter(help="how the bottom of a curve is found")
     ] = "auto",
     group: Annotated[Literal["setting", "row", "budget"], Parameter(help="what a resample draws")] = "setting",
-    at_flops: Annotated[Positive | None, Parameter(help="state the optimum at this compute")] = None,
+    at_flops: Annotated[Amount | None, Parameter(help="state the optimum at this compute")] = None,
     form: Annotated[
         Literal["", "clark", "joint", "granularity", "leverage"],
         Parameter(help="law of experts; empty: every one that the columns allow"),
@@ -93,10 +93,10 @@ def predict(
     laws: Annotated[str, Parameter(metavar="LAWS", help="laws.json, as isoflop fit writes it")] = "runs/laws.json",
     /,
     *,
-    n_params: Annotated[Positive | None, Parameter(help="of a run, as the laws count them")] = None,
-    flops_per_token: Annotated[Positive | None, Parameter(help="of a run, where the laws count size so")] = None,
-    n_tokens: Annotated[Positive | None, Parameter(help="of a run")] = None,
-    budget_flops: Annotated[Positive | None, Parameter(help="alone: a run at the optimum of this compute")] = None,
+    n_params: Annotated[Amount | None, Parameter(help="of a run, as the laws count them")] = None,
+    flops_per_token: Annotated[Amount | None, Parameter(help="of a run, where the laws count size so")] = None,
+    n_tokens: Annotated[Amount | None, Parameter(help="of a run")] = None,
+    budget_flops: Annotated[Amount | None, Parameter(help="alone: a run at the optimum of this compute")] = None,
     runs: Annotated[Path | None, Parameter(metavar="TABLE", help="one prediction for every row")] = None,
     map: Annotated[str, Parameter(metavar="OURS=THEIRS,...", help="column names of TABLE")] = "",
     level: Annotated[float, Range(at_least=0.5, at_most=0.999), Parameter(help="of the interval")] = 0.9,
@@ -129,10 +129,10 @@ def plan(
     laws: Annotated[str, Parameter(metavar="LAWS", help="laws.json, or a published law")] = "runs/laws.json",
     /,
     *,
-    budget_flops: Annotated[Positive | None, Parameter(help="training FLOPs as the laws count them")] = None,
-    gpu_hours: Annotated[Positive | None, Parameter(help="instead of FLOPs: hours x devices; needs --hardware")] = None,
-    hours: Annotated[Positive | None, Parameter(help="instead: on all --n-gpus together")] = None,
-    days: Annotated[Positive | None, Parameter(help="instead: on all --n-gpus together")] = None,
+    budget_flops: Annotated[Amount | None, Parameter(help="training FLOPs as the laws count them")] = None,
+    gpu_hours: Annotated[Amount | None, Parameter(help="instead of FLOPs: hours x devices; needs --hardware")] = None,
+    hours: Annotated[Amount | None, Parameter(help="instead: on all --n-gpus together")] = None,
+    days: Annotated[Amount | None, Parameter(help="instead: on all --n-gpus together")] = None,
     hardware: Annotated[str, Parameter(help="for example h100")] = "",
     n_gpus: Annotated[PositiveInt, Parameter(alias="--gpus", help="devices that train")] = 1,
     utilisation: Annotated[
@@ -155,10 +155,12 @@ def plan(
     vocab_size: Annotated[PositiveInt | None, Parameter(help="default: that of --ladder, else 102,400")] = None,
     seq_len: Annotated[PositiveInt | None, Parameter(help="default: that of --ladder, else 4,096")] = None,
     unique_tokens: Annotated[
-        Positive | None, Parameter(alias="--tokens", help="tokens at hand, of the corpus: repeats count less")
+        Amount | None, Parameter(alias="--tokens", help="tokens at hand, of the corpus: repeats count less")
     ] = None,
-    max_epochs: Annotated[Positive | None, Parameter(help="most passes over unique_tokens")] = None,
-    serve_tokens: Annotated[NotNegative, Parameter(help="tokens to be served: smaller, longer-trained models")] = 0.0,
+    max_epochs: Annotated[Amount | None, Parameter(help="most passes over unique_tokens")] = None,
+    serve_tokens: Annotated[
+        float, Range(at_least=0, at_most=MOST), Parameter(help="tokens to be served: smaller, longer-trained models")
+    ] = 0.0,
     same_held_out: SameHeldOut = False,
     hyper: Annotated[str, Parameter(help="law of batch and rate by name; default: that of LAWS")] = "",
     level: Annotated[float, Range(at_least=0.5, at_most=0.999), Parameter(help="of the interval")] = 0.9,
@@ -181,6 +183,7 @@ def plan(
             "isoflop plan needs exactly one of --budget-flops, --gpu-hours, --hours and --days, for example "
             "--budget-flops 1e21, or --days 14 --gpus 8 --hardware h100"
         )
+    require_own("--out", out, r"# isoflop train .*\n# \S+ FLOPs, \d+ steps\n")
     if hours or days:
         gpu_hours = n_gpus * (hours or 24 * (days or 0.0))
     made = choose.plan(
@@ -237,7 +240,7 @@ def compare(
     b: Annotated[Path, Parameter("LAWS_B", metavar="LAWS_B", help="that of a sweep with one thing changed")],
     /,
     *,
-    budget_flops: Annotated[Positive | None, Parameter(help="where to compare; default: largest of both")] = None,
+    budget_flops: Annotated[Amount | None, Parameter(help="where to compare; default: largest of both")] = None,
     records: Annotated[
         tuple[Path, Path] | None, Parameter(metavar="A B", help="of both sweeps: the difference of equal cells too")
     ] = None,

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from isoflop.cli.arguments import Json, Out, Overrides, Recipe, Writes, load_recipe, refuse_unused
+from isoflop.cli.arguments import Json, Out, Overrides, Recipe, Writes, load_recipe, refuse_unused, require_own
 from isoflop.cli.console import Bar, flat, print_rows, print_table, print_warnings, report_found, say, stop_on_signal
 from isoflop.errors import RecipeError
 from isoflop.launch.choose import EngineSection, Kind, open_engine
-from isoflop.recipe import NotNegativeInt, Positive, PositiveInt, Range, read_tree, write_recipe
+from isoflop.recipe import Amount, NotNegativeInt, PositiveInt, Range, read_tree, write_recipe
 
 if TYPE_CHECKING:
     from isoflop.launch.engine import Engine
@@ -63,8 +63,8 @@ def sweep(
         Range(above=0, below=1),
         Parameter(help="then fit and run further cells until the interval of a forecast is this narrow (0.05: 5%)"),
     ] = None,
-    target_flops: Annotated[Positive | None, Parameter(help="of that forecast: the best run at this compute")] = None,
-    max_flops: Annotated[Positive | None, Parameter(help="most that all cells may cost, the ladder's own too")] = None,
+    target_flops: Annotated[Amount | None, Parameter(help="of that forecast: the best run at this compute")] = None,
+    max_flops: Annotated[Amount | None, Parameter(help="most that all cells may cost, the ladder's own too")] = None,
     json: Json = None,
 ) -> None:
     """Run the missing cells of a ladder, sharing trunks, one record per cell."""
@@ -141,10 +141,10 @@ def next_(
     laws: Annotated[str, Parameter(metavar="LAWS", help="laws.json, as isoflop fit writes it")] = "runs/laws.json",
     /,
     *,
-    budget_flops: Annotated[Positive | None, Parameter(help="the target: a run at the optimum of this compute")] = None,
-    n_params: Annotated[Positive | None, Parameter(help="or: of the target, as the laws count them")] = None,
-    flops_per_token: Annotated[Positive | None, Parameter(help="of the target, where the laws count size so")] = None,
-    n_tokens: Annotated[Positive | None, Parameter(help="of the target")] = None,
+    budget_flops: Annotated[Amount | None, Parameter(help="the target: a run at the optimum of this compute")] = None,
+    n_params: Annotated[Amount | None, Parameter(help="or: of the target, as the laws count them")] = None,
+    flops_per_token: Annotated[Amount | None, Parameter(help="of the target, where the laws count size so")] = None,
+    n_tokens: Annotated[Amount | None, Parameter(help="of the target")] = None,
     width: Annotated[
         float, Range(above=0, below=1), Parameter(help="of the interval that will do, over its centre")
     ] = 0.05,
@@ -174,6 +174,7 @@ def next_(
     given = {name: value for name, value in (sizes | {"total_flops": budget_flops}).items() if value is not None}
     if not given:
         raise RecipeError("isoflop next needs the target: --budget-flops, or --n-params and --n-tokens")
+    require_own("--out", out, r"# the interval is .*\n# isoflop sweep ")
     read = load_laws(laws)
     target = forecast(read, [given], level=level)[0]["predictions"][0]
     if target["center"] is None:

@@ -23,7 +23,7 @@ from isoflop.corpus.read.ingest import find_inputs
 from isoflop.corpus.recipe import CorpusRecipe, check, decisive
 from isoflop.corpus.remix import mixture_section
 from isoflop.corpus.report.page import corpus_page
-from isoflop.corpus.tables.output_folder import behind_link, read_manifest, require_replaceable
+from isoflop.corpus.tables.output_folder import Made, behind_link, put_in_place, read_manifest, require_replaceable
 from isoflop.corpus.tables.stages import Build, Progress, Workers, fingerprint, n_workers, remove_stage
 from isoflop.errors import DataError
 from isoflop.recipe import read_json, to_tree, write_json, write_recipe, write_text
@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 
 PARALLEL_FROM_BYTES = 6_000_000  # assumption: below this, starting processes costs more than it saves
 COMMAND = "isoflop corpus build RECIPE"
+MADE = Made("corpus_sha256", "files", ("quarantine.jsonl", "mixture.toml", "report.json", "report.html", "build.json"))
 MIXTURE_HEADER = """The mixture of this corpus, as the [data] section of a pretrain recipe. A sweep recipe takes
 weights, no curriculum."""
 
@@ -55,7 +56,7 @@ def build_corpus(recipe: CorpusRecipe, out: str | Path, *, on_progress: Progress
         log.info("%s is up to date: same recipe, same files", out)
         return {**found, "reused": True}
     out = behind_link(out)
-    require_replaceable(out, "corpus_sha256")
+    require_replaceable(out, MADE)
     out.parent.mkdir(parents=True, exist_ok=True)
     root = out.absolute().parent / f".{out.name}.stages"
     n = n_workers(recipe.workers, sum(item.n_bytes for item in files), parallel_from=PARALLEL_FROM_BYTES)
@@ -85,9 +86,7 @@ def build_corpus(recipe: CorpusRecipe, out: str | Path, *, on_progress: Progress
             "stages": {s.name: {"seconds": round(s.seconds, 3), "n_bytes": s.n_bytes} for s in build.stages},
         }
         write_json(work / "build.json", about)
-        if out.exists():
-            shutil.rmtree(out)
-        work.rename(out)
+        put_in_place(work, out, MADE)
     if not recipe.keep_stages:
         for stage in build.stages:
             remove_stage(stage.folder)
@@ -101,6 +100,6 @@ def _up_to_date(out: Path, asked: str) -> dict[str, Any] | None:
     if not (out / "manifest.json").is_file() or not (out / "build.json").is_file():
         return None
     found = read_manifest(out, COMMAND)
-    complete = all((out / item["path"]).is_file() for item in found.get("files", []))
+    complete = all(path.is_file() for path in MADE.files(out, found))
     about = read_json(out / "build.json", DataError, f"delete the folder, then: {COMMAND}")
     return found if complete and about.get("asked") == asked else None

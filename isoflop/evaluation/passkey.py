@@ -19,7 +19,7 @@ import torch
 
 from isoflop.corpus.passkey import QUESTION, is_passkey, random_filler, random_key, statement
 from isoflop.errors import DataError, RecipeError
-from isoflop.evaluation.statistics import Z90, wilson
+from isoflop.intervals import Z90, wilson
 from isoflop.model.transformer import Transformer
 from isoflop.run import commit, now, processor
 from isoflop.tokens.batches import Batches

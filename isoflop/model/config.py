@@ -88,7 +88,7 @@ class ModelConfig:
     """Inner width of the SwiGLU; the paper's rule is 8/3 d_model rounded up to a multiple of 256."""
     vocab_size: PositiveInt
     """Rows of the embedding and of the untied head, padding included."""
-    seq_len: PositiveInt
+    seq_len: Annotated[int, Range(at_least=1, at_most=100_000_000)]
     """Longest sequence in tokens."""
     rope_base: Annotated[float, Range(above=1)] = 10000.0
     """Base of the rotary frequencies."""

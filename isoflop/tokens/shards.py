@@ -25,7 +25,7 @@ import numpy as np
 
 from isoflop.corpus.blocks import blocks
 from isoflop.corpus.read.sources import read_texts
-from isoflop.corpus.tables.output_folder import new_folder, read_manifest
+from isoflop.corpus.tables.output_folder import Made, new_folder, read_manifest
 from isoflop.corpus.tables.stages import Progress
 from isoflop.errors import DataError, undamaged
 from isoflop.recipe import NotNegativeInt, Positive, PositiveInt, Processes, to_tree, write_json
@@ -39,6 +39,7 @@ from isoflop.tokens.rules import Rules
 log = logging.getLogger(__name__)
 
 CHUNK_CHARS = 1_000_000  # assumption: a fraction of a second of work
+MADE = Made("data_sha256", "shards", ("tokenizer.json", "tokenizer_config.json"))
 PARALLEL_FROM_BYTES = 10_000_000  # assumption: below this, starting processes costs more than it saves
 
 
@@ -129,14 +130,14 @@ def build_tokens(
         made_from["tokenizer"] = {"sha256": Tokenizer.load(recipe.reuse_tokenizer).sha256}
     if (out / "manifest.json").is_file():
         found = read_manifest(out, "isoflop tokens RECIPE")
-        complete = all((out / item["path"]).is_file() for item in found.get("shards", []))
+        complete = all(path.is_file() for path in MADE.files(out, found))
         if complete and _with_defaults(found.get("made_from")) == made_from:
             log.info("%s is up to date: same corpus, same tokenizer options", out)
             if "held_out_sha256" not in found:  # written by an older version
                 found["held_out_sha256"] = held_out_sha256(corpus, files)
                 write_json(out / "manifest.json", found)
             return {**found, "reused": True}
-    with new_folder(out, "data_sha256") as work:
+    with new_folder(out, MADE) as work:
         if recipe.reuse_tokenizer:
             tokenizer = Tokenizer.load(recipe.reuse_tokenizer)
         else:

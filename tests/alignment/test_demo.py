@@ -18,6 +18,7 @@ from isoflop.alignment.sft import run_sft
 from isoflop.alignment.start import open_start
 from isoflop.cli.main import main
 from isoflop.corpus.read.environment import EnvironmentOptions
+from isoflop.evaluation.statistics import mean_of
 from isoflop.tokens.chat import Message
 from isoflop.training.load_run import find_trained, load_model
 
@@ -87,6 +88,7 @@ def test_pairs_of_own_answers_pass_and_fail_the_rule_and_are_read_as_pairs(make,
 
 def test_intervals_cover_known_answers():
     assert share([True] * 90 + [False] * 10)[:2] == pytest.approx((0.9, 0.8256), abs=1e-3)  # Wilson, by hand
+    assert share([True] * 90 + [False] * 10) == mean_of([1.0] * 90 + [0.0] * 10)  # as in evaluation
     generator = np.random.default_rng(0)
     counts = generator.integers(5, 50, 400)
     figure = ratio(counts * 2.0 + generator.normal(0, 1, 400), counts)

@@ -256,6 +256,15 @@ def test_a_plan_that_cannot_be_made_is_refused(refused, tmp_path, arguments, mes
     assert message in refused("plan", *arguments, "--out", tmp_path / "plan.toml")
 
 
+@pytest.mark.parametrize("command", ["plan", "next"])
+def test_a_recipe_of_somebody_else_is_not_replaced(refused, tmp_path, command):
+    mine = tmp_path / "mine.toml"
+    mine.write_text("# isoflop train mine.toml\n\n[model]\n", encoding="utf-8")
+    message = refused(command, "deepseek", "--budget-flops", "1e20", "--out", mine)
+    assert f"--out {mine} is there and this command did not write it; give another name, or delete it" in message
+    assert mine.read_text(encoding="utf-8") == "# isoflop train mine.toml\n\n[model]\n"
+
+
 @pytest.mark.parametrize("command", ["score", "report"])
 def test_a_folder_without_a_run_is_refused(refused, tmp_path, command):
     assert str(tmp_path) in refused(command, tmp_path)

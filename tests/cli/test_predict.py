@@ -93,13 +93,14 @@ def test_a_forecast_far_beyond_the_sweep_says_how_far(fitted, capsys):
 def test_every_row_of_a_table_keeps_its_place_and_one_that_cannot_be_predicted_says_why(fitted):
     path, _ = fitted
     runs = path.parent / "runs.csv"
-    runs.write_text("N,D,C\n70M,1.4e9,\n7B,N/A,6e21\n1e9,,\nbig,2e12,\n,,1e22\n350,2e12,\n1e9,2e10,\n")
+    runs.write_text("N,D,C\n70M,1.4e9,\n7B,N/A,6e21\n1e9,,\nbig,2e12,\n,,1e22\n350,2e12,\n1e9,2e10,\n,,1e99\n")
     found = asked(path, "--runs", runs, "--map", "n_params=N,n_tokens=D,total_flops=C")["predictions"]
-    assert [row["center"] is None for row in found] == [False, False, True, True, False, True, False]
+    assert [row["center"] is None for row in found] == [False, False, True, True, False, True, False, True]
     assert [row["n_params"] for row in found[:2]] == [7e7, 7e9] and found[1]["n_tokens"] == pytest.approx(1e12 / 7)
     reasons = [row["reason"] for row in found if row["center"] is None]
     assert ["runs.csv line 4" in reasons[0], "line 5" in reasons[1], "line 7" in reasons[2]] == [True] * 3
     assert "column N, runs.csv line 5: big is no number" in reasons[1] and "n_params = 350" in reasons[2]
+    assert "line 9: total_flops = 1e+99 must be at most 1e+50; correct its unit" in reasons[3]
     assert all(set(KEYS) <= set(row) for row in found)
 
 
@@ -136,6 +137,7 @@ def test_laws_that_count_flops_per_token_name_what_they_need(fitted, refused):
         (["--n-params", "7e9", "--map", "n_params=N"], "--map has no effect without --runs"),
         (["--runs", "t.csv", "--n-tokens", "1e9"], "--n-tokens has no effect with --runs"),
         (["--runs", "none.csv"], "none.csv does not exist"),
+        (["--budget-flops", "1e300"], "--budget-flops = 1e+300 must be above 0 and at most 1e+50"),
         (
             ["--n-params", "7e9", "--n-tokens", "1e9", "--level", "2"],
             "--level = 2.0 must be at least 0.5 and at most 0.999",

@@ -177,6 +177,26 @@ def test_a_folder_of_somebody_else_is_never_replaced(folder: Path) -> None:
     with pytest.raises(DataError, match="has files that this command did not make; give an empty or a new folder"):
         build_corpus(_recipe(folder), other)
     assert (other / "thesis.txt").read_text(encoding="utf-8") == "ten years of work"
+    for name in ("notes.txt", "train/notes.txt"):  # beside what the command made
+        out, mine = folder / "corpus", folder / "corpus" / name
+        build_corpus(_recipe(folder), out)
+        mine.write_text("which rules I tried", encoding="utf-8")
+        with pytest.raises(DataError, match=f"or move them: {mine}"):
+            build_corpus(_recipe(folder, split=SplitOptions(valid_fraction=0.3)), out)
+        assert mine.read_text(encoding="utf-8") == "which rules I tried"
+        mine.unlink()
+
+
+def test_a_file_that_came_while_the_corpus_was_made_is_kept(folder: Path) -> None:
+    out = folder / "corpus"
+
+    def come(stage: str, done: float, total: float) -> None:
+        out.mkdir(exist_ok=True)
+        (out / "thesis.txt").write_text("ten years of work", encoding="utf-8")
+
+    with pytest.raises(DataError, match="has files that this command did not make"):
+        build_corpus(_recipe(folder), out, on_progress=come)
+    assert (out / "thesis.txt").is_file()
 
 
 def test_a_tokens_folder_is_not_taken_for_a_corpus_to_replace(folder: Path) -> None:

@@ -21,7 +21,7 @@ from isoflop.evaluation.passkey import (
     summary,
     text_loss,
 )
-from isoflop.evaluation.statistics import Z90, wilson
+from isoflop.intervals import Z90, wilson
 from isoflop.model.config import ModelConfig
 from isoflop.model.transformer import Transformer
 from isoflop.run import processor

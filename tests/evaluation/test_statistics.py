@@ -15,8 +15,8 @@ from isoflop.evaluation.statistics import (
     paired,
     pass_at_k,
     weighted_mean,
-    wilson,
 )
+from isoflop.intervals import wilson
 
 
 @pytest.mark.parametrize(("n_right", "n"), [(0, 10), (10, 10), (3, 7), (541, 1000), (1, 1)])

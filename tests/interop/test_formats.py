@@ -143,6 +143,11 @@ def test_a_temperature_that_only_attention_factor_states_is_kept():
         ("mha", {"mlp_bias": True}, "mlp_bias = True"),
         ("mha", {"hidden_size": "48"}, "hidden_size = '48' must be a whole number"),
         ("mha", {"vocab_size": None}, "vocab_size = None must be a whole number"),
+        *[
+            ("mha", {"max_position_embeddings": value}, f"max_position_embeddings = {value!r} must be a whole number")
+            for value in (0, -1, 4096.5, "4096")
+        ],
+        ("mha", {"max_position_embeddings": 10**12}, "config.json .*seq_len = 1000000000000 must be .*100,000,000"),
         ("mha", {"num_key_value_heads": 3}, "n_kv_heads = 3 must divide"),
         ("mha", {"rms_norm_eps": "small"}, "rms_norm_eps = 'small' must be a number"),
         ("mha", {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "only yarn with whole bounds"),

@@ -175,6 +175,10 @@ def test_a_folder_of_somebody_else_is_never_replaced(
         build_tokens(small_corpus, tmp_path, tokens_recipe)
     with pytest.raises(DataError, match="has files that this command did not make"):
         build_tokens(small_corpus, small_corpus, tokens_recipe)  # a corpus is no tokens folder either
+    build_tokens(small_corpus, tmp_path / "tokens", tokens_recipe)
+    (tmp_path / "tokens" / "notes.txt").write_text("what I tried", encoding="utf-8")
+    with pytest.raises(DataError, match=r"or move them: .*notes\.txt"):
+        build_tokens(small_corpus, tmp_path / "tokens", TokensRecipe(TokenizerOptions(vocab_size=300)))
 
 
 def test_a_folder_behind_a_link_is_filled_and_replaced(small_corpus: Path, tmp_path: Path) -> None:

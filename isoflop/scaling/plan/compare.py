@@ -345,7 +345,7 @@ def _check_conventions(laws_a: Laws, laws_b: Laws, budget_flops: float) -> list[
     for side, laws in (("A", laws_a), ("B", laws_b)):
         largest = laws.largest_budget_flops
         if largest and budget_flops > 30 * largest:
-            warnings.append(f"the budget is {budget_flops / largest:.0f} times the largest run of {side}: extrapolated")
+            warnings.append(f"the budget is {budget_flops / largest:.3g} times the largest run of {side}: extrapolated")
     return warnings
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from isoflop.columns import as_number
 from isoflop.errors import PlanError
-from isoflop.recipe import Tree
+from isoflop.recipe import MOST, Tree
 from isoflop.scaling.fit.table import Table
 from isoflop.scaling.fit.units import LEAST_COUNT
 from isoflop.scaling.laws import Laws
@@ -88,6 +88,9 @@ def _predict_row(laws: Laws, table: Table, row: int, level: float, in_perplexity
 def _run(laws: Laws, given: Mapping[str, float], flops: float | None) -> tuple[float, float]:
     """Scale and tokens of a run. Raises PlanError: they do not follow from what is given."""
     scale, n_tokens, factor = given.get(laws.scale), given.get("n_tokens"), laws.flops_factor
+    for name, value in given.items():
+        if value > MOST:
+            raise PlanError(f"{name} = {value:g} must be at most {MOST:g}; correct its unit")
     for name, value in ((laws.scale, scale), ("n_tokens", n_tokens)):
         if value is not None and value < LEAST_COUNT:
             raise PlanError(f"{name} = {value:g} must be a count of at least {LEAST_COUNT:g}; in millions or billions?")

@@ -26,6 +26,7 @@ BETWEEN, NEW_BUDGET = (0.6, 0.77, 1.0, 1.3, 1.7), (0.6, 1.0, 1.7)
 """Sizes on offer, times the optimal one: at tested budgets and at a new one; a fit uses those within a factor 2."""
 SAME_SIZE = 1.1  # assumption: nearer sizes say the same
 BUDGET_RATIO = 3.0  # from the largest budget to a new one, where the sweep has no ratio of its own
+NEW_BUDGETS = 20  # at most; a target too far for the sweep's ratio gets a larger one (assumption)
 LEAST_GAIN = 0.01  # assumption: what takes less of the variance that can still go is no reason for a run
 TAIL = 0.01  # of resamples on each side, clipped: a few may be far off
 
@@ -161,6 +162,7 @@ def offered(laws: Laws, target_flops: float) -> list[list[Run]]:
         for one in known
         if all(abs(math.log(one.scale / size)) > math.log(SAME_SIZE) for size in sizes.get(one.budget_flops, ()))
     ]
+    ratio = max(ratio, (target_flops / tested[-1]) ** (1 / NEW_BUDGETS))
     budget = tested[-1] * ratio
     while budget <= target_flops:
         found.append([run(float(f"{budget:.3g}"), factor) for factor in NEW_BUDGET])
