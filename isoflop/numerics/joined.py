@@ -235,7 +235,7 @@ def losses_and_gradient(logits_RV: Tensor, targets_R: Tensor) -> tuple[Tensor, T
         # Large programs, few at a time: the rows that are worked on stay in the cache until they are read again.
         # Four blocks are looked at together: with a vocabulary of 4,096 four of 1,024, not one beside three empty ones.
         block, kernel = min(4096, power_of_two(-(-n // 4))), block_kernels().cross_entropy
-        settings = {"held": 0, "deep": 4, "block": block, "stages": 1, "num_warps": max(1, block // 256)} | CE
+        settings = {"deep": 4, "block": block, "num_warps": max(1, block // 256)} | CE
         launch(kernel, (len(logits_RV),), logits_RV, targets_R, losses_R, n, **settings)
         return losses_R, logits_RV
     # In float32 the logits themselves become their gradient: no second table.

@@ -129,76 +129,76 @@ def rms_norm_backward(
     """d_x [R, D], with the residual's gradient `d_total` added where `joined`; d_weight [parts, programs, D]: sums of
     the rows of a program, which all lie in one part of `n_rows` rows with its own row of `weight` [parts, D].
 
-    Rows are worked on `together`, so that enough is being read."""
+    Rows are worked on `together`, and the next ones are being read meanwhile."""
     lane, part = tl.arange(0, block)[None, :], tl.program_id(1).to(tl.int64)
-    end, step = (part + 1) * n_rows, tl.num_programs(0) * together
+    first, end, step = part * n_rows + tl.program_id(0) * together, (part + 1) * n_rows, tl.num_programs(0) * together
     w = tl.load(weight + part * n + lane, lane < n, 0.0).to(tl.float32)
     sums = tl.zeros([together, block], tl.float32)
-    for first in range(part * n_rows + tl.program_id(0) * together, end, step):
-        row = first + tl.arange(0, together)[:, None]
-        at, inside = row * n + lane, (row < end) & (lane < n)
-        factor = tl.load(scale + row, row < end, 0.0)
-        unit = tl.load(x + at, inside, 0.0).to(tl.float32) * factor
-        d = tl.load(d_out + at, inside, 0.0).to(tl.float32)
+    value, d, residual, factor = _rows_of(x, d_out, d_total, scale, first, end, n, joined, together, block)
+    for start in range(first, end, step):
+        following = _rows_of(x, d_out, d_total, scale, start + step, end, n, joined, together, block)
+        unit = value.to(tl.float32) * factor
+        wide = d.to(tl.float32)
+        sums += wide * unit
+        wide *= w
+        found = factor * (wide - unit * (tl.sum(wide * unit, 1)[:, None] / n))
         if joined:
-            residual = tl.load(d_total + at, inside, 0.0).to(tl.float32)
-        sums += d * unit
-        d *= w
-        found = factor * (d - unit * (tl.sum(d * unit, 1)[:, None] / n))
-        if joined:
-            found += residual
-        tl.store(d_x + at, found.to(d_x.dtype.element_ty), inside)
+            found += residual.to(tl.float32)
+        row = start + tl.arange(0, together)[:, None]
+        tl.store(d_x + row * n + lane, found.to(d_x.dtype.element_ty), (row < end) & (lane < n))
+        value, d, residual, factor = following
     at = (part * tl.num_programs(0) + tl.program_id(0)) * n + tl.arange(0, block)
     tl.store(d_weight + at, tl.sum(sums, 0), tl.arange(0, block) < n)
 
 
 @triton.jit
-def cross_entropy(
-    logits, targets, losses, n: tl.constexpr, held: tl.constexpr, deep: tl.constexpr, block: tl.constexpr,
-    stages: tl.constexpr,
+def _rows_of(
+    x, d_out, d_total, scale, first, end, n, joined: tl.constexpr, together: tl.constexpr, block: tl.constexpr
 ):  # fmt: skip
+    """Rows from `first` on of the operands of a norm's gradient, those from `end` on zeros."""
+    row, lane = first + tl.arange(0, together)[:, None], tl.arange(0, block)[None, :]
+    at, inside = row * n + lane, (row < end) & (lane < n)
+    value, d = tl.load(x + at, inside, 0.0), tl.load(d_out + at, inside, 0.0)
+    residual = value
+    if joined:
+        residual = tl.load(d_total + at, inside, 0.0)
+    return value, d, residual, tl.load(scale + row, row < end, 0.0)
+
+
+@triton.jit
+def cross_entropy(logits, targets, losses, n: tl.constexpr, deep: tl.constexpr, block: tl.constexpr):
     """losses [R] = log sum exp - logit of the target, and logits [R, V] overwritten by their gradient.
 
-    A target below 0 counts nothing. The first `held` blocks of the row stay in registers, the others are read twice,
-    the second time from the cache. `deep` blocks are looked at together, so that a running sum is rescaled once for
-    them all.
+    A target below 0 counts nothing. The row is read twice, the second time from the cache. `deep` blocks are looked at
+    together, so that a running sum is rescaled once for them all, and the next ones are being read meanwhile.
     """
     row = tl.program_id(0).to(tl.int64)
     logits += row * n
     target = tl.load(targets + row)
     counted = target >= 0
     found = tl.load(logits + tl.maximum(target, 0)).to(tl.float32)
-    lane = tl.arange(0, deep)[:, None] * block + tl.arange(0, block)[None, :]
+    at = tl.arange(0, deep)[:, None] * block + tl.arange(0, block)[None, :]
     largest, total = tl.full([block], float("-inf"), tl.float32), tl.zeros([block], tl.float32)
-    if held:
-        first = tl.arange(0, held)[:, None] * block + tl.arange(0, block)[None, :]
-        kept = tl.load(logits + first, first < n, float("-inf"), eviction_policy="evict_first")
-        largest, total = _more(largest, total, kept)
-    for start in tl.range(held * block, n, deep * block, num_stages=stages):
-        at = start + lane
-        value = tl.load(logits + at, at < n, float("-inf"), eviction_policy="evict_last")
-        largest, total = _more(largest, total, value)
+    value = tl.load(logits + at, at < n, float("-inf"), eviction_policy="evict_last")
+    for start in range(0, n, deep * block):
+        ahead = start + deep * block + at
+        following = tl.load(logits + ahead, ahead < n, float("-inf"), eviction_policy="evict_last")
+        higher = tl.maximum(largest, tl.max(value, 0).to(tl.float32))
+        floor = tl.where(higher > float("-inf"), higher, 0.0)  # nothing seen yet: exp(-inf - 0) is 0
+        total = total * tl.exp(largest - floor) + tl.sum(tl.exp(value.to(tl.float32) - floor[None, :]), 0)
+        largest, value = higher, following
+    value = tl.load(logits + at, at < n, 0.0, eviction_policy="evict_first")
     top = tl.max(largest)
     log_z = top + tl.log(tl.sum(total * tl.exp(largest - top)))
     tl.store(losses + row, tl.where(counted, log_z - found, 0.0))
     log_z = tl.where(counted, log_z, float("inf"))  # then every gradient is exp(-inf)
-    if held:
-        tl.store(logits + first, tl.exp(kept.to(tl.float32) - log_z).to(logits.dtype.element_ty), first < n)
-    for start in tl.range(held * block, n, deep * block, num_stages=stages):
-        at = start + lane
-        value = tl.load(logits + at, at < n, 0.0, eviction_policy="evict_first").to(tl.float32)
-        tl.store(logits + at, tl.exp(value - log_z).to(logits.dtype.element_ty), at < n)
+    for start in range(0, n, deep * block):
+        now, ahead = start + at, start + deep * block + at
+        following = tl.load(logits + ahead, ahead < n, 0.0, eviction_policy="evict_first")
+        tl.store(logits + now, tl.exp(value.to(tl.float32) - log_z).to(logits.dtype.element_ty), now < n)
+        value = following
     tl.debug_barrier()  # the target's place is overwritten once more, after all others
     tl.store(logits + tl.maximum(target, 0), (tl.exp(found - log_z) - 1.0).to(logits.dtype.element_ty), counted)
-
-
-@triton.jit
-def _more(largest, total, value):
-    """Running maxima and sums of exp(value - maximum) by columns, with the rows of `value` too."""
-    higher = tl.maximum(largest, tl.max(value, 0).to(tl.float32))
-    floor = tl.where(higher > float("-inf"), higher, 0.0)  # nothing seen yet: exp(-inf - 0) is 0
-    total = total * tl.exp(largest - floor) + tl.sum(tl.exp(value.to(tl.float32) - floor[None, :]), 0)
-    return higher, total
 
 
 @triton.jit
