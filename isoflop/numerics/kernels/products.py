@@ -7,7 +7,7 @@ Shapes: N tokens, D in, F out.
 """
 
 # A tuple that grows in a loop over compile-time numbers is no Python that pyright knows.
-# pyright: reportAttributeAccessIssue=false, reportCallIssue=false, reportArgumentType=false
+# pyright: reportAttributeAccessIssue=false, reportCallIssue=false, reportArgumentType=false, reportOperatorIssue=false
 
 import triton  # pyright: ignore[reportMissingImports]
 import triton.language as tl  # pyright: ignore[reportMissingImports]
