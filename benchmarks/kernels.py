@@ -182,9 +182,9 @@ def experts(m: int, n_experts: int = 64, n_active: int = 6, d: int = 1280, f: in
             sums = "fast" if fast else "exact"
             row(f"fp8 {name}, {sums} sums (error {relative_error(call(), exact[name]):.1e})", call, 0, flops)
     weight = torch.nn.Parameter(gate_up)
-    weight.grad = torch.zeros_like(weight)
+    weight.grad = total = torch.zeros_like(weight)
     row("bf16 weight gradient", lambda: F.grouped_mm(b16.T, a16, offs=ends), 0, flops)
-    bf16_added = lambda: joined.add_to(weight.grad, F.grouped_mm(b16.T, a16, offs=ends))
+    bf16_added = lambda: joined.add_to(total, F.grouped_mm(b16.T, a16, offs=ends))
     row("bf16 weight gradient, then added", bf16_added, 0, flops)
     rows_of = {
         "bf16": (b16, a16, None, b16[:last].double().T @ a16[:last].double()),
@@ -195,9 +195,9 @@ def experts(m: int, n_experts: int = 64, n_active: int = 6, d: int = 1280, f: in
         for adds in (True, False):
             for tiles in TILES[name]:
                 call = functools.partial(expert_gradient, weight, d_y, of, ends, adds, scales, tiles)
-                weight.grad.zero_()
+                total.zero_()
                 found = call()
-                error = relative_error((weight.grad if found is None else found)[0], expected)
+                error = relative_error((total if found is None else found)[0], expected)
                 label = f"{name} weight gradient {'added' if adds else 'written'} by {tiles}"
                 row(f"{label} (error {error:.1e})", call, 0, flops)
 
