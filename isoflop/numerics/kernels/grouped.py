@@ -166,9 +166,9 @@ def _row(values, by_columns, scale, rows, row, word, n_words, n_all, per_row: tl
 
 
 @triton.jit
-def _columns(a, b, c, d, columns, word, place, n_words, n_places, inside):
+def _columns(words, columns, word, place, n_words, n_places, inside):
     """Store words of four rows transposed, a column's `n_places` after the last column's."""
-    a, b, c, d = _turned(a, b, c, d)
+    a, b, c, d = _turned(words[0], words[1], words[2], words[3])
     at = columns + (4 * word)[:, None].to(tl.int64) * n_places + place[None, :]
     tl.store(at, tl.trans(a), inside)
     tl.store(at + n_places, tl.trans(b), inside)
@@ -229,20 +229,13 @@ def quantise_groups(
     of_row, by = tl.load(group + place // 4), (0, 0, 0, 0)
     if per_row:
         by = _inverses(column_scales, of_row, word, n_words, n_columns)
-    values = _values(x, token, weights, row, word, n_words, taken, gated)
-    scale = _scale(row_scales, column_scales, of_row, row, first, per_row)
-    a = _row(values, by, scale, rows, row, word, n_words, n_words, per_row)
-    values = _values(x, token, weights, row + 1, word, n_words, taken, gated)
-    scale = _scale(row_scales, column_scales, of_row, row + 1, first, per_row)
-    b = _row(values, by, scale, rows, row + 1, word, n_words, n_words, per_row)
-    values = _values(x, token, weights, row + 2, word, n_words, taken, gated)
-    scale = _scale(row_scales, column_scales, of_row, row + 2, first, per_row)
-    c = _row(values, by, scale, rows, row + 2, word, n_words, n_words, per_row)
-    values = _values(x, token, weights, row + 3, word, n_words, taken, gated)
-    scale = _scale(row_scales, column_scales, of_row, row + 3, first, per_row)
-    d = _row(values, by, scale, rows, row + 3, word, n_words, n_words, per_row)
+    coded = ()
+    for i in tl.static_range(4):
+        values = _values(x, token, weights, row + i, word, n_words, taken, gated)
+        scale = _scale(row_scales, column_scales, of_row, row + i, first, per_row)
+        coded += (_row(values, by, scale, rows, row + i, word, n_words, n_words, per_row),)
     inside = (word < n_words)[:, None]
-    _columns(a, b, c, d, columns, word, place + of_row.to(tl.int64) * jump, n_words, n_places, inside)
+    _columns(coded, columns, word, place + of_row.to(tl.int64) * jump, n_words, n_places, inside)
 
 
 @triton.jit
@@ -293,17 +286,6 @@ def scales_of_gradients(
 
 
 @triton.jit
-def _gradient_row(
-    d_inner, gate_up, weights, of_row, row_scales, column_scales, by, by_up, rows, row, word, n_words, first,
-    per_row: tl.constexpr,
-):  # fmt: skip
-    values, ups, _ = _gradients(d_inner, gate_up, weights, row, word, n_words)
-    scale = _scale(row_scales, column_scales, of_row, row, first, per_row)
-    coded = _row(values, by, scale, rows, row, word, n_words, 2 * n_words, per_row)
-    return coded, _row(ups, by_up, scale, rows + n_words, row, word, n_words, 2 * n_words, per_row)
-
-
-@triton.jit
 def quantise_gradients(
     d_inner, gate_up, weights, group, row_scales, column_scales, rows, columns, n_columns, n_places,
     width: tl.constexpr, per_row: tl.constexpr,
@@ -315,23 +297,13 @@ def quantise_gradients(
     if per_row:
         by = _inverses(column_scales, of_row, word, n_words, 2 * n_columns)
         by_up = _inverses(column_scales + n_columns, of_row, word, n_words, 2 * n_columns)
-    a, e = _gradient_row(
-        d_inner, gate_up, weights, of_row, row_scales, column_scales, by, by_up, rows, row, word, n_words, first,
-        per_row,
-    )  # fmt: skip
-    b, f = _gradient_row(
-        d_inner, gate_up, weights, of_row, row_scales, column_scales, by, by_up, rows, row + 1, word, n_words, first,
-        per_row,
-    )  # fmt: skip
-    c, g = _gradient_row(
-        d_inner, gate_up, weights, of_row, row_scales, column_scales, by, by_up, rows, row + 2, word, n_words, first,
-        per_row,
-    )  # fmt: skip
-    d, h = _gradient_row(
-        d_inner, gate_up, weights, of_row, row_scales, column_scales, by, by_up, rows, row + 3, word, n_words, first,
-        per_row,
-    )  # fmt: skip
+    gates, of_ups = (), ()
+    for i in tl.static_range(4):
+        values, ups, _ = _gradients(d_inner, gate_up, weights, row + i, word, n_words)
+        scale = _scale(row_scales, column_scales, of_row, row + i, first, per_row)
+        gates += (_row(values, by, scale, rows, row + i, word, n_words, 2 * n_words, per_row),)
+        of_ups += (_row(ups, by_up, scale, rows + n_words, row + i, word, n_words, 2 * n_words, per_row),)
     inside = (word < n_words)[:, None]
-    _columns(a, b, c, d, columns, word, place, n_words, n_places, inside)
+    _columns(gates, columns, word, place, n_words, n_places, inside)
     up_columns = columns + n_columns.to(tl.int64) * n_places
-    _columns(e, f, g, h, up_columns, word, place, n_words, n_places, inside)
+    _columns(of_ups, up_columns, word, place, n_words, n_places, inside)
