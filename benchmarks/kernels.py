@@ -15,16 +15,30 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from isoflop.model import dispatch
 from isoflop.model.config import ExpertConfig
-from isoflop.model.dispatch import arrange
+from isoflop.model.dispatch import arrange, takes_rows
 from isoflop.model.experts import Experts
 from isoflop.numerics import fp8_experts, joined
 from isoflop.numerics import heads as heads_of
 from isoflop.numerics.error import relative_error
+from isoflop.numerics.expert_gradients import expert_gradient
 from isoflop.numerics.fp8_scaled import ScaledFormat, _Swiglu
 from isoflop.numerics.fp8_whole import Fp8WholeProduct
 from isoflop.numerics.linear import Held
 from isoflop.run import commit
+
+TILES = {
+    "bf16": [
+        (128, 256, 64, 8, 3),
+        (128, 256, 64, 8, 4),
+        (128, 256, 32, 8, 6),
+        (128, 128, 64, 4, 3),
+        (256, 128, 64, 8, 3),
+    ],
+    "fp8": [(128, 256, 128, 8, 4)],
+}
+"""Of gradients of experts' weights, to be timed: outputs, inputs, rows, warps, stages."""
 
 
 def microseconds(call, n_calls: int = 8) -> float:
@@ -144,61 +158,52 @@ def experts(m: int, n_experts: int = 64, n_active: int = 6, d: int = 1280, f: in
     for per_row in (True, False):
         of_weight = lambda r=per_row: fp8_experts.quantise_weight(gate_up, r)
         row(f"weights quantised, {'row' if per_row else 'tensor'}", of_weight, 6.0 * gate_up.numel())
-        quantised(per_row, rows, n_experts, x, (d_inner, inner, weights), False)
+        quantised(per_row, rows, n_experts, x, (d_inner, inner, weights))
     w, a, b = (fp8_experts.quantise_weight(gate_up, True), *(
         fp8_experts.quantise(new(p, n), group, n_experts, True) for n in (d, 2 * f)
     ))  # fmt: skip
-    fp8_experts.IN_TURN, chosen_tiles, fp8_experts.TILES = False, fp8_experts.TILES, None
-    for format in (None, "row", "tensor"):
+    for format in ("bf16", "bf16, gradients added in a pass of their own", "row", "tensor"):
         whole_layer(format, x, chosen, n_experts, f)
     w16, a16, b16, flops = gate_up.bfloat16(), new(p, d), new(p, 2 * f), 2.0 * m * n_active * 2 * f * d
     row("bf16 forward", lambda: F.grouped_mm(a16, w16.transpose(1, 2), offs=ends), 0, flops)
     row("bf16 input gradient", lambda: F.grouped_mm(b16, w16, offs=ends), 0, flops)
-    row("bf16 weight gradient", lambda: F.grouped_mm(b16.T, a16, offs=ends), 0, flops)
     meant = lambda codes, scales: codes.double() * scales.double()[..., None]
     last, first = int(ends[0]), w.rows[0]
     exact = {
         "forward": meant(a.rows[:last], a.row_scales[:last]) @ meant(first, w.row_scales[0]).T,
         "input gradient": meant(b.rows[:last], b.row_scales[:last]) @ meant(w.columns[0], w.column_scales[0]).T,
-        "weight gradient": meant(b.columns[:, :last], b.column_scales[0])
-        @ meant(a.columns[:, :last], a.column_scales[0]).T,
     }
     for fast in (True, False):
         calls = {
             "forward": lambda s=fast: fp8_experts.product(a[:2], w[:2], ends, torch.bfloat16, s)[:last],
             "input gradient": lambda s=fast: fp8_experts.product(b[:2], w[2:], ends, torch.bfloat16, s)[:last],
-            "weight gradient": lambda s=fast: fp8_experts.weight_product(b[2:], a[2:], ends, torch.bfloat16, s)[0],
         }
         for name, call in calls.items():
             sums = "fast" if fast else "exact"
             row(f"fp8 {name}, {sums} sums (error {relative_error(call(), exact[name]):.1e})", call, 0, flops)
-    total = torch.zeros_like(gate_up)
+    weight = torch.nn.Parameter(gate_up)
+    weight.grad = total = torch.zeros_like(weight)
+    row("bf16 weight gradient", lambda: F.grouped_mm(b16.T, a16, offs=ends), 0, flops)
     bf16_added = lambda: joined.add_to(total, F.grouped_mm(b16.T, a16, offs=ends))
     row("bf16 weight gradient, then added", bf16_added, 0, flops)
-    fp8_added = lambda: joined.add_to(total, fp8_experts.weight_product(b[2:], a[2:], ends, torch.bfloat16, True))
-    row("fp8 weight gradient, then added", fp8_added, 0, flops)
-    for tiles in ((128, 256, 128, 8, 3), (128, 256, 128, 8, 4), (128, 128, 128, 8, 3), (128, 128, 128, 4, 3)):
-        added = lambda t=tiles: fp8_experts.add_weight_product(total, b[2:], a[2:], ends, t)
-        total.zero_()
-        added()
-        error = relative_error(total[0], exact["weight gradient"])
-        row(f"fp8 weight gradient added by {tiles} (error {error:.1e})", added, 0, flops)
-    for per_row in (True, False):
-        quantised(per_row, rows, n_experts, x, (d_inner, inner, weights), True)
-    fp8_experts.IN_TURN = True
-    for tiles in (None, chosen_tiles):
-        fp8_experts.TILES = tiles
-        for format in ("row", "tensor"):
-            whole_layer(format, x, chosen, n_experts, f)
+    rows_of = {
+        "bf16": (b16, a16, None, b16[:last].double().T @ a16[:last].double()),
+        "fp8": (b.columns, a.columns, (b.column_scales, a.column_scales),
+            meant(b.columns[:, :last], b.column_scales[0]) @ meant(a.columns[:, :last], a.column_scales[0]).T),
+    }  # fmt: skip
+    for name, (d_y, of, scales, expected) in rows_of.items():
+        for adds in (True, False):
+            for tiles in TILES[name]:
+                call = functools.partial(expert_gradient, weight, d_y, of, ends, adds, scales, tiles)
+                total.zero_()
+                found = call()
+                error = relative_error((total if found is None else found)[0], expected)
+                label = f"{name} weight gradient {'added' if adds else 'written'} by {tiles}"
+                row(f"{label} (error {error:.1e})", call, 0, flops)
 
 
 def quantised(
-    per_row: bool,
-    rows: fp8_experts.Rows,
-    n_experts: int,
-    x: Tensor,
-    gated: tuple[Tensor, Tensor, Tensor],
-    in_turn: bool,
+    per_row: bool, rows: fp8_experts.Rows, n_experts: int, x: Tensor, gated: tuple[Tensor, Tensor, Tensor]
 ) -> None:
     """What is quantised in a layer of experts; the shares of row codes, row scales, column codes and column scales that
     differ from those of the plain form."""
@@ -219,37 +224,15 @@ def quantised(
     gradients = functools.partial(
         fp8_experts.quantise_gradients, d_inner, inner, weights, group, n_experts, per_row=per_row
     )
-    for warps in () if in_turn else (4, 8):
-        fp8_experts.WARPS, name = warps, f"quantised, {warps} warps"
-        taken = lambda: quantise(x, group, n_experts, token_P=rows.token_P)
-        compared(f"rows to experts {name}", 2.0 * (len(x) + p) * d, taken, tokens)
-        compared(f"swiglu {name}", 6.0 * p * f, lambda: quantise(inner, group, n_experts, weights_P=weights), products)
-        compared(f"swiglu backward {name}", 10.0 * p * f, lambda: gradients()[0], slopes)
-    error = relative_error(gradients(in_turn=rows if in_turn else None)[1][:, None], of_weights)
-    print(f"gradient of the rows' weights: error {error:.0e}", flush=True)
-    order = rows.order
-    for lead in (16, 32, 64, 128) if in_turn else ():
-        rows = rows._replace(order=in_order(rows, lead))
-        assert lead != fp8_experts.LEAD or torch.equal(rows.order, order)
-        name = f"quantised in turn, {lead} tiles ahead"
-        products_in_turn = lambda at=rows: quantise(inner, group, n_experts, weights_P=weights, in_turn=at)
-        compared(f"swiglu {name}", 6.0 * p * f, products_in_turn, products)
-        compared(f"swiglu backward {name}", 10.0 * p * f, lambda at=rows: gradients(in_turn=at)[0], slopes)
+    taken = lambda: quantise(x, group, n_experts, token_P=rows.token_P)
+    compared("rows to experts quantised", 2.0 * (len(x) + p) * d, taken, tokens)
+    of_swiglu = lambda: quantise(inner, group, n_experts, weights_P=weights)
+    compared("swiglu quantised", 6.0 * p * f, of_swiglu, products)
+    compared("swiglu backward quantised", 10.0 * p * f, lambda: gradients()[0], slopes)
+    print(f"gradient of the rows' weights: error {relative_error(gradients()[1][:, None], of_weights):.0e}", flush=True)
 
 
-def in_order(rows: fp8_experts.Rows, lead: int) -> Tensor:
-    """What `filled_up` makes with another LEAD."""
-    n_tiles, every = len(rows.order) // 2, fp8_experts.TILE // fp8_experts.ROWS
-    tile = torch.arange(n_tiles, device="cuda", dtype=torch.int32)
-    needed = (rows.ends_E[rows.group[every - 1 :: every]] - 1) // fp8_experts.TILE
-    second = tile + (needed + lead + 1).clamp(max=n_tiles)
-    order, first = torch.empty_like(rows.order), torch.ones_like(rows.order, dtype=torch.bool)
-    first[second] = False
-    order[second], order[first] = n_tiles + tile, tile
-    return order
-
-
-def whole_layer(format: str | None, x: Tensor, chosen: Tensor, n_experts: int, f: int) -> None:
+def whole_layer(format: str, x: Tensor, chosen: Tensor, n_experts: int, f: int) -> None:
     """Forward and backward pass of all experts, with weights that are held and gradients that are added."""
     (m, d), n_active = x.shape, chosen.shape[1]
     layer = Experts(d, ExpertConfig(n_experts, n_active, f)).cuda()
@@ -257,7 +240,8 @@ def whole_layer(format: str | None, x: Tensor, chosen: Tensor, n_experts: int, f
     for weight in weights:
         torch.nn.init.normal_(weight, 0.0, 0.02, generator=generator)
         weight.grad = torch.zeros_like(weight)
-    if format is None:
+    if format.startswith("bf16"):
+        dispatch.takes_rows = (lambda *_: False) if "," in format else takes_rows
         layer.held = tuple(Held(weight.detach().bfloat16(), True) for weight in weights)
     else:
         layer.numerics = Fp8WholeProduct(per_row=format == "row")
@@ -266,9 +250,8 @@ def whole_layer(format: str | None, x: Tensor, chosen: Tensor, n_experts: int, f
     d_y = torch.randn(m, d, device="cuda", generator=generator).bfloat16()
     forward = lambda: layer(*leaves, chosen)[0]
     both = lambda: torch.autograd.grad(forward(), leaves, d_y)
-    kind = f"{format or 'bf16'}{', in turn' * fp8_experts.IN_TURN}{', added' * (fp8_experts.TILES is not None)}"
-    row(f"experts, forward, {kind}", forward, 0, 2.0 * m * n_active * 3 * f * d)
-    row(f"experts, forward and backward, {kind}", both, 0, 6.0 * m * n_active * 3 * f * d)
+    row(f"experts, forward, {format}", forward, 0, 2.0 * m * n_active * 3 * f * d)
+    row(f"experts, forward and backward, {format}", both, 0, 6.0 * m * n_active * 3 * f * d)
 
 
 if __name__ == "__main__":

@@ -64,6 +64,7 @@ OPTIONAL = {
 }
 KERNELS = {
     "optics.kernels",
+    "numerics.kernels.expert_gradients",
     *(f"numerics.kernels.{name}" for name in ("block", "decode", "grouped", "products", "quantise", "rounds")),
 }
 """Modules of Triton kernels, which import it as they are imported: by a function, on a GPU."""

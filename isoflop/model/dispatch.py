@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from isoflop.numerics.expert_gradients import expert_gradient, takes_rows
 from isoflop.numerics.joined import add_to, spread_rows, summed_rows
 from isoflop.numerics.linear import Held, MatmulBackend
 
@@ -152,7 +153,7 @@ class _GroupedProduct(torch.autograd.Function):
 
 
 class _HeldGroupedProduct(torch.autograd.Function):
-    """The same with weights cast before, their gradient added to `grad` in one pass where `adds`."""
+    """The same with weights cast before; their gradient, in float32, is added to `grad` where `adds`."""
 
     @staticmethod
     def forward(ctx, x_RD: Tensor, weight_EFD: Tensor, ends_E: Tensor, held_EFD: Tensor, adds: bool) -> Tensor:
@@ -165,6 +166,8 @@ class _HeldGroupedProduct(torch.autograd.Function):
         x_RD, held_EFD, ends_E = ctx.saved_tensors
         d_y_RF = d_y_RF.contiguous()
         d_x_RD = F.grouped_mm(d_y_RF, held_EFD, offs=ends_E)
+        if takes_rows(x_RD, ctx.weight):
+            return d_x_RD, expert_gradient(ctx.weight, d_y_RF, x_RD, ends_E, ctx.adds), None, None, None
         d_weight_EFD = _weight_gradient(d_y_RF, x_RD, ends_E)
         if ctx.adds and ctx.weight.grad is not None:
             add_to(ctx.weight.grad, d_weight_EFD)  # bf16 to float32: no copy in between

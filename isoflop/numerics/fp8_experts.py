@@ -22,8 +22,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from isoflop.numerics.expert_gradients import expert_gradient
 from isoflop.numerics.fp8_block import LARGEST
-from isoflop.numerics.joined import add_to, summed_rows, swiglu, swiglu_gradients
+from isoflop.numerics.joined import summed_rows, swiglu, swiglu_gradients
 from isoflop.numerics.launch import has_kernels, launch, power_of_two
 
 ROWS = 16
@@ -32,20 +33,13 @@ TILE = 128
 """Rows of all experts come in multiples of it; columns that a program works on."""
 HALF = TILE // 2
 """Columns of the gate, and as many of up, that a program works on in the backward pass."""
-LEAD = 64
-"""Tiles that are looked at before those of a complete expert are written: their programs are done, and the cache still
-holds the rows (assumption)."""
-WARPS = 8
-"""Of a program that writes codes (assumption)."""
-TILES: tuple[int, ...] | None = (128, 256, 128, 8, 3)
-"""Of a product that adds a weight's gradient: outputs, inputs, rows, warps, stages (assumption)."""
-IN_TURN = True
-"""Scales are looked for and codes are written by one kernel, an expert after the other."""
+WARPS = {True: 8, False: 4}
+"""Of a program that writes codes, by `per_row`: measured (docs/log.md 2026-11-30)."""
 SMALLEST = 1e-37
 """Scale: zeros stay zeros by any."""
 FAST_GRADIENTS = True
-"""Sums of the gradients' products too stay in the tensor cores, with fewer bits than float32. Exact ones take three
-times as long on an H200 (1,235 us, not 406; torch 2.11, `benchmarks/kernels.py --experts`, docs/log.md)."""
+"""Sums of input gradients too stay in the tensor cores, with fewer bits than float32. Exact ones take three times as
+long on an H200 (1,235 us, not 406; torch 2.11, `benchmarks/kernels.py --experts`, docs/log.md)."""
 
 
 class Rows(NamedTuple):
@@ -59,8 +53,6 @@ class Rows(NamedTuple):
     """Row after the last one of each expert, int32; the last is P."""
     group: Tensor
     """Expert of every sixteen rows [P / 16], int32."""
-    order: Tensor
-    """In which a kernel takes the tiles [2 P / 128] of rows: first time 0 to P / 128 - 1, second time P / 128 more."""
 
 
 class Codes(NamedTuple):
@@ -82,14 +74,12 @@ def filled_up(slot_R: Tensor, ends_E: Tensor, n_active: int) -> Rows:
     n_rows = -(-(n_slots + n_experts * ROWS) // TILE) * TILE
     row_TA, token_P = torch.empty_like(slot_R).view(-1, n_active), ends_E.new_full((n_rows,), -1)
     new_ends_E, group = torch.empty_like(ends_E), ends_E.new_empty(n_rows // ROWS)
-    n_tiles = n_rows // TILE
-    order = ends_E.new_empty(2 * n_tiles)
     if has_kernels(slot_R, integers=True):
         launch(
-            _kernels().fill_up, (n_tiles,), ends_E, slot_R, token_P, row_TA, new_ends_E, group, order,
-            n_slots, n_rows, n_experts, n_active, LEAD, experts=power_of_two(n_experts), num_warps=4,
+            _kernels().fill_up, (n_rows // TILE,), ends_E, slot_R, token_P, row_TA, new_ends_E, group,
+            n_slots, n_rows, n_experts, n_active, experts=power_of_two(n_experts), num_warps=4,
         )  # fmt: skip
-        return Rows(token_P, row_TA, new_ends_E, group, order)
+        return Rows(token_P, row_TA, new_ends_E, group)
     counts_E = torch.diff(ends_E, prepend=ends_E.new_zeros(1))
     filled_E = ((counts_E + (ROWS - 1)) // ROWS).clamp(min=1) * ROWS
     torch.cumsum(filled_E, 0, out=new_ends_E)
@@ -101,18 +91,12 @@ def filled_up(slot_R: Tensor, ends_E: Tensor, n_active: int) -> Rows:
     torch.searchsorted(
         new_ends_E, torch.arange(0, n_rows, ROWS, dtype=torch.int32), right=True, out_int32=True, out=group
     )
-    tile = torch.arange(n_tiles, dtype=torch.int32)
-    needed = (new_ends_E[group[TILE // ROWS - 1 :: TILE // ROWS]] - 1) // TILE
-    second = tile + (needed + LEAD + 1).clamp(max=n_tiles)
-    first = torch.ones_like(order, dtype=torch.bool)
-    first[second] = False
-    order[second], order[first] = n_tiles + tile, tile
-    return Rows(token_P, row_TA, new_ends_E, group, order)
+    return Rows(token_P, row_TA, new_ends_E, group)
 
 
 def quantise(
     x: Tensor, group: Tensor, n_groups: int, per_row: bool, *, token_P: Tensor | None = None,
-    weights_P: Tensor | None = None, apart: bool = False, in_turn: Rows | None = None,
+    weights_P: Tensor | None = None, apart: bool = False,
 ) -> Codes:  # fmt: skip
     """Codes of x [P, K], of x[token] with x [T, K], or of a weighed SwiGLU with x [P, 2 K].
 
@@ -126,14 +110,6 @@ def quantise(
     grid, n_places = (n_rows // TILE, -(-n_columns // TILE)), codes.columns.shape[-1] // 4
     words = x.view(torch.int64) if taken or gated else x
     kind = {"width": TILE // 4, "taken": taken, "gated": gated, "per_row": per_row, "num_warps": 8}
-    if in_turn is not None:
-        done = group.new_zeros(n_groups)
-        launch(
-            _kernels().swiglu_in_turn, (2 * grid[0] * grid[1],), words, weights_P, group, codes.row_scales, found,
-            codes.rows.view(torch.int32), codes.columns.view(torch.int32), in_turn.order, in_turn.ends_E, done,
-            n_columns, n_places, grid[0], grid[1], width=TILE // 4, per_row=per_row, num_warps=8,
-        )  # fmt: skip
-        return codes._replace(column_scales=_of_columns(found, n_columns, per_row))
     if taken and not per_row:  # a token's largest value is that of all its places
         largest_T, n_words = x.new_empty(len(x), dtype=torch.float32), n_columns // 4
         kernel = _kernels().largest_of_tokens
@@ -145,19 +121,13 @@ def quantise(
     launch(
         _kernels().quantise_groups, grid, words, token_P, weights_P, group, codes.row_scales, found,
         codes.rows.view(torch.int32), codes.columns.view(torch.int32), n_columns, n_places,
-        (n_columns - 1) * n_places if apart else 0, **(kind | {"num_warps": WARPS}),
+        (n_columns - 1) * n_places if apart else 0, **(kind | {"num_warps": WARPS[per_row]}),
     )  # fmt: skip
     return codes._replace(column_scales=_of_columns(found, n_columns, per_row))
 
 
 def quantise_gradients(
-    d_inner_PF: Tensor,
-    gate_up_PF: Tensor,
-    weights_P: Tensor,
-    group: Tensor,
-    n_groups: int,
-    per_row: bool,
-    in_turn: Rows | None = None,
+    d_inner_PF: Tensor, gate_up_PF: Tensor, weights_P: Tensor, group: Tensor, n_groups: int, per_row: bool
 ) -> tuple[Codes, Tensor]:
     """Codes of the gradient [P, 2 F] of gate and up of a weighed SwiGLU, and the gradient of its weights [P]."""
     if not has_kernels(gate_up_PF):
@@ -171,18 +141,10 @@ def quantise_gradients(
     parts = weights_P.new_empty(grid[1], n_rows)
     operands = d_inner_PF.view(torch.int64), gate_up_PF.view(torch.int64), weights_P, group, codes.row_scales, found
     kind = {"width": HALF // 4, "per_row": per_row, "num_warps": 8}
-    if in_turn is not None:
-        done = group.new_zeros(n_groups)
-        launch(
-            _kernels().gradients_in_turn, (2 * grid[0] * grid[1],), *operands, parts,
-            codes.rows.view(torch.int32), codes.columns.view(torch.int32), in_turn.order, in_turn.ends_E, done,
-            n_columns, n_rows, grid[0], grid[1], **kind,
-        )  # fmt: skip
-        return codes._replace(column_scales=_of_columns(found, 2 * n_columns, per_row)), parts.sum(0)
     launch(_kernels().scales_of_gradients, grid, *operands, parts, n_columns, n_rows, **kind)
     launch(
         _kernels().quantise_gradients, grid, *operands, codes.rows.view(torch.int32), codes.columns.view(torch.int32),
-        n_columns, n_rows // 4, **(kind | {"num_warps": WARPS}),
+        n_columns, n_rows // 4, **(kind | {"num_warps": WARPS[per_row]}),
     )  # fmt: skip
     return codes._replace(column_scales=_of_columns(found, 2 * n_columns, per_row)), parts.sum(0)
 
@@ -233,41 +195,14 @@ def product(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], ends_E: Tensor, 
     """a b_e^T [P, N] for the rows of each expert, of codes and scales [P, K], [P] and [E, N, K], [E, N]; `fast`: sums
     of tensor cores are not taken to float32 in between."""
     if a[0].is_cuda:
-        return _grouped(a, b, ends_E, fast)
+        row_wise = F.ScalingType.RowWise  # type: ignore[attr-defined]
+        return F.scaled_grouped_mm(  # type: ignore[attr-defined]
+            a[0], b[0].transpose(-2, -1), a[1], row_wise, b[1], row_wise,
+            offs=ends_E, output_dtype=torch.bfloat16, use_fast_accum=fast,
+        )  # fmt: skip
     counts = torch.diff(ends_E, prepend=ends_E.new_zeros(1)).tolist()
     parts = (a[0].float() * a[1][:, None]).split(counts)
     return torch.cat([part @ w.T for part, w in zip(parts, b[0].float() * b[1][..., None], strict=True)]).to(dtype)
-
-
-def weight_product(
-    a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], ends_E: Tensor, dtype: torch.dtype, fast: bool
-) -> Tensor:
-    """a b^T [E, N, K] summed over the rows of each expert, of codes and scales [N, P], [E, N] and [K, P], [E, K]."""
-    if a[0].is_cuda:
-        return _grouped((a[0], a[1].flatten()), (b[0], b[1].flatten()), ends_E, fast)
-    counts = torch.diff(ends_E, prepend=ends_E.new_zeros(1)).tolist()
-    parts = zip(*(codes.float().split(counts, 1) for codes in (a[0], b[0])), a[1], b[1], strict=True)
-    return torch.stack([(x * by[:, None]) @ (y * other[:, None]).T for x, y, by, other in parts]).to(dtype)
-
-
-def add_weight_product(
-    total: Tensor, a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], ends_E: Tensor, tiles: tuple[int, ...]
-) -> None:
-    """Add `weight_product` to a float32 tensor [E, N, K] in place."""
-    (of_out, of_in, of_rows, num_warps, num_stages), (n_experts, n_out, n_in) = tiles, total.shape
-    launch(
-        _kernels().add_weight_gradients, (-(-n_out // of_out) * -(-n_in // of_in), n_experts), total, a[0], b[0],
-        a[1], b[1], ends_E, n_out, n_in, a[0].shape[1], of_out=of_out, of_in=of_in, of_rows=of_rows,
-        num_warps=num_warps, num_stages=num_stages,
-    )  # fmt: skip
-
-
-def _grouped(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], ends_E: Tensor, fast: bool) -> Tensor:
-    row_wise = F.ScalingType.RowWise  # type: ignore[attr-defined]
-    return F.scaled_grouped_mm(  # type: ignore[attr-defined]
-        a[0], b[0].transpose(-2, -1), a[1], row_wise, b[1], row_wise,
-        offs=ends_E, output_dtype=torch.bfloat16, use_fast_accum=fast,
-    )  # fmt: skip
 
 
 def takes(weights: tuple[Tensor, ...]) -> bool:
@@ -298,7 +233,7 @@ class _Experts(torch.autograd.Function):
         weights_P.scatter_(0, rows.row_TA.flatten(), weights_TA.detach().flatten().float())
         x = quantise(x_TD, group, n_experts, per_row, token_P=rows.token_P)
         gate_up_PF = product(x[:2], first[:2], ends_E, dtype, True)
-        inner = quantise(gate_up_PF, group, n_experts, per_row, weights_P=weights_P, in_turn=rows if IN_TURN else None)
+        inner = quantise(gate_up_PF, group, n_experts, per_row, weights_P=weights_P)
         y_PD = product(inner[:2], last[:2], ends_E, dtype, True)
         ctx.save_for_backward(*rows, weights_P, *x[2:], gate_up_PF, *inner[2:], *first[2:], *last[2:])
         ctx.weights, ctx.per_row, ctx.adds, ctx.of_weights = (gate_up, down), per_row, adds, weights_TA.dtype
@@ -309,35 +244,17 @@ class _Experts(torch.autograd.Function):
         *rows, weights_P, x, x_scales, gate_up_PF, inner, inner_scales, first, first_scales, last, last_scales = (
             ctx.saved_tensors
         )
-        rows = Rows(*rows)
-        token_P, row_TA, ends_E, group, _ = rows
+        token_P, row_TA, ends_E, group = rows
         per_row, n_experts, dtype = ctx.per_row, len(ends_E), d_y_TD.dtype
         d_y = quantise(d_y_TD, group, n_experts, per_row, token_P=token_P)
-        d_down = _weight_gradient(ctx.weights[1], d_y[2:], (inner, inner_scales), ends_E, dtype, ctx.adds)
+        d_down = expert_gradient(ctx.weights[1], d_y[2], inner, ends_E, ctx.adds, (d_y[3], inner_scales))
         d_inner_PF = product(d_y[:2], (last, last_scales), ends_E, dtype, FAST_GRADIENTS)
-        d, d_weights_P = quantise_gradients(
-            d_inner_PF, gate_up_PF, weights_P, group, n_experts, per_row, in_turn=rows if IN_TURN else None
-        )
-        d_gate_up = _weight_gradient(ctx.weights[0], d[2:], (x, x_scales), ends_E, dtype, ctx.adds)
+        d, d_weights_P = quantise_gradients(d_inner_PF, gate_up_PF, weights_P, group, n_experts, per_row)
+        d_gate_up = expert_gradient(ctx.weights[0], d[2], x, ends_E, ctx.adds, (d[3], x_scales))
         d_x_PD = product(d[:2], (first, first_scales), ends_E, dtype, FAST_GRADIENTS)
         d_weights_TA = d_weights_P[row_TA].to(ctx.of_weights)
         d_plus_TD = d_y_TD if ctx.needs_input_grad[2] else None
         return summed_rows(d_x_PD, row_TA), d_weights_TA, d_plus_TD, d_gate_up, d_down, None, None, None, None
-
-
-def _weight_gradient(
-    weight: Tensor, d: tuple[Tensor, Tensor], x: tuple[Tensor, Tensor], ends_E: Tensor, dtype: torch.dtype, adds: bool
-) -> Tensor | None:
-    """The gradient to hand on, in float32; None where it was added to `grad` in place."""
-    total = weight.grad if adds else None
-    if total is not None and d[0].is_cuda and total.is_contiguous() and TILES is not None:
-        add_weight_product(total, d, x, ends_E, TILES)
-        return None
-    found = weight_product(d, x, ends_E, dtype, FAST_GRADIENTS)
-    if total is None:
-        return found.to(weight.dtype)
-    add_to(total, found)
-    return None
 
 
 def _values(x: Tensor, token_P: Tensor | None, weights_P: Tensor | None) -> Tensor:

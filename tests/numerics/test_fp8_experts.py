@@ -75,22 +75,6 @@ def test_rows_are_filled_up_to_what_the_products_ask_for(name):
     assert torch.equal(rows.group.repeat_interleave(16)[rows.row_TA].long(), chosen_TA)
 
 
-@ALL
-@pytest.mark.parametrize("lead", [0, 1, 64])
-def test_tiles_are_written_after_all_those_that_their_scales_depend_on(name, lead, monkeypatch):
-    monkeypatch.setattr(fp8_experts, "LEAD", lead)
-    chosen_TA = CHOICES[name](torch.Generator().manual_seed(0))
-    at = arrange(chosen_TA, N_EXPERTS)
-    rows = fp8_experts.filled_up(at.slot_R, at.ends_E, chosen_TA.shape[1])
-    n_tiles = len(rows.token_P) // 128
-    place = rows.order.argsort()
-    assert torch.equal(rows.order[place], torch.arange(2 * n_tiles, dtype=torch.int32)), "each tile twice"
-    of_tile = rows.group.view(n_tiles, 8)
-    for tile in range(n_tiles):
-        shared = torch.isin(of_tile, of_tile[tile]).any(1)
-        assert (place[:n_tiles][shared] < place[n_tiles + tile]).all()
-
-
 def test_gradients_of_micro_batches_are_added_in_place():
     layer, x_TD, weights_TA, plus_TD, (chosen_TA, d_y_TD) = layer_and_inputs("even", True)
     at = arrange(chosen_TA, N_EXPERTS)

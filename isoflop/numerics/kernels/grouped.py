@@ -17,14 +17,10 @@ import triton.language as tl  # pyright: ignore[reportMissingImports]
 
 @triton.jit
 def fill_up(
-    ends, slots, token, row, new_ends, group, order, n_slots, n_rows, n_experts, n_active, lead, experts: tl.constexpr
+    ends, slots, token, row, new_ends, group, n_slots, n_rows, n_experts, n_active, experts: tl.constexpr
 ):  # fmt: skip
     """Every expert's rows rounded up to a multiple of 16, at least 16, the last one's to all that is left: the token of
-    each of the `n_rows` rows (-1: none), the row of each slot, the experts' new ends, the expert of every 16 rows.
-
-    `order`: tiles of 128 rows to look for scales in (0 to n_tiles - 1) and to be written (n_tiles more), so that those
-    that are written come `lead` tiles after the last one that they need.
-    """
+    each of the `n_rows` rows (-1: none), the row of each slot, the experts' new ends, the expert of every 16 rows."""
     e, p = tl.arange(0, experts), tl.program_id(0) * 128 + tl.arange(0, 128)
     end = tl.load(ends + e, e < n_experts, n_slots)
     start = tl.load(ends + e - 1, (e > 0) & (e <= n_experts), 0)
@@ -38,14 +34,8 @@ def fill_up(
     tl.store(token + p, tl.where(inside, slot // n_active, -1).to(tl.int32))
     tl.store(row + slot, p.to(tl.int64), inside)
     tl.store(group + p // 16, of_row, p % 16 == 0)
-    new_end = tl.where(e < n_experts - 1, new_end, n_rows)
     if tl.program_id(0) == 0:
-        tl.store(new_ends + e, new_end, e < n_experts)
-    tile, n_tiles = tl.program_id(0), n_rows // 128
-    complete = tl.max(tl.where(new_end <= (tile - lead) * 128, new_end, 0))
-    tl.store(order + tile + complete // 128, tile)
-    needed = tl.min(tl.where(new_end > tile * 128 + 127, new_end, n_rows))
-    tl.store(order + tile + tl.minimum((needed - 1) // 128 + lead + 1, n_tiles), n_tiles + tile)
+        tl.store(new_ends + e, tl.where(e == n_experts - 1, n_rows, new_end), e < n_experts)
 
 
 @triton.jit
@@ -132,10 +122,10 @@ def _raise_columns(a, b, c, d, scales, inside):
 
 
 @triton.jit
-def _raise(a, b, c, d, group, row_scales, column_scales, tile, row, word, n_words, n_columns, per_row: tl.constexpr):
+def _raise(a, b, c, d, group, row_scales, column_scales, row, word, n_words, n_columns, per_row: tl.constexpr):
     """Raise scales of rows [P] and of columns within groups [G, K], or of groups [G], to max |value| / 448."""
     of_rows = tl.max(_largest(a, b, c, d), 1) * (1.0 / 448.0)
-    first, last = tl.load(group + tile * 8), tl.load(group + tile * 8 + 7)
+    first, last = tl.load(group + tl.program_id(0) * 8), tl.load(group + tl.program_id(0) * 8 + 7)
     if per_row:
         tl.atomic_max(row_scales + row, of_rows, sem="relaxed")
         inside = word < n_words
@@ -157,8 +147,8 @@ def _raise(a, b, c, d, group, row_scales, column_scales, tile, row, word, n_word
 def _inverses(column_scales, of_row, word, n_words, n_columns):
     """Of the scales of four columns each."""
     at, inside = column_scales + of_row[:, None] * n_columns + 4 * word[None, :], (word < n_words)[None, :]
-    a, b = tl.load(at, inside, 1.0, cache_modifier=".cg"), tl.load(at + 1, inside, 1.0, cache_modifier=".cg")
-    c, d = tl.load(at + 2, inside, 1.0, cache_modifier=".cg"), tl.load(at + 3, inside, 1.0, cache_modifier=".cg")
+    a, b = tl.load(at, inside, 1.0), tl.load(at + 1, inside, 1.0)
+    c, d = tl.load(at + 2, inside, 1.0), tl.load(at + 3, inside, 1.0)
     return 1.0 / a, 1.0 / b, 1.0 / c, 1.0 / d
 
 
@@ -176,9 +166,9 @@ def _row(values, by_columns, scale, rows, row, word, n_words, n_all, per_row: tl
 
 
 @triton.jit
-def _columns(a, b, c, d, columns, word, place, n_words, n_places, inside):
+def _columns(words, columns, word, place, n_words, n_places, inside):
     """Store words of four rows transposed, a column's `n_places` after the last column's."""
-    a, b, c, d = _turned(a, b, c, d)
+    a, b, c, d = _turned(words[0], words[1], words[2], words[3])
     at = columns + (4 * word)[:, None].to(tl.int64) * n_places + place[None, :]
     tl.store(at, tl.trans(a), inside)
     tl.store(at + n_places, tl.trans(b), inside)
@@ -190,9 +180,9 @@ def _columns(a, b, c, d, columns, word, place, n_words, n_places, inside):
 def _scale(row_scales, group_scales, of_row, row, first, per_row: tl.constexpr):
     """Scales of rows; one of a group is stored for its rows by the programs of the first columns."""
     if per_row:
-        scale = tl.load(row_scales + row, cache_modifier=".cg")
+        scale = tl.load(row_scales + row)
     else:
-        scale = tl.load(group_scales + of_row, cache_modifier=".cg")
+        scale = tl.load(group_scales + of_row)
         tl.store(row_scales + row, scale, first)
     return scale
 
@@ -216,52 +206,15 @@ def scales_of_tokens(largest, token, group, group_scales):
 
 
 @triton.jit
-def _find(
-    x, token, weights, group, row_scales, column_scales, n_columns, tile, block, width: tl.constexpr,
-    taken: tl.constexpr, gated: tl.constexpr, per_row: tl.constexpr,
-):  # fmt: skip
-    n_words, row, word = n_columns // 4, tile * 128 + tl.arange(0, 128), block * width + tl.arange(0, width)
-    a, b, c, d = _values(x, token, weights, row, word, n_words, taken, gated)
-    _raise(a, b, c, d, group, row_scales, column_scales, tile, row, word, n_words, n_columns, per_row)
-
-
-@triton.jit
 def scales_of_groups(
     x, token, weights, group, row_scales, column_scales, n_columns, width: tl.constexpr,
     taken: tl.constexpr, gated: tl.constexpr, per_row: tl.constexpr,
 ):  # fmt: skip
     """max |value| / 448 of rows [P] and of columns within groups [G, K], or of groups [G]: the scales, which start at
     almost nothing. Programs of the same columns run together: tokens stay in the cache for all of their places."""
-    _find(
-        x, token, weights, group, row_scales, column_scales, n_columns, tl.program_id(0), tl.program_id(1), width,
-        taken, gated, per_row,
-    )  # fmt: skip
-
-
-@triton.jit
-def _write(
-    x, token, weights, group, row_scales, column_scales, rows, columns, n_columns, n_places, jump, tile, block,
-    width: tl.constexpr, taken: tl.constexpr, gated: tl.constexpr, per_row: tl.constexpr,
-):  # fmt: skip
-    place, word = tile * 32 + tl.arange(0, 32), block * width + tl.arange(0, width)
-    row, n_words, first = 4 * place, n_columns // 4, block == 0
-    of_row, by = tl.load(group + place // 4), (0, 0, 0, 0)
-    if per_row:
-        by = _inverses(column_scales, of_row, word, n_words, n_columns)
-    values = _values(x, token, weights, row, word, n_words, taken, gated)
-    scale = _scale(row_scales, column_scales, of_row, row, first, per_row)
-    a = _row(values, by, scale, rows, row, word, n_words, n_words, per_row)
-    values = _values(x, token, weights, row + 1, word, n_words, taken, gated)
-    scale = _scale(row_scales, column_scales, of_row, row + 1, first, per_row)
-    b = _row(values, by, scale, rows, row + 1, word, n_words, n_words, per_row)
-    values = _values(x, token, weights, row + 2, word, n_words, taken, gated)
-    scale = _scale(row_scales, column_scales, of_row, row + 2, first, per_row)
-    c = _row(values, by, scale, rows, row + 2, word, n_words, n_words, per_row)
-    values = _values(x, token, weights, row + 3, word, n_words, taken, gated)
-    scale = _scale(row_scales, column_scales, of_row, row + 3, first, per_row)
-    d = _row(values, by, scale, rows, row + 3, word, n_words, n_words, per_row)
-    inside = (word < n_words)[:, None]
-    _columns(a, b, c, d, columns, word, place + of_row.to(tl.int64) * jump, n_words, n_places, inside)
+    row, word = tl.program_id(0) * 128 + tl.arange(0, 128), tl.program_id(1) * width + tl.arange(0, width)
+    a, b, c, d = _values(x, token, weights, row, word, n_columns // 4, taken, gated)
+    _raise(a, b, c, d, group, row_scales, column_scales, row, word, n_columns // 4, n_columns, per_row)
 
 
 @triton.jit
@@ -271,50 +224,18 @@ def quantise_groups(
 ):  # fmt: skip
     """Codes [P, K] and, transposed, as words of four: a column's begin `n_places` after the last column's, a group's
     `jump` further than its rows say."""
-    _write(
-        x, token, weights, group, row_scales, column_scales, rows, columns, n_columns, n_places, jump,
-        tl.program_id(0), tl.program_id(1), width, taken, gated, per_row,
-    )  # fmt: skip
-
-
-@triton.jit
-def _report(group, done, tile):
-    """One more program has raised the scales of the groups of a tile."""
-    tl.debug_barrier()  # all threads have
-    for at in range(tl.load(group + tile * 8), tl.load(group + tile * 8 + 7) + 1):
-        tl.atomic_add(done + at, 1, sem="release")
-
-
-@triton.jit
-def _wait(group, ends, done, tile, blocks):
-    """Until the scales of the groups of a tile are found. Programs that find them have lower numbers: they run."""
-    for at in range(tl.load(group + tile * 8), tl.load(group + tile * 8 + 7) + 1):
-        start, end = tl.load(ends + at - 1, at > 0, 0), tl.load(ends + at)
-        programs = ((end - 1) // 128 - start // 128 + 1) * blocks
-        while tl.atomic_add(done + at, 0, sem="acquire") < programs:
-            pass
-
-
-@triton.jit
-def swiglu_in_turn(
-    gate_up, weights, group, row_scales, column_scales, rows, columns, order, ends, done, n_columns, n_places, n_tiles,
-    blocks, width: tl.constexpr, per_row: tl.constexpr,
-):  # fmt: skip
-    """`scales_of_groups` and `quantise_groups` of a SwiGLU in one launch, each expert's rows still in the cache."""
-    tile, block = tl.load(order + tl.program_id(0) // blocks), tl.program_id(0) % blocks
-    if tile < n_tiles:
-        _find(
-            gate_up, None, weights, group, row_scales, column_scales, n_columns, tile, block, width, False, True,
-            per_row,
-        )  # fmt: skip
-        _report(group, done, tile)
-    else:
-        tile -= n_tiles
-        _wait(group, ends, done, tile, blocks)
-        _write(
-            gate_up, None, weights, group, row_scales, column_scales, rows, columns, n_columns, n_places, 0, tile,
-            block, width, False, True, per_row,
-        )  # fmt: skip
+    place, word = tl.program_id(0) * 32 + tl.arange(0, 32), tl.program_id(1) * width + tl.arange(0, width)
+    row, n_words, first = 4 * place, n_columns // 4, tl.program_id(1) == 0
+    of_row, by = tl.load(group + place // 4), (0, 0, 0, 0)
+    if per_row:
+        by = _inverses(column_scales, of_row, word, n_words, n_columns)
+    coded = ()
+    for i in tl.static_range(4):
+        values = _values(x, token, weights, row + i, word, n_words, taken, gated)
+        scale = _scale(row_scales, column_scales, of_row, row + i, first, per_row)
+        coded += (_row(values, by, scale, rows, row + i, word, n_words, n_words, per_row),)
+    inside = (word < n_words)[:, None]
+    _columns(coded, columns, word, place + of_row.to(tl.int64) * jump, n_words, n_places, inside)
 
 
 @triton.jit
@@ -348,41 +269,20 @@ def scales_of_gradients(
 ):  # fmt: skip
     """As `scales_of_groups`, of the gradients of gate and up [P, 2 F]; F = `n_columns`. The gradient of the rows'
     weights as parts [programs of a row, P]."""
-    _find_gradients(
-        d_inner, gate_up, weights, group, row_scales, column_scales, d_weights, n_columns, n_rows, tl.program_id(0),
-        tl.program_id(1), width, per_row,
-    )  # fmt: skip
-
-
-@triton.jit
-def _find_gradients(
-    d_inner, gate_up, weights, group, row_scales, column_scales, d_weights, n_columns, n_rows, tile, block,
-    width: tl.constexpr, per_row: tl.constexpr,
-):  # fmt: skip
-    n_words, row, word = n_columns // 4, tile * 128 + tl.arange(0, 128), block * width + tl.arange(0, width)
+    row, word = tl.program_id(0) * 128 + tl.arange(0, 128), tl.program_id(1) * width + tl.arange(0, width)
+    n_words = n_columns // 4
     values, ups, parts = _gradients(d_inner, gate_up, weights, row, word, n_words)
-    tl.store(d_weights + block * n_rows + row, parts)
+    tl.store(d_weights + tl.program_id(1) * n_rows + row, parts)
     a, b, c, d = values
     e, f, g, h = ups
     if per_row:
-        _raise(a, b, c, d, group, row_scales, column_scales, tile, row, word, n_words, 2 * n_columns, per_row)
+        _raise(a, b, c, d, group, row_scales, column_scales, row, word, n_words, 2 * n_columns, per_row)
         up_scales = column_scales + n_columns
-        _raise(e, f, g, h, group, row_scales, up_scales, tile, row, word, n_words, 2 * n_columns, per_row)
+        _raise(e, f, g, h, group, row_scales, up_scales, row, word, n_words, 2 * n_columns, per_row)
     else:
         a, b = tl.maximum(tl.abs(a), tl.abs(e)), tl.maximum(tl.abs(b), tl.abs(f))
         c, d = tl.maximum(tl.abs(c), tl.abs(g)), tl.maximum(tl.abs(d), tl.abs(h))
-        _raise(a, b, c, d, group, row_scales, column_scales, tile, row, word, n_words, n_columns, per_row)
-
-
-@triton.jit
-def _gradient_row(
-    d_inner, gate_up, weights, of_row, row_scales, column_scales, by, by_up, rows, row, word, n_words, first,
-    per_row: tl.constexpr,
-):  # fmt: skip
-    values, ups, _ = _gradients(d_inner, gate_up, weights, row, word, n_words)
-    scale = _scale(row_scales, column_scales, of_row, row, first, per_row)
-    coded = _row(values, by, scale, rows, row, word, n_words, 2 * n_words, per_row)
-    return coded, _row(ups, by_up, scale, rows + n_words, row, word, n_words, 2 * n_words, per_row)
+        _raise(a, b, c, d, group, row_scales, column_scales, row, word, n_words, n_columns, per_row)
 
 
 @triton.jit
@@ -391,101 +291,19 @@ def quantise_gradients(
     width: tl.constexpr, per_row: tl.constexpr,
 ):  # fmt: skip
     """As `quantise_groups`, of the gradients of gate and up [P, 2 F]."""
-    _write_gradients(
-        d_inner, gate_up, weights, group, row_scales, column_scales, rows, columns, n_columns, n_places,
-        tl.program_id(0), tl.program_id(1), width, per_row,
-    )  # fmt: skip
-
-
-@triton.jit
-def _write_gradients(
-    d_inner, gate_up, weights, group, row_scales, column_scales, rows, columns, n_columns, n_places, tile, block,
-    width: tl.constexpr, per_row: tl.constexpr,
-):  # fmt: skip
-    place, word = tile * 32 + tl.arange(0, 32), block * width + tl.arange(0, width)
-    row, n_words, first = 4 * place, n_columns // 4, block == 0
+    place, word = tl.program_id(0) * 32 + tl.arange(0, 32), tl.program_id(1) * width + tl.arange(0, width)
+    row, n_words, first = 4 * place, n_columns // 4, tl.program_id(1) == 0
     of_row, by, by_up = tl.load(group + place // 4), (0, 0, 0, 0), (0, 0, 0, 0)
     if per_row:
         by = _inverses(column_scales, of_row, word, n_words, 2 * n_columns)
         by_up = _inverses(column_scales + n_columns, of_row, word, n_words, 2 * n_columns)
-    a, e = _gradient_row(
-        d_inner,
-        gate_up,
-        weights,
-        of_row,
-        row_scales,
-        column_scales,
-        by,
-        by_up,
-        rows,
-        row,
-        word,
-        n_words,
-        first,
-        per_row,
-    )
-    b, f = _gradient_row(
-        d_inner, gate_up, weights, of_row, row_scales, column_scales, by, by_up, rows, row + 1, word, n_words, first,
-        per_row,
-    )  # fmt: skip
-    c, g = _gradient_row(
-        d_inner, gate_up, weights, of_row, row_scales, column_scales, by, by_up, rows, row + 2, word, n_words, first,
-        per_row,
-    )  # fmt: skip
-    d, h = _gradient_row(
-        d_inner, gate_up, weights, of_row, row_scales, column_scales, by, by_up, rows, row + 3, word, n_words, first,
-        per_row,
-    )  # fmt: skip
+    gates, of_ups = (), ()
+    for i in tl.static_range(4):
+        values, ups, _ = _gradients(d_inner, gate_up, weights, row + i, word, n_words)
+        scale = _scale(row_scales, column_scales, of_row, row + i, first, per_row)
+        gates += (_row(values, by, scale, rows, row + i, word, n_words, 2 * n_words, per_row),)
+        of_ups += (_row(ups, by_up, scale, rows + n_words, row + i, word, n_words, 2 * n_words, per_row),)
     inside = (word < n_words)[:, None]
-    _columns(a, b, c, d, columns, word, place, n_words, n_places, inside)
+    _columns(gates, columns, word, place, n_words, n_places, inside)
     up_columns = columns + n_columns.to(tl.int64) * n_places
-    _columns(e, f, g, h, up_columns, word, place, n_words, n_places, inside)
-
-
-@triton.jit
-def gradients_in_turn(
-    d_inner, gate_up, weights, group, row_scales, column_scales, d_weights, rows, columns, order, ends, done,
-    n_columns, n_rows, n_tiles, blocks, width: tl.constexpr, per_row: tl.constexpr,
-):  # fmt: skip
-    """`scales_of_gradients` and `quantise_gradients` in one launch, each expert's rows still in the cache."""
-    tile, block = tl.load(order + tl.program_id(0) // blocks), tl.program_id(0) % blocks
-    if tile < n_tiles:
-        _find_gradients(
-            d_inner, gate_up, weights, group, row_scales, column_scales, d_weights, n_columns, n_rows, tile, block,
-            width, per_row,
-        )  # fmt: skip
-        _report(group, done, tile)
-    else:
-        tile -= n_tiles
-        _wait(group, ends, done, tile, blocks)
-        _write_gradients(
-            d_inner, gate_up, weights, group, row_scales, column_scales, rows, columns, n_columns, n_rows // 4, tile,
-            block, width, per_row,
-        )  # fmt: skip
-
-
-@triton.jit
-def add_weight_gradients(
-    total, d, x, d_scales, x_scales, ends, n_out, n_in, n_rows,
-    of_out: tl.constexpr, of_in: tl.constexpr, of_rows: tl.constexpr,
-):  # fmt: skip
-    """total [E, N, K] += d x^T in float32, summed over the rows of each expert, of codes [N, P] and [K, P] with scales
-    [E, N] and [E, K]; without a gradient in bf16 in between."""
-    e, n_tiles = tl.program_id(1), tl.cdiv(n_in, of_in)
-    n = tl.program_id(0) // n_tiles * of_out + tl.arange(0, of_out)
-    k = tl.program_id(0) % n_tiles * of_in + tl.arange(0, of_in)
-    start = tl.multiple_of(tl.load(ends + e - 1, e > 0, 0), 16)
-    end, row = tl.multiple_of(tl.load(ends + e), 16), tl.arange(0, of_rows)
-    d_at = d + n[:, None].to(tl.int64) * n_rows + (start + row)[None, :]
-    x_at = x + k[None, :].to(tl.int64) * n_rows + (start + row)[:, None]
-    found = tl.zeros([of_out, of_in], tl.float32)
-    for at in range(start, end, of_rows):
-        inside = row < tl.multiple_of(end - at, 16)
-        a = tl.load(d_at, inside[None, :] & (n < n_out)[:, None], 0.0)
-        found = tl.dot(a, tl.load(x_at, inside[:, None] & (k < n_in)[None, :], 0.0), found)
-        d_at += of_rows
-        x_at += of_rows
-    found *= tl.load(d_scales + e * n_out + n, n < n_out, 0.0)[:, None]
-    found *= tl.load(x_scales + e * n_in + k, k < n_in, 0.0)[None, :]
-    at = total + (e.to(tl.int64) * n_out + n[:, None]) * n_in + k[None, :]
-    tl.atomic_add(at, found, (n < n_out)[:, None] & (k < n_in)[None, :], sem="relaxed")
+    _columns(of_ups, up_columns, word, place, n_words, n_places, inside)
