@@ -98,7 +98,7 @@ class TestOnHopper:
     @BOTH
     @pytest.mark.parametrize("sizes", [(208, 272), (512, 640)])
     def test_gradients_are_those_of_float64(self, counts, coded, sizes):
-        assert max(errors(counts, coded, "cuda", sizes=sizes)) < (2e-3 if coded else 1e-5)
+        assert max(errors(counts, coded, "cuda", sizes=sizes)) < (3e-3 if coded else 3e-5)
 
     @pytest.mark.parametrize("adds", [True, False])
     def test_held_experts_have_the_gradients_of_two_micro_batches_in_float32(self, adds):
@@ -107,4 +107,4 @@ class TestOnHopper:
         held = Held(weight.detach().bfloat16(), adds)
         for _ in range(2):
             dispatch.grouped_product(rows[1], weight, ends_E, held=held).backward(rows[0])
-        assert weight.grad is not None and relative_error(weight.grad.cpu(), 2 * exact_ENK) < 1e-5
+        assert weight.grad is not None and relative_error(weight.grad.cpu(), 2 * exact_ENK) < 3e-5
