@@ -310,16 +310,15 @@ def training_memory(
 
     tokens = micro_batch * config.seq_len
     width, losses = _bytes(precision), 1 + config.mtp_depth
-    chunk, head = min(4096, tokens), 4 * count.n_params_head * losses  # as Transformer cuts them
+    chunk = min(4096, tokens)  # as Transformer cuts them
     if width == 4:  # the logits are overwritten by their gradient
         logits = 4 * chunk
     elif step == "plain":
         logits = (width + 4) * chunk
     else:  # overwritten too
         chunk = logit_rows(config, tokens)
-        whole = chunk >= tokens  # then every loss's are there until its backward, which adds to the head's gradient
+        whole = chunk >= tokens  # then every loss's are there until its backward
         logits = width * (losses * tokens if whole else min(2 * chunk, tokens))
-        head = 0 if whole else head
     products = count.n_params_matmul + count.n_params_head + count.n_params_mtp
     parts = {
         "weights_bytes": share(4 * total, 3),
@@ -327,7 +326,7 @@ def training_memory(
         "gradients_bytes": share(4 * total, 2),
         "optimizer_bytes": share(8 * total, 1),
         "activations_bytes": tokens * activation_bytes_per_token(config, precision, step),
-        "logits_bytes": logits * config.vocab_size + head,
+        "logits_bytes": logits * config.vocab_size + 4 * count.n_params_head * losses,
     }
     return Memory(**parts, total_bytes=sum(parts.values()))
 

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from isoflop.numerics.launch import has_kernels, launch
 
-TILES = {torch.bfloat16: (128, 256, 64, 8, 3), torch.float8_e4m3fn: (128, 256, 128, 8, 4)}
-"""Outputs, inputs, rows, warps, stages. bf16: assumption; FP8: measured (docs/log.md 2026-11-30)."""
+TILES = {torch.bfloat16: (128, 256, 64, 8, 4), torch.float8_e4m3fn: (128, 256, 128, 8, 4)}
+"""Outputs, inputs, rows, warps, stages (measured, docs/log.md 2026-11-30)."""
 
 
 def takes_rows(x_PK: Tensor, weight_ENK: Tensor) -> bool:

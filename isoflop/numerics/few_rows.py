@@ -25,11 +25,11 @@ Tiles = tuple[int, int, int, int]
 """Rows of the weight of a program, columns at a time, those in flight, and warps. Columns 0: all of them at once, in
 registers before the kernel in front has ended."""
 PAIR: dict[tuple[int, bool], Tiles | None] = {
-    (1024, False): (8, 0, 0, 4),
-    (1024, True): (8, 256, 1, 4),
-    (2048, False): (4, 0, 0, 4),
-    (2048, True): None,
-    (4096, False): (2, 0, 0, 4),
+    (1024, False): (2, 0, 0, 1),
+    (1024, True): (2, 0, 0, 1),
+    (2048, False): (8, 0, 0, 4),
+    (2048, True): (2, 0, 0, 2),
+    (3072, False): (2, 0, 0, 1),
     (2**31, False): (2, 0, 0, 4),
     (2**31, True): None,
 }
@@ -38,17 +38,17 @@ PAIR: dict[tuple[int, bool], Tiles | None] = {
 Measured at 1,024 and 2,048, as those below (docs/log.md); `benchmarks/pair_products.py` prints tables to put here.
 """
 ONE: dict[tuple[int, bool], Tiles] = {
-    (1024, False): (4, 0, 0, 4),
-    (1024, True): (4, 0, 0, 4),
-    (2048, False): (2, 0, 0, 2),
-    (2048, True): (4, 0, 0, 4),
-    (2816, False): (2, 0, 0, 4),
-    (5632, False): (8, 0, 0, 4),
+    (1024, False): (2, 0, 0, 1),
+    (1024, True): (2, 0, 0, 1),
+    (2048, False): (4, 0, 0, 2),
+    (2048, True): (1, 0, 0, 1),
+    (2816, False): (1, 0, 0, 1),
+    (5504, False): (2, 0, 0, 1),
 }
 """The same of one token, where the table has its number of columns; `_tiles` elsewhere."""
 HELD_COLUMNS = 1024
 """Columns at a time of the rows that are in registers (measured, docs/log.md)."""
-HEAD_ROWS = 0
+HEAD_ROWS = 8192
 """Logits up to which the head of one or two tokens is computed here, with the norm before it; cuBLAS's above."""
 SPLIT_PAGES = 4
 """Pages whose keys one program attends to (assumption: 256 keys, the start of a program is then a small part)."""

@@ -191,20 +191,24 @@ class _Normed(torch.autograd.Function):
             return d_total, d_total if ctx.joined else None, None, None
         d_out, n, n_parts = d_out.contiguous(), x.shape[-1], weight_D.numel() // x.shape[-1]
         n_rows = len(scale_R) // n_parts
-        # More programs where rows are short: each waits for its row's two sums.
-        most = NORM_PROGRAMS or (16 if n <= 512 else 8 if n <= 1024 else 4)
-        most, together = most * processors(x.device) // n_parts, NORM_TOGETHER
+        # More programs where rows are short: each waits for its row's sum.
+        most, together, warps = _backward_programs(n)
+        most = most * processors(x.device) // n_parts
         d_x, n_programs = torch.empty_like(x), max(1, min(-(-n_rows // together), most))
         parts = x.new_empty(n_parts, n_programs, n, dtype=torch.float32)
         launch(
             block_kernels().rms_norm_backward, (n_programs, n_parts),
             d_out, None if d_total is None else d_total.contiguous(), x, weight_D, scale_R, d_x, parts, n_rows, n,
-            joined=d_total is not None, together=together, block=power_of_two(n), num_warps=NORM_WARPS or _warps(n),
+            joined=d_total is not None, together=together, block=power_of_two(n), num_warps=warps,
         )  # fmt: skip
         return d_x, d_x if ctx.joined else None, parts.sum(1).view_as(weight_D).to(weight_D.dtype), None
 
 
-NORM_PROGRAMS, NORM_TOGETHER, NORM_WARPS = 0, 1, 0
+def _backward_programs(n: int) -> tuple[int, int, int]:
+    """Programs of a processor, rows at a time and warps of a norm's gradient (measured, docs/log.md)."""
+    if n <= 1024:
+        return (24, 1, 1) if n <= 512 else (8, 1, 4)
+    return (2, 2, 8) if n <= 2048 else (4, 1, _warps(n))
 
 
 def _warps(n: int) -> int:
@@ -224,18 +228,15 @@ def loss_and_gradient(logits_RV: Tensor, targets_R: Tensor) -> tuple[Tensor, Ten
     return losses_R.sum(), gradient_RV
 
 
-CE: dict[str, int] = {}
-
-
 def losses_and_gradient(logits_RV: Tensor, targets_R: Tensor) -> tuple[Tensor, Tensor]:
     """The same with the loss of each row."""
     if has_kernels(logits_RV) and logits_RV.is_contiguous():
         losses_R = logits_RV.new_empty(len(logits_RV), dtype=torch.float32)
         n, targets_R = logits_RV.shape[1], targets_R.contiguous()
-        # Large programs, few at a time: the rows that are worked on stay in the cache until they are read again.
+        # Large programs, few at a time, so that rows may still be in the cache when they are read again.
         # Four blocks are looked at together: with a vocabulary of 4,096 four of 1,024, not one beside three empty ones.
         block, kernel = min(4096, power_of_two(-(-n // 4))), block_kernels().cross_entropy
-        settings = {"deep": 4, "block": block, "num_warps": max(1, block // 256)} | CE
+        settings = {"deep": 4, "block": block, "num_warps": max(1, min(8, block // 256))}
         launch(kernel, (len(logits_RV),), logits_RV, targets_R, losses_R, n, **settings)
         return losses_R, logits_RV
     # In float32 the logits themselves become their gradient: no second table.
