@@ -321,15 +321,25 @@ def _with_sections(tree: Any, schema: Any) -> Any:
     return tree | {name: _with_sections(tree.get(name, {}), hint) for name, hint in sections.items()}
 
 
-def with_numbers(schema: type, tree: Tree, where: str) -> Tree:
-    """A part of a JSON file, its numbers known to be some. Raises RecipeError for text or a list in place of one."""
+def with_types(schema: type, tree: Tree, where: str) -> Tree:
+    """A part of a JSON file, its numbers, texts and tables known to be some. Raises RecipeError for another type."""
     for field in dataclasses.fields(schema):
-        value = tree.get(field.name)
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if plain_type(hints_of(schema)[field.name]) in (int, float) and value is not None and not is_number:
-            name = f"{where}.{field.name}".lstrip(".")
-            raise RecipeError(f"{name} = {value!r:.80} must be a number; write the file again")
+        value, hint = tree.get(field.name), hints_of(schema)[field.name]
+        kind = get_origin(plain_type(hint)) or plain_type(hint)
+        types, wanted = _JSON_TYPES.get(kind, (object, ""))
+        name = f"{where}.{field.name}".lstrip(".")
+        if value is not None and wanted and (not isinstance(value, types) or isinstance(value, bool)):
+            raise RecipeError(f"{name} = {value!r:.80} must be {wanted}; write the file again")
+        if value is not None and (kind is Literal or ranges_of(hint)):
+            check_range(value, hint, name)
     return tree
+
+
+_JSON_TYPES: dict[Any, tuple[Any, str]] = {
+    **dict.fromkeys((int, float), ((int, float), "a number")),
+    str: (str, "text"),
+    dict: (dict, "a table"),
+}
 
 
 def to_tree(value: Any) -> Any:

@@ -217,4 +217,4 @@ def refuse_unused(why: str, **options: Any) -> None:
     """Options that this use of a command ignores. Raises RecipeError for the first that was given."""
     for name, value in options.items():
         if value:
-            raise RecipeError(f"--{name.replace('_', '-')} has no effect {why}; leave it out")
+            raise RecipeError(f"{option(name)} has no effect {why}; leave it out")

@@ -8,18 +8,19 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from isoflop.errors import DataError, undamaged
+from isoflop.errors import DataError, RecipeError
 from isoflop.evaluation.likelihood import fit, score
 from isoflop.evaluation.prompts import Prompts
 from isoflop.evaluation.recipe import GenerationSection
 from isoflop.evaluation.tasks.answers import cut
-from isoflop.evaluation.tasks.task import Choice, Passage, Question, Task
+from isoflop.evaluation.tasks.task import Choice, Item, Passage, Question, Task
 from isoflop.model.transformer import Transformer
+from isoflop.recipe import NotNegativeInt, PositiveInt, check_range
 from isoflop.run import read_json_lines
 from isoflop.sandbox.jobs import Verdict
 from isoflop.sandbox.sandbox import Sandbox
@@ -34,23 +35,70 @@ WRITTEN_TOGETHER = 64
 """Answers of a write: so many are computed again after a kill (assumption)."""
 
 
+WAY_OUT = "repair or remove that line, or delete the file to ask again"
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What a line of a file of answers may hold; a later line of an item adds to an earlier one."""
+
+    item: NotNegativeInt = 0
+    n_cut: NotNegativeInt = 0
+    problem: str = ""
+    nats: tuple[float, ...] = ()
+    nats_tokens: tuple[PositiveInt, ...] = ()
+    is_greedy: tuple[bool, ...] = ()
+    whole_text: tuple[float, ...] = ()
+    whole_text_tokens: tuple[PositiveInt, ...] = ()
+    unconditional: tuple[float, ...] = ()
+    unconditional_tokens: tuple[PositiveInt, ...] = ()
+    outputs: tuple[str, ...] = ()
+    n_tokens: tuple[NotNegativeInt, ...] = ()
+    verdicts: tuple[tuple[str, str], ...] = ()
+    turns: tuple[str, ...] = ()
+
+
 @dataclass
 class Answers:
     """Answers of one task by the number of the item, on disk as they come."""
 
     path: Path
     known: dict[int, Answer] = field(default_factory=dict)
+    places: dict[int, str] = field(default_factory=dict)
+    """Of those that were on disk: file and line."""
 
     @classmethod
     def open(cls, path: Path) -> "Answers":
-        """Read what is there; a line that a killed writer left unfinished is cut off."""
+        """Read what is there; a line that a killed writer left unfinished is cut off.
+
+        Raises:
+            DataError: a line that is no JSON, or has a key or a type that no answer has.
+        """
         found = cls(path)
         if path.is_file():
             os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
-            with undamaged(str(path), DataError, "repair or remove that line, or delete the file to ask again"):
-                for row in read_json_lines(path):
-                    found._take(row)
+            lines = path.read_bytes().split(b"\n")
+            numbers = (number for number, line in enumerate(lines, 1) if line.strip())
+            for number, row in zip(numbers, read_json_lines(path), strict=True):
+                place = f"{path} line {number}"
+                if "item" not in row:
+                    raise DataError(f"{place}: item is missing; {WAY_OUT}")
+                try:
+                    check_range(row, Stored, f"{place}: ")
+                except RecipeError as error:
+                    raise DataError(f"{error}; {WAY_OUT}") from error
+                found._take(row)
+                found.places[row["item"]] = place
         return found
+
+    def require(self, number: int, sizes: Mapping[str, int]) -> None:
+        """Raises DataError where an answer lacks one of these lists, or has another number of values in it; 0: any."""
+        answer, place = self.known[number], self.places.get(number, self.path)
+        for name, size in sizes.items():
+            if name not in answer:
+                raise DataError(f"{place}: {name} is missing; {WAY_OUT}")
+            if size and len(answer[name]) != size:
+                raise DataError(f"{place}: {name} has {len(answer[name])} values and must have {size}; {WAY_OUT}")
 
     def add(self, rows: Iterable[Answer]) -> None:
         """Write answers in one go and flush them to the disk."""
@@ -66,6 +114,21 @@ class Answers:
 
     def _take(self, row: Answer) -> None:
         self.known.setdefault(row["item"], {}).update(row)
+
+
+def stored_sizes(
+    item: Item, answer: Answer, *, n_samples: int, whole_text: bool = False, unconditional: bool = False
+) -> dict[str, int]:
+    """What the stored answer to an item must hold, with the number of values; 0: any."""
+    if "problem" in answer:
+        return {"n_cut": 0}
+    if isinstance(item, Question):
+        return {"n_cut": 0, **dict.fromkeys({"outputs", *({"verdicts"} & answer.keys())}, n_samples)}
+    if isinstance(item, Passage):
+        return {"n_cut": 0, "nats": 0}
+    names = ["nats", "nats_tokens", "is_greedy"]
+    names += ["whole_text", "whole_text_tokens"] * whole_text + ["unconditional"] * unconditional
+    return {"n_cut": 0} | dict.fromkeys(names, len(item.options))
 
 
 def score_items(

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from isoflop.errors import DataError
-from isoflop.evaluation.collect import Answers, judge, keep, option_texts, score_items, write_answers
+from isoflop.evaluation.collect import Answers, judge, keep, option_texts, score_items, stored_sizes, write_answers
 from isoflop.evaluation.contamination import Marks, clean_scores, find_text, mark
 from isoflop.evaluation.grade import Graded, grade, option_scores, summarise
 from isoflop.evaluation.prompts import Prompts
@@ -220,6 +220,10 @@ def _one_task(
     key = _key(model, one)
     answers = Answers.open(model.run / "evaluation" / f"{one.task.name}.{key}.jsonl")
     items = dict(enumerate(one.items))
+    metrics, n_samples = recipe.likelihood.metrics, recipe.generation.n_samples
+    options = {"whole_text": "acc_whole_text" in metrics, "unconditional": "acc_mutual_info" in metrics}
+    for n in items.keys() & answers.known.keys():
+        answers.require(n, stored_sizes(items[n], answers.known[n], n_samples=n_samples, **options))
     left = {n: item for n, item in items.items() if n not in answers.known}
     done = len(items) - len(left)
 
@@ -233,14 +237,9 @@ def _one_task(
 
     scored = [(n, item) for n, item in left.items() if isinstance(item, (Choice, Passage))]
     asked = [(n, item) for n, item in left.items() if isinstance(item, Question)]
-    metrics = recipe.likelihood.metrics
-    options = {
-        "whole_text": "acc_whole_text" in metrics,
-        "unconditional": "acc_mutual_info" in metrics,
-        "budget": recipe.likelihood.budget_tokens,
-    }
     if scored:
-        keep(answers, score_items(model.model, model.prompts, scored, **options), on_answer)
+        budget = recipe.likelihood.budget_tokens
+        keep(answers, score_items(model.model, model.prompts, scored, **options, budget=budget), on_answer)
     if asked:
         keep(answers, write_answers(model.engine, model.prompts, asked, recipe.generation, one.task.name), on_answer)
     if one.task.job is not None:

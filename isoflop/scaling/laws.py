@@ -25,7 +25,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from isoflop.errors import PlanError, undamaged
-from isoflop.recipe import Tree, with_numbers, write_json
+from isoflop.recipe import Positive, Tree, with_types, write_json
 from isoflop.scaling.lr_batch_law import RateBatchFit
 
 FORMAT = 2
@@ -92,7 +92,7 @@ class LossAtOptimum:
     E: float
     k: float
     g: float
-    reference_flops: float = 1.0
+    reference_flops: Positive = 1.0
     bootstrap_sd: dict[str, float] | None = None
     interval_95: dict[str, list[float]] | None = None
 
@@ -191,7 +191,7 @@ class Laws:
 
     scale: Scale
     """What S is."""
-    loss: str
+    loss: Literal["loss_nats", "bits_per_byte"]
     """`bits_per_byte` or `loss_nats`."""
     surfaces: dict[str, Surface] = field(default_factory=dict)
     allocation: Allocation | None = None
@@ -217,7 +217,7 @@ class Laws:
     """How many resamples, their seed, and what one draw weighs."""
     n_runs: int | None = None
     budgets: tuple[float, ...] = ()
-    largest_budget_flops: float | None = None
+    largest_budget_flops: Positive | None = None
     """Most compute of any run, as the laws count it."""
     largest_budget_flops_exact: float | None = None
     """With the output head."""
@@ -352,7 +352,7 @@ class Laws:
             places = [{"total_flops": v.get("budget_flops"), "used": v.get("inside", True), **v} for v in found]
             vertices = tuple(_read(Vertex, place, f"laws {name}: vertex") for place in places)
             allocation = dataclasses.replace(allocation, vertices=vertices)
-        given = with_numbers(cls, {key: tree[key] for key in _PLAIN if tree.get(key) is not None}, "")
+        given = with_types(cls, {key: tree[key] for key in _PLAIN if tree.get(key) is not None}, "")
         for key in ("budgets", "warnings", "inferences"):
             given[key] = tuple(given.get(key, ()))
         return cls(
@@ -465,7 +465,7 @@ def _read(kind: type[T], tree: Tree, where: str) -> T:
     missing = sorted(needed - set(tree))
     if missing:
         raise PlanError(f"{where} has no {missing[0]}; fit again with isoflop fit records.jsonl")
-    tree = with_numbers(kind, tree, where)
+    tree = with_types(kind, tree, where)
     values = {name: math.nan if name in needed and value is None else value for name, value in tree.items()}
     return kind(**{name: value for name, value in values.items() if name in known and value is not None})
 

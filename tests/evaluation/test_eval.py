@@ -130,6 +130,37 @@ def test_options_without_tokens_are_named_and_left_out(trained, recipe, data, tm
     assert "1 missing, 1 rows skipped" in capsys.readouterr().out
 
 
+def test_an_answer_that_was_edited_is_refused_with_its_line_and_field(trained, recipe, data, refused):
+    asked = ("--data", data, "--tasks", "piqa,nq_open", "--limit", 4)
+    call(trained, recipe, *asked)
+    for task, key, value, message in (
+        ("piqa", "nats", None, "nats is missing"),
+        ("piqa", "nats", ["a", 1.0], "nats[0] = 'a' must be a number"),
+        ("piqa", "nats", [1.0], "nats has 1 values and must have 2"),
+        ("piqa", "nats_tokens", [0, 1], "nats_tokens[0] = 0 must be at least 1"),
+        ("piqa", "is_greedy", None, "is_greedy is missing"),
+        ("piqa", "whole_text", 3, "whole_text = 3 must be a list"),
+        ("piqa", "n_cut", None, "n_cut is missing"),
+        ("piqa", "item", None, "item is missing"),
+        ("piqa", "item", "3", "item = '3' must be a whole number"),
+        ("nq_open", "outputs", None, "outputs is missing"),
+        ("nq_open", "outputs", [], "outputs has 0 values and must have 1"),
+        ("nq_open", "outputs", [7], "outputs[0] = 7 must be text"),
+    ):
+        (path,) = (trained / "evaluation").glob(f"{task}.*.jsonl")
+        before = path.read_text()
+        lines = before.splitlines()
+        changed = json.loads(lines[1]) | {key: value}
+        lines[1] = json.dumps({name: item for name, item in changed.items() if item is not None})
+        path.write_text("\n".join(lines) + "\n")
+        way_out = "; repair or remove that line, or delete the file to ask again"
+        assert f"{path} line 2: {message}{way_out}" in refused("eval", trained, recipe, *asked).replace(
+            ", for example [1, 2]", ""
+        )
+        path.write_text(before)
+    call(trained, recipe, *asked)
+
+
 @pytest.mark.parametrize(
     ("change", "words", "message"),
     [

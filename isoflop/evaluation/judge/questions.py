@@ -204,6 +204,8 @@ def read_answers(path: Path, cases: list[Case]) -> dict[str, list[str]]:
         try:
             one = str(row["question_id"])
             turns = row["choices"][0]["turns"] if "choices" in row else row.get("turns") or [row["answer"]]
+            if not isinstance(turns, list):
+                raise TypeError(f"turns = {turns!r:.40} is no list")
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise DataError(f"{where}: {error!r:.80}; a row needs question_id and answer or turns") from error
         if one in found:

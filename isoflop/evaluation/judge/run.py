@@ -111,6 +111,9 @@ def _ask_all(
     with undamaged(str(path), DataError, "repair or remove that line, or give another folder with --out"):
         kept = read_json_lines(path) if path.is_file() else []
         said = {row["key"]: row["raw"] for row in kept if row["raw"] is not None}
+        for key, raw in said.items():
+            if not isinstance(raw, str):
+                raise TypeError(f"raw = {raw!r:.40} of key {key} is no text")
     wanted = {key_of(section.model, call): call for call in calls}
     waiting = [(key, call) for key, call in wanted.items() if key not in said]
     if len(waiting) > section.max_calls:

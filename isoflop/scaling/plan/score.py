@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from isoflop.errors import DataError, PlanError, RecipeError
-from isoflop.recipe import Tree, load_recipe, read_tree, to_tree, write_json
+from isoflop.recipe import Tree, check_range, load_recipe, read_tree, to_tree, write_json
 from isoflop.scaling.fit.task_law import asked_of, last_of_each_task
 from isoflop.scaling.sweep.cells import record_of_run, stable_hash
 from isoflop.scaling.sweep.records import append_record, study_records
@@ -222,6 +222,11 @@ def _result(path: Path) -> Tree:
     missing = [key for key in needed if not isinstance(found, dict) or key not in found]
     if missing:
         raise DataError(f"{path} has no {missing[0]}: it is no result of isoflop train; run that again")
+    for key in needed:
+        try:
+            check_range(found[key], str if key in ("status", "started_at", "finished_at") else float, f"{path}: {key}")
+        except RecipeError as error:
+            raise DataError(f"{error}; run isoflop train again") from error
     return found
 
 

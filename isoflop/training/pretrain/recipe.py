@@ -261,7 +261,8 @@ def check(recipe: PretrainRecipe) -> None:
 
 def check_prediction(prediction: dict[str, Any]) -> None:
     """Whether what `isoflop plan` predicted can be scored: finite numbers, the center inside. Raises RecipeError."""
-    found = {key: prediction[key] for key in ("low", "bits_per_byte", "high", "level") if key in prediction}
+    numbers = ("low", "bits_per_byte", "high", "level", "target_flops", "largest_sweep_flops")
+    found = {key: prediction[key] for key in (*numbers, "largest_sweep_flops_exact") if key in prediction}
     for key, value in found.items():
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
             raise RecipeError(f"prediction.{key} = {value!r} must be a finite number; plan again")
@@ -269,9 +270,11 @@ def check_prediction(prediction: dict[str, Any]) -> None:
     if ordered != sorted(ordered):
         raise RecipeError(f"prediction: low, bits_per_byte, high = {ordered} must rise; plan again")
     if (curve := prediction.get("curve")) is not None:
-        lists = [curve.get(key) or [] for key in ("steps", "of_final")] if isinstance(curve, dict) else [[], []]
-        numbers = [*lists[0], *lists[1], *(lists[0] and [curve.get("gain_nats"), *curve.get("final_nats", ())])]
-        if len(lists[0]) != len(lists[1]) or not numbers or not all(isinstance(n, (int, float)) for n in numbers):
+        found = curve if isinstance(curve, dict) else {}
+        lists = [found.get(key) for key in ("steps", "of_final")] + [found.get("final_nats", [])]
+        steps, of_final, final_nats = (value if isinstance(value, (list, tuple)) else [None] for value in lists)
+        numbers = [*steps, *of_final, *final_nats, found.get("gain_nats")]
+        if len(steps) != len(of_final) or not steps or not all(isinstance(n, (int, float)) for n in numbers):
             raise RecipeError("prediction.curve must hold steps, of_final and gain_nats, numbers only; plan again")
 
 

@@ -196,6 +196,14 @@ def test_bad_answers_and_bad_recipes_are_named(tmp_path, data):
     path = lines(tmp_path / "bad.jsonl", [{"question_id": 0, "answer": "x"}, {"answer": "y"}])
     with pytest.raises(DataError, match=r"bad.jsonl:2: .*question_id"):
         judge([str(path)], recipe("http://x", data), tmp_path / "out")
+    for turns in (7, "x", {"a": "b"}):
+        path = lines(tmp_path / "bad.jsonl", [{"question_id": 0, "turns": turns}])
+        with pytest.raises(DataError, match=r"bad.jsonl:1: .*is no list.*; a row needs question_id and answer"):
+            judge([str(path)], recipe("http://x", data), tmp_path / "out")
+    for row, message in (({"key": "a", "raw": 7}, r"raw = 7 of key a is no text"), ({"raw": "x"}, "it has no 'key'")):
+        path = lines(tmp_path / "out/judgements.jsonl", [row])
+        with pytest.raises(DataError, match=rf"{path} is damaged \({message}\); repair or remove that line"):
+            judge([answers(tmp_path / "a.jsonl", "a")], recipe("http://x", data), tmp_path / "out")
     for section, message in (
         (JudgeSection(model="m"), "judge.url = ''"),
         (JudgeSection(url="http://x"), "judge.model"),

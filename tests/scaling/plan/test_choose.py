@@ -325,6 +325,11 @@ def test_a_file_that_is_no_laws_file_is_refused(tmp_path):
         ({"parabola": {"vertices": [3]}}, "d.json is damaged .*fit"),
         ({"resamples": {"lstar": [1, 2]}}, "d.json is damaged .*fit"),
         ({"hyper": "deepseek"}, "d.json is damaged .*fit"),
+        ({"conventions": 3}, "conventions = 3 must be a table"),
+        ({"loss": "nats"}, "loss = 'nats' must be one of loss_nats, bits_per_byte"),
+        ({"largest_budget_flops": -1e18}, r"largest_budget_flops = -1e\+18 must be above 0"),
+        ({"bottoms": {"E": 1, "k": 1, "g": 1, "reference_flops": 0}}, "bottoms.reference_flops = 0 must be above 0"),
+        ({"leave_out": {"relative_error": 0, "extrapolation_factor": 9, "by_law": 3}}, "by_law = 3 must be a table"),
     ],
     ids=str,
 )

@@ -31,6 +31,12 @@ RUN = {
 }
 
 
+RESULT = dict.fromkeys(("bits_per_byte", "total_flops", "total_flops_exact"), 1.0) | {
+    **dict.fromkeys(("started_at", "finished_at"), "2026-01-01"),
+    "status": "finished",
+}
+
+
 def test_the_score_holds_error_interval_and_ratios():
     found = score(PREDICTION, **RUN)
     assert found.relative_error == pytest.approx(1.50 / 1.48 - 1)
@@ -125,6 +131,9 @@ def test_a_damaged_result_or_a_run_of_something_else_is_named(tmp_path):
         ("{", r"result.json is not valid JSON .* run isoflop train again"),
         ("[]", r"result.json has no status: it is no result of isoflop train"),
         ('{"status": "finished"}', r"result.json has no bits_per_byte"),
+        ('{"status": 3}', r"result.json: status = 3 must be text; run isoflop train again"),
+        (json.dumps(RESULT | {"bits_per_byte": "1"}), r"result.json: bits_per_byte = '1' must be a number"),
+        (json.dumps(RESULT | {"started_at": 3}), r"result.json: started_at = 3 must be text"),
     ):
         (tmp_path / "result.json").write_text(text, encoding="utf-8")
         with pytest.raises(DataError, match=message):

@@ -410,6 +410,8 @@ def test_a_rule_that_names_no_layer_shows_before_a_device_is_touched(tiny_recipe
     [
         ({"low": 1.0, "bits_per_byte": 0.5, "high": 2.0}, r"low, bits_per_byte, high = \[1.0, 0.5, 2.0\] must rise"),
         ({"bits_per_byte": "a"}, r"prediction.bits_per_byte = 'a' must be a finite number; plan again"),
+        ({"target_flops": "a"}, r"prediction.target_flops = 'a' must be a finite number; plan again"),
+        ({"curve": {"steps": 3, "of_final": [1.0], "gain_nats": 1.0}}, r"prediction.curve must hold steps, of_final"),
         ({"high": math.nan}, r"prediction.high = nan must be a finite number"),
     ],
 )
