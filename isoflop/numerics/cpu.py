@@ -37,10 +37,14 @@ class CpuProduct(MatmulBackend):
         self._packed: Tensor | None = None
 
     def hold(self, weight: Tensor, adds: bool) -> bool:
-        if has_packed():
-            with torch.inference_mode():
-                self._packed = torch.ops.mkl._mkl_reorder_linear_weight(weight.contiguous(), self.ROWS)
-        return self._packed is not None
+        """The weight itself is laid out by columns where a single row is left to PyTorch: MKL reads them faster."""
+        if not has_packed():
+            return False
+        with torch.inference_mode():
+            self._packed = torch.ops.mkl._mkl_reorder_linear_weight(weight.contiguous(), self.ROWS)
+        if self._leaves_rows:
+            weight.data = weight.data.t().contiguous().t()
+        return True
 
     def release(self) -> None:
         self._packed = None

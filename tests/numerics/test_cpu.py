@@ -7,18 +7,19 @@ import torch
 from serving_models import DENSE, MOE_MLA, count_ties, prompts_of
 from test_deepseek import build
 
-from isoflop.numerics.cpu import CpuProduct, has_onednn
+from isoflop.numerics.cpu import CpuProduct, has_onednn, has_packed
 from isoflop.serving import Engine, Sampling
 from isoflop.serving.products import prepare
 
 pytestmark = pytest.mark.skipif(not has_onednn(), reason="this PyTorch comes without oneDNN")
 
 
-@pytest.mark.parametrize("n_rows", [0, 1, 2, 9, 64])
-def test_products_are_exact_to_float32(n_rows):
+@pytest.mark.parametrize("n_rows", [0, 1, 2, 9, 64, 300])
+@pytest.mark.parametrize("leaves_rows", [False, True])
+def test_products_are_exact_to_float32(n_rows, leaves_rows):
     generator = torch.Generator().manual_seed(0)
     x, weight = torch.randn(1, n_rows, 640, generator=generator), torch.randn(300, 640, generator=generator)
-    product, exact = CpuProduct(), x.double() @ weight.double().T
+    product, exact = CpuProduct(leaves_rows=leaves_rows), x.double() @ weight.double().T
     for holds in (False, True):
         if holds:
             product.hold(weight, False)
@@ -27,6 +28,20 @@ def test_products_are_exact_to_float32(n_rows):
         assert found.shape == (1, n_rows, 300) and found.dtype == torch.float32
         if n_rows:
             assert ((found - exact).abs().max() / exact.abs().max()).item() < 1e-6
+
+
+@pytest.mark.skipif(not has_packed(), reason="this PyTorch comes without MKL's packed product")
+def test_a_held_weight_is_laid_out_for_rows_and_by_columns_for_one():
+    weight, x = torch.randn(300, 640), torch.randn(5, 640)
+    product, values = CpuProduct(leaves_rows=True), weight.clone()
+    assert product.hold(weight, False)
+    assert weight.t().is_contiguous() and torch.equal(weight, values)
+    with torch.inference_mode():
+        expected = product(x, weight)
+        weight.zero_()
+        assert torch.equal(product(x, weight), expected) and not product(x[:1], weight).any()
+    product.release()
+    assert not product(x, weight).any()
 
 
 def test_held_weights_follow_an_update():
