@@ -148,10 +148,7 @@ class LayerPages:
     def of_rows(self, rows: Rows) -> tuple[Tensor, Tensor]:
         """Keys and values of all rows, [R, S, G, C] each, S at least the longest row's."""
         if rows.run is not None:
-            first, n_seen = rows.run
-            span, shape = slice(first, first + rows.table_RP.numel() * PAGE), (len(rows.table_RP), -1)
-            k_RSGC, v_RSGC = (x[span].unflatten(0, shape) for x in (self._keys_by_slot, self._values_by_slot))
-            return k_RSGC[:, :n_seen], v_RSGC[:, :n_seen]
+            return _in_place(self._keys_by_slot, rows, rows.run), _in_place(self._values_by_slot, rows, rows.run)
         return self._gather(rows.table_RP.flatten(), len(rows.table_RP))
 
     def of_chunk(self, chunk: Chunk) -> tuple[Tensor, Tensor]:
@@ -294,6 +291,14 @@ def _slots(span: Span, n: int) -> list[int]:
 def _first_slot(pages: Sequence[int]) -> int | None:
     follow = all(b == a + 1 for a, b in itertools.pairwise(pages))
     return pages[0] * PAGE if pages and follow else None
+
+
+def _in_place(by_slot: Tensor, rows: Rows, run: tuple[int, int]) -> Tensor:
+    first, n_seen = run
+    n_rows, n_pages = rows.table_RP.shape
+    token, head, channel = by_slot.stride()
+    shape, strides = (n_rows, n_seen, *by_slot.shape[1:]), (n_pages * PAGE * token, token, head, channel)
+    return by_slot.as_strided(shape, strides, first * token)  # one call; a layer makes this view at every step
 
 
 class Cache:
