@@ -57,7 +57,7 @@ class Rows:
     before_R: Tensor
     """Tokens held before the step: query w of a row sees before + w + 1 keys."""
     run: tuple[int, int] | None = None
-    """First slot and number of tokens of the only row, where its pages follow each other: read in place, no copy."""
+    """First slot and tokens of the longest row, where all pages follow each other, row after row: read, not copied."""
     one_by_one: tuple["Rows", ...] = ()
     """The same rows, each with its own pages only, where attention must not depend on the rows beside it."""
     masks: dict[int, Tensor | None] = field(default_factory=dict)
@@ -73,7 +73,7 @@ class Rows:
         return self.masks[heads_per_group]
 
     def _mask(self, n_seen: int, heads_per_group: int) -> Tensor | None:
-        if self.run is not None and self.width == 1:
+        if self.run is not None and self.n_tokens == 1:
             return None
         device = self.before_R.device
         # a padded query in front of its sequence sees one key too: a softmax over none is no number
@@ -146,10 +146,9 @@ class LayerPages:
         self.values[list(pages)] = 0
 
     def of_rows(self, rows: Rows) -> tuple[Tensor, Tensor]:
-        """Keys and values of all rows, [R, S, G, C] each, S the longest row's in whole pages."""
+        """Keys and values of all rows, [R, S, G, C] each, S at least the longest row's."""
         if rows.run is not None:
-            first, n_seen = rows.run
-            return self._keys_by_slot[None, first : first + n_seen], self._values_by_slot[None, first : first + n_seen]
+            return _in_place(self._keys_by_slot, rows, rows.run), _in_place(self._values_by_slot, rows, rows.run)
         return self._gather(rows.table_RP.flatten(), len(rows.table_RP))
 
     def of_chunk(self, chunk: Chunk) -> tuple[Tensor, Tensor]:
@@ -267,9 +266,9 @@ def lay_out(
         found.append((place, place + span.n, span.start + span.n, len(held), slot))
         place += span.n
     run = None
-    if in_place and len(rows) == n_rows == 1:
-        first, n_seen = _first_slot(rows[0].pages[:n_columns]), max(rows[0].start, 0) + width
-        if first is not None and n_seen <= min(n_columns, len(rows[0].pages)) * PAGE:
+    if in_place and len(rows) == n_rows:
+        first, n_seen = _first_slot(table[: n_rows * n_columns]), max([0, *before]) + width
+        if first and n_seen <= n_columns * PAGE:  # the first page is nobody's
             run = (first, n_seen)
     own = tuple(max(1, min(n_columns, -(-(start + width) // PAGE))) for start in before) if one_by_one else ()
     layout = Layout(len(positions), n_rows, n_columns, width, run, tuple(found), own)
@@ -292,6 +291,14 @@ def _slots(span: Span, n: int) -> list[int]:
 def _first_slot(pages: Sequence[int]) -> int | None:
     follow = all(b == a + 1 for a, b in itertools.pairwise(pages))
     return pages[0] * PAGE if pages and follow else None
+
+
+def _in_place(by_slot: Tensor, rows: Rows, run: tuple[int, int]) -> Tensor:
+    first, n_seen = run
+    n_rows, n_pages = rows.table_RP.shape
+    token, head, channel = by_slot.stride()
+    shape, strides = (n_rows, n_seen, *by_slot.shape[1:]), (n_pages * PAGE * token, token, head, channel)
+    return by_slot.as_strided(shape, strides, first * token)  # one call; a layer makes this view at every step
 
 
 class Cache:

@@ -56,7 +56,7 @@ def _block(
     heads_NHC = attention.qkv(_normed(block.attention_norm, stream_NX, x_ND, zero))
     heads_NHC = heads_NHC.view(len(x_ND), -1, attention.d_head)
     qk_NHC = heads_NHC[:, :n_turned]  # slices and views: split and unflatten are written in Python
-    swapped_NHC = qk_NHC.view(len(x_ND), n_turned, 2, -1).flip(2).view(qk_NHC.shape)
+    swapped_NHC = qk_NHC.roll(attention.d_head // 2, 2)
     turned_NHC = (qk_NHC * angles[0]).addcmul_(swapped_NHC, angles[1])
     q_NHC = turned_NHC[:, :n_heads]
     pages.write(step, turned_NHC[:, n_heads:], heads_NHC[:, n_turned:])

@@ -1,23 +1,26 @@
 """Which program multiplies in a model that is only asked: the fastest one there is, or one that keeps shapes fixed."""
 
+import math
+
 from torch import float32
 
 from isoflop.model.experts import Experts
 from isoflop.model.transformer import Transformer
+from isoflop.numerics.cpu import CpuProduct, has_onednn
 from isoflop.numerics.linear import Linear
-from isoflop.numerics.onednn import OneDnnProduct, has_onednn
 from isoflop.numerics.tiled import TiledProduct
 from isoflop.run import processor
 
 EXPERT_TILE = 16
 """Rows of an expert's products in the fixed-shape mode (assumption: a tensor core's, and cheap where memory binds)."""
 
+LAID_OUT_WEIGHTS = 2**16
+"""Weights of a product below which it is left to PyTorch (measured, docs/serving.md)."""
 ONEDNN_WEIGHTS = 2**17
-"""Weights of a product below which oneDNN's start costs more than it saves (measured, docs/serving.md)."""
-
+"""The same of one row through oneDNN, whose start costs more."""
 
 HELD_BYTES = 2**32
-"""Weights of a model up to which oneDNN keeps a copy of its own of them (assumption)."""
+"""Weights of a model up to which a copy of them is kept, laid out for products (assumption)."""
 
 
 def prepare(model: Transformer, *, fixed: bool) -> None:
@@ -27,17 +30,15 @@ def prepare(model: Transformer, *, fixed: bool) -> None:
     experts compute in tiles: they get as many rows as routing gives them, and a row's bits must not hang on that.
     """
     is_intel = "Intel" in processor()  # MKL reads one row's weights at the memory's rate there (docs/serving.md)
-    onednn = model.embedding.weight.device.type == "cpu" and model.dtype == float32 and has_onednn()
+    on_cpu = model.embedding.weight.device.type == "cpu" and model.dtype == float32 and has_onednn()
     for name, module in model.named_modules():
-        if isinstance(module, Experts) and module.numerics is None and fixed:
+        if not isinstance(module, (Linear, Experts)) or module.numerics is not None or name.endswith("kv_up"):
+            continue
+        largest = max(math.prod(parameter.shape[-2:]) for parameter in module.parameters(recurse=False))
+        if isinstance(module, Experts) and fixed:
             module.numerics = TiledProduct(EXPERT_TILE)
-        elif isinstance(module, (Linear, Experts)) and module.numerics is None and onednn:
-            largest = max(
-                parameter[0].numel() if parameter.ndim > 2 else parameter.numel()
-                for parameter in module.parameters(recurse=False)
-            )
-            if largest >= ONEDNN_WEIGHTS and not name.endswith("kv_up"):
-                module.numerics = OneDnnProduct(leaves_rows=is_intel)
+        elif on_cpu and largest >= LAID_OUT_WEIGHTS:
+            module.numerics = CpuProduct(leaves_rows=is_intel or largest < ONEDNN_WEIGHTS)
     hold_weights(model)
 
 
@@ -50,5 +51,5 @@ def hold_weights(model: Transformer) -> None:
     if sum(layer.weight.nbytes for layer in layers) > HELD_BYTES:
         return
     for layer in layers:
-        if isinstance(layer.numerics, OneDnnProduct):
+        if isinstance(layer.numerics, CpuProduct):
             layer.numerics.hold(layer.weight, False)

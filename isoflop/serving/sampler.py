@@ -67,7 +67,7 @@ def draw(logits_MV: Tensor, places: Sequence[Place]) -> Drawn:
         else:
             scored_MV = processed_MV.clone()
             scored_MV[noisy] += noise
-    chosen_M = scored_MV.argmax(-1)
+    chosen_M = scored_MV.max(-1).indices  # argmax goes through the numbers one by one on a CPU
     best_M = logits_MV.gather(1, chosen_M[:, None])[:, 0]  # the largest of numbers and NaN is NaN
     packed = torch.stack((chosen_M.double(), best_M.double()))  # one transfer; ids are exact in float64
     (tokens, best) = packed.tolist()

@@ -58,6 +58,24 @@ class Paged:
             assert relative_error(logits_TV, whole_BTV[row, start : start + len(logits_TV)]) < 1e-5, (row, start)
 
 
+@pytest.mark.parametrize("width", [1, 2])
+@ALL
+def test_rows_whose_pages_follow_each_other_are_read_in_place(config, width):
+    paged, starts = Paged(config), (69, 125, 80)
+    paged.pages = [[1 + 2 * row, 2 + 2 * row] for row in range(4)]
+    whole_BTV = paged.whole()
+    paged.step([], [(row, 0, start) for row, start in enumerate(starts)])
+    rows = [paged.span(row, start, width) for row, start in enumerate(starts)]
+    step = make_step(rows, width=width, device="cpu")
+    keys_RSGC = paged.layers[0].of_rows(step.rows)[0]
+    assert keys_RSGC.shape[:2] == (3, 125 + width) and keys_RSGC.data_ptr() == paged.layers[0].keys[1].data_ptr()
+    for order in ((0, 1, 2), (1, 0, 2)):  # the second is copied together
+        paged.check(paged.step([(row, starts[row], width) for row in order], width=width), whole_BTV)
+    assert make_step(rows[::-1], width=width, device="cpu").rows.run is None
+    assert make_step([rows[0], paged.span(1, 3, width)], width=width, device="cpu").rows.run is not None
+    assert make_step([rows[0], Span([3], 3, width)], width=width, device="cpu").rows.run is None
+
+
 @ALL
 def test_rows_and_chunks_of_different_lengths_equal_the_whole_forward(config):
     paged = Paged(config)
