@@ -2,7 +2,7 @@
 
     python recipes/study/fp8_figure.py runs/fp8 --out docs/studies/fp8
 
-Writes fp8.json and fp8.png. `fp8_block_until` (FP8 until the rate falls) is in them where it has been trained.
+Writes fp8.json and fp8.png, of those that have been trained: `fp8_block`, and `fp8_block_until`, FP8 until the rate falls.
 """
 
 import argparse
@@ -28,8 +28,7 @@ def main() -> None:
     parser.add_argument("runs", type=Path)
     parser.add_argument("--out", type=Path, help="default: the folder of the runs")
     options = parser.parse_args()
-    late = options.runs / "fp8_block_until" / "result.json"
-    names = [name for name in COLORS if name != "fp8_block_until" or late.is_file()]
+    names = [name for name in COLORS if name == BASE or (options.runs / name / "result.json").is_file()]
     results = {name: json.loads((options.runs / name / "result.json").read_text()) for name in names}
     means = {name: averaged(options.runs / name / "metrics.jsonl") for name in names}
     excess = {name: (means[name] / means[BASE] - 1)[WARMUP:] for name in names[1:]}  # windows begin after warm-up
