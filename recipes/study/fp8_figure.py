@@ -2,7 +2,8 @@
 
     python recipes/study/fp8_figure.py runs/fp8 --out docs/studies/fp8
 
-Writes fp8.json and fp8.png, of those that have been trained: `fp8_block`, and `fp8_block_until`, FP8 until the rate falls.
+Writes fp8.json and fp8.png, of those that have been trained: `fp8_block`, and `fp8_block_until`, which is FP8 until the
+rate falls.
 """
 
 import argparse
