@@ -1,11 +1,19 @@
 #!/bin/sh
-# FP8 on tensor cores against bf16, the same run in both, and once more with bf16 products while the rate falls: prepare,
-# train, figure; or all of them. Each resumes and skips what is done. Further arguments are overrides of the stage's
-# recipe. Runs may be trained side by side, a GPU each: train_bfloat16, train_fp8_block, train_until.
+# FP8 on tensor cores against bf16, the same run in both. Each stage resumes and skips what is done.
+#   sh recipes/study/fp8.sh prepare
+#   sh recipes/study/fp8.sh train dense|mixture RUN [OVERRIDE ..]    seed of SEED, default 0
+#   sh recipes/study/fp8.sh figure dense|mixture [--out FOLDER]      of all seeds and runs that are there
+# RUN: a format of `isoflop/numerics/section.py` for every product of the blocks, experts included; with `_until` it is given
+# up for bf16 while the rate falls. `bfloat16` is what they are compared with; `bfloat16_again` is the same in half
+# micro-batches: what another order of sums alone changes.
 set -eu
 run="${PYTHON:-python3} -m isoflop"
 out="${OUT:-runs/fp8}"
-fp8='numerics.rules=[{modules="blocks.*", format="fp8_block"}]'
+usage() {
+    sed -n '3,5s/^#   //p' "$0" >&2
+    exit 2
+}
+[ $# -gt 0 ] || usage
 stage=$1
 shift
 case "$stage" in
@@ -13,31 +21,27 @@ prepare)
     $run corpus build recipes/study/fp8_corpus.toml --out "$out/corpus" "$@"
     $run tokens recipes/study/fp8_tokens.toml --corpus "$out/corpus" --out "$out/tokens"
     ;;
-train_bfloat16)
-    $run train recipes/study/fp8_train.toml "data.tokens=$out/tokens" "$@" --out "$out/bfloat16"
-    ;;
-train_fp8_block)
-    $run train recipes/study/fp8_train.toml "data.tokens=$out/tokens" "$fp8" "$@" --out "$out/fp8_block"
-    ;;
-train_until)
-    $run train recipes/study/fp8_train.toml "data.tokens=$out/tokens" "$fp8" 'numerics.until=0.8' "$@" \
-        --out "$out/fp8_block_until"
-    ;;
 train)
-    for each in train_bfloat16 train_fp8_block train_until; do
-        sh "$0" $each "$@"
-    done
+    [ $# -gt 1 ] || usage
+    model=$1
+    name=$2
+    shift 2
+    case "$name" in
+    bfloat16) ;;
+    bfloat16_again) set -- train.micro_batch=32 "$@" ;;
+    *) set -- "numerics.rules=[{modules=\"blocks.*\", format=\"${name%_until}\"}]" "$@" ;;
+    esac
+    case "$name" in *_until) set -- numerics.until=0.8 "$@" ;; esac
+    $run train "recipes/study/fp8_$model.toml" "data.tokens=$out/tokens" "train.seed=${SEED:-0}" "$@" \
+        --out "$out/$model/seed${SEED:-0}/$name"
     ;;
 figure)
-    "${PYTHON:-python3}" recipes/study/fp8_figure.py "$out" "$@"
-    ;;
-all)
-    for each in prepare train figure; do
-        sh "$0" $each
-    done
+    [ $# -gt 0 ] || usage
+    model=$1
+    shift
+    "${PYTHON:-python3}" recipes/study/fp8_figure.py "$out/$model" "$@"
     ;;
 *)
-    echo "usage: fp8.sh prepare | train | train_bfloat16 | train_fp8_block | train_until | figure | all" >&2
-    exit 2
+    usage
     ;;
 esac

@@ -1,26 +1,26 @@
-"""The runs of the FP8 study beside each other: losses averaged over 20 steps, what FP8 adds to them, held-out loss.
+"""The runs of the FP8 study beside bf16: losses averaged over 20 steps and held-out loss, and what FP8 adds to them.
 
-    python recipes/study/fp8_figure.py runs/fp8 --out docs/studies/fp8
+    python recipes/study/fp8_figure.py runs/fp8/dense --out docs/studies/fp8
 
-Writes fp8.json and fp8.png, of those that have been trained: `fp8_block`, and `fp8_block_until`, which is FP8 until the
-rate falls.
+Reads seed*/RUN of the folder, compares each run with `bfloat16` of its seed, and writes dense.json and dense.png (named
+like the folder).
 """
 
 import argparse
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
-from isoflop.pages.plot import BLUE, GREEN, VERMILION, light_grid, new_figure, style
+from isoflop.pages.plot import AMBER, BLUE, GREEN, MAUVE, VERMILION, light_grid, new_figure, style
 from isoflop.recipe import write_json
 
 BASE = "bfloat16"
-COLORS = {BASE: BLUE, "fp8_block": VERMILION, "fp8_block_until": GREEN}
-"""Of each run, by the name of its folder."""
+COLORS = (VERMILION, GREEN, AMBER, MAUVE)
 STEPS = 20
 WARMUP = 64
-"""Steps of `fp8_train.toml` before which nothing is compared."""
+"""Steps of the study's recipes before which nothing is compared."""
 
 
 def main() -> None:
@@ -29,31 +29,46 @@ def main() -> None:
     parser.add_argument("runs", type=Path)
     parser.add_argument("--out", type=Path, help="default: the folder of the runs")
     options = parser.parse_args()
-    names = [name for name in COLORS if name == BASE or (options.runs / name / "result.json").is_file()]
-    results = {name: json.loads((options.runs / name / "result.json").read_text()) for name in names}
-    means = {name: averaged(options.runs / name / "metrics.jsonl") for name in names}
-    excess = {name: (means[name] / means[BASE] - 1)[WARMUP:] for name in names[1:]}  # windows begin after warm-up
-    held_out = {name: results[name]["loss_nats"] for name in names}
+    bases = {path.parent.name: path for path in sorted(options.runs.glob(f"seed*/{BASE}")) if _done(path)}
+    if not bases:
+        raise SystemExit(f"error: {options.runs} holds no finished seed*/{BASE}, which the others are compared with")
+    runs = [path for base in bases.values() for path in sorted(base.parent.iterdir()) if path != base and _done(path)]
+    rows = [compared(path, bases[path.parent.name]) for path in runs]
+    by_name = {name: [row for row in rows if row["run"] == name] for name in sorted({row["run"] for row in rows})}
+    first = json.loads((next(iter(bases.values())) / "result.json").read_text())
     found = {
-        "training_loss_excess": {
-            name: {"mean": over.mean(), "most": over.max(), "last": over[-1]} for name, over in excess.items()
-        },
-        "held_out_loss_nats": held_out,
-        "held_out_loss_excess": {name: held_out[name] / held_out[BASE] - 1 for name in excess},
-        "n_tokens": results[BASE]["n_tokens"],
-        "numerics": {name: results[name]["numerics"] for name in names},
-        "tokens_per_s": {name: results[name]["tokens_per_s"] for name in names},
-        "device": results[BASE]["device"],
-        "every_20_steps": {name: means[name][::STEPS].round(5).tolist() for name in names},
+        "n_tokens": first["n_tokens"],
+        "device": first["device"],
+        "mean_excess": {name: {key: _mean(row[key] for row in of) for key in KEYS} for name, of in by_name.items()},
+        "runs": [_summary(path) for path in bases.values()] + [row | _summary(path) for row, path in zip(rows, runs)],
     }
     out = options.out or options.runs
     out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "fp8.json", found)
-    draw(out / "fp8.png", means, excess, results[BASE]["n_tokens"] / results[BASE]["n_steps"] / 1e6)
-    print(f"{'over ' + BASE:16s} held-out  training: mean    most  at the end")
-    for name, over in found["training_loss_excess"].items():
-        gaps = (found["held_out_loss_excess"][name], over["mean"], over["most"], over["last"])
-        print(f"{name:16s} " + "  ".join(f"{gap:+9.2%}" for gap in gaps))
+    write_json(out / f"{options.runs.name}.json", found)
+    draw(out / f"{options.runs.name}.png", bases, runs, list(by_name))
+    print(f"{'over ' + BASE:24s} {'seed':8s} held-out  training: mean    most  at the end")
+    for row in rows:
+        print(f"{row['run']:24s} {row['seed']:8s} " + "  ".join(f"{row[key]:+9.2%}" for key in KEYS))
+    for name, of in found["mean_excess"].items():
+        print(f"{name:24s} {'mean':8s} " + "  ".join(f"{of[key]:+9.2%}" for key in KEYS))
+
+
+KEYS = ("held_out", "mean", "most", "last")
+"""Of a comparison: held-out loss; training losses over all windows, the worst and the last of them."""
+
+
+def compared(run: Path, base: Path) -> dict:
+    """What `run` has over `base`, as shares of the loss."""
+    over = excess(run, base)
+    held_out = json.loads((run / "result.json").read_text())["loss_nats"]
+    base_loss = json.loads((base / "result.json").read_text())["loss_nats"]
+    shares = (held_out / base_loss - 1, over.mean(), over.max(), over[-1])
+    return {"run": run.name, "seed": run.parent.name} | dict(zip(KEYS, map(float, shares)))
+
+
+def excess(run: Path, base: Path) -> np.ndarray:
+    """Averaged training losses over those of `base`, from the first window after warm-up."""
+    return (averaged(run / "metrics.jsonl") / averaged(base / "metrics.jsonl") - 1)[WARMUP:]
 
 
 def averaged(metrics: Path) -> np.ndarray:
@@ -62,24 +77,46 @@ def averaged(metrics: Path) -> np.ndarray:
     return np.convolve([row["loss_nats"] for row in rows], np.full(STEPS, 1 / STEPS), "valid")
 
 
-def draw(path: Path, means: dict[str, np.ndarray], excess: dict[str, np.ndarray], step_mtokens: float) -> None:
-    """The losses, and under them what FP8 adds."""
+def draw(path: Path, bases: dict[str, Path], runs: list[Path], names: list[str]) -> None:
+    """The losses, and under them what each run has over bf16; a line a seed."""
+    first = json.loads((next(iter(bases.values())) / "result.json").read_text())
+    step_mtokens = first["n_tokens"] / first["n_steps"] / 1e6
+    colors = {BASE: BLUE} | dict(zip(names, COLORS))
     with style():
         figure = new_figure(4.6)
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
-        for name, mean in means.items():
-            upper.plot((np.arange(len(mean)) + STEPS) * step_mtokens, mean, color=COLORS[name], label=name)
+        for run in [*bases.values(), *runs]:
+            mean = averaged(run / "metrics.jsonl")
+            label = run.name if run.parent.name == next(iter(bases)) else None
+            upper.plot((np.arange(len(mean)) + STEPS) * step_mtokens, mean, color=colors[run.name], label=label)
         upper.set_ylabel("training loss (nats)")
         upper.legend(frameon=False)
-        for name, over in excess.items():
-            lower.plot((np.arange(len(over)) + WARMUP + STEPS) * step_mtokens, over * 100, color=COLORS[name])
+        for run in runs:
+            over = excess(run, bases[run.parent.name])
+            lower.plot((np.arange(len(over)) + WARMUP + STEPS) * step_mtokens, over * 100, color=colors[run.name])
         lower.axhline(0.25, color="0.6", linewidth=0.8, linestyle="--")
         lower.axhline(0, color="0.6", linewidth=0.8)
-        lower.set_ylabel("FP8 over bf16 (%)")
+        lower.set_ylabel("over bfloat16 (%)")
         lower.set_xlabel("tokens (million)")
         for axes in (upper, lower):
             light_grid(axes, "y")
         figure.savefig(path, dpi=150)
+
+
+def _done(run: Path) -> bool:
+    return (run / "result.json").is_file()
+
+
+def _summary(run: Path) -> dict:
+    """What the record keeps of a run."""
+    result = json.loads((run / "result.json").read_text())
+    losses = averaged(run / "metrics.jsonl")[::STEPS].round(5).tolist()
+    kept = {key: result[key] for key in ("loss_nats", "numerics", "tokens_per_s")}
+    return {"run": run.name, "seed": run.parent.name} | kept | {"every_20_steps": losses}
+
+
+def _mean(values: Iterable[float]) -> float:
+    return float(np.mean(list(values)))
 
 
 if __name__ == "__main__":
