@@ -155,7 +155,8 @@ def _mixture(d_model: int, experts: ExpertConfig) -> MixtureOfExperts:
 
 
 class Block(nn.Module):
-    """Pre-norm residual block; also returns where its experts' tokens went, None without experts."""
+    """Pre-norm residual block. What a block adds to the stream is handed on with it, for the next norm to add in its pass
+    over memory."""
 
     def __init__(self, config: ModelConfig, layer: int):
         super().__init__()
@@ -166,14 +167,14 @@ class Block(nn.Module):
         self.mlp = MLP(d, config.d_ff) if experts is None else _mixture(d, experts)
 
     def forward(
-        self, x_BTD: Tensor, cos_TC: Tensor, sin_TC: Tensor, seen: Seen = None
-    ) -> tuple[Tensor, Routing | None]:
-        x_BTD, normed_BTD = self.attention_norm.joined(x_BTD)
+        self, x_BTD: Tensor, update_BTD: Tensor | None, cos_TC: Tensor, sin_TC: Tensor, seen: Seen = None
+    ) -> tuple[Tensor, Tensor, Routing | None]:
+        """The stream, what is to be added to it, and where experts' tokens went, None without experts."""
+        x_BTD, normed_BTD = self.attention_norm.joined(x_BTD, update_BTD)
         x_BTD, normed_BTD = self.mlp_norm.joined(x_BTD, self.attention(normed_BTD, cos_TC, sin_TC, seen))
         if isinstance(self.mlp, MixtureOfExperts):
-            update_BTD, routing = self.mlp(normed_BTD)
-            return x_BTD + update_BTD, routing
-        return x_BTD + self.mlp(normed_BTD), None
+            return x_BTD, *self.mlp(normed_BTD)
+        return x_BTD, self.mlp(normed_BTD), None
 
 
 class MTPModule(nn.Module):
@@ -196,8 +197,8 @@ class MTPModule(nn.Module):
         self, hidden_BTD: Tensor, embedded_BTD: Tensor, cos_TC: Tensor, sin_TC: Tensor, seen: Seen = None
     ) -> tuple[Tensor, Routing | None]:
         joined_BTD = torch.cat((self.embedding_norm(embedded_BTD), self.hidden_norm(hidden_BTD)), dim=-1)
-        x_BTD, routing = self.block(self.project(joined_BTD), cos_TC, sin_TC, seen)
-        return self.norm(x_BTD), routing
+        x_BTD, update_BTD, routing = self.block(self.project(joined_BTD), None, cos_TC, sin_TC, seen)
+        return self.norm.joined(x_BTD, update_BTD)[1], routing
 
 
 class Losses(NamedTuple):
@@ -280,21 +281,21 @@ class Transformer(nn.Module):
     def _run(self, tokens_BT: Tensor, documents_BT: Tensor | None = None) -> tuple[Tensor, list[Routing]]:
         cos_TC, sin_TC = self._angles(tokens_BT.shape[1])
         seen = self._documents(tokens_BT, documents_BT)
-        x_BTD = self.embedding(tokens_BT).to(self.dtype)
+        x_BTD, update_BTD = self.embedding(tokens_BT).to(self.dtype), None
         routings = []
         for block in self.blocks:
-            x_BTD, routing = block(x_BTD, cos_TC, sin_TC, seen)
+            x_BTD, update_BTD, routing = block(x_BTD, update_BTD, cos_TC, sin_TC, seen)
             if routing is not None:
                 routings.append(routing)
-        return self.norm(x_BTD), routings
+        return self.norm.joined(x_BTD, update_BTD)[1], routings
 
     def step(self, tokens_N: Tensor, step: Step, layers: Sequence[LayerPages]) -> Tensor:
         """Hidden states after the final norm of a step's tokens, [N, D]; what they leave behind is written to pages."""
         cos_NC, sin_NC = self.angles_at(step.positions_N)
-        x_BND = self.embedding(tokens_N[None]).to(self.dtype)
+        x_BND, update_BND = self.embedding(tokens_N[None]).to(self.dtype), None
         for block, pages in zip(self.blocks, layers):
-            x_BND, _ = block(x_BND, cos_NC, sin_NC, Cached(pages, step))
-        return self.norm(x_BND)[0]
+            x_BND, update_BND, _ = block(x_BND, update_BND, cos_NC, sin_NC, Cached(pages, step))
+        return self.norm.joined(x_BND, update_BND)[1][0]
 
     def mtp_step(self, depth: int, hidden_ND: Tensor, tokens_N: Tensor, step: Step, pages: LayerPages) -> Tensor:
         """`mtp_hidden` of one depth for a step: what the head reads, [N, D].
