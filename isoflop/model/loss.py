@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from isoflop.numerics.joined import loss_and_gradient
+from isoflop.numerics.joined import loss_and_gradient, scaled_rows
 from isoflop.numerics.linear import Held, Linear, weight_gradient
 
 
@@ -57,9 +57,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         ctx.weight, ctx.adds = weight_VD, held is not None and held.adds
         if len(hidden_RD) <= chunk_tokens and hidden_RD.is_cuda and hidden_RD.dtype == torch.bfloat16:
             # The weight's gradient waits for backward, which knows its factor: no pass of its own over the weight.
-            total, d_logits_RV = loss_and_gradient(hidden_RD @ weight.T, targets_R)
+            total, d_logits_RV, factors_R = loss_and_gradient(hidden_RD @ weight.T, targets_R)
             ctx.late = True
-            ctx.save_for_backward(d_logits_RV @ weight, d_logits_RV, hidden_RD)
+            ctx.save_for_backward(d_logits_RV @ weight, d_logits_RV, hidden_RD, factors_R)
             return total
         ctx.late = False
         d_hidden_RD, d_weight_VD = torch.empty_like(hidden_RD), None
@@ -67,9 +67,11 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         for start in range(0, len(hidden_RD), chunk_tokens):
             rows = slice(start, start + chunk_tokens)
             chunk_RD = hidden_RD[rows]
-            loss, d_logits_RV = loss_and_gradient(chunk_RD @ weight.T, targets_R[rows])
+            loss, d_logits_RV, factors_R = loss_and_gradient(chunk_RD @ weight.T, targets_R[rows])
             total += loss
             torch.mm(d_logits_RV, weight, out=d_hidden_RD[rows])
+            if factors_R is not None:
+                d_hidden_RD[rows], chunk_RD = scaled_rows(d_hidden_RD[rows], chunk_RD, factors_R, torch.ones_like(loss))
             if ctx.needs_input_grad[1]:
                 d_weight_VD = _added(d_weight_VD, d_logits_RV.T, chunk_RD, weight_VD)
         if d_weight_VD is None and ctx.needs_input_grad[1]:
@@ -80,24 +82,21 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx, d_total: Tensor):  # type: ignore[override]
         if ctx.late:
-            d_hidden_RD, d_logits_RV, hidden_RD = ctx.saved_tensors
+            d_hidden_RD, d_logits_RV, hidden_RD, factors_R = ctx.saved_tensors
+            d_hidden_RD, hidden_RD = scaled_rows(d_hidden_RD, hidden_RD, factors_R, d_total)
             d_weight_VD = None
             if ctx.needs_input_grad[1]:
-                d_weight_VD = weight_gradient(ctx.weight, d_logits_RV, _times(hidden_RD, d_total), ctx.adds)
-            return _times(d_hidden_RD, d_total), d_weight_VD, None, None, None
+                d_weight_VD = weight_gradient(ctx.weight, d_logits_RV, hidden_RD, ctx.adds)
+            return d_hidden_RD, d_weight_VD, None, None, None
         d_hidden_RD, d_weight_VD = ctx.saved_tensors
-        d_hidden_RD = _times(d_hidden_RD, d_total)
+        # In the dtype of the states, the factor not rounded to it.
+        d_hidden_RD = torch.mul(d_hidden_RD, d_total.view(1), out=torch.empty_like(d_hidden_RD))
         if d_weight_VD is None:
             return d_hidden_RD, None, None, None, None
         if ctx.adds and ctx.weight.grad is not None:
             ctx.weight.grad.addcmul_(d_weight_VD, d_total)  # one pass: scaled and added
             return d_hidden_RD, None, None, None, None
         return d_hidden_RD, d_weight_VD * d_total, None, None, None
-
-
-def _times(x_RD: Tensor, factor: Tensor) -> Tensor:
-    """In the dtype of x, the factor not rounded to it."""
-    return torch.mul(x_RD, factor.view(1), out=torch.empty_like(x_RD))
 
 
 def _added(sum_VD: Tensor | None, a_VR: Tensor, b_RD: Tensor, weight_VD: Tensor) -> Tensor:

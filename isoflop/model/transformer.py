@@ -155,8 +155,7 @@ def _mixture(d_model: int, experts: ExpertConfig) -> MixtureOfExperts:
 
 
 class Block(nn.Module):
-    """Pre-norm residual block. What a block adds to the stream is handed on with it, for the next norm to add in its pass
-    over memory."""
+    """Pre-norm residual block; what its MLP adds to the stream is handed on, for the next norm to add as it reads."""
 
     def __init__(self, config: ModelConfig, layer: int):
         super().__init__()

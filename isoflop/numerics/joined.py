@@ -201,7 +201,10 @@ class _Normed(torch.autograd.Function):
             d_out, None if d_total is None else d_total.contiguous(), x, weight_D, scale_R, d_x, parts, n_rows, n,
             joined=d_total is not None, together=together, block=power_of_two(n), num_warps=warps,
         )  # fmt: skip
-        return d_x, d_x if ctx.joined else None, parts.sum(1).view_as(weight_D).to(weight_D.dtype), None
+        d_weight = parts.new_empty(n_parts, n)
+        grid, settings = (-(-n // 16), n_parts), {"together": 256, "block": 16, "num_warps": 4}
+        launch(block_kernels().sum_parts, grid, parts, d_weight, n_programs, n, **settings)
+        return d_x, d_x if ctx.joined else None, d_weight.view_as(weight_D).to(weight_D.dtype), None
 
 
 def _backward_programs(n: int) -> tuple[int, int, int]:
@@ -218,18 +221,43 @@ def _warps(n: int) -> int:
 
 # Cross-entropy
 
+SOFTMAX_BLOCK = 2048
+"""Logits of a row that are looked at together, by four (measured, docs/log.md)."""
 
-def loss_and_gradient(logits_RV: Tensor, targets_R: Tensor) -> tuple[Tensor, Tensor]:
+
+def loss_and_gradient(logits_RV: Tensor, targets_R: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
     """Sum of -log softmax(logits)[target] in float32, and its gradient, written over the logits; no autograd.
 
-    Targets below 0 are ignored.
+    With factors [R] the gradient is that of each row times its factor: a softmax is read once when its sum, known at
+    the end, is left out (`scaled_rows` makes up for it in what the gradient is multiplied with). Targets below 0 are
+    ignored.
     """
-    losses_R, gradient_RV = losses_and_gradient(logits_RV, targets_R)
-    return losses_R.sum(), gradient_RV
+    if not (has_kernels(logits_RV) and logits_RV.is_contiguous()):
+        losses_R, gradient_RV = losses_and_gradient(logits_RV, targets_R)
+        return losses_R.sum(), gradient_RV, None
+    losses_R, factors_R = logits_RV.new_empty(2, len(logits_RV), dtype=torch.float32)
+    n, block = logits_RV.shape[1], min(SOFTMAX_BLOCK, power_of_two(-(-logits_RV.shape[1] // 4)))
+    settings = {"deep": 4, "block": block, "num_warps": max(1, block // 256)}
+    kernel = block_kernels().scaled_cross_entropy
+    launch(kernel, (len(logits_RV),), logits_RV, targets_R.contiguous(), losses_R, factors_R, n, **settings)
+    return losses_R.sum(), logits_RV, factors_R
+
+
+def scaled_rows(x_RD: Tensor, y_RD: Tensor, factors_R: Tensor | None, by: Tensor) -> tuple[Tensor, Tensor]:
+    """Two matrices times factors of their rows, if any, and the number `by` [], neither rounded; no autograd."""
+    if not has_kernels(x_RD) or factors_R is None:
+        factor = by.view(1) if factors_R is None else (factors_R * by)[:, None]
+        x_RD, y_RD = (torch.mul(z, factor, out=torch.empty_like(z)) for z in (x_RD, y_RD))
+        return x_RD, y_RD
+    x_RD, y_RD, n = x_RD.contiguous(), y_RD.contiguous(), x_RD.shape[1]
+    out_x, out_y, block = torch.empty_like(x_RD), torch.empty_like(y_RD), power_of_two(n)
+    settings = {"block": block, "num_warps": warps_of(block)}
+    launch(block_kernels().scale_rows, (len(x_RD),), x_RD, y_RD, factors_R, by, out_x, out_y, n, **settings)
+    return out_x, out_y
 
 
 def losses_and_gradient(logits_RV: Tensor, targets_R: Tensor) -> tuple[Tensor, Tensor]:
-    """The same with the loss of each row."""
+    """The loss of each row, and their gradient, written over the logits: for many small rows, which are read twice."""
     if has_kernels(logits_RV) and logits_RV.is_contiguous():
         losses_R = logits_RV.new_empty(len(logits_RV), dtype=torch.float32)
         n, targets_R = logits_RV.shape[1], targets_R.contiguous()

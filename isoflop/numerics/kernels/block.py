@@ -280,3 +280,64 @@ def add_to(total, x, n, block: tl.constexpr):
     """total += x, in float32 of any operand."""
     at = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
     tl.store(total + at, tl.load(total + at, at < n) + tl.load(x + at, at < n).to(tl.float32), at < n)
+
+
+@triton.jit
+def scaled_cross_entropy(logits, targets, losses, factors, n: tl.constexpr, deep: tl.constexpr, block: tl.constexpr):
+    """losses [R] = log sum exp - logit of the target; logits [R, V] overwritten by their gradient over factors [R].
+
+    A row is read once: exp(logit - shift) is the softmax but for a factor that is known at its end. The shift is the
+    largest logit of the first blocks; if one is larger by e^40, what is written is scaled anew, so nothing overflows. A
+    target below 0 counts nothing: its factor is 0.
+    """
+    row = tl.program_id(0).to(tl.int64)
+    logits += row * n
+    target = tl.load(targets + row)
+    counted = target >= 0
+    found = tl.load(logits + tl.maximum(target, 0)).to(tl.float32)
+    at = tl.arange(0, deep)[:, None] * block + tl.arange(0, block)[None, :]
+    shift, total = float("-inf"), tl.zeros([block], tl.float32)
+    value = tl.load(logits + at, at < n, float("-inf"))
+    for start in range(0, n, deep * block):
+        ahead = start + deep * block + at
+        following = tl.load(logits + ahead, ahead < n, float("-inf"))
+        largest = tl.max(tl.max(value, 0).to(tl.float32))
+        if largest > shift + 40.0:
+            smaller = tl.exp(shift - largest)
+            total *= smaller
+            for before in range(0, start, deep * block):
+                written = tl.load(logits + before + at).to(tl.float32)
+                tl.store(logits + before + at, (written * smaller).to(logits.dtype.element_ty))
+            shift = largest
+        floor = tl.where(shift > float("-inf"), shift, 0.0)  # nothing seen yet: exp(-inf - 0) is 0
+        share = tl.exp(value.to(tl.float32) - floor)
+        total += tl.sum(share, 0)
+        tl.store(logits + start + at, share.to(logits.dtype.element_ty), start + at < n)
+        value = following
+    z = tl.sum(total)
+    tl.store(losses + row, tl.where(counted, shift + tl.log(z) - found, 0.0))
+    tl.store(factors + row, tl.where(counted, 1.0 / z, 0.0))
+    tl.debug_barrier()  # the target's place is overwritten once more, after all others
+    tl.store(logits + tl.maximum(target, 0), (tl.exp(found - shift) - z).to(logits.dtype.element_ty), counted)
+
+
+@triton.jit
+def scale_rows(x, y, factors, by, out_x, out_y, n, block: tl.constexpr):
+    """out = x times factors [R] times by [1], for two matrices [R, D] at once."""
+    row, lane = tl.program_id(0).to(tl.int64), tl.arange(0, block)
+    at, inside, factor = row * n + lane, lane < n, tl.load(factors + row) * tl.load(by)
+    first, second = tl.load(x + at, inside, 0.0).to(tl.float32), tl.load(y + at, inside, 0.0).to(tl.float32)
+    tl.store(out_x + at, (first * factor).to(out_x.dtype.element_ty), inside)
+    tl.store(out_y + at, (second * factor).to(out_y.dtype.element_ty), inside)
+
+
+@triton.jit
+def sum_parts(parts, out, n_programs, n, together: tl.constexpr, block: tl.constexpr):
+    """out [parts, D] = parts [parts, programs, D] summed over programs."""
+    part, lane = tl.program_id(1).to(tl.int64), tl.program_id(0) * block + tl.arange(0, block)[None, :]
+    total = tl.zeros([together, block], tl.float32)
+    for start in range(0, n_programs, together):
+        row = start + tl.arange(0, together)[:, None]
+        total += tl.load(parts + (part * n_programs + row) * n + lane, (row < n_programs) & (lane < n), 0.0)
+    lane = tl.program_id(0) * block + tl.arange(0, block)
+    tl.store(out + part * n + lane, tl.sum(total, 0), lane < n)
