@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from isoflop.model.transformer import RMSNorm, Transformer
+from isoflop.numerics.embedding import Embedding
 from isoflop.numerics.joined import losses_and_gradient, normed, rms_norm
 from isoflop.numerics.launch import has_kernels, processors
 from isoflop.numerics.linear import Linear
@@ -47,7 +48,7 @@ class StackedTransformer(Transformer):
             super().__init__(first.config, first.dtype, first.document_start)
         self.n_members = len(members)
         self.cos, self.sin = first.get_buffer("cos"), first.get_buffer("sin")
-        kinds: dict[type, type[_Stacked]] = {Linear: _Linear, RMSNorm: _Norm, nn.Embedding: _Embedding}
+        kinds: dict[type, type[_Stacked]] = {Linear: _Linear, RMSNorm: _Norm, Embedding: _Embedding}
         for name, module in list(self.named_modules()):
             if type(module) in kinds:
                 own = [member.get_submodule(name) for member in members]
@@ -179,8 +180,8 @@ class _Norm(_Stacked):
 
 
 class _Embedding(_Stacked):
-    def forward(self, tokens_BT: Tensor) -> Tensor:
+    def rows(self, tokens_BT: Tensor, dtype: torch.dtype) -> Tensor:
         n, n_rows = self.weight.shape[:2]
         first_S11 = torch.arange(0, n * n_rows, n_rows, device=tokens_BT.device)[:, None, None]
         at_BT = (tokens_BT.reshape(n, -1, tokens_BT.shape[-1]) + first_S11).flatten(0, 1)
-        return F.embedding(at_BT, self.weight.flatten(0, 1))
+        return F.embedding(at_BT, self.weight.flatten(0, 1)).to(dtype)

@@ -24,6 +24,7 @@ from isoflop.model.decode import Cached, LatentDecoding
 from isoflop.model.experts import Experts, MixtureOfExperts, Router, Routing
 from isoflop.model.loss import chunked_cross_entropy, layer_cross_entropy
 from isoflop.model.pages import Cache, LayerPages, Step
+from isoflop.numerics.embedding import Embedding
 from isoflop.numerics.gated import gated_product
 from isoflop.numerics.heads import turned_heads, turned_latent_heads
 from isoflop.numerics.joined import normed, rms_norm
@@ -222,7 +223,7 @@ class Transformer(nn.Module):
         """
         super().__init__()
         self.config, self.dtype, self.document_start = config, dtype, document_start
-        self.embedding = nn.Embedding(config.vocab_size, config.d_model)
+        self.embedding = Embedding(config.vocab_size, config.d_model)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
         self.norm = RMSNorm(config.d_model, config.norm_eps)
         self.head = Linear(config.d_model, config.vocab_size)
@@ -280,7 +281,7 @@ class Transformer(nn.Module):
     def _run(self, tokens_BT: Tensor, documents_BT: Tensor | None = None) -> tuple[Tensor, list[Routing]]:
         cos_TC, sin_TC = self._angles(tokens_BT.shape[1])
         seen = self._documents(tokens_BT, documents_BT)
-        x_BTD, update_BTD = self.embedding(tokens_BT).to(self.dtype), None
+        x_BTD, update_BTD = self.embedding.rows(tokens_BT, self.dtype), None
         routings = []
         for block in self.blocks:
             x_BTD, update_BTD, routing = block(x_BTD, update_BTD, cos_TC, sin_TC, seen)
@@ -291,7 +292,7 @@ class Transformer(nn.Module):
     def step(self, tokens_N: Tensor, step: Step, layers: Sequence[LayerPages]) -> Tensor:
         """Hidden states after the final norm of a step's tokens, [N, D]; what they leave behind is written to pages."""
         cos_NC, sin_NC = self.angles_at(step.positions_N)
-        x_BND, update_BND = self.embedding(tokens_N[None]).to(self.dtype), None
+        x_BND, update_BND = self.embedding.rows(tokens_N[None], self.dtype), None
         for block, pages in zip(self.blocks, layers):
             x_BND, update_BND, _ = block(x_BND, update_BND, cos_NC, sin_NC, Cached(pages, step))
         return self.norm.joined(x_BND, update_BND)[1][0]
@@ -302,7 +303,7 @@ class Transformer(nn.Module):
         Position i takes what the head reads at depth - 1, `hidden_ND`, and token i + depth, as in training.
         """
         cos_NC, sin_NC = self.angles_at(step.positions_N)
-        embedded_BND = self.embedding(tokens_N[None]).to(self.dtype)
+        embedded_BND = self.embedding.rows(tokens_N[None], self.dtype)
         return self.mtp[depth - 1](hidden_ND[None], embedded_BND, cos_NC, sin_NC, Cached(pages, step))[0][0]
 
     def cast_once(self) -> None:
@@ -344,7 +345,7 @@ class Transformer(nn.Module):
         """
         depths, routings = [], []
         for depth, module in enumerate(self.mtp, start=1):
-            embedded_BTD = self.embedding(tokens_BT[:, depth:]).to(self.dtype)
+            embedded_BTD = self.embedding.rows(tokens_BT[:, depth:], self.dtype)
             cos_TC, sin_TC = self._angles(embedded_BTD.shape[1])
             seen = self._documents(tokens_BT[:, :-depth], None if documents_BT is None else documents_BT[:, :-depth])
             hidden_BTD, routing = module(hidden_BTD[:, :-1], embedded_BTD, cos_TC, sin_TC, seen)

@@ -202,7 +202,7 @@ class _Normed(torch.autograd.Function):
             joined=d_total is not None, together=together, block=power_of_two(n), num_warps=warps,
         )  # fmt: skip
         d_weight = parts.new_empty(n_parts, n)
-        grid, settings = (-(-n // 16), n_parts), {"together": 256, "block": 16, "num_warps": 4}
+        grid, settings = (-(-n // 16), n_parts), {"together": 512, "block": 16, "num_warps": 8}
         launch(block_kernels().sum_parts, grid, parts, d_weight, n_programs, n, **settings)
         return d_x, d_x if ctx.joined else None, d_weight.view_as(weight_D).to(weight_D.dtype), None
 

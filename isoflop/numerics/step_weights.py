@@ -6,9 +6,9 @@
 
 Inside, layers compute with copies of their weights, so weights must not change; outside nothing is left of them, and
 `grad` holds what it would hold anyway, in float32. The first micro-batch writes the gradient, the others add to it
-within the product (one pass over memory instead of three). It concerns plain bf16 layers on an NVIDIA GPU that run
-eagerly, and formats that hold weights; for all others it does nothing, and nothing on a CPU. With several processes
-products hand their gradients on as usual, since reducing them hooks into that.
+within the product (one pass over memory instead of three), as the embedding's rows do. It concerns plain bf16 layers
+on an NVIDIA GPU that run eagerly, and formats that hold weights; for all others it does nothing, and nothing on a
+CPU. With several processes products hand their gradients on as usual, since reducing them hooks into that.
 """
 
 import contextlib
@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from isoflop.numerics.embedding import Embedding
 from isoflop.numerics.fp8_whole import Fp8WholeProduct
 from isoflop.numerics.linear import Held, Linear
 
@@ -41,9 +42,14 @@ def step_weights(model: nn.Module, dtype: torch.dtype | None) -> Iterator[None]:
     copies = iter(cast_all([weight for layer in cast for weight in layer.parameters(recurse=False)], torch.bfloat16))
     for layer in cast:
         layer.held = tuple(Held(next(copies), alone) for _ in layer.parameters(recurse=False))
+    embeddings = [m for m in model.modules() if isinstance(m, Embedding) and alone and _plain(m)]
+    for embedding in embeddings:
+        embedding.adds = True
     try:
         yield
     finally:
+        for embedding in embeddings:
+            embedding.adds = False
         for layer in cast:
             layer.held = ()
         for format in formats:

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from isoflop.model.config import ModelConfig
 from isoflop.model.transformer import Transformer
 from isoflop.numerics import heads, joined
+from isoflop.numerics.embedding import Embedding, add_rows
 from isoflop.numerics.error import relative_error
 from isoflop.numerics.step_weights import step_weights
 
@@ -101,13 +102,41 @@ def test_bf16_is_added_to_float32_exactly():
     assert torch.equal(total, expected)
 
 
+@pytest.mark.parametrize("width", [2048, 1160, 1])
+def test_rows_of_an_embedding_and_their_gradients(width):
+    tokens = torch.randint(500, (4, 700), device="cuda")
+    tokens[:, ::3] = 7  # one token is a third of them, ids from 500 on are none
+    layer, exact = Embedding(600, width).cuda(), torch.zeros(600, width, device="cuda", dtype=torch.float64)
+    for micro_batch in range(2):
+        d_x = randn(*tokens.shape, width, seed=micro_batch)
+        exact.index_add_(0, tokens.flatten(), d_x.flatten(0, 1).double())
+        with waiting_for_the_device_is_an_error(), step_weights(layer, torch.bfloat16):
+            x = layer.rows(tokens, torch.bfloat16)
+            x.backward(d_x)
+        assert torch.equal(x, layer.weight[tokens].bfloat16())
+        again, before = torch.zeros_like(exact, dtype=torch.float32), layer.weight.grad.clone()
+        assert relative_error(before, exact) < 1e-6 and not before[500:].any()
+        add_rows(again, tokens.flatten(), d_x.flatten(0, 1))
+        if not micro_batch:
+            assert torch.equal(again, before), "the same sums each time"
+
+
 def once(logits, targets):
     """Loss and gradient of rows that are read once."""
     total, gradient, factors = joined.loss_and_gradient(logits, targets)
     assert gradient.data_ptr() == logits.data_ptr() and factors is not None
-    ones = joined.scaled_rows(torch.ones_like(gradient), gradient.clone(), factors, torch.ones((), device="cuda"))
-    assert relative_error(ones[1], gradient.double() * factors.double()[:, None]) < 3e-3
     return total, gradient.double() * factors.double()[:, None]
+
+
+def test_rows_are_scaled_by_their_factors():
+    x, y, factors, by = (
+        randn(37, 1160),
+        randn(37, 1160, seed=1),
+        torch.rand(37, device="cuda"),
+        torch.rand((), device="cuda"),
+    )
+    for found, of in zip(joined.scaled_rows(x, y, factors, by), (x, y), strict=True):
+        assert relative_error(found, of.double() * factors.double()[:, None] * by.double()) < 3e-3
 
 
 def twice(logits, targets):

@@ -341,3 +341,31 @@ def sum_parts(parts, out, n_programs, n, together: tl.constexpr, block: tl.const
         total += tl.load(parts + (part * n_programs + row) * n + lane, (row < n_programs) & (lane < n), 0.0)
     lane = tl.program_id(0) * block + tl.arange(0, block)
     tl.store(out + part * n + lane, tl.sum(total, 0), lane < n)
+
+
+@triton.jit
+def take_rows(out, table, tokens, n, block: tl.constexpr):
+    """out [R, D]: a row of the table [V, D] for every token."""
+    row, lane = tl.program_id(0).to(tl.int64), tl.arange(0, block)
+    value = tl.load(table + tl.load(tokens + row) * n + lane, lane < n, 0.0)
+    tl.store(out + row * n + lane, value.to(out.dtype.element_ty), lane < n)
+
+
+@triton.jit
+def add_rows(total, x, ids, places, n_rows, n, together: tl.constexpr, block: tl.constexpr):
+    """total [V, D] += the rows of x [R, D] that `places` [R] names for each of the sorted `ids` [R].
+
+    The program of an id's first place adds all its rows, `together` at a time; the others have nothing to do.
+    """
+    first, lane = tl.program_id(0), tl.program_id(1) * block + tl.arange(0, block)
+    token = tl.load(ids + first)
+    if token != tl.load(ids + first - 1, first > 0, -1):
+        row, sums = first + tl.arange(0, together), tl.zeros([block], tl.float32)
+        own = tl.load(ids + row, row < n_rows, -1) == token
+        while tl.max(own.to(tl.int32)) > 0:
+            at = x + tl.load(places + row, own, 0)[:, None] * n + lane[None, :]
+            sums += tl.sum(tl.load(at, own[:, None] & (lane < n)[None, :], 0.0).to(tl.float32), 0)
+            row += together
+            own = tl.load(ids + row, row < n_rows, -1) == token
+        at = total + token.to(tl.int64) * n + lane
+        tl.store(at, tl.load(at, lane < n, 0.0) + sums, lane < n)
