@@ -101,7 +101,7 @@ def main() -> None:
     normed = lambda: joined.normed(x, update, weight, 1e-6)
     row("norm of stream and update", normed, 8.0 * m * d)
     row("norm backward", backward_of(normed(), [x, update, weight], [new(m, d), new(m, d)]), 8.0 * m * d)
-    logits, targets = new(4096, args.vocab), torch.randint(args.vocab, (4096,), device="cuda")
+    logits, targets = new(m, args.vocab), torch.randint(args.vocab, (m,), device="cuda")
     row("cross-entropy and gradient", lambda: joined.loss_and_gradient(logits, targets), 4.0 * logits.numel())
 
     for scaling in ("block", "row", "tensor"):

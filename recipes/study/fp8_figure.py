@@ -17,7 +17,8 @@ from isoflop.pages.plot import AMBER, BLUE, GREEN, MAUVE, VERMILION, light_grid,
 from isoflop.recipe import write_json
 
 BASE = "bfloat16"
-COLORS = (VERMILION, GREEN, AMBER, MAUVE)
+COLORS = {BASE: BLUE, f"{BASE}_again": "0.55"}
+OF_FORMATS = (VERMILION, GREEN, AMBER, MAUVE)
 STEPS = 20
 WARMUP = 64
 """Steps of the study's recipes before which nothing is compared."""
@@ -81,7 +82,7 @@ def draw(path: Path, bases: dict[str, Path], runs: list[Path], names: list[str])
     """The losses, and under them what each run has over bf16; a line a seed."""
     first = json.loads((next(iter(bases.values())) / "result.json").read_text())
     step_mtokens = first["n_tokens"] / first["n_steps"] / 1e6
-    colors = {BASE: BLUE} | dict(zip(names, COLORS))
+    colors = dict(zip((name for name in names if name not in COLORS), OF_FORMATS)) | COLORS
     with style():
         figure = new_figure(4.6)
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
