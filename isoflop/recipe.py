@@ -326,13 +326,21 @@ def with_types(schema: type, tree: Tree, where: str) -> Tree:
     for field in dataclasses.fields(schema):
         value, hint = tree.get(field.name), hints_of(schema)[field.name]
         kind = get_origin(plain_type(hint)) or plain_type(hint)
-        types, wanted = _JSON_TYPES.get(kind, (object, ""))
         name = f"{where}.{field.name}".lstrip(".")
-        if value is not None and wanted and (not isinstance(value, types) or isinstance(value, bool)):
-            raise RecipeError(f"{name} = {value!r:.80} must be {wanted}; write the file again")
+        _check_json_type(value, kind, name)
+        if kind is dict:
+            *_, of_values = get_args(plain_type(hint)) or (object,)
+            for key, one in (value or {}).items():
+                _check_json_type(one, of_values, f"{name}.{key}")
         if value is not None and (kind is Literal or ranges_of(hint)):
             check_range(value, hint, name)
     return tree
+
+
+def _check_json_type(value: Any, kind: Any, name: str) -> None:
+    types, wanted = _JSON_TYPES.get(kind, (object, ""))
+    if value is not None and wanted and (not isinstance(value, types) or isinstance(value, bool)):
+        raise RecipeError(f"{name} = {value!r:.80} must be {wanted}; write the file again")
 
 
 _JSON_TYPES: dict[Any, tuple[Any, str]] = {

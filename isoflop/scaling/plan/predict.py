@@ -216,7 +216,7 @@ def _rehearsed(laws: Laws, weights: Mapping[str, float]) -> tuple[float, float]:
     """Drift per e-fold of the weighted laws in rehearsals, beyond noise; and how many, each by the weight it has."""
     found, total = [], sum(weights.values())
     for one in laws.rehearsals or filter(None, [laws.rehearsal]):
-        part = {name: weight for name, weight in weights.items() if name in (one.by_law or {})}
+        part = {name: weight for name, weight in weights.items() if (one.by_law or {}).get(name) is not None}
         if part and one.by_law and one.measured and one.n_cells and one.extrapolation_factor >= LEAST_REHEARSED:
             heard = sum(part.values())  # a rehearsal without the heaviest law says little of the mean of all
             miss = sum(weight * one.by_law[name] for name, weight in part.items()) / heard / one.measured - 1

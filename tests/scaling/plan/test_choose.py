@@ -330,6 +330,10 @@ def test_a_file_that_is_no_laws_file_is_refused(tmp_path):
         ({"largest_budget_flops": -1e18}, r"largest_budget_flops = -1e\+18 must be above 0"),
         ({"bottoms": {"E": 1, "k": 1, "g": 1, "reference_flops": 0}}, "bottoms.reference_flops = 0 must be above 0"),
         ({"leave_out": {"relative_error": 0, "extrapolation_factor": 9, "by_law": 3}}, "by_law = 3 must be a table"),
+        (
+            {"leave_out": {"relative_error": 0, "extrapolation_factor": 9, "by_law": {"lstar": [1]}}},
+            r"by_law.lstar = \[1\] must be a number",
+        ),
     ],
     ids=str,
 )
