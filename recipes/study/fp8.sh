@@ -4,7 +4,7 @@
 #   sh recipes/study/fp8.sh train dense|mixture RUN [OVERRIDE ..]    seed of SEED, default 0
 #   sh recipes/study/fp8.sh figure dense|mixture [--out FOLDER]      of all seeds and runs that are there
 # RUN: a format of `isoflop/numerics/section.py` for every product of the blocks, experts included; with `_until` it is given
-# up for bf16 while the rate falls. `bfloat16` is what they are compared with; `bfloat16_again` is the same in half
+# up for bf16 while the rate falls. `bfloat16` is what they are compared with; `bfloat16_again` is the same in smaller
 # micro-batches: what another order of sums alone changes.
 set -eu
 run="${PYTHON:-python3} -m isoflop"
