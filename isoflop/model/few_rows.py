@@ -54,7 +54,7 @@ def run_step(
     if not takes(model, step):
         return model.step(tokens_N, step, layers)
     if start is None:
-        start = Start(model.embedding(tokens_N).to(model.dtype), model.angles_at(step.positions_N))
+        start = Start(model.embedding.rows(tokens_N, model.dtype), model.angles_at(step.positions_N))
     x_ND, angles = start
     for block, pages in zip(model.blocks, layers):
         x_ND = _block(block, x_ND, angles, step, pages)  # type: ignore[arg-type]
@@ -68,7 +68,7 @@ def run_mtp_step(
     if not takes(model, step):
         return model.mtp_step(depth, hidden_ND, tokens_N, step, pages)
     module: MTPModule = model.mtp[depth - 1]  # type: ignore[assignment]
-    embedded_ND = module.embedding_norm(model.embedding(tokens_N).to(model.dtype))
+    embedded_ND = module.embedding_norm(model.embedding.rows(tokens_N, model.dtype))
     joined_NX = torch.cat((embedded_ND, module.hidden_norm(hidden_ND)), dim=-1)
     x_ND = _mtp(module, Start(joined_NX, model.angles_at(step.positions_N)), step, pages)
     return last_norm(x_ND, _norm(module.norm))
